@@ -1,0 +1,1 @@
+"""Benchmarks, one file per subject; each prints a table and writes json."""

@@ -1,0 +1,1 @@
+"""One conversation: persona, voice, director, router, transcript. No torch, no web framework."""

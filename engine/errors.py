@@ -1,0 +1,72 @@
+"""What can go wrong through no fault of ours, each with the words and the close code of wire.md 4.
+
+Our own faults are `assert`; they reach a client as `internal error: ` with an id that is in the log.
+"""
+
+
+class EngineError(Exception):
+    """A fault the other side can do something about. Its text goes out as one 0x05 sentence."""
+
+    close_code = 1011
+    prefix = ""
+
+    def __str__(self) -> str:
+        return self.prefix + super().__str__()
+
+
+class ConfigError(EngineError):
+    """A setting or option out of range; the text names it, its value and the range."""
+
+
+class ModelError(EngineError):
+    """A checkpoint, voice or download that cannot be used; the text names the file and the fix."""
+
+
+class ProtocolError(EngineError):
+    """A message that is not of the protocol. The conversation goes on."""
+
+    close_code = 1003
+
+
+class RefusedError(EngineError):
+    """One request inside a conversation that is not carried out. The conversation goes on."""
+
+
+class EndError(EngineError):
+    """The conversation ends: the client hears the reason as 0x05, then the close code."""
+
+
+class BusyError(EndError):
+    close_code, prefix = 1013, "busy: "
+
+
+class UnauthorizedError(EndError):
+    close_code, prefix = 1008, "unauthorized: "
+
+
+class BadParameterError(EndError):
+    close_code, prefix = 1008, "bad parameter: "
+
+
+class BadAudioError(EndError):
+    close_code, prefix = 1003, "bad audio: "
+
+
+class TooFastError(EndError):
+    close_code, prefix = 1008, "too fast: "
+
+
+class IdleError(EndError):
+    close_code, prefix = 1000, "idle: "
+
+
+class TimeLimitError(EndError):
+    close_code, prefix = 1000, "time limit: "
+
+
+class ClosingError(EndError):
+    close_code, prefix = 1001, "closing: "
+
+
+class InternalError(EndError):
+    close_code, prefix = 1011, "internal error: "

@@ -1,0 +1,1 @@
+"""The model in plain PyTorch. No asyncio, no sockets, no files."""

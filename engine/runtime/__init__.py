@@ -1,0 +1,1 @@
+"""Who runs frames: the backend contract, the scheduler, and the backends behind it."""

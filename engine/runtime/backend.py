@@ -1,0 +1,89 @@
+"""The one contract between a conversation and whatever makes speech (design.md 2).
+
+Not an implementation and not a registry: `embedded.py` and `personaplex.py` keep this contract.
+All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from engine.config import SamplingConfig
+
+
+class Tokenizer(Protocol):
+    """Text ids of the model. `PAD` and `EPAD` are in `engine.config`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a word (or of a whole prompt); the first piece opens with ▁."""
+
+    def piece(self, token: int) -> str:
+        """The piece of an id; bytes that are no character of their own come as `<0xNN>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a slot needs to start one conversation."""
+
+    voice: str  # one of Backend.voices
+    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/prompt.py)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0  # >= 0; the conversation is reproducible given the same audio
+    transcribe: bool = False  # run the recogniser for this slot, where there is one
+    greet: bool = True  # False: something already waits to be said, so no words of its own first
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What `listen` brings back. S slots."""
+
+    text: np.ndarray  # [S] int64: the text token sampled for the next frame
+    user_codes: np.ndarray | None = None  # [S, 8] int64
+    stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token
+    pause: np.ndarray | None = None  # [S, 4] float32: pause heads of 0.5, 1, 2, 3 s
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What `speak` brings back. S slots."""
+
+    pcm: np.ndarray  # [S, 1920] float32, 24 kHz
+    codes: np.ndarray | None = None  # [S, 8] int64: the complete agent frame, delays undone
+
+
+class Backend(Protocol):
+    """Makes speech for `slots` conversations, one 80 ms frame at a time.
+
+    The first tick of a slot after `open` is its bootstrap: its pcm row is ignored, `listen` picks
+    the text of frame 0, and the pcm of `speak` is thrown away. From then on tick i takes user
+    frame i, picks the text of frame i + 1 and returns the pcm of frame i.
+    """
+
+    name: str  # what `/healthz` and `ready` call the model
+    slots: int
+    tokenizer: Tokenizer
+    voices: tuple[str, ...]  # names; the first is the default
+    transcribes: bool  # whether a recogniser is loaded
+
+    def open(self, slot: int, opening: Opening) -> Iterator[None]:
+        """Prepare a slot; each `next` is one bounded piece of work, exhausted means ready."""
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        """Change how an open slot samples, from the next tick on."""
+
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        """Take user pcm [S, 1920] float32 for the slots active [S] bool; pick text tokens.
+
+        Inactive slots are exact no-ops: not a bit of their state changes.
+        """
+
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        """Feed text [S] int64 to the slots of the last `listen`; make their agent frames.
+
+        hush [S] bool makes the frame whose text is fed now silent.
+        """
+
+    def close(self, slot: int) -> None:
+        """Free a slot. Nothing of its conversation stays readable."""
