@@ -16,6 +16,11 @@ PAD = 3  # text token "no new word in this frame"
 EPAD = 0  # text token "a word starts in the next frame" (end of padding)
 AGENT_CODEBOOKS = 8  # Mimi levels of one voice, Q
 
+VOICE_NAMES = (  # the voices of the public checkpoint; the first is our default
+    *("NATF2", "NATF0", "NATF1", "NATF3", "NATM0", "NATM1", "NATM2", "NATM3"),
+    *("VARF0", "VARF1", "VARF2", "VARF3", "VARF4", "VARM0", "VARM1", "VARM2", "VARM3", "VARM4"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

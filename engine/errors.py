@@ -1,6 +1,6 @@
 """What can go wrong through no fault of ours, each with the words and the close code of wire.md 4.
 
-Our own faults are `assert`; they reach a client as `internal error: ` with an id that is in the log.
+Our own faults are `assert`; a client hears `internal error: ` with an id that is in the log.
 """
 
 

@@ -1,0 +1,49 @@
+"""`python -m engine COMMAND`: one module a command, loaded only when asked for.
+
+A command module has `add_arguments(parser)` and `run(args) -> int`. Exit codes: 0 done, 1 failed
+with one clear line, 2 wrong usage.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+
+from engine.errors import EngineError
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+COMMANDS = {
+    "serve": ("engine.serve", "serve /api without the page"),
+    "talk": ("engine.wire.client", "talk to a server from the terminal (wav or microphone)"),
+    "check": ("engine.check", "acceptance test of a running server"),
+    "offline": ("engine.offline", "wav in, wav and text json out"),
+    "trace": ("engine.trace", "like offline, with every token and tensor in one file"),
+    "voices": ("engine.voices", "list the voices of a model"),
+    "download": ("engine.download", "fetch or resume the checkpoint"),
+    "bench": ("engine.bench.__main__", "benchmarks: python -m engine bench SUBJECT"),
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The whole parser; only the module of `command` is imported for its options."""
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, help_text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        if name == command:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    command = argv[0] if argv and argv[0] in COMMANDS else None
+    args = build_parser(command).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    try:
+        return importlib.import_module(COMMANDS[command][0]).run(args)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
