@@ -1,1 +1,1 @@
-"""The page people talk to: one web application with the Gradio page at `/` and the socket at `/api`."""
+"""The page people talk to: one web application, Gradio at `/`, the socket at `/api`."""

@@ -1,4 +1,4 @@
-"""Serves an ASGI application's plain HTTP from inside an aiohttp server: same process, same event loop.
+"""Serves an ASGI application's plain HTTP from inside an aiohttp server, in its event loop.
 
 Requests, responses and the lifespan, nothing else: WebSockets stay aiohttp's own (design.md 3.6).
 """
@@ -27,7 +27,7 @@ BODILESS = (204, 304)  # these never carry a body, so they get no chunked encodi
 
 
 class Bridge:
-    """One ASGI application behind `handle` (a catch-all route) and `lifespan` (a cleanup context)."""
+    """One ASGI application: `handle` is a catch-all route, `lifespan` a cleanup context."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.app = app
@@ -105,10 +105,9 @@ class Exchange:
 
     async def _body(self, message: Message) -> None:
         assert self.response is not None, "body before start"
-        if body := message.get("body"):
-            # Gradio answers HEAD with a body, which would corrupt the next response.
-            if self.request.method != "HEAD":
-                await self.response.write(body)
+        # Gradio answers HEAD with a body, which would corrupt the next response.
+        if message.get("body") and self.request.method != "HEAD":
+            await self.response.write(message["body"])
         if not message.get("more_body", False):
             await self.response.write_eof()
             self.over.set()

@@ -17,7 +17,8 @@ ASK = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 :root { color-scheme: light dark; }
-body { font: 1.05rem/1.5 system-ui, sans-serif; max-width: 26rem; margin: 18vh auto; padding: 0 1rem; }
+body { font: 1.05rem/1.5 system-ui, sans-serif; max-width: 26rem; margin: 18vh auto;
+  padding: 0 1rem; }
 input, button { font: inherit; padding: .5rem .75rem; border-radius: .5rem; border: 1px solid; }
 input { width: 100%; box-sizing: border-box; margin: .25rem 0 1rem; }
 </style></head><body><main><h1>PersonaPlex</h1>

@@ -1,4 +1,4 @@
-"""The page's own routes: our scripts under /pp/, and Gradio behind the bridge for everything else."""
+"""The page's own routes: our scripts under /pp/, Gradio behind the bridge for all the rest."""
 
 from pathlib import Path
 
@@ -22,6 +22,6 @@ def add_page(app: web.Application, config: PageConfig, token: str | None = None)
 
 
 async def always_ask_for_scripts(request: web.Request, response: web.StreamResponse) -> None:
-    """Browsers keep our scripts but ask each time: after an update no old module meets a new one."""
+    """Browsers ask each time before they use a kept script: no old one meets a new one."""
     if request.path.startswith(f"{SCRIPTS}/"):
         response.headers["Cache-Control"] = "no-cache"

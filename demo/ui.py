@@ -49,12 +49,14 @@ class Widgets:
     def __init__(self, config: PageConfig) -> None:
         gr.HTML(panels.HEADER, apply_default_css=False)
         with gr.Row(elem_classes="pp-columns"):
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=300):
                 self._call()
                 self._conversation(config)
-            with gr.Column(scale=2, min_width=320):
-                self._settings(config)
-                self._downloads()
+            with gr.Column(scale=2, min_width=300):
+                with gr.Column(elem_classes="pp-card"):
+                    self._settings(config)
+                with gr.Column(elem_classes="pp-card"):
+                    self._downloads()
 
     def _call(self) -> None:
         self.state = gr.HTML(
@@ -64,8 +66,10 @@ class Widgets:
             js_on_load="const events = ['refresh', 'voices'];"
             " import('/pp/main.js').then(m => m.page.mountState(element, trigger));",
         )
-        with gr.Row(elem_id="pp-call"):
-            self.connect = gr.Button("Connect", variant="primary", size="lg", elem_id="pp-connect")
+        with gr.Row(elem_classes="pp-tight"):
+            self.connect = gr.Button(
+                "Connect", variant="primary", elem_id="pp-connect", min_width=100
+            )
             self.mute = button("Mute", "pp-mute")
             self.pause = button("Pause", "pp-pause")
 
@@ -76,13 +80,13 @@ class Widgets:
             elem_id="pp-conversation",
             js_on_load="import('/pp/main.js').then(m => m.page.mountConversation(element));",
         )
-        with gr.Row(elem_classes="pp-line"):
-            self.say = line("Say", "The agent speaks this text in its own voice", "pp-say")
-            self.say_now = button("Say it", "pp-say-now")
-            self.cancel = button("Stop saying", "pp-cancel")
-        with gr.Row(elem_classes="pp-line", visible=config.routing):
-            self.ask = line("Ask", "A question that is looked up; the agent tells it", "pp-ask")
-            self.ask_now = button("Ask it", "pp-ask-now")
+        with gr.Row(elem_classes=["pp-line", "pp-tight"]):
+            self.say = line("Say", "Text for the agent to speak", "pp-say")
+            self.say_now = button("Say", "pp-say-now")
+            self.cancel = button("Stop", "pp-cancel")
+        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.routing):
+            self.ask = line("Ask", "A question to look up", "pp-ask")
+            self.ask_now = button("Ask", "pp-ask-now")
 
     def _settings(self, config: PageConfig) -> None:
         titles = [persona.title for persona in config.personas]
@@ -124,14 +128,13 @@ class Widgets:
         self.audio_top_k = slider(1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk")
 
     def _downloads(self) -> None:
-        with gr.Group(elem_id="pp-downloads"):
-            gr.Markdown("**Save** (made in your browser)", elem_classes="pp-caption")
-            with gr.Row():
-                self.wav = button("Recording", "pp-save-wav")
-                self.txt = button("Text", "pp-save-txt")
-                self.srt = button("SRT", "pp-save-srt")
-                self.vtt = button("VTT", "pp-save-vtt")
-                self.json = button("JSON", "pp-save-json")
+        gr.HTML(panels.DOWNLOADS, apply_default_css=False)
+        with gr.Row(elem_classes="pp-tight"):
+            self.wav = button("Sound", "pp-save-wav")
+            self.txt = button("Text", "pp-save-txt")
+            self.srt = button("SRT", "pp-save-srt")
+            self.vtt = button("VTT", "pp-save-vtt")
+            self.json = button("JSON", "pp-save-json")
 
     def changing(self) -> list[gr.components.Component]:
         """What `widgets()` in static/main.js describes, in its order."""
@@ -152,7 +155,7 @@ class Widgets:
 
 def button(label: str, elem_id: str) -> gr.Button:
     """A button that has nothing to do before a call."""
-    return gr.Button(label, interactive=False, min_width=72, elem_id=elem_id)
+    return gr.Button(label, interactive=False, min_width=64, elem_id=elem_id)
 
 
 def line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
@@ -161,6 +164,7 @@ def line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
         label=label,
         placeholder=placeholder,
         max_length=SAY_MAX,
+        max_lines=1,
         interactive=False,
         scale=4,
         min_width=200,
@@ -228,6 +232,7 @@ def build_page(config: PageConfig) -> gr.Blocks:
 
 def theme() -> gr.themes.Base:
     """System fonts (nothing is loaded from outside) and colours that pass as readable."""
+    clear = {"block_background_fill": "transparent", "block_background_fill_dark": "transparent"}
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     return gr.themes.Soft(
         primary_hue="teal",
@@ -237,6 +242,49 @@ def theme() -> gr.themes.Base:
         font_mono=("ui-monospace", "monospace"),
         radius_size="lg",
     ).set(
+        **clear,
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_shadow="none",
+        block_shadow_dark="none",
+        block_padding="0px",
+        block_label_background_fill="none",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0 0 4px",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_background_fill="#f3f6fa",
+        body_background_fill_dark="#0b1220",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_background_fill="white",
+        input_background_fill_dark="#0f1829",
+        input_border_width="1px",
+        input_border_color="#94a3b8",
+        input_border_color_dark="#64748b",
+        input_placeholder_color="#64748b",
+        input_placeholder_color_dark="#94a3b8",
+        input_shadow="none",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_hover="#eef2f7",
+        button_secondary_background_fill_dark="#1e293b",
+        button_secondary_background_fill_hover_dark="#334155",
+        button_secondary_border_color="#cbd5e1",
+        button_secondary_border_color_dark="#475569",
+        button_secondary_shadow="none",
+        button_secondary_shadow_hover="none",
+        button_border_width="1px",
+        button_border_width_dark="1px",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover_dark="#dc2626",
+        button_cancel_text_color="white",
+        button_cancel_text_color_dark="white",
         button_primary_background_fill="#0f766e",
         button_primary_background_fill_hover="#115e59",
         button_primary_background_fill_dark="#0f766e",
