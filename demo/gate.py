@@ -3,13 +3,11 @@
 The socket checks for itself (engine/wire); this is only about the page's own requests.
 """
 
-import hmac
-
 from aiohttp import web
 
 from demo.asgi_bridge import Handler, scheme_of
+from engine.wire.auth import COOKIE, same
 
-COOKIE = "personaplex_token"
 COOKIE_SECONDS = 30 * 24 * 3600
 
 ASK = """<!doctype html>
@@ -31,7 +29,7 @@ FIRST = "This server is for invited guests. Enter the token you were given."
 WRONG = "That token is not the right one. Check it and try again."
 
 
-def gated(handler: Handler, token: str | None) -> Handler:
+def gated(handler: Handler, token: str) -> Handler:
     """`handler` behind the token; as it is when the server has none."""
     if not token:
         return handler
@@ -45,11 +43,6 @@ def gated(handler: Handler, token: str | None) -> Handler:
         return ask(WRONG if given else FIRST)
 
     return guard
-
-
-def same(given: str, token: str) -> bool:
-    """In constant time, so that the answer's delay tells nothing."""
-    return hmac.compare_digest(given.encode(), token.encode())
 
 
 def welcome(request: web.Request, token: str) -> web.Response:

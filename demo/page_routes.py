@@ -12,7 +12,7 @@ STATIC = Path(__file__).parent / "static"
 SCRIPTS = "/pp"
 
 
-def add_page(app: web.Application, config: PageConfig, token: str | None = None) -> None:
+def add_page(app: web.Application, config: PageConfig, token: str = "") -> None:
     """Add the page to `app`. Call it last: it answers every path that nobody else does."""
     bridge = Bridge(mount(build_page(config), config))
     app.cleanup_ctx.append(bridge.lifespan)

@@ -34,6 +34,7 @@ class PageConfig:
 
     voices: Sequence[str]
     personas: Sequence[Persona]
+    voice: str  # chosen at first
     routing: bool = False  # questions can be looked up, so Ask is offered
 
     def json(self) -> str:
@@ -101,7 +102,7 @@ class Widgets:
             elem_id="pp-persona",
         )
         self.voice = gr.Dropdown(
-            list(config.voices), value=config.voices[0], label="Voice", elem_id="pp-voice"
+            list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
         )
         self.routing = gr.Checkbox(
             config.routing, label="Look things up", info=SENDS, visible=config.routing
