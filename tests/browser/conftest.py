@@ -68,6 +68,15 @@ def bare_browser(playwright, chromium):
 
 
 @pytest.fixture(scope="session")
+def shy_browser(playwright, chromium):
+    """Chromium with a microphone that nobody allows it to use."""
+    flags = [*FLAGS, "--use-fake-device-for-media-stream"]
+    made = playwright.chromium.launch(executable_path=chromium, args=flags)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def backend():
     return RecordingBackend(4)
 

@@ -1,9 +1,14 @@
 """A tab with our page in it: what a person does and sees, and what the browser notes meanwhile."""
 
+import base64
 import time
 from collections.abc import Callable
 
+import numpy as np
+import soxr
 from playwright.sync_api import Browser, Request, expect
+
+from engine.config import SAMPLE_RATE
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -12,6 +17,21 @@ FLAGS = (
 )
 MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 PATIENCE = 30_000  # ms
+
+# The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
+TAP = """which => {
+    const taps = window.PersonaPlex.call.devices.taps[which].slice();
+    const first = taps[0].currentFrame;
+    const last = taps.at(-1);
+    const all = new Float32Array(last.currentFrame - first + last.samples.length);
+    for (const tap of taps) all.set(tap.samples, tap.currentFrame - first);
+    const bytes = new Uint8Array(all.buffer);
+    let text = "";
+    for (let i = 0; i < bytes.length; i += 32768) {
+        text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+    }
+    return btoa(text);
+}"""
 
 
 class Tab:
@@ -94,14 +114,16 @@ class Tab:
             assert time.monotonic() < end, "waited in vain"
             self.page.wait_for_timeout(50)
 
-    def taps(self, which: str) -> list[dict]:
-        """What a worklet has posted so far (with ?tap=1)."""
-        script = """which => window.PersonaPlex.call.devices.taps[which].map(
-            ({currentFrame, samples}) => ({currentFrame, samples: Array.from(samples)}))"""
-        return self.page.evaluate(script, which)
+    def tap(self, which: str) -> np.ndarray:
+        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz."""
+        encoded = self.page.evaluate(TAP, which)
+        samples = np.frombuffer(base64.b64decode(encoded), np.float32)
+        rate = self.page.evaluate("window.PersonaPlex.call.devices.context.sampleRate")
+        return soxr.resample(samples, rate, SAMPLE_RATE)
 
-    def rate(self) -> float:
-        return self.page.evaluate("window.PersonaPlex.call.devices.context.sampleRate")
+    def seconds(self) -> float:
+        """How much of the call is recorded."""
+        return self.page.evaluate("window.PersonaPlex.call.recorder.seconds")
 
     def close(self) -> None:
         self.context.close()

@@ -67,14 +67,3 @@ def lags(later: np.ndarray, earlier: np.ndarray, seconds: float = 1.0) -> list[t
         if score > 0.8:
             found.append((start / SAMPLE_RATE, at / SAMPLE_RATE))
     return found
-
-
-def from_taps(taps: list[dict], rate: float) -> np.ndarray:
-    """A worklet's taps, placed by frame number, at 24 kHz."""
-    first = taps[0]["currentFrame"]
-    total = taps[-1]["currentFrame"] - first + len(taps[-1]["samples"])
-    samples = np.zeros(total, np.float32)
-    for tap in taps:
-        at = tap["currentFrame"] - first
-        samples[at : at + len(tap["samples"])] = tap["samples"]
-    return soxr.resample(samples, rate, SAMPLE_RATE)

@@ -6,7 +6,7 @@ import soundfile
 from playwright.sync_api import expect
 
 from engine.dialogue.personas import load_personas
-from tests.browser.sound import alike, from_taps, speech
+from tests.browser.sound import alike, speech
 
 SENTENCE = "Hello from Modal, this is a sentence that somebody typed."
 
@@ -34,7 +34,7 @@ def test_a_conversation_from_connect_to_disconnect(talking, backend, engine, art
     expect(given.locator(".said")).to_have_text(SENTENCE, timeout=30_000)
     assert tab.page.locator(".delay").inner_text().endswith("ms")
     tab.page.screenshot(path=artifacts / "conversation-desktop.png", full_page=True)
-    played = alike(from_taps(tab.taps("playback"), tab.rate()), backend.said_in_newest())
+    played = alike(tab.tap("playback"), backend.said_in_newest())
     assert len(played) > 4
     assert np.median(played) > 0.95
     assert tab.requests[after_connect:] == []
@@ -109,7 +109,7 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
 def test_recording_and_transcript_can_be_saved(talking, tmp_path):
     tab, page = talking, talking.page
     expect(page.locator(".turn.agent.own").first).to_contain_text("test voice", timeout=30_000)
-    tab.until(lambda: page.evaluate("window.PersonaPlex.call.recorder.seconds") > 4)
+    tab.until(lambda: tab.seconds() > 4)
     page.click("#pp-connect")
     tab.see("Conversation ended")
     files = {}
@@ -136,7 +136,7 @@ def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, open_tab)
     assert np.median(heard) > 0.8
     tab.say("Hello.")
     expect(tab.page.locator(".turn.given .said")).to_have_text("Hello.", timeout=30_000)
-    played = alike(from_taps(tab.taps("playback"), tab.rate()), backend.said_in_newest())
+    played = alike(tab.tap("playback"), backend.said_in_newest())
     assert np.median(played) > 0.8
 
 

@@ -7,22 +7,32 @@ TEXT = "Nobody spoke, and yet I say this."
 
 
 def denied(server):
-    return server.url, {}, "The microphone is blocked: allow it"
+    return "shy_browser", server.url, {}, "The microphone is blocked: allow it"
 
 
 def absent(server):
-    return server.url, {"permissions": ["microphone"]}, "No microphone found: plug one in"
+    return (
+        "bare_browser",
+        server.url,
+        {"permissions": ["microphone"]},
+        "No microphone found: plug one in",
+    )
 
 
 def insecure(server):
     url = f"http://insecure.test:{server.port}/"
-    return url, {}, "The microphone works only over https: open this page with https://"
+    return (
+        "bare_browser",
+        url,
+        {},
+        "The microphone works only over https: open this page with https://",
+    )
 
 
 @pytest.mark.parametrize("case", [denied, absent, insecure], ids=lambda case: case.__name__)
-def test_say_is_heard_without_a_microphone(bare_browser, server, backend, open_tab, case):
-    url, options, sentence = case(server)
-    tab = open_tab(bare_browser, url, **options)
+def test_say_is_heard_without_a_microphone(request, server, backend, open_tab, case):
+    browser, url, options, sentence = case(server)
+    tab = open_tab(request.getfixturevalue(browser), url, **options)
     tab.connect("Live, without a microphone")
     expect(tab.notice).to_contain_text(sentence)
     tab.say(TEXT)
