@@ -3,7 +3,9 @@
 Not a global settings object: whoever needs a setting is given it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from engine.errors import ConfigError
 
@@ -65,3 +67,63 @@ class SamplingConfig:
 
 
 GREEDY = SamplingConfig(text_temperature=0, audio_temperature=0)
+
+
+def setting(default: Any, env: str, help_text: str) -> Any:
+    """A field of ServerConfig: its default, its environment variable, its help."""
+    return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything an operator can set: `--name`, or `PERSONAPLEX_NAME` in the environment."""
+
+    host: str = setting("0.0.0.0", "HOST", "address to listen on")
+    port: int = setting(8998, "PORT", "port of page and /api")
+    model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
+    revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
+    device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
+    slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
+    token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")
+    allowed_origins: tuple[str, ...] = setting(
+        ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
+    )
+    voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
+    idle_s: float = setting(60.0, "IDLE_S", "end after so long without any message")
+    silence_s: float = setting(300.0, "SILENCE_S", "end after so long without anybody speaking")
+    session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
+    drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
+
+    def __post_init__(self) -> None:
+        Bounds(0, 65535).check("port", self.port)
+        Bounds(0, 256).check("slots", self.slots)
+        Bounds(1, 86_400).check("idle_s", self.idle_s)
+        Bounds(1, 86_400).check("silence_s", self.silence_s)
+        Bounds(1, 86_400).check("session_s", self.session_s)
+        Bounds(0, 20).check("drain_s", self.drain_s)
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":
+        """Settings given by name win over the environment, that over the defaults."""
+        values = dict(given)
+        for entry in fields(cls):
+            text = environ.get(entry.metadata["env"], "")
+            if text and entry.name not in given:
+                values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
+        return cls(**values)
+
+
+def parse_setting(name: str, text: str, default: Any) -> Any:
+    """A setting's text as the type of its default. Raises ConfigError."""
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, bool):
+        if text not in ("0", "1"):
+            raise ConfigError(f"{name} is {text!r}; use 0 or 1")
+        return text == "1"
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r}; use a number such as {default}") from None

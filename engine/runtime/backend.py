@@ -32,7 +32,6 @@ class Opening:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0  # >= 0; the conversation is reproducible given the same audio
     transcribe: bool = False  # run the recogniser for this slot, where there is one
-    greet: bool = True  # False: something already waits to be said, so no words of its own first
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,21 @@ class Heard:
     user_codes: np.ndarray | None = None  # [S, 8] int64
     stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token
     pause: np.ndarray | None = None  # [S, 4] float32: pause heads of 0.5, 1, 2, 3 s
+
+    def row(self, slot: int) -> "HeardRow":
+        """What one slot's director is shown beside the sampled token."""
+        return HeardRow(
+            stt_text=None if self.stt_text is None else int(self.stt_text[slot]),
+            pause=None if self.pause is None else self.pause[slot],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeardRow:
+    """The recogniser's part of `Heard` for one slot; all None without a recogniser."""
+
+    stt_text: int | None = None
+    pause: np.ndarray | None = None  # [4] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +101,6 @@ class Backend(Protocol):
 
     def close(self, slot: int) -> None:
         """Free a slot. Nothing of its conversation stays readable."""
+
+    def context_used(self, slot: int) -> float:
+        """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""

@@ -1,0 +1,1 @@
+"""The page people talk to: one web application, Gradio at `/`, the socket at `/api`."""

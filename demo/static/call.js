@@ -1,0 +1,191 @@
+// One call: from Connect to the end, over lost connections and taken places. Owns the devices, the
+// socket, the codec and the recording; shows nothing itself.
+
+import { Devices, openMicrophone } from "./audio.js";
+import { Client } from "./client.js";
+import { newCodec } from "./codec.js";
+import { rms } from "./meters.js";
+import { SAMPLE_RATE, socketUrl } from "./protocol.js";
+import { Recorder } from "./recorder.js";
+import { Retry } from "./retry.js";
+
+const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
+const FRAME = 80; // ms: the server answers in frames of this length
+
+export class Call {
+  // on: {state(object), notice(string), levels({mic} | {agent}), stats(object), transcript}
+  constructor(context, settings, options, on) {
+    this.settings = settings;
+    this.on = on;
+    this.options = options;
+    this.devices = new Devices(context, options, {
+      chunk: (samples) => this.#chunk(samples),
+      played: (samples) => this.#played(samples),
+      report: (report) => this.#report(report),
+    });
+    this.recorder = settings.record ? new Recorder() : null;
+    this.retry = new Retry();
+    this.ended = false;
+    this.live = false;
+    this.muted = false;
+    this.paused = false;
+    this.received = 0; // samples of agent audio in this conversation
+    this.server = {}; // the newest `stats`
+    this.silence = new Float32Array(0);
+  }
+
+  async start() {
+    this.#state({ name: "microphone" });
+    const { stream, problem } = await openMicrophone(this.options.raw);
+    this.microphone = Boolean(stream);
+    if (problem) this.on.notice(problem);
+    const soundless = await this.devices.open(stream ?? null);
+    if (soundless) this.on.notice(soundless);
+    if (this.ended) await this.devices.close(); // hung up while the microphone was being asked for
+    else this.#connect();
+  }
+
+  hangUp() {
+    if (this.ended) return;
+    this.client?.close();
+    this.#finish("hung up");
+  }
+
+  mute() {
+    this.muted = !this.muted;
+    this.#showLive();
+  }
+
+  pause() {
+    this.paused = !this.paused;
+    this.client.pause(this.paused);
+    this.#showLive();
+  }
+
+  // Seconds of agent audio received: the clock of the transcript.
+  get time() {
+    return this.received / SAMPLE_RATE;
+  }
+
+  #connect() {
+    this.#state({ name: "connecting" });
+    this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
+    this.received = 0;
+    const client = new Client(socketUrl(location.href, this.settings), {
+      ready: () => this.#ready(),
+      audio: (payload) => this.codec.decode(payload),
+      text: (piece) => this.on.transcript.text(piece, this.time),
+      event: (event) => this.#event(event),
+      notice: (sentence) => this.on.notice(sentence),
+      closed: ({ end }) => { if (client === this.client) this.#closed(end); },
+    });
+    this.client = client;
+    this.codec = newCodec(this.settings.codec, {
+      bytes: (bytes) => client.audio(bytes),
+      samples: (samples) => this.#agentSamples(samples),
+    });
+  }
+
+  #ready() {
+    clearTimeout(this.timer);
+    this.live = true;
+    this.paused = false;
+    this.retry.live();
+    this.devices.clear();
+    this.#showLive();
+  }
+
+  #event(event) {
+    if (event.type === "waking") this.#waking(event);
+    else if (event.type === "stats") this.server = event;
+    else if (event.type === "closing") this.on.notice(closingNotice(event));
+    else if (event.type === "ready") this.on.ready(event);
+    else this.on.transcript.event(event);
+  }
+
+  #waking({ phase, percent }) {
+    clearTimeout(this.timer);
+    this.#state({ name: "waking", phase, percent: percent ?? null });
+  }
+
+  #closed(end) {
+    clearTimeout(this.timer);
+    this.codec.close();
+    const wasLive = this.live;
+    this.live = false;
+    if (this.ended) return;
+    const again = this.retry.after(end);
+    if (again === null) this.#finish(end?.kind ?? this.#lostReason(), end?.text);
+    else this.#wait(again, wasLive);
+  }
+
+  #lostReason() {
+    return this.retry.liveAt === null ? "unreachable" : "dropped";
+  }
+
+  #wait({ why, wait }, wasLive) {
+    this.devices.clear();
+    if (wasLive) this.on.transcript.restart("connection lost; a new conversation follows");
+    this.#countDown(why, performance.now() + wait);
+  }
+
+  #countDown(why, until) {
+    const left = until - performance.now();
+    if (left <= 0) {
+      this.#connect();
+      return;
+    }
+    this.#state({ name: why, seconds: Math.ceil(left / 1000) });
+    this.timer = setTimeout(() => this.#countDown(why, until), Math.min(left, 1000));
+  }
+
+  #finish(reason, text = "") {
+    clearTimeout(this.timer);
+    this.ended = true;
+    this.live = false;
+    this.codec?.close();
+    this.devices.close();
+    this.#state({ name: "closed", reason, text });
+  }
+
+  #chunk(samples) {
+    this.on.levels({ mic: this.muted ? 0 : rms(samples) });
+    if (!this.live) return;
+    if (this.muted && this.silence.length !== samples.length) this.silence = samples.map(() => 0);
+    const sent = this.muted ? this.silence : samples;
+    this.recorder?.user(sent);
+    this.codec.encode(sent);
+  }
+
+  #agentSamples(samples) {
+    this.received += samples.length;
+    if (this.live) this.devices.play(samples);
+  }
+
+  #played(samples) {
+    if (this.live) this.recorder?.agent(samples);
+  }
+
+  #report({ level, queuedMs, underruns, jumps }) {
+    this.on.levels({ agent: level });
+    if (!this.live) return;
+    const out = (this.devices.context.outputLatency || 0) * 1000;
+    const trip = this.client.roundTrip;
+    const delay = trip === null ? null : trip + FRAME + queuedMs + out;
+    const lost = { underruns, jumps, unsent: this.client.dropped, late: this.server.late_frames ?? 0 };
+    this.on.stats({ delay, trip, queuedMs, lost, step: this.server.step_ms_p50 ?? null });
+  }
+
+  #showLive() {
+    const mode = this.paused ? "paused" : this.muted ? "muted" : this.microphone ? "talk" : "silent";
+    if (this.live) this.#state({ name: "live", mode });
+  }
+
+  #state(state) {
+    this.on.state(state);
+  }
+}
+
+function closingNotice({ reason, seconds_left: left }) {
+  return `The server ends this conversation${left ? ` in ${Math.round(left)} s` : ""}: ${reason}.`;
+}

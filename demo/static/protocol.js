@@ -1,0 +1,68 @@
+// The wire protocol as this page speaks it: kinds, addresses, and what an error sentence means.
+
+export const KIND = Object.freeze({
+  handshake: 0, audio: 1, text: 2, control: 3, metadata: 4, error: 5, ping: 6, say: 7,
+});
+export const CONTROL = Object.freeze({ start: 0, endTurn: 1, pause: 2, restart: 3 });
+export const SAMPLE_RATE = 24000; // Hz, mono, both directions
+
+// Errors that end the conversation start with one of these words and a colon.
+const ENDS = [
+  "busy", "unauthorized", "bad parameter", "bad audio", "too fast", "idle", "time limit",
+  "closing", "internal error",
+];
+
+export function encode(kind, payload = new Uint8Array(0)) {
+  const message = new Uint8Array(1 + payload.byteLength);
+  message[0] = kind;
+  message.set(new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength), 1);
+  return message;
+}
+
+export function encodeText(kind, text) {
+  return encode(kind, new TextEncoder().encode(text));
+}
+
+export function encodeJson(value) {
+  return encodeText(KIND.metadata, JSON.stringify(value));
+}
+
+// {kind, text} of an error that ends the conversation; kind is null when it goes on.
+export function readError(sentence) {
+  const kind = ENDS.find((word) => sentence.startsWith(`${word}:`)) ?? null;
+  return { kind, text: kind ? sentence.slice(kind.length + 1).trim() : sentence };
+}
+
+// The socket's address beside the page's own one.
+export function socketUrl(pageUrl, settings) {
+  const url = new URL("api", pageUrl);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  url.search = new URLSearchParams({
+    events: "1",
+    format: settings.codec === "opus" ? "opus" : "pcm16",
+    text_prompt: settings.persona,
+    voice_prompt: settings.voice,
+    seed: String(settings.seed),
+    text_temperature: String(settings.textTemperature),
+    text_topk: String(settings.textTopK),
+    audio_temperature: String(settings.audioTemperature),
+    audio_topk: String(settings.audioTopK),
+    ...(settings.routing === null ? {} : { routing: settings.routing ? "1" : "0" }),
+  }).toString();
+  return url.href;
+}
+
+export function pcmBytes(samples) {
+  const pcm = new Int16Array(samples.length); // every browser's machine is little-endian
+  for (let i = 0; i < samples.length; i++) {
+    pcm[i] = Math.round(Math.max(-1, Math.min(1, samples[i])) * 32767);
+  }
+  return new Uint8Array(pcm.buffer);
+}
+
+export function pcmSamples(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const samples = new Float32Array(bytes.byteLength >> 1);
+  for (let i = 0; i < samples.length; i++) samples[i] = view.getInt16(2 * i, true) / 32768;
+  return samples;
+}

@@ -1,0 +1,136 @@
+// The conversation in turns, as the server's pieces and events tell it. No DOM: see transcript-view.js.
+//
+// A turn: {who: "agent" | "user" | "page", kind: "own" | "given" | "answer" | "heard" | "question" |
+// "note", text, cut, start, end, state, mark, final}. Times are seconds of agent audio.
+
+const NEW_TURN = 2.5; // s of silence after which the agent's next word opens a new turn
+
+export class Transcript {
+  // changed(turn, before) after every change; `before` is the turn that follows it, or null.
+  // queued(list) when what waits to be said has changed.
+  constructor(changed, queued) {
+    this.changed = changed;
+    this.queued = queued;
+    this.clear();
+  }
+
+  clear() {
+    this.turns = [];
+    this.offset = 0; // s: where this conversation begins in the transcript
+    this.#forget();
+  }
+
+  // A new conversation in the same transcript (after a lost connection).
+  restart(note) {
+    const last = this.turns.at(-1);
+    this.offset = last ? last.end : 0;
+    this.#forget();
+    if (note) this.note(note, 0);
+  }
+
+  #forget() {
+    this.waiting = []; // [{id, text}] to be said
+    this.speaking = null; // {id, text, kind, mark} being said
+    this.questions = new Map(); // route id -> turn
+    this.answer = null; // the route that is being answered
+    this.partial = null; // the user's turn that is still growing
+    this.queued([]);
+  }
+
+  note(text, t) {
+    this.#add({ who: "page", kind: "note", text, start: t, end: t });
+  }
+
+  // One piece of what the agent says.
+  text(piece, t) {
+    const kind = this.speaking?.kind ?? "own";
+    const last = this.turns.at(-1);
+    const goesOn =
+      last?.who === "agent" && last.kind === kind && last.say === (this.speaking?.id ?? null) &&
+      t + this.offset - last.end < NEW_TURN;
+    const turn = goesOn ? last : this.#agentTurn(kind, t);
+    turn.text = turn.text === "" ? piece.trimStart() : turn.text + piece;
+    turn.end = Math.max(turn.end, t + this.offset);
+    this.#changed(turn);
+  }
+
+  event(event) {
+    if (event.type === "say") this.#say(event);
+    else if (event.type === "route") this.#route(event);
+    else if (event.type === "user_text") this.#user(event);
+  }
+
+  #agentTurn(kind, t) {
+    const say = this.speaking?.id ?? null;
+    return this.#add({
+      who: "agent", kind, text: "", start: t, end: t, say, mark: this.speaking?.mark ?? "",
+    });
+  }
+
+  #say({ id, state, text, spoken }) {
+    if (state === "queued") this.waiting.push({ id, text });
+    else this.waiting = this.waiting.filter((one) => one.id !== id);
+    if (state === "speaking") this.#startSaying(id, text);
+    if (state === "cancelled") this.#cutOff(id, text, spoken ?? "");
+    if (state === "done" || state === "cancelled") {
+      if (this.speaking?.id === id) this.speaking = null;
+    }
+    this.queued(this.waiting);
+  }
+
+  #startSaying(id, text) {
+    const kind = this.answer ? "answer" : "given";
+    this.speaking = { id, text, kind, mark: this.answer ? markOf(this.answer) : "" };
+  }
+
+  #cutOff(id, text, spoken) {
+    const turn = this.turns.findLast((one) => one.say === id);
+    if (!turn) return;
+    turn.cut = text.startsWith(spoken) ? text.slice(spoken.length) : "";
+    this.#changed(turn);
+  }
+
+  #route(event) {
+    const turn = this.questions.get(event.id) ?? this.#question(event);
+    turn.state = { asking: "checking…", failed: "no answer found", stale: "no longer needed" }[event.state] ?? "";
+    if (event.state === "failed" && event.reason) turn.state += `: ${event.reason}`;
+    if (event.state === "answering") this.answer = event;
+    else if (event.state !== "asking" && this.answer?.id === event.id) this.answer = null;
+    this.#changed(turn);
+  }
+
+  // The user's own words, when they are transcribed, are already there.
+  #question({ id, question, t }) {
+    const heard = this.turns.findLast((one) => one.who === "user");
+    const same = heard?.kind === "heard" && heard.text.trim() === question.trim();
+    const turn = same ? heard
+      : this.#add({ who: "user", kind: "question", text: question, start: t, end: t });
+    this.questions.set(id, turn);
+    return turn;
+  }
+
+  #user({ text, start, end, final }) {
+    this.partial ??= this.#add({ who: "user", kind: "heard", text, start, end });
+    Object.assign(this.partial, { text, final, end: end + this.offset });
+    this.#changed(this.partial);
+    if (final) this.partial = null;
+  }
+
+  #add(turn) {
+    const whole = { cut: "", state: "", mark: "", say: null, final: true, ...turn };
+    whole.start += this.offset;
+    whole.end += this.offset;
+    const later = this.turns.findIndex((one) => one.start > whole.start);
+    this.turns.splice(later < 0 ? this.turns.length : later, 0, whole);
+    this.#changed(whole);
+    return whole;
+  }
+
+  #changed(turn) {
+    this.changed(turn, this.turns[this.turns.indexOf(turn) + 1] ?? null);
+  }
+}
+
+function markOf({ knowledge }) {
+  return knowledge ? "from the product facts" : "not from the product facts";
+}

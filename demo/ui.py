@@ -1,0 +1,313 @@
+"""The page's layout and widgets in Gradio, and nothing that runs on the server.
+
+Every listener is a line of JavaScript (`fn=None`): talking makes no HTTP request, a container holds
+no page state, and an idle tab keeps nothing open (spec/browser.md 2, 3).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+
+from demo import panels
+from engine.config import SamplingConfig
+from engine.dialogue.personas import MAX_PROMPT_CHARS, Persona
+
+STATIC = Path(__file__).parent / "static"
+TITLE = "PersonaPlex: talk to it"
+SEED_MAX = 2**31 - 1
+TOP_K_MAX = 500  # the slider's end; the protocol allows more
+SAY_MAX = 2000  # characters (wire.md 1)
+PRIVATE = {"queue": False, "api_visibility": "private"}
+SENDS = (
+    "While this is on, questions about the product and the last turns of both sides go to "
+    "DeepSeek, a text model outside this server."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PageConfig:
+    """What the page knows before it asks the server."""
+
+    voices: Sequence[str]
+    personas: Sequence[Persona]
+    voice: str  # chosen at first
+    routing: bool = False  # questions can be looked up, so Ask is offered
+
+    def json(self) -> str:
+        """For a script element: nothing in it can end that element."""
+        personas = [{"title": one.title, "text": one.text} for one in self.personas]
+        whole = {"voices": list(self.voices), "personas": personas, "routing": self.routing}
+        return json.dumps(whole).replace("<", "\\u003c")
+
+
+class Widgets:
+    """All widgets by name, in the order in which they are laid out."""
+
+    def __init__(self, config: PageConfig) -> None:
+        gr.HTML(panels.HEADER, apply_default_css=False)
+        with gr.Row(elem_classes="pp-columns"):
+            with gr.Column(scale=3, min_width=300):
+                self._call()
+                self._conversation(config)
+            with gr.Column(scale=2, min_width=300):
+                with gr.Column(elem_classes="pp-card"):
+                    self._settings(config)
+                with gr.Column(elem_classes="pp-card"):
+                    self._downloads()
+
+    def _call(self) -> None:
+        self.state = gr.HTML(
+            html_template=panels.STATE,
+            apply_default_css=False,
+            elem_id="pp-state",
+            js_on_load="const events = ['refresh', 'voices'];"
+            " import('/pp/main.js').then(m => m.page.mountState(element, trigger));",
+        )
+        with gr.Row(elem_classes="pp-tight"):
+            self.connect = gr.Button(
+                "Connect", variant="primary", elem_id="pp-connect", min_width=100
+            )
+            self.mute = button("Mute", "pp-mute")
+            self.pause = button("Pause", "pp-pause")
+
+    def _conversation(self, config: PageConfig) -> None:
+        gr.HTML(
+            html_template=panels.CONVERSATION,
+            apply_default_css=False,
+            elem_id="pp-conversation",
+            js_on_load="import('/pp/main.js').then(m => m.page.mountConversation(element));",
+        )
+        with gr.Row(elem_classes=["pp-line", "pp-tight"]):
+            self.say = line("Say", "Text for the agent to speak", "pp-say")
+            self.say_now = button("Say", "pp-say-now")
+            self.cancel = button("Stop", "pp-cancel")
+        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.routing):
+            self.ask = line("Ask", "A question to look up", "pp-ask")
+            self.ask_now = button("Ask", "pp-ask-now")
+
+    def _settings(self, config: PageConfig) -> None:
+        titles = [persona.title for persona in config.personas]
+        first = config.personas[0]
+        self.preset = gr.Dropdown(titles, value=first.title, label="Persona", elem_id="pp-preset")
+        self.persona = gr.Textbox(
+            first.text,
+            label="Its role, in words",
+            lines=4,
+            max_lines=8,
+            max_length=MAX_PROMPT_CHARS,
+            elem_id="pp-persona",
+        )
+        self.voice = gr.Dropdown(
+            list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
+        )
+        self.routing = gr.Checkbox(
+            config.routing, label="Look things up", info=SENDS, visible=config.routing
+        )
+        with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
+            self._sampling()
+            self.low_bandwidth = gr.Checkbox(
+                label="Low bandwidth", info="Opus instead of plain PCM: a tenth of the data"
+            )
+            self.record = gr.Checkbox(
+                True, label="Record in this browser", info="Nothing is kept on the server"
+            )
+
+    def _sampling(self) -> None:
+        base = SamplingConfig()
+        self.seed = gr.Number(
+            -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
+        )
+        self.text_temperature = slider(0, 2, base.text_temperature, "Text temperature", "pp-temp")
+        self.text_top_k = slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
+        self.audio_temperature = slider(
+            0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
+        )
+        self.audio_top_k = slider(1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk")
+
+    def _downloads(self) -> None:
+        gr.HTML(panels.DOWNLOADS, apply_default_css=False)
+        with gr.Row(elem_classes="pp-tight"):
+            self.wav = button("Sound", "pp-save-wav")
+            self.txt = button("Text", "pp-save-txt")
+            self.srt = button("SRT", "pp-save-srt")
+            self.vtt = button("VTT", "pp-save-vtt")
+            self.json = button("JSON", "pp-save-json")
+
+    def changing(self) -> list[gr.components.Component]:
+        """What `widgets()` in static/main.js describes, in its order."""
+        return [
+            *(self.connect, self.mute, self.pause),
+            *(self.say, self.say_now, self.cancel, self.ask, self.ask_now),
+            *(self.preset, self.persona, self.voice, self.seed, self.low_bandwidth, self.record),
+            *(self.wav, self.txt, self.srt, self.vtt, self.json),
+        ]
+
+    def sampling(self) -> list[gr.components.Component]:
+        """The four controls that act during a call."""
+        return [
+            *(self.text_temperature, self.text_top_k),
+            *(self.audio_temperature, self.audio_top_k),
+        ]
+
+
+def button(label: str, elem_id: str) -> gr.Button:
+    """A button that has nothing to do before a call."""
+    return gr.Button(label, interactive=False, min_width=64, elem_id=elem_id)
+
+
+def line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
+    """A one-line text box of the conversation."""
+    return gr.Textbox(
+        label=label,
+        placeholder=placeholder,
+        max_length=SAY_MAX,
+        max_lines=1,
+        interactive=False,
+        scale=4,
+        min_width=200,
+        elem_id=elem_id,
+    )
+
+
+def slider(low: int, high: int, value: float, label: str, elem_id: str) -> gr.Slider:
+    """A slider over whole numbers, or over hundredths when it starts at 0."""
+    step = 0.01 if low == 0 else 1
+    return gr.Slider(low, high, value=value, step=step, label=label, elem_id=elem_id)
+
+
+def listen(widgets: Widgets) -> None:
+    """Connect the widgets to window.PersonaPlex (static/main.js)."""
+    start = [
+        *(widgets.persona, widgets.voice, widgets.seed, *widgets.sampling()),
+        *(widgets.low_bandwidth, widgets.record, widgets.routing),
+    ]
+    widgets.connect.click(None, start, None, js=TOGGLE, **PRIVATE)
+    for name in ("mute", "pause", "cancel"):
+        getattr(widgets, name).click(None, js=f"() => window.PersonaPlex.{name}()", **PRIVATE)
+    for kind, box, press in (
+        ("say", widgets.say, widgets.say_now),
+        ("ask", widgets.ask, widgets.ask_now),
+    ):
+        js = f"text => window.PersonaPlex.speak('{kind}', text)"
+        gr.on([box.submit, press.click], None, [box], [box], js=js, **PRIVATE)
+    for control in (*widgets.sampling(), widgets.routing):
+        inputs = [*widgets.sampling(), widgets.routing]
+        control.change(None, inputs, None, js=SET, **PRIVATE)
+    widgets.preset.change(
+        None,
+        [widgets.preset],
+        [widgets.persona],
+        js="title => window.PersonaPlex.persona(title)",
+        **PRIVATE,
+    )
+    for ending in ("wav", "txt", "srt", "vtt", "json"):
+        js = f"() => window.PersonaPlex.save('{ending}')"
+        getattr(widgets, ending).click(None, js=js, **PRIVATE)
+    state = widgets.state
+    state.refresh(
+        None, None, widgets.changing(), js="() => window.PersonaPlex.widgets()", **PRIVATE
+    )
+    state.voices(
+        None, None, [widgets.voice], js="() => window.PersonaPlex.voiceChoices()", **PRIVATE
+    )
+
+
+TOGGLE = """(persona, voice, seed, textTemperature, textTopK, audioTemperature, audioTopK,
+ lowBandwidth, record, routing) => window.PersonaPlex.toggle({persona, voice, seed, textTemperature,
+ textTopK, audioTemperature, audioTopK, lowBandwidth, record, routing})"""
+
+SET = """(textTemperature, textTopK, audioTemperature, audioTopK, routing) =>
+ window.PersonaPlex.set({textTemperature, textTopK, audioTemperature, audioTopK, routing})"""
+
+
+def build_page(config: PageConfig) -> gr.Blocks:
+    """The page, not yet served."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
+        listen(Widgets(config))
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """System fonts (nothing is loaded from outside) and colours that pass as readable."""
+    clear = {"block_background_fill": "transparent", "block_background_fill_dark": "transparent"}
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    return gr.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=fonts,
+        font_mono=("ui-monospace", "monospace"),
+        radius_size="lg",
+    ).set(
+        **clear,
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_shadow="none",
+        block_shadow_dark="none",
+        block_padding="0px",
+        block_label_background_fill="none",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0 0 4px",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="600",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_background_fill="#f3f6fa",
+        body_background_fill_dark="#0b1220",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_background_fill="white",
+        input_background_fill_dark="#0f1829",
+        input_border_width="1px",
+        input_border_color="#94a3b8",
+        input_border_color_dark="#64748b",
+        input_placeholder_color="#64748b",
+        input_placeholder_color_dark="#94a3b8",
+        input_shadow="none",
+        button_secondary_background_fill="white",
+        button_secondary_background_fill_hover="#eef2f7",
+        button_secondary_background_fill_dark="#1e293b",
+        button_secondary_background_fill_hover_dark="#334155",
+        button_secondary_border_color="#cbd5e1",
+        button_secondary_border_color_dark="#475569",
+        button_secondary_shadow="none",
+        button_secondary_shadow_hover="none",
+        button_border_width="1px",
+        button_border_width_dark="1px",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover_dark="#dc2626",
+        button_cancel_text_color="white",
+        button_cancel_text_color_dark="white",
+        button_primary_background_fill="#0f766e",
+        button_primary_background_fill_hover="#115e59",
+        button_primary_background_fill_dark="#0f766e",
+        button_primary_background_fill_hover_dark="#0d9488",
+        button_primary_text_color="white",
+    )
+
+
+def mount(page: gr.Blocks, config: PageConfig) -> FastAPI:
+    """The page as an ASGI application at `/`, with everything off that keeps requests open."""
+    head = f'<script type="application/json" id="pp-config">{config.json()}</script>'
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        theme=theme(),
+        css_paths=[STATIC / "page.css"],
+        head=head,
+    )

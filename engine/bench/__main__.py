@@ -1,0 +1,25 @@
+"""`python -m engine bench SUBJECT`: one module a subject, each prints a table and writes json."""
+
+import argparse
+import importlib
+import pkgutil
+
+import engine.bench as room
+
+
+def subjects() -> list[str]:
+    """The modules beside this one that measure something."""
+    names = [module.name for module in pkgutil.iter_modules(room.__path__)]
+    return sorted(name for name in names if name not in ("__main__", "report"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", choices=subjects(), help="what to measure")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the subject")
+
+
+def run(args: argparse.Namespace) -> int:
+    module = importlib.import_module(f"engine.bench.{args.subject}")
+    parser = argparse.ArgumentParser(prog=f"python -m engine bench {args.subject}")
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(args.options))

@@ -1,0 +1,37 @@
+"""How every benchmark reports: a table for people, json for comparison."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as aligned text columns, in the order of the first row."""
+    names = list(rows[0])
+    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
+
+
+def _text(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
+    """Write a result with when and where it was measured; the path of the json file."""
+    target = Path(path or f"bench-{subject}.json")
+    record = {
+        "subject": subject,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        **result,
+    }
+    target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return target

@@ -1,0 +1,39 @@
+"""The personas of `assets/personas.toml`: who the agent is told to be."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+PERSONAS_FILE = Path(__file__).parents[2] / "assets" / "personas.toml"
+MAX_PROMPT_CHARS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """One preset."""
+
+    id: str
+    title: str
+    text: str
+
+
+def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
+    """All presets, the default one first. Raises ConfigError naming what is wrong in the file."""
+    with path.open("rb") as file:
+        try:
+            entries = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path.name}: {error}; mend the file") from error
+    personas = []
+    for key, entry in entries.items():
+        title, text = entry.get("title"), entry.get("text")
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise ConfigError(f"{path.name}: [{key}] needs a title and a text")
+        if len(text) > MAX_PROMPT_CHARS:
+            raise ConfigError(f"{path.name}: [{key}] has {len(text)} characters; use up to 4000")
+        personas.append(Persona(key, title, " ".join(text.split())))
+    if not personas:
+        raise ConfigError(f"{path.name}: no persona in it; add one")
+    return tuple(personas)

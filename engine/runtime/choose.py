@@ -1,0 +1,73 @@
+"""Which backend `--model` means: auto, embedded, a directory, or a Hugging Face repository.
+
+Loads no torch: whether there is a GPU is asked of the driver's own library.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config import ServerConfig
+from engine.runtime.backend import Backend
+from engine.runtime.embedded import EmbeddedBackend
+
+DEFAULT_REPOSITORY = "nvidia/personaplex-7b-v1"
+EMBEDDED_SLOTS = 16
+CUDA_SUCCESS = 0
+
+
+def has_cuda() -> bool:
+    """Whether the NVIDIA driver is here and sees a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != CUDA_SUCCESS:
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(count)) == CUDA_SUCCESS and count.value > 0
+
+
+def choose_model(model: str) -> tuple[str, str]:
+    """(`embedded`, a directory or a repository; why) for what was asked for."""
+    if model != "auto":
+        return model, "as asked"
+    if not has_cuda():
+        return "embedded", "no CUDA device here, so the built-in test voice speaks"
+    if _has_token() or _is_downloaded():
+        return DEFAULT_REPOSITORY, "a CUDA device is here, and weights or a token for them"
+    return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
+
+
+def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -> Backend:
+    """Load what the configuration asks for. Raises ModelError in one clear line."""
+    source, _why = choose_model(config.model)
+    if source == "embedded":
+        return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
+    from engine.runtime.personaplex import load_personaplex  # torch: only where it is needed
+
+    return load_personaplex(
+        source,
+        device=_device(config.device),
+        slots=config.slots,
+        revision=config.revision or None,
+        progress=progress,
+    )
+
+
+def _device(device: str) -> str:
+    return device if device != "auto" else ("cuda" if has_cuda() else "cpu")
+
+
+def _has_token() -> bool:
+    return bool(os.environ.get("HF_TOKEN")) or (_hf_home() / "token").exists()
+
+
+def _is_downloaded() -> bool:
+    folder = _hf_home() / "hub" / f"models--{DEFAULT_REPOSITORY.replace('/', '--')}" / "snapshots"
+    return any(folder.glob("*/model.safetensors"))
+
+
+def _hf_home() -> Path:
+    return Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

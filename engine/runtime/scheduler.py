@@ -1,0 +1,267 @@
+"""Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
+
+Not a place for conversation: which text is fed is each seat's director's affair, who may talk for
+how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.errors import BusyError, EngineError, InternalError
+from engine.runtime.backend import Backend, Heard, Opening, Spoken
+from engine.runtime.metrics import Metrics
+from engine.runtime.seat import Director, Ended, Frame, Notice, Output, Ready, Seat
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 3  # what a refused client is told
+
+
+@dataclass(slots=True)
+class Batch:
+    """Who takes part in a tick."""
+
+    seats: list[Seat]
+    pcm: np.ndarray  # [S, 1920] float32
+    active: np.ndarray  # [S] bool
+    peaks: dict[Seat, float]  # of the user frames
+    due: dict[Seat, float]  # when the user frames were complete
+
+
+class Scheduler:
+    """Slots, the frame clock and the thread that owns the backend.
+
+    `on_death` is called, in the scheduler's thread, with the exception that ended it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_death: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.metrics = metrics or Metrics()
+        self.clock = clock
+        self._on_death = on_death
+        self._seats: dict[int, Seat] = {}  # slot -> seat
+        self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
+        self._wake = threading.Condition()
+        self._awake = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+
+    # -- any thread --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the tick in progress."""
+        self._stopping = True
+        self.wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def free(self) -> int:
+        """Slots nobody sits in."""
+        return self.backend.slots - len(self._seats)
+
+    def _sitting(self) -> list[Seat]:
+        with self._wake:
+            return list(self._seats.values())
+
+    def join(
+        self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
+    ) -> Seat:
+        """Take the lowest free slot. Raises BusyError if there is none."""
+        seat = Seat(opening, director, deliver, self.wake)
+        with self._wake:
+            free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
+            if not free:
+                raise BusyError(
+                    f"all {self.backend.slots} conversations are taken; retry in {RETRY_SECONDS} s"
+                )
+            seat.slot = free[0]
+            self._seats[seat.slot] = seat
+        self.metrics.opened()
+        self.wake()
+        return seat
+
+    def leave(self, seat: Seat, reason: str) -> None:
+        """Give a seat back; its slot is free after the tick in progress. Again: nothing."""
+        if not seat.left:
+            seat.left = True
+            self.metrics.ended(reason)
+            self.wake()
+
+    def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
+        """The same slot from the beginning; `Ready` is delivered again."""
+        self._do(lambda: self._reopen(seat, opening, director))
+
+    def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
+        self._do(lambda: self.backend.tune(seat.slot, sampling))
+
+    def wake(self) -> None:
+        with self._wake:
+            self._awake = True
+            self._wake.notify()
+
+    def _do(self, task: Callable[[], None]) -> None:
+        with self._wake:
+            self._tasks.append(task)
+        self.wake()
+
+    # -- scheduler's thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._wait(self.turn())
+        except Exception as error:  # the thread's boundary: whoever owns the process must know
+            logger.exception("the scheduler's thread died")
+            self._bury(error)
+
+    def _bury(self, error: Exception) -> None:
+        for seat in self._sitting():
+            seat.deliver([Ended(InternalError(f"the engine stopped ({type(error).__name__})"))])
+        if self._on_death:
+            self._on_death(error)
+
+    def _wait(self, until: float | None) -> None:
+        """Sleep until woken or `until`."""
+        with self._wake:
+            if not self._awake:
+                timeout = None if until is None else max(0.0, until - self.clock())
+                self._wake.wait(timeout)
+            self._awake = False
+
+    def turn(self) -> float | None:
+        """One round: tick what is ready, else one piece of prompt. When to come back, or None."""
+        self._tidy()
+        self._read_inboxes()
+        batch = self._collect(self.clock())
+        if batch.seats:
+            self._tick(batch)
+            return self.clock()
+        if self._prepare():
+            return self.clock()
+        return self._next_at()
+
+    def _tidy(self) -> None:
+        """Carry out what other threads asked for; free the slots of those who left."""
+        with self._wake:
+            tasks, self._tasks = self._tasks, []
+        left = [seat for seat in self._sitting() if seat.left]
+        for task in tasks:
+            task()
+        for seat in left:
+            if seat.work is not None or seat.bootstrapping or seat.live:
+                self.backend.close(seat.slot)
+            with self._wake:
+                del self._seats[seat.slot]
+
+    def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
+        if not seat.left:
+            self.backend.close(seat.slot)
+            seat.commands()
+            seat.start(opening, director)
+
+    def _read_inboxes(self) -> None:
+        for seat in self._sitting():
+            events = [event for command in seat.commands() for event in seat.director.take(command)]
+            if events:
+                seat.deliver([Notice(events)])
+
+    def _prepare(self) -> bool:
+        """One bounded piece of one newcomer's prompt; whether there was one."""
+        for seat in self._sitting():
+            if seat.left or seat.live or seat.bootstrapping:
+                continue
+            try:
+                if seat.work is None:
+                    seat.work = self.backend.open(seat.slot, seat.opening)
+                next(seat.work)
+            except StopIteration:
+                seat.bootstrapping = True
+            except EngineError as error:  # this conversation's own fault, a voice for example
+                self._give_up(seat, error)
+            return True
+        return False
+
+    def _give_up(self, seat: Seat, error: EngineError) -> None:
+        seat.deliver([Ended(error)])
+        self.leave(seat, "error")
+
+    def _collect(self, now: float) -> Batch:
+        """Every seat that has a whole frame, or must get one."""
+        size = self.backend.slots
+        batch = Batch([], np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool), {}, {})
+        for seat in self._sitting():
+            at = seat.next_tick_at(now)
+            if seat.left or at is None or at > now:
+                continue
+            batch.seats.append(seat)
+            batch.active[seat.slot] = True
+            if not seat.bootstrapping:
+                batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
+                self.metrics.queue.add(max(0.0, now - batch.due[seat]))
+            batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())
+        return batch
+
+    def _tick(self, batch: Batch) -> None:
+        """One frame for every seat of the batch."""
+        started = self.clock()
+        heard = self.backend.listen(batch.pcm, batch.active)
+        listened = self.clock()
+        before = {seat: seat.chosen for seat in batch.seats}  # events of the frame made now
+        text, hush = self._choose(batch, heard)
+        chosen = self.clock()
+        spoken = self.backend.speak(text, hush)
+        step = (listened - started) + (self.clock() - chosen)
+        self._deliver(batch, spoken, before)
+        self.metrics.ticked(len(batch.seats), step)
+
+    def _choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
+        """Ask each seat's director which token is fed: text [S] int64, hush [S] bool."""
+        text = np.full(self.backend.slots, PAD, np.int64)
+        hush = np.zeros(self.backend.slots, bool)
+        for seat in batch.seats:
+            slot = seat.slot
+            try:
+                text[slot], hush[slot] = seat.director.step(
+                    int(heard.text[slot]), heard.row(slot), batch.peaks[seat], seat.peak_out
+                )
+                seat.chosen = seat.director.events()
+            except Exception:  # one conversation's fault must not reach its neighbours
+                error_id = uuid.uuid4().hex[:8]
+                logger.exception("director failed, error %s", error_id)
+                self._give_up(seat, InternalError(f"{error_id}; the server's log has the details"))
+        return text, hush
+
+    def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:
+        for seat in batch.seats:
+            if seat.left:
+                continue
+            pcm = spoken.pcm[seat.slot].copy()
+            if seat.bootstrapping:  # this pcm is the last prompt frame's: nobody hears it
+                seat.bootstrapping, seat.live = False, True
+                seat.deliver([Ready()])
+                continue
+            seat.peak_out = float(np.abs(pcm).max())
+            seat.deliver([Frame(pcm, before[seat], batch.due[seat])])
+
+    def _next_at(self) -> float | None:
+        """When the earliest seat's next frame may run."""
+        now = self.clock()
+        times = [seat.next_tick_at(now) for seat in self._sitting() if not seat.left]
+        return min((at for at in times if at is not None), default=None)

@@ -1,0 +1,232 @@
+"""One conversation's place at the scheduler: its bounded boxes and its frame clock.
+
+A session's threads write into the boxes (`hear`, `post`), the scheduler's thread empties them.
+What a seat may not do is decide anything about other seats.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from engine.errors import EngineError, RefusedError, TooFastError
+from engine.runtime.backend import HeardRow, Opening
+
+MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
+INBOX_LIMIT = 64  # commands waiting for the next tick
+SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
+FORGIVE_SECONDS = 1.0  # after a gap, late audio is dropped for so long against invented silence
+EXTRA_RATE = 2 / FRAME_SECONDS  # ticks a second for a slot that catches up: one extra each 80 ms
+
+
+class Director(Protocol):
+    """What the scheduler needs of `dialogue.director`, which lies above it."""
+
+    @property
+    def wants_frames(self) -> bool: ...
+
+    def take(self, command: Any) -> list[Any]: ...
+
+    def step(
+        self, sampled: int, heard: HeardRow, peak_in: float, peak_out: float
+    ) -> tuple[int, bool]: ...
+
+    def events(self) -> list[Any]: ...
+
+
+# -- outputs: what a seat's session is handed, in order --------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The prompts are in and the first text is picked: start talking (0x00)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Events that belong to no frame."""
+
+    events: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """80 ms of the agent, and what belongs to them."""
+
+    pcm: np.ndarray  # [1920] float32
+    events: list[Any]
+    due_at: float  # when its user frame was complete, on the real-time clock of the seat
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The scheduler gave this seat up."""
+
+    error: EngineError
+
+
+Output = Ready | Notice | Frame | Ended
+
+
+@dataclass(eq=False)
+class AudioRing:
+    """User samples on their way to ticks, with the time each whole frame was complete.
+
+    A burst is dated on the 80 ms clock, not on its arrival: its frames are due one after another.
+    """
+
+    chunks: deque[np.ndarray] = field(default_factory=deque)
+    samples: int = 0
+    due: deque[float] = field(default_factory=deque)
+    last_due: float = 0.0
+
+    def push(self, pcm: np.ndarray, now: float) -> None:
+        before = self.samples // FRAME_SAMPLES
+        self.chunks.append(pcm)
+        self.samples += len(pcm)
+        for _ in range(self.samples // FRAME_SAMPLES - before):
+            self.last_due = max(now, self.last_due + FRAME_SECONDS)
+            self.due.append(self.last_due)
+
+    def pop(self) -> np.ndarray:
+        """The oldest 1920 samples; what is missing is silence."""
+        frame = np.zeros(FRAME_SAMPLES, np.float32)
+        filled = 0
+        while self.chunks and filled < FRAME_SAMPLES:
+            chunk = self.chunks.popleft()
+            taken = chunk[: FRAME_SAMPLES - filled]
+            frame[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            if len(taken) < len(chunk):
+                self.chunks.appendleft(chunk[len(taken) :])
+        self.samples -= filled
+        if self.due and filled == FRAME_SAMPLES:
+            self.due.popleft()
+        return frame
+
+    @property
+    def frames(self) -> int:
+        return self.samples // FRAME_SAMPLES
+
+
+class Seat:
+    """The boxes of one conversation."""
+
+    def __init__(
+        self,
+        opening: Opening,
+        director: Director,
+        deliver: Callable[[list[Output]], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.deliver = deliver  # thread-safe; called in the scheduler's thread
+        self.slot = -1
+        self.left = False
+        self.dropped_frames = 0
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._inbox: deque[Any] = deque()
+        self.start(opening, director)
+
+    def start(self, opening: Opening, director: Director) -> None:
+        """Begin a conversation on this seat (again, for a restart)."""
+        self.opening, self.director = opening, director
+        self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
+        self.bootstrapping = False
+        self.live = False
+        self.chosen: list[Any] = []  # events of the frame whose text is fed already
+        self.peak_out = 0.0
+        self._audio = AudioRing()
+        self._last_heard: float | None = None  # when audio came last
+        self._next_silence = 0.0
+        self._owed = 0  # frames of silence invented in the gap before the last audio
+        self._forgive_until = 0.0
+        self._allowance, self._allowed_at = 2.0, 0.0
+
+    # -- any thread --------------------------------------------------------------------------------
+
+    def hear(self, pcm: np.ndarray, now: float) -> None:
+        """Take user samples [n] float32. Raises TooFastError beyond 30 s ahead of real time."""
+        with self._lock:
+            if not self.live:
+                return  # spoken before the handshake: there is nobody to hear it yet
+            self._audio.push(pcm, now)
+            self._forget_late_audio(now)
+            waiting = self._audio.samples / SAMPLE_RATE
+        if waiting > MAX_AHEAD_SECONDS:
+            raise TooFastError(
+                f"{waiting:.1f} s of audio are waiting; send at most real time, "
+                f"{MAX_AHEAD_SECONDS} s ahead"
+            )
+        self._wake()
+
+    def post(self, command: Any) -> None:
+        """Queue a command for the director. Raises RefusedError when 64 are waiting."""
+        with self._lock:
+            if len(self._inbox) >= INBOX_LIMIT:
+                raise RefusedError(f"{INBOX_LIMIT} commands are waiting; send them slower")
+            self._inbox.append(command)
+        self._wake()
+
+    # -- scheduler's thread ------------------------------------------------------------------------
+
+    def commands(self) -> list[Any]:
+        with self._lock:
+            commands, self._inbox = list(self._inbox), deque()
+        return commands
+
+    def next_tick_at(self, now: float) -> float | None:
+        """When this seat's next frame may run (<= now: at once); None: nothing to wait for."""
+        if self.bootstrapping:
+            return now
+        if not self.live:
+            return None
+        with self._lock:
+            if self._audio.frames:
+                return self._catch_up_at(now)
+            if not self.director.wants_frames:
+                return None
+            if self._last_heard is None:
+                return self._next_silence
+            return max(self._next_silence, self._last_heard + SILENT_AFTER_SECONDS)
+
+    def take_frame(self, now: float) -> tuple[np.ndarray, float]:
+        """The user frame [1920] of this tick and when it was due."""
+        with self._lock:
+            whole = self._audio.frames > 0
+            due = self._audio.due[0] if whole else max(self._next_silence, now - FRAME_SECONDS)
+            if not whole:
+                self._owed += self._last_heard is not None
+            late = now - self._next_silence > FRAME_SECONDS
+            self._next_silence = (now if whole or late else self._next_silence) + FRAME_SECONDS
+            self._spend(now)
+            return self._audio.pop(), due
+
+    def frames_waiting(self) -> int:
+        with self._lock:
+            return self._audio.frames
+
+    def _catch_up_at(self, now: float) -> float:
+        """A steady client is never held back; a backlog gets one extra tick each 80 ms."""
+        allowance = min(2.0, self._allowance + (now - self._allowed_at) * EXTRA_RATE)
+        return now if allowance >= 1 else now + (1 - allowance) / EXTRA_RATE
+
+    def _spend(self, now: float) -> None:
+        allowance = min(2.0, self._allowance + (now - self._allowed_at) * EXTRA_RATE)
+        self._allowance, self._allowed_at = allowance - 1, now
+
+    def _forget_late_audio(self, now: float) -> None:
+        """After a gap that was filled with silence, the late audio would only add delay."""
+        if self._last_heard is None or now - self._last_heard > SILENT_AFTER_SECONDS:
+            self._forgive_until = now + FORGIVE_SECONDS
+        elif now > self._forgive_until:
+            self._owed = 0
+        self._last_heard = now
+        while self._owed and self._audio.frames > 1:
+            self._audio.pop()
+            self._owed -= 1
+            self.dropped_frames += 1

@@ -1,0 +1,100 @@
+"""`python -m engine serve`: `/api` without the page. Also the options every server shares."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+from aiohttp import web
+
+from engine.config import ServerConfig, parse_setting
+from engine.dialogue.engine import Engine
+from engine.dialogue.session import Limits
+from engine.runtime.choose import choose_model, load_backend
+from engine.wire.server import add_routes
+
+logger = logging.getLogger(__name__)
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option per field of ServerConfig; each is also an environment variable."""
+    for entry in fields(ServerConfig):
+        assert entry.default is not MISSING
+        parser.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            dest=entry.name,
+            metavar="VALUE",
+            default=None,
+            help=f"{entry.metadata['help']} (${entry.metadata['env']}, default {entry.default!r})",
+        )
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The options given, then the environment, then the defaults. Raises ConfigError."""
+    given = {}
+    for entry in fields(ServerConfig):
+        text = getattr(args, entry.name)
+        if text is not None:
+            name = f"--{entry.name.replace('_', '-')}"
+            given[entry.name] = parse_setting(name, text, entry.default)
+    return ServerConfig.from_environment(os.environ, **given)
+
+
+def build_engine(
+    config: ServerConfig, on_death: Callable[[BaseException], None] | None = None
+) -> Engine:
+    """An engine for this configuration; `start` it to load the model."""
+    source, why = choose_model(config.model)
+    print(f"model: {source} ({why})", flush=True)
+    engine = Engine(
+        lambda progress: load_backend(config, progress),
+        model=source,
+        limits=Limits(config.idle_s, config.silence_s, config.session_s),
+        on_death=on_death,
+    )
+    engine.default_voice = config.voice
+    return engine
+
+
+async def run_app(app: web.Application, engine: Engine, config: ServerConfig) -> int:
+    """Serve until SIGINT or SIGTERM, or until the engine dies; the exit code.
+
+    The port opens at once; the model loads behind it.
+    """
+    over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, _settle, over, None)
+    engine.on_death = lambda error: loop.call_soon_threadsafe(_settle, over, error)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
+    await runner.setup()
+    await web.TCPSite(runner, config.host, config.port).start()
+    print(f"listening on http://localhost:{config.port}", flush=True)
+    engine.start()
+    error = await over
+    if error is not None:
+        print(f"error: {error}", flush=True)
+    await engine.drain(config.drain_s)
+    await runner.cleanup()
+    engine.stop()
+    return 0 if error is None else 1
+
+
+def _settle(future: asyncio.Future, result: BaseException | None) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_server_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = server_config(args)
+    engine = build_engine(config)
+    app = web.Application()
+    add_routes(app, engine, config)
+    return asyncio.run(run_app(app, engine, config))

@@ -1,0 +1,264 @@
+"""One socket, one conversation: three tasks that live and end together.
+
+Refusals inside a conversation are one 0x05 each; what ends it is 0x05 and then a close code.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from engine.dialogue import events as ev
+from engine.dialogue.engine import Engine
+from engine.errors import (
+    BadParameterError,
+    ConfigError,
+    EndError,
+    InternalError,
+    ProtocolError,
+    RefusedError,
+    TooFastError,
+)
+from engine.runtime.seat import Frame, Notice, Ready
+from engine.wire import metadata
+from engine.wire.opus import codec
+from engine.wire.protocol import MAX_MESSAGE_BYTES, VERSION, Control, Kind, decode, encode
+from engine.wire.query import Query, tuned
+
+logger = logging.getLogger(__name__)
+
+STATS_FRAMES = 13  # about one second between two `stats`
+WAKING_SECONDS = 1.0
+CLOSE_SECONDS = 1.0  # for a goodbye; a client that does not read loses it
+
+
+class ClientLeftError(Exception):
+    """The client closed the socket or vanished."""
+
+
+class Conversation:
+    """Speaks the protocol on one accepted socket."""
+
+    def __init__(self, ws: web.WebSocketResponse, engine: Engine, query: Query) -> None:
+        self.ws = ws
+        self.engine = engine
+        self.query = query
+        self.codec = codec(query.format)
+        self.session = engine.session(query.session)
+
+    async def run(self) -> None:
+        """Talk until the client leaves. Raises the EndError that ended it."""
+        async with self.session:
+            self.engine.enter(self.session)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._receive())
+                    group.create_task(self._send())
+                    group.create_task(self.session.watch(self.engine.limits))
+            except* (ClientLeftError, ConnectionError):
+                pass
+            except* EndError as group:
+                raise self._note(_first(group)) from None
+            except* Exception as group:  # the conversation's boundary: the client hears an id
+                error_id = uuid.uuid4().hex[:8]
+                logger.exception("conversation failed, error %s", error_id, exc_info=group)
+                raise self._note(InternalError(f"{error_id}; the server's log has it")) from None
+            finally:
+                self.engine.leave(self.session)
+
+    def _note(self, error: EndError) -> EndError:
+        self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
+        return error
+
+    # -- from the client ---------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        """Obey messages until the client leaves."""
+        async for message in self.ws:
+            self.session.touch()
+            if message.type is WSMsgType.TEXT:
+                await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
+            elif message.type is WSMsgType.BINARY:
+                await self._obey(message.data)
+        raise ClientLeftError
+
+    async def _obey(self, data: bytes) -> None:
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
+        try:
+            kind, payload = decode(data)
+        except ProtocolError:
+            self.engine.metrics.ignored()
+            return
+        try:
+            if kind is Kind.PING:
+                await self.ws.send_bytes(encode(Kind.PING, payload))
+            elif handler := HANDLERS.get(kind):
+                handler(self, payload)
+            else:
+                self.engine.metrics.ignored()
+        except (RefusedError, ConfigError) as error:
+            await self._refuse(str(error))
+
+    def _on_audio(self, payload: bytes) -> None:
+        for pcm in self.codec.decode(payload):
+            self.session.hear(pcm)
+
+    def _on_say(self, payload: bytes) -> None:
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError as error:
+            raise RefusedError(f"say: byte {error.start} is not UTF-8; send UTF-8 text") from None
+        self.session.say(text)
+
+    def _on_control(self, payload: bytes) -> None:
+        if len(payload) != 1 or payload[0] >= len(Control):
+            raise RefusedError(
+                f"control is {payload[:4].hex() or 'empty'}; send one byte, 00 to 03"
+            )
+        match Control(payload[0]):
+            case Control.START:
+                self.session.post(ev.Resume())
+            case Control.END_TURN:
+                self.session.post(ev.EndTurn())
+            case Control.PAUSE:
+                self.session.post(ev.Pause())
+            case Control.RESTART:
+                self.session.restart()
+
+    def _on_metadata(self, payload: bytes) -> None:
+        kind, data = metadata.parse(payload)
+        match kind:
+            case "say":
+                self.session.say(metadata.text_field(data), replace=_replaces(data))
+            case "ask":
+                self.session.ask(metadata.text_field(data))
+            case "cancel":
+                self.session.post(ev.Cancel())
+            case "set":
+                self._set(data)
+            case _:
+                raise RefusedError(f"type is {kind[:40]!r}; use say, ask, cancel or set")
+
+    def _set(self, data: dict[str, Any]) -> None:
+        routing = data.get("routing")
+        if routing is not None and routing not in (0, 1):
+            raise RefusedError(f"set: routing is {str(routing)[:40]!r}; use 0 or 1")
+        try:
+            changes = tuned(data)
+        except BadParameterError as error:  # in a query it ends the call; here it is refused
+            raise RefusedError(f"set: {error}") from None
+        self.session.tune(changes, None if routing is None else bool(routing))
+
+    # -- to the client -----------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        """Everything the session brings, until it ends."""
+        await self._wake_up()
+        self.session.connect()
+        async for output in self.session.outputs():
+            match output:
+                case Ready():
+                    await self._send_ready()
+                case Notice(events):
+                    for event in events:
+                        await self._send_event(event)
+                case Frame():
+                    await self._send_frame(output)
+
+    async def _wake_up(self) -> None:
+        """Wait for the model; with events=1 say how far it is."""
+        while (waking := self.engine.waking) is not None:
+            if self.query.events:
+                fields = {"phase": waking.phase, "percent": waking.percent}
+                await self._send_metadata(metadata.message("waking", 0, **fields))
+            await asyncio.sleep(WAKING_SECONDS)
+
+    async def _send_ready(self) -> None:
+        if self.query.events:
+            await self._send_metadata(metadata.message("ready", 0, **self._ready_fields()))
+        await self.ws.send_bytes(encode(Kind.HANDSHAKE))
+
+    def _ready_fields(self) -> dict[str, Any]:
+        return {
+            "session": self.session.id,
+            "protocol": VERSION,
+            "model": self.engine.model,
+            "voice": self.session.voice,
+            "sample_rate": 24_000,
+            "format": self.query.format,
+            "transcript": self.engine.transcribes,
+        }
+
+    async def _send_frame(self, frame: Frame) -> None:
+        for event in frame.events:
+            await self._send_event(event)
+        if data := self.codec.encode(frame.pcm):
+            await self.ws.send_bytes(encode(Kind.AUDIO, data))
+        now = self.engine.scheduler.clock()
+        self.session.late_frames += self.engine.metrics.sent(max(0.0, now - frame.due_at))
+        if self.query.events and self.session.frames_out % STATS_FRAMES == 0:
+            await self._send_metadata(self._stats())
+
+    async def _send_event(self, event: ev.Event) -> None:
+        if isinstance(event, ev.Text):
+            await self.ws.send_bytes(encode(Kind.TEXT, event.text.encode()))
+        elif isinstance(event, ev.Refused):
+            await self._refuse(event.message)
+        elif data := metadata.event_json(event, self.session.seconds_out):
+            await self._send_metadata(data)
+
+    async def _send_metadata(self, data: bytes) -> None:
+        if self.query.events:
+            await self.ws.send_bytes(encode(Kind.METADATA, data))
+
+    def _stats(self) -> bytes:
+        metrics = self.engine.metrics
+        p50, p99 = metrics.step.percentiles((50, 99))
+        (queue,) = metrics.queue.percentiles((50,))
+        return metadata.message(
+            "stats",
+            self.session.seconds_out,
+            step_ms_p50=round(p50 * 1e3, 2),
+            step_ms_p99=round(p99 * 1e3, 2),
+            queue_ms=round(queue * 1e3, 2),
+            late_frames=self.session.late_frames,
+            context_used=round(self.session.context_used, 4),
+        )
+
+    async def _refuse(self, text: str) -> None:
+        await self.ws.send_bytes(encode(Kind.ERROR, text.encode()))
+
+
+HANDLERS: dict[Kind, Callable[[Conversation, bytes], None]] = {
+    Kind.AUDIO: Conversation._on_audio,
+    Kind.SAY: Conversation._on_say,
+    Kind.CONTROL: Conversation._on_control,
+    Kind.METADATA: Conversation._on_metadata,
+}
+
+
+def _replaces(data: dict[str, Any]) -> bool:
+    mode = data.get("mode", "queue")
+    if mode not in ("queue", "replace"):
+        raise RefusedError(f"say: mode is {str(mode)[:40]!r}; use queue or replace")
+    return mode == "replace"
+
+
+def _first(group: BaseExceptionGroup) -> EndError:
+    """The first error of a group, however deep."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
+    """The reason as 0x05, then the close code; a client that reads nothing is cut off."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await ws.send_bytes(encode(Kind.ERROR, str(error).encode()))
+            await ws.close(code=error.close_code, message=str(error).encode()[:120])
+    except (TimeoutError, ConnectionError):
+        pass
