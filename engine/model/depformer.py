@@ -46,9 +46,7 @@ class Depformer(nn.Module):
         self.input = Linear(config.dim, steps * dim)  # depformer_in of all steps in one product
         self.text_emb = nn.Embedding(config.text_card + 1, dim)
         self.emb = nn.ModuleList(nn.Embedding(config.card + 1, dim) for _ in range(steps - 1))
-        self.layers = nn.ModuleList(
-            DepthLayer(config) for _ in range(config.depformer_num_layers)
-        )
+        self.layers = nn.ModuleList(DepthLayer(config) for _ in range(config.depformer_num_layers))
         self.linears = nn.ModuleList(Linear(dim, config.card) for _ in range(steps))
 
     def forward(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:

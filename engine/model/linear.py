@@ -14,7 +14,7 @@ PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias. The weight is [outputs, inputs]; `pack` trades it for a packed one."""
+    """y = x W^T without bias, W [outputs, inputs]; `pack` trades it for a re-ordered one."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 
