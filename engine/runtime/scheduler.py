@@ -24,6 +24,13 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 3  # what a refused client is told
 
 
+def logged_fault(what: str) -> InternalError:
+    """Log the exception at hand under an id; the error that tells a client that id."""
+    error_id = uuid.uuid4().hex[:8]
+    logger.exception("%s, error %s", what, error_id)
+    return InternalError(f"{error_id}; the server's log has the details")
+
+
 @dataclass(slots=True)
 class Batch:
     """Who takes part in a tick."""
@@ -128,12 +135,12 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: whoever owns the process must know
-            logger.exception("the scheduler's thread died")
             self._bury(error)
 
     def _bury(self, error: Exception) -> None:
+        fault = logged_fault("the scheduler's thread died")
         for seat in self._sitting():
-            seat.deliver([Ended(InternalError(f"the engine stopped ({type(error).__name__})"))])
+            seat.deliver([Ended(fault)])
         if self._on_death:
             self._on_death(error)
 
@@ -178,7 +185,11 @@ class Scheduler:
 
     def _read_inboxes(self) -> None:
         for seat in self._sitting():
-            events = [event for command in seat.commands() for event in seat.director.take(command)]
+            try:
+                events = [ev for command in seat.commands() for ev in seat.director.take(command)]
+            except Exception:  # one conversation's fault must not reach its neighbours
+                self._give_up(seat, logged_fault("director failed"))
+                continue
             if events:
                 seat.deliver([Notice(events)])
 
@@ -243,9 +254,7 @@ class Scheduler:
                 )
                 seat.chosen = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
-                error_id = uuid.uuid4().hex[:8]
-                logger.exception("director failed, error %s", error_id)
-                self._give_up(seat, InternalError(f"{error_id}; the server's log has the details"))
+                self._give_up(seat, logged_fault("director failed"))
         return text, hush
 
     def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:
