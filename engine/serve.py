@@ -13,6 +13,7 @@ from aiohttp import web
 from engine.config import ServerConfig, parse_setting
 from engine.dialogue.engine import Engine
 from engine.dialogue.session import Limits
+from engine.dialogue.voices import Voices
 from engine.runtime.choose import choose_model, load_backend
 from engine.wire.server import add_routes
 
@@ -50,7 +51,7 @@ def build_engine(
     source, why = choose_model(config.model)
     print(f"model: {source} ({why})", flush=True)
     engine = Engine(
-        lambda progress: load_backend(config, progress),
+        lambda progress: load_backend(config, progress, Voices),
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,

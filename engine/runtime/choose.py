@@ -7,12 +7,16 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config import ServerConfig
 from engine.runtime.backend import Backend
 from engine.runtime.embedded import EmbeddedBackend
+from engine.runtime.hub import DEFAULT_REPOSITORY
 
-DEFAULT_REPOSITORY = "nvidia/personaplex-7b-v1"
+if TYPE_CHECKING:
+    from engine.runtime.loader import Shelf
+
 EMBEDDED_SLOTS = 16
 CUDA_SUCCESS = 0
 
@@ -40,8 +44,10 @@ def choose_model(model: str) -> tuple[str, str]:
     return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
 
 
-def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -> Backend:
-    """Load what the configuration asks for. Raises ModelError in one clear line."""
+def load_backend(
+    config: ServerConfig, progress: Callable[[str, float], None], shelf: "Shelf"
+) -> Backend:
+    """Load what the configuration asks for; `shelf` finds a model's voices. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
@@ -49,6 +55,7 @@ def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -
 
     return load_personaplex(
         source,
+        shelf,
         device=_device(config.device),
         slots=config.slots,
         revision=config.revision or None,

@@ -1,0 +1,77 @@
+"""The language model: 17 tokens of a frame in, the next text token and the next agent codes out.
+
+Weights and one step. Which tokens go in, and what becomes of those that come out, is loop.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.attention import Chunk, Rings, Step
+from engine.model.config import LMConfig
+from engine.model.depformer import Depformer
+from engine.model.linear import Linear
+from engine.model.state import Active
+from engine.model.transformer import GatedLayer, RMSNorm, Transformer
+
+ZERO_ROW = 0  # of the embedding table: what token -1 stands for
+
+
+class Embedding(nn.Module):
+    """The tables of all rows in one, behind a row of zeros."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        audio, text = config.card + 1, config.text_card + 1
+        first = 1 + config.n_q * audio
+        self.starts = (first, *(1 + row * audio for row in range(config.n_q)))  # text row first
+        self.table = nn.Parameter(torch.empty(first + text, config.dim), requires_grad=False)
+        self.offsets: Tensor | None = None  # [K], on the device of the table
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [..., K], row 0 text -> [..., dim]: audio rows in order, then text."""
+        if self.offsets is None:
+            self.offsets = torch.tensor(self.starts, device=self.table.device)
+        rows = torch.where(tokens < 0, ZERO_ROW, tokens + self.offsets)
+        text, *audio = self.table[rows].unbind(-2)  # K of [..., dim]
+        total = audio[0].clone()
+        for row in (*audio[1:], text):  # bf16 rounds at every addition: the order matters
+            total += row
+        return total
+
+
+class LM(nn.Module):
+    """Temporal transformer and depformer of a checkpoint."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config)
+        layers = [
+            GatedLayer(config.dim, config.num_heads, config.hidden)
+            for _ in range(config.num_layers)
+        ]
+        self.transformer = Transformer(layers, config.max_period)
+        self.out_norm = RMSNorm(config.dim)
+        self.text_linear = Linear(config.dim, config.text_card)
+        self.depformer = Depformer(config)
+
+    def rings(self, slots: int) -> Rings:
+        """KV memory whose window is the reference's: one column less than the context."""
+        return self.transformer.rings(slots, self.config.context - 1)
+
+    def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
+        """One frame: embedded [S, dim] -> hidden [S, dim]."""
+        x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+        rings.advance(active, 1)
+        return self.out_norm(x[:, 0])
+
+    def prefill(self, embedded: Tensor, rings: Rings, slot: int) -> Tensor:
+        """Many frames of one slot at once: embedded [T, dim] -> hidden [T, dim]."""
+        chunk = Chunk(rings, slot, embedded.shape[0])
+        x = self.transformer(embedded[None], chunk)  # [1, T, dim]
+        chunk.advance()
+        return self.out_norm(x[0])
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., dim] -> float32 [..., text_card]."""
+        return self.text_linear(hidden).float()

@@ -1,0 +1,148 @@
+"""The frame loop: codec, language model and token rows of all slots, one 80 ms frame at a time.
+
+`listen` takes the user's frame and picks the next text token; `speak` is told the token that really
+goes in and makes the agent's frame. Between the two, whoever directs the conversation may replace
+the text. State lives here, at fixed addresses, first dimension = slot; weights live in the modules.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+from engine.model.prompt import Prompt
+from engine.model.sampling import Sampler
+from engine.model.state import Active
+
+FREE = -1  # no token is forced here
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A slot just before its bootstrap tick: what is kept of a prompt for the next caller."""
+
+    kv: Tensor  # [L, 2, H, n, D], the used part of the ring
+    columns: int  # that were pushed
+    agent: Tensor  # [1 + Q]: text and agent rows of the last prompt column
+    user_before: Tensor  # [Q]: the user's codes one frame earlier
+    user_now: Tensor  # [Q]: the user's codes of the last prompt frame
+    forced: Tensor  # [Q]: agent codes that are given in the bootstrap tick, or FREE
+
+    @property
+    def bytes(self) -> int:
+        return self.kv.numel() * self.kv.element_size()
+
+
+class Loop:
+    """All conversations of one engine. Slots that are not active in a call do not change."""
+
+    def __init__(self, lm: LM, mimi: Mimi, slots: int) -> None:
+        self.lm, self.mimi, self.slots = lm, mimi, slots
+        self.device = lm.embedding.table.device
+        config, q = lm.config, lm.config.codebooks
+        self.rings = lm.rings(slots)
+        self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
+        self.sampler = Sampler(slots, config, self.device)
+        delays = torch.tensor(config.delays, device=self.device) == 1
+        self.agent_late, self.user_late = delays[1 : 1 + q], delays[1 + q :]
+        silence = torch.tensor(config.silence_tokens, device=self.device)
+        self.silence_now = torch.where(self.agent_late, FREE, silence)
+        self.silence_next = torch.where(self.agent_late, silence, FREE)
+        self.agent = self._tokens(1 + q)  # text and agent rows of the column to run next
+        self.user_before, self.user_now, self.forced = (self._tokens(q) for _ in range(3))
+        self.booting: set[int] = set()  # slots whose next tick is their bootstrap
+
+    def _tokens(self, rows: int) -> Tensor:
+        return torch.zeros(self.slots, rows, dtype=torch.int64, device=self.device)
+
+    def active(self, slots: list[int]) -> Active:
+        return Active.of(slots, self.slots, self.device)
+
+    # -- one slot's life ---------------------------------------------------------------------------
+
+    def clear(self, slot: int) -> None:
+        """Forget a conversation; a cleared slot is like a new one."""
+        for stream in (self.rings, self.encoder, self.decoder, self.sampler):
+            stream.clear(slot)
+        for tokens in (self.agent, self.user_before, self.user_now, self.forced):
+            tokens[slot] = 0
+        self.booting.discard(slot)
+
+    def prefill(self, slot: int, embedded: Tensor) -> None:
+        """Run columns of a prompt, embedded [T, dim], without picking anything."""
+        self.lm.prefill(embedded, self.rings, slot)
+
+    def ready(self, slot: int, prompt: Prompt) -> Ready:
+        """What to keep of a slot that has run all columns of a prompt but the last."""
+        q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after
+        last, after = last.to(self.device), after.to(self.device)
+        return Ready(
+            kv=self.rings.used(slot).clone(),
+            columns=self.rings.pushed[slot],
+            agent=last[: 1 + q],
+            user_before=last[1 + q :],
+            user_now=torch.where(self.user_late, after[1 + q :], last[1 + q :]),
+            forced=torch.where(self.agent_late, after[1 : 1 + q], FREE),
+        )
+
+    def start(self, slot: int, ready: Ready) -> None:
+        """Put a cleared slot just before its bootstrap tick."""
+        self.rings.set_position(slot, ready.columns)
+        self.rings.used(slot).copy_(ready.kv)
+        self.agent[slot], self.forced[slot] = ready.agent, ready.forced
+        self.user_before[slot], self.user_now[slot] = ready.user_before, ready.user_now
+        self.booting.add(slot)
+
+    def state(self, slot: int) -> list[Tensor]:
+        """Everything that a slot's future depends on, as views (tests compare it)."""
+        tokens = [t[slot] for t in (self.agent, self.user_before, self.user_now, self.forced)]
+        sampler = [self.sampler.fed[slot, :-1], self.sampler.count[slot]]
+        ring = [self.rings.used(slot), self.rings.position[slot]]
+        return [*ring, *self.encoder.of(slot), *self.decoder.of(slot), *tokens, *sampler]
+
+    # -- one tick ----------------------------------------------------------------------------------
+
+    def listen(self, pcm: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+        """pcm [S, 1920] of the user -> text picked for the next frame [S], user codes [S, Q].
+
+        A slot's first tick runs the last column of its prompt; its pcm is not looked at.
+        """
+        hearing = self.active([s for s in active.slots if s not in self.booting])
+        pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
+        codes = self.mimi.encode(pcm, self.encoder, hearing)
+        codes = torch.where(hearing.mask[:, None], codes, self.user_now)  # [S, Q]
+        return self.think(codes, active), codes
+
+    def think(self, codes: Tensor, active: Active) -> Tensor:
+        """The user's codes [S, Q] of this frame -> text picked for the next one [S]."""
+        user = torch.where(self.user_late, self.user_before, codes)
+        column = torch.cat([self.agent, user], 1)  # [S, K]
+        self.hidden = self.lm.step(self.lm.embedding(column), self.rings, active)
+        active.keep(self.user_before, codes)
+        self.sampler.draw(active)
+        return self.sampler.pick_text(self.lm.text_logits(self.hidden))
+
+    def speak(self, text: Tensor, hush: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+        """Feed text [S], silence where hush [S]: pcm [S, 1920] and codes [S, Q] of this frame."""
+        codes = self.say(text, hush, active)
+        pcm = self.mimi.decode(codes, self.decoder, active)
+        self.booting.difference_update(active.slots)
+        return pcm, codes
+
+    def say(self, text: Tensor, hush: Tensor, active: Active) -> Tensor:
+        """The tokens of `speak` alone: the agent's frame that is now complete [S, Q]."""
+        hush = hush[:, None]
+        given = torch.where(hush & ~self.agent_late, self.silence_now, self.forced)  # [S, Q]
+
+        def pick(codebook: int, logits: Tensor) -> Tensor:
+            told = given[:, codebook]
+            return torch.where(told < 0, self.sampler.pick_audio(codebook, logits), told)
+
+        picked = self.lm.depformer(self.hidden, text, pick)  # [S, Q]
+        complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
+        self.sampler.feed(text, active)
+        active.keep(self.agent, torch.cat([text[:, None], picked], 1))
+        active.keep(self.forced, torch.where(hush, self.silence_next, FREE))
+        return complete

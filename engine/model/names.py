@@ -1,0 +1,81 @@
+"""Which tensors of the two checkpoint files make which parameter of the modules."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+
+MIMI_RENAMES = (  # our name -> the file's
+    (r"(conv|convtr)\.(weight|bias)$", r"\1.\1.\2"),
+    (r"^(down|up)sample\.(conv|convtr)\.", r"\1sample.\2.\2."),
+    (r"_transformer\.layers", "_transformer.transformer.layers"),
+    (r"layer_scale_(\d)$", r"layer_scale_\1.scale"),
+    (r"\.in_proj\.weight$", ".in_proj_weight"),
+    (r"(\.layers\.\d+)\.(embedding_sum|cluster_usage|_initialized)$", r"\1._codebook.\2"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one tensor of a file that fill rows of a parameter."""
+
+    name: str  # in the file
+    shapes: tuple[tuple[int, ...], ...]  # which the file's tensor may have; the first is usual
+    start: int = 0  # first row of the parameter
+    rows: int | None = None  # how many; None: all of it
+    skip: int = 0  # first row in the file
+
+
+def lm_pieces(lm: LM) -> Iterator[tuple[str, list[Piece]]]:
+    """(parameter, the pieces that fill it) for every parameter of the language model."""
+    for name, parameter in lm.named_parameters():
+        yield name, _lm_pieces(lm, name, tuple(parameter.shape))
+
+
+def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[Piece]:
+    config, steps, width = lm.config, lm.config.codebooks, shape[-1]
+    if name == "embedding.table":
+        rows = config.card + 1, config.text_card + 1
+        text, *audio = lm.embedding.starts
+        tables = [
+            Piece(f"emb.{k}.weight", ((rows[0], width),), a, rows[0]) for k, a in enumerate(audio)
+        ]
+        return [*tables, Piece("text_emb.weight", ((rows[1], width),), text, rows[1])]
+    if name == "depformer.input.weight":
+        dim = config.depformer_dim
+        return [
+            Piece(f"depformer_in.{k}.weight", ((dim, width),), k * dim, dim) for k in range(steps)
+        ]
+    if match := re.fullmatch(r"(depformer\.layers\.\d+\.)(in|out)_proj\.(\d+)\.weight", name):
+        prefix, which, step = match.groups()
+        tail = "in_proj_weight" if which == "in" else "out_proj.weight"
+        shapes = ((2 * steps * shape[0], width), (steps * shape[0], width))  # 16 or 8 depth steps
+        return [Piece(f"{prefix}self_attn.{tail}", shapes, 0, shape[0], int(step) * shape[0])]
+    if name.endswith(".alpha"):
+        return [Piece(name, ((1, 1, *shape), shape))]
+    name = re.sub(r"\.in_proj\.weight$", ".in_proj_weight", name)
+    name = re.sub(r"^depformer\.(text_emb|emb)\.", r"depformer_\1.", name)
+    return [Piece(re.sub(r"^depformer\.linears\.", "linears.", name), (shape,))]
+
+
+def unused_by_lm(lm: LM, name: str) -> bool:
+    """Whether a tensor belongs to the depth steps of the user's rows, which are not built."""
+    pattern = r"(?:depformer_in|linears|depformer\.layers\.\d+\.gating|depformer_emb)\.(\d+)\..*"
+    match = re.fullmatch(pattern, name)
+    if not match:
+        return False
+    step = int(match[1]) + name.startswith("depformer_emb")  # emb.k is what step k + 1 is told
+    return lm.config.codebooks <= step < lm.config.n_q
+
+
+def mimi_pieces(mimi: Mimi) -> Iterator[tuple[str, list[Piece]]]:
+    """(parameter, the one tensor that fills it) for every parameter of the codec."""
+    for name, parameter in mimi.named_parameters():
+        there, shape = name, tuple(parameter.shape)
+        for pattern, to in MIMI_RENAMES:
+            there = re.sub(pattern, to, there)
+        if re.search(r"\.(in|out)put_proj\.", name):
+            shape = (*shape, 1)  # a convolution of one column there
+        yield name, [Piece(there, (shape,))]

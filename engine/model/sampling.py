@@ -1,0 +1,147 @@
+"""Picking tokens: every slot by its own settings and its own random draws.
+
+The draws of a slot come from its own generator and their number depends on its own settings only,
+so what it says does not depend on its neighbours. Source of the method: nvidia/personaplex and
+kyutai-labs/moshi draw with the exponential race, argmax(p / q) with q ~ Exp(1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.config import EPAD, PAD, REPETITION_CONTEXT, SamplingConfig
+from engine.model.config import LMConfig
+from engine.model.state import Active
+
+HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the penalty
+
+
+def race(logits: Tensor, temperature: Tensor, top_k: int, noise: Tensor) -> Tensor:
+    """logits [S, V], temperature [S] > 0, noise [S, >= k] ~ Exp(1), by rank -> tokens [S].
+
+    The probabilities of the k likeliest are not renormalised: the race does not need it.
+    """
+    probabilities = torch.softmax(logits / temperature[:, None], -1)
+    top, ids = probabilities.topk(top_k)  # [S, k], descending
+    winner = (top / noise[:, :top_k]).argmax(-1, keepdim=True)
+    return ids.gather(1, winner)[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 1
+
+
+class Picker:
+    """One vocabulary's settings per slot, on the device as tensors and on the host for the shape.
+
+    The widths of the top-k in use are known to the host: a slot's own width, never a neighbour's,
+    decides which of equally likely tokens are kept.
+    """
+
+    def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
+        self.vocabulary = vocabulary
+        self.temperature = torch.ones(slots, device=device)
+        self.width = torch.zeros(slots, dtype=torch.int64, device=device)  # 0: greedy
+        self.settings: dict[int, Settings] = {}
+
+    def set(self, slot: int, temperature: float, top_k: int) -> None:
+        width = min(top_k, self.vocabulary) if temperature > 0 else 0
+        self.settings[slot] = Settings(temperature, width)
+        self.temperature[slot] = temperature or 1.0
+        self.width[slot] = width
+
+    def clear(self, slot: int) -> None:
+        self.settings.pop(slot, None)
+
+    def draws(self, slot: int) -> int:
+        """How many random numbers one pick of this slot takes."""
+        return self.settings[slot].top_k
+
+    def pick(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """logits [S, V] float32, noise [S, V] -> tokens [S]; greedy ties: the first."""
+        widths = {s.top_k for s in self.settings.values()} or {0}
+        picked = None
+        for width in sorted(widths):
+            some = race(logits, self.temperature, width, noise) if width else logits.argmax(-1)
+            picked = some if picked is None else torch.where(self.width == width, some, picked)
+        return picked
+
+
+class Sampler:
+    """Text and audio picks of all slots, with the random numbers of the current tick."""
+
+    def __init__(self, slots: int, config: LMConfig, device: torch.device) -> None:
+        self.codebooks = config.codebooks
+        self.text = Picker(slots, config.text_card, device)
+        self.audio = Picker(slots, config.card, device)
+        self.text_noise = torch.ones(slots, config.text_card, device=device)
+        self.audio_noise = torch.ones(slots, config.codebooks, config.card, device=device)
+        self.generators = [torch.Generator() for _ in range(slots)]
+        self.pad_bias = torch.zeros(slots, device=device)
+        self.penalty = torch.ones(slots, device=device)
+        self.span = torch.ones(slots, dtype=torch.int64, device=device)  # tokens looked back at
+        self.penalised: set[int] = set()
+        self.fed = torch.full((slots, HISTORY + 1), config.text_card, device=device)  # last: spare
+        self.count = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._age = torch.arange(HISTORY, device=device)
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        self.text.set(slot, sampling.text_temperature, sampling.text_top_k)
+        self.audio.set(slot, sampling.audio_temperature, sampling.audio_top_k)
+        self.pad_bias[slot] = sampling.pad_bias
+        self.penalty[slot] = sampling.repetition_penalty
+        self.span[slot] = sampling.repetition_context
+        self.penalised.discard(slot)
+        if sampling.repetition_penalty != 1:
+            self.penalised.add(slot)
+
+    def seed(self, slot: int, seed: int) -> None:
+        self.generators[slot].manual_seed(seed)
+
+    def clear(self, slot: int) -> None:
+        self.text.clear(slot)
+        self.audio.clear(slot)
+        self.penalised.discard(slot)
+        self.fed[slot] = self.text.vocabulary
+        self.count[slot] = 0
+        self.pad_bias[slot] = 0
+
+    def draw(self, active: Active) -> None:
+        """New random numbers for the active slots; each from its own generator, as it needs."""
+        for slot in active.slots:
+            text, audio = self.text.draws(slot), self.audio.draws(slot)
+            total = text + self.codebooks * audio
+            numbers = torch.empty(total).exponential_(generator=self.generators[slot])
+            numbers = numbers.to(self.text_noise.device, non_blocking=True)
+            self.text_noise[slot, :text] = numbers[:text]
+            self.audio_noise[slot, :, :audio] = numbers[text:].view(self.codebooks, audio)
+
+    def pick_text(self, logits: Tensor) -> Tensor:
+        """logits [S, text_card] -> tokens [S], after penalty and bias; changes the logits."""
+        if self.penalised:
+            logits = self._penalise(logits)
+        logits[:, PAD] += self.pad_bias
+        return self.text.pick(logits, self.text_noise)
+
+    def pick_audio(self, codebook: int, logits: Tensor) -> Tensor:
+        """logits [S, card] -> tokens [S]."""
+        return self.audio.pick(logits, self.audio_noise[:, codebook])
+
+    def feed(self, text: Tensor, active: Active) -> None:
+        """Remember the text tokens [S] that the active slots were really given."""
+        place = torch.where(active.mask, self.count % HISTORY, HISTORY)
+        self.fed.scatter_(1, place[:, None], text[:, None])
+        self.count += active.mask
+
+    def _penalise(self, logits: Tensor) -> Tensor:
+        """Divide (or multiply, below 0) the logits of recently fed tokens; PAD, EPAD exempt."""
+        age = (self.count[:, None] - 1 - self._age) % HISTORY  # [S, HISTORY]
+        recent = torch.where(age < self.span[:, None], self.fed[:, :-1], self.text.vocabulary)
+        seen = torch.zeros(len(logits), self.text.vocabulary + 1, dtype=torch.bool)
+        seen = seen.to(logits.device).scatter_(1, recent, True)[:, :-1]
+        seen[:, [EPAD, PAD]] = False
+        factor = self.penalty[:, None]
+        return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)

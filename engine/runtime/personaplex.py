@@ -1,0 +1,186 @@
+"""The model as a backend: openings, prompts and seeds around the frame loop of engine/model.
+
+Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.model.loop import Loop, Ready
+from engine.model.mimi import Stream
+from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
+from engine.model.state import Active
+from engine.runtime.backend import Heard, Opening, Spoken
+from engine.runtime.hub import Progress
+from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
+from engine.runtime.prompt_cache import PromptCache
+
+CHUNK_COLUMNS = 64  # of a prompt in one piece of work
+CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
+CPU_SLOTS = 4
+MOST_SLOTS = 16
+RESERVE_BYTES = 2_000_000_000  # of the device, for activations and the prompt being prefilled
+
+
+class PersonaPlexBackend:
+    """Keeps the contract of `runtime/backend.py`."""
+
+    transcribes = False
+
+    def __init__(
+        self, checkpoint: Checkpoint, slots: int = CPU_SLOTS, cache_mb: float = CACHE_MB
+    ) -> None:
+        self.checkpoint, self.name, self.slots = checkpoint, checkpoint.name, slots
+        self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
+        self.config = checkpoint.lm.config
+        self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots)
+        self.cache = PromptCache(cache_mb)
+        self._voices: dict[str, Voice] = {}  # by the hash of their file
+        self._active = self.loop.active([])
+
+    # -- one conversation --------------------------------------------------------------------------
+
+    def open(self, slot: int, opening: Opening) -> Iterator[None]:
+        """Each `next` runs at most 64 columns (or 64 frames of a voice) for this slot."""
+        self.close(slot)
+        path = self.checkpoint.voices.path(opening.voice)
+        key = file_hash(path), opening.text_ids
+        ready = self.cache.get(key)
+        if ready is None:
+            yield from self._load_voice(opening.voice, key[0])
+            prompt = self._prompt(self._voices[key[0]], opening.text_ids)
+            for embedded in self._embedded(prompt).split(CHUNK_COLUMNS):
+                self._prefill(slot, embedded)
+                yield
+            ready = self._ready(slot, prompt)
+            self.cache.put(key, ready)
+        self._start(slot, ready, opening)
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        self.loop.sampler.tune(slot, sampling)
+
+    @torch.inference_mode()
+    def close(self, slot: int) -> None:
+        self.loop.clear(slot)
+
+    def context_used(self, slot: int) -> float:
+        """Columns in the ring, of those it holds, 0 to 1."""
+        return min(1.0, self.loop.rings.pushed[slot] / self.loop.rings.capacity)
+
+    # -- one tick ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        self._active = self.loop.active(np.flatnonzero(active).tolist())
+        text, codes = self.loop.listen(self._tensor(pcm), self._active)
+        return Heard(text=text.cpu().numpy(), user_codes=codes.cpu().numpy())
+
+    @torch.inference_mode()
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        fed = np.full(self.slots, PAD, np.int64)
+        rows = list(self._active.slots)
+        fed[rows] = text[rows]
+        known = (fed >= 0) & (fed < self.config.text_card)
+        assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
+        pcm, codes = self.loop.speak(self._tensor(fed), self._tensor(hush), self._active)
+        return Spoken(pcm=pcm.cpu().numpy(), codes=codes.cpu().numpy())
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.loop.device)
+
+    # -- prompts -----------------------------------------------------------------------------------
+
+    def prompt_frames(self, opening: Opening) -> int:
+        """Frames of a prompt whose voice has been loaded by an `open` of the same voice."""
+        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
+        return self._prompt(voice, opening.text_ids).frames
+
+    def _prompt(self, voice: Voice, text_ids: tuple[int, ...]) -> Prompt:
+        return build_prompt(self.config, voice, prompt_frames(self.config, text_ids))
+
+    @torch.inference_mode()
+    def _embedded(self, prompt: Prompt) -> Tensor:
+        """What the transformer reads of all columns but the last [P - 1, dim]."""
+        embedding, device = self.checkpoint.lm.embedding, self.loop.device
+        tokens = embedding(prompt.columns[:-1].to(device))
+        if prompt.embeddings is None:
+            return tokens
+        return torch.cat([prompt.embeddings.to(device, tokens.dtype), tokens])
+
+    @torch.inference_mode()
+    def _prefill(self, slot: int, embedded: Tensor) -> None:
+        self.loop.prefill(slot, embedded)
+
+    @torch.inference_mode()
+    def _ready(self, slot: int, prompt: Prompt) -> Ready:
+        return self.loop.ready(slot, prompt)
+
+    @torch.inference_mode()
+    def _start(self, slot: int, ready: Ready, opening: Opening) -> None:
+        self.loop.start(slot, ready)
+        self.loop.sampler.seed(slot, opening.seed)
+        self.loop.sampler.tune(slot, opening.sampling)
+
+    def _load_voice(self, name: str, digest: str) -> Iterator[None]:
+        """Read a saved voice, or encode a recorded one, 64 frames a piece."""
+        if digest in self._voices:
+            return
+        path = self.checkpoint.voices.path(name)
+        if path.suffix == ".pt":
+            self._voices[digest] = read_saved_voice(path, self.config)
+            return
+        pcm = self.checkpoint.voices.audio(name)
+        pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
+        frames = torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES)  # [T, 1, 1920]
+        stream, codes = self.checkpoint.mimi.encoder_stream(1), []
+        for part in frames.split(CHUNK_COLUMNS):
+            codes += self._encode(part, stream)
+            yield
+        self._voices[digest] = Voice(codes=torch.cat(codes))
+
+    @torch.inference_mode()
+    def _encode(self, frames: Tensor, stream: Stream) -> list[Tensor]:
+        """Frames [T, 1, 1920] one by one through the streaming codec: T of [1, Q]."""
+        mimi, device = self.checkpoint.mimi, self.loop.device
+        active = Active.of([0], 1, device)
+        return [mimi.encode(frame.to(device), stream, active).cpu() for frame in frames]
+
+
+def load_personaplex(
+    source: str,
+    shelf: Shelf,
+    *,
+    device: str = "cpu",
+    slots: int = 0,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> PersonaPlexBackend:
+    """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
+
+    `progress(phase, percent)` is called while it downloads and loads. Raises ModelError.
+    """
+    checkpoint = load_checkpoint(
+        source,
+        shelf,
+        device=device,
+        revision=revision,
+        progress=progress or (lambda phase, percent: None),
+    )
+    return PersonaPlexBackend(checkpoint, slots or fitting_slots(checkpoint))
+
+
+def fitting_slots(checkpoint: Checkpoint) -> int:
+    """How many conversations the memory of the device holds beside the weights."""
+    device = checkpoint.lm.embedding.table.device
+    if device.type != "cuda":
+        return CPU_SLOTS
+    one = Loop(checkpoint.lm, checkpoint.mimi, 1)
+    rings = (one.rings, one.encoder.rings, one.decoder.rings)
+    each = sum(ring.kv.numel() * ring.kv.element_size() for ring in rings)
+    del one, rings
+    free, _total = torch.cuda.mem_get_info(device)
+    return max(1, min(MOST_SLOTS, (free - RESERVE_BYTES) // each))
