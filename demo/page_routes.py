@@ -14,7 +14,7 @@ SCRIPTS = "/pp"
 
 def add_page(app: web.Application, config: PageConfig, token: str = "") -> None:
     """Add the page to `app`. Call it last: it answers every path that nobody else does."""
-    bridge = Bridge(mount(build_page(config), config))
+    bridge = Bridge(mount(build_page(config)))
     app.cleanup_ctx.append(bridge.lifespan)
     app.on_response_prepare.append(always_ask_for_scripts)
     app.router.add_static(SCRIPTS, STATIC)

@@ -38,7 +38,7 @@ class PageConfig:
     routing: bool = False  # questions can be looked up, so Ask is offered
 
     def json(self) -> str:
-        """For a script element: nothing in it can end that element."""
+        """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [{"title": one.title, "text": one.text} for one in self.personas]
         whole = {"voices": list(self.voices), "personas": personas, "routing": self.routing}
         return json.dumps(whole).replace("<", "\\u003c")
@@ -51,7 +51,7 @@ class Widgets:
         gr.HTML(panels.HEADER, apply_default_css=False)
         with gr.Row(elem_classes="pp-columns"):
             with gr.Column(scale=3, min_width=300):
-                self._call()
+                self._call(config)
                 self._conversation(config)
             with gr.Column(scale=2, min_width=300):
                 with gr.Column(elem_classes="pp-card"):
@@ -59,13 +59,14 @@ class Widgets:
                 with gr.Column(elem_classes="pp-card"):
                     self._downloads()
 
-    def _call(self) -> None:
+    def _call(self, config: PageConfig) -> None:
         self.state = gr.HTML(
             html_template=panels.STATE,
             apply_default_css=False,
             elem_id="pp-state",
             js_on_load="const events = ['refresh', 'voices'];"
-            " import('/pp/main.js').then(m => m.page.mountState(element, trigger));",
+            f" const config = {config.json()};"
+            " import('/pp/main.js').then(m => m.page.mountState(element, trigger, config));",
         )
         with gr.Row(elem_classes="pp-tight"):
             self.connect = gr.Button(
@@ -294,9 +295,8 @@ def theme() -> gr.themes.Base:
     )
 
 
-def mount(page: gr.Blocks, config: PageConfig) -> FastAPI:
+def mount(page: gr.Blocks) -> FastAPI:
     """The page as an ASGI application at `/`, with everything off that keeps requests open."""
-    head = f'<script type="application/json" id="pp-config">{config.json()}</script>'
     return gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
@@ -309,5 +309,4 @@ def mount(page: gr.Blocks, config: PageConfig) -> FastAPI:
         footer_links=[],
         theme=theme(),
         css_paths=[STATIC / "page.css"],
-        head=head,
     )

@@ -11,7 +11,6 @@ import { Transcript } from "./transcript.js";
 const SET_WAIT = 200; // ms after the last move of a slider
 
 const query = new URLSearchParams(location.search);
-const config = JSON.parse(document.getElementById("pp-config").textContent);
 const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" };
 
 class Page {
@@ -21,12 +20,15 @@ class Page {
     this.state = { name: "idle" };
     this.said = false; // there is something to save
     this.opus = false;
-    this.voices = config.voices;
+    this.voices = [];
     this.transcript = new Transcript(
       (turn, before) => this.#turn(turn, before), (list) => this.conversation?.queue(list));
   }
 
-  mountState(root, trigger) {
+  // `config` is PageConfig of demo/ui.py.
+  mountState(root, trigger, config) {
+    this.config = config;
+    this.voices = config.voices;
     this.panel = new StatePanel(root);
     this.trigger = trigger;
     this.panel.state(this.state);
@@ -61,7 +63,7 @@ class Page {
     this.transcript.clear();
     this.conversation.clear();
     this.panel.notice("");
-    const routing = config.routing ? settings.routing : null;
+    const routing = this.config.routing ? settings.routing : null;
     this.call = new Call(context, { ...settings, codec, routing }, options, {
       state: (state) => this.#show(state),
       notice: (sentence) => this.panel.notice(sentence),
@@ -103,14 +105,14 @@ class Page {
     const values = {
       text_temperature: textTemperature, text_topk: textTopK,
       audio_temperature: audioTemperature, audio_topk: audioTopK,
-      ...(config.routing ? { routing } : {}),
+      ...(this.config.routing ? { routing } : {}),
     };
     clearTimeout(this.setTimer);
     this.setTimer = setTimeout(() => { if (this.call?.live) this.call.client.set(values); }, SET_WAIT);
   }
 
   persona(title) {
-    return config.personas.find((persona) => persona.title === title)?.text ?? "";
+    return this.config.personas.find((persona) => persona.title === title)?.text ?? "";
   }
 
   save(ending) {

@@ -90,8 +90,7 @@ async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray, fmt:
     await asyncio.sleep(delay)
     async with Client(url, fmt=fmt) as client:
         hearing = asyncio.create_task(_hear(client, talk))
-        while not talk.stats.get("ready"):
-            await asyncio.sleep(0.01)
+        await talk.ready.wait()
         start = time.monotonic()
         for n in range(int(seconds / FRAME_SECONDS) * CHUNKS):
             await asyncio.sleep(

@@ -129,9 +129,13 @@ class Engine:
 
     def session(self, config: SessionConfig) -> Session:
         """A new conversation. Raises ClosingError once the server is going down."""
+        self.check_open()
+        return Session(self, config)
+
+    def check_open(self) -> None:
+        """Raises ClosingError once the server is going down."""
         if self.closing:
             raise ClosingError(GOODBYE)
-        return Session(self, config)
 
     async def drain(self, grace_s: float) -> None:
         """Admit nobody, announce the end, and end what still talks after the grace."""

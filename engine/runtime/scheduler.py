@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,13 @@ from engine.runtime.seat import Director, Ended, Frame, Notice, Output, Ready, S
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 3  # what a refused client is told
+
+
+def logged_fault(what: str) -> InternalError:
+    """Log the exception at hand under an id; the error that tells a client that id."""
+    error_id = uuid.uuid4().hex[:8]
+    logger.exception("%s, error %s", what, error_id)
+    return InternalError(f"{error_id}; the server's log has the details")
 
 
 @dataclass(slots=True)
@@ -106,10 +113,12 @@ class Scheduler:
 
     def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
         """The same slot from the beginning; `Ready` is delivered again."""
+        seat.forget()
         self._do(lambda: self._reopen(seat, opening, director))
 
     def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        self._do(lambda: self.backend.tune(seat.slot, sampling))
+        """Change how a seat samples from its next tick on."""
+        self._do(lambda: self._tune(seat, sampling))
 
     def wake(self) -> None:
         with self._wake:
@@ -128,12 +137,12 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: whoever owns the process must know
-            logger.exception("the scheduler's thread died")
             self._bury(error)
 
     def _bury(self, error: Exception) -> None:
+        fault = logged_fault("the scheduler's thread died")
         for seat in self._sitting():
-            seat.deliver([Ended(InternalError(f"the engine stopped ({type(error).__name__})"))])
+            seat.deliver([Ended(fault)])
         if self._on_death:
             self._on_death(error)
 
@@ -165,20 +174,34 @@ class Scheduler:
         for task in tasks:
             task()
         for seat in left:
-            if seat.work is not None or seat.bootstrapping or seat.live:
+            if seat.is_open:
                 self.backend.close(seat.slot)
             with self._wake:
                 del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
-            self.backend.close(seat.slot)
-            seat.commands()
-            seat.start(opening, director)
+            if seat.is_open:
+                self.backend.close(seat.slot)
+            seat.restart(opening, director)
+
+    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
+        if seat.left:
+            return
+        if seat.bootstrapping or seat.live:
+            self.backend.tune(seat.slot, sampling)
+        elif seat.work is None:  # not open yet: it opens with these settings
+            seat.opening = replace(seat.opening, sampling=sampling)
+        else:  # its prompts are going in: when they are in
+            self.tune(seat, sampling)
 
     def _read_inboxes(self) -> None:
         for seat in self._sitting():
-            events = [event for command in seat.commands() for event in seat.director.take(command)]
+            try:
+                events = [ev for command in seat.commands() for ev in seat.director.take(command)]
+            except Exception:  # one conversation's fault must not reach its neighbours
+                self._give_up(seat, logged_fault("director failed"))
+                continue
             if events:
                 seat.deliver([Notice(events)])
 
@@ -243,9 +266,7 @@ class Scheduler:
                 )
                 seat.chosen = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
-                error_id = uuid.uuid4().hex[:8]
-                logger.exception("director failed, error %s", error_id)
-                self._give_up(seat, InternalError(f"{error_id}; the server's log has the details"))
+                self._give_up(seat, logged_fault("director failed"))
         return text, hush
 
     def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:

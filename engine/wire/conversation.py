@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
+CLOSE_BYTES = 120  # of the reason in a close frame
 CLOSE_SECONDS = 1.0  # for a goodbye; a client that does not read loses it
 
 
@@ -172,6 +173,7 @@ class Conversation:
     async def _wake_up(self) -> None:
         """Wait for the model; with events=1 say how far it is."""
         while (waking := self.engine.waking) is not None:
+            self.engine.check_open()
             if self.query.events:
                 fields = {"phase": waking.phase, "percent": waking.percent}
                 await self._send_metadata(metadata.message("waking", 0, **fields))
@@ -254,11 +256,16 @@ def _first(group: BaseExceptionGroup) -> EndError:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
+def cut(text: str, size: int) -> bytes:
+    """At most `size` bytes of UTF-8, never half a character: browsers refuse such a frame."""
+    return text.encode()[:size].decode(errors="ignore").encode()
+
+
 async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
     """The reason as 0x05, then the close code; a client that reads nothing is cut off."""
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await ws.send_bytes(encode(Kind.ERROR, str(error).encode()))
-            await ws.close(code=error.close_code, message=str(error).encode()[:120])
+            await ws.close(code=error.close_code, message=cut(str(error), CLOSE_BYTES))
     except (TimeoutError, ConnectionError):
         pass

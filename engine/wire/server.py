@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 ENGINE = web.AppKey("engine", Engine)
 CONFIG = web.AppKey("config", ServerConfig)
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # above it aiohttp hangs up by itself; ours is 256 KiB
+WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, not buffered for
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -36,7 +37,9 @@ def add_routes(app: web.Application, engine: Engine, config: ServerConfig) -> No
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """One conversation. Whatever is wrong is said on the socket: proxies hide HTTP errors."""
-    ws = web.WebSocketResponse(compress=False, max_msg_size=READ_LIMIT_BYTES)
+    ws = web.WebSocketResponse(
+        compress=False, max_msg_size=READ_LIMIT_BYTES, writer_limit=WRITE_LIMIT_BYTES
+    )
     if not ws.can_prepare(request):
         return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
     await ws.prepare(request)

@@ -1,0 +1,21 @@
+"""What many rooms' tests share: a real server on a free port, with the embedded backend."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.serving import ApiServer
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., ApiServer]]:
+    """`serve(slots=2, token="x")`: a server that lives as long as the module."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(ApiServer(**options))
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., ApiServer]) -> ApiServer:
+    """The plain one: six slots, no token, the usual limits."""
+    return serve(slots=6)

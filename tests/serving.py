@@ -1,0 +1,56 @@
+"""`/api` in a thread of its own on a free port, behind real sockets."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from engine.config import ServerConfig
+from engine.dialogue.engine import Engine
+from engine.dialogue.session import Limits
+from engine.runtime.backend import Backend
+from engine.runtime.embedded import EmbeddedBackend
+from engine.wire.server import add_routes
+from tests.browser.serving import Served
+
+
+class ApiServer:
+    """`with ApiServer(slots=2) as server:` … `server.url`, `server.engine`."""
+
+    def __init__(
+        self,
+        slots: int = 4,
+        limits: Limits | None = None,
+        load: Callable[[Callable[[str, float], None]], Backend] | None = None,
+        wait: bool = True,
+        **config: Any,
+    ) -> None:
+        self.engine = Engine(load or (lambda _progress: EmbeddedBackend(slots)), limits=limits)
+        self.config = ServerConfig(**config)
+        self._wait = wait
+        self._served = Served(self._app)
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        add_routes(app, self.engine, self.config)
+        return app
+
+    @property
+    def url(self) -> str:
+        return self._served.url.rstrip("/")
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run something in the server's own event loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._served.loop).result(30)
+
+    def __enter__(self) -> "ApiServer":
+        self.engine.start()
+        if self._wait:
+            self.engine.wait(30)
+        self._served.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._served.__exit__(*exc)
+        self.engine.stop()
