@@ -16,6 +16,9 @@ SAMPLED = SamplingConfig(text_top_k=25, audio_top_k=40)
 MINE = Opening("TINYF0", PERSONA, SAMPLED, seed=7)
 
 
+VISITOR = Opening("TINYM0", (5, 6, 7), SAMPLED, seed=99)
+
+
 @dataclass(frozen=True)
 class Guest:
     """Somebody in another slot, from one tick of ours to another."""
@@ -23,7 +26,7 @@ class Guest:
     slot: int
     joins: int = 0
     leaves: int = FRAMES + 1
-    opening: Opening = Opening("TINYM0", (5, 6, 7), SAMPLED, seed=99)
+    opening: Opening = VISITOR
     every: int = 1  # takes part in every n-th tick
 
 
