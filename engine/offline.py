@@ -20,6 +20,7 @@ from engine.dialogue.events import Say
 from engine.dialogue.personas import load_personas
 from engine.dialogue.pieces import PieceDecoder
 from engine.dialogue.prompt import prompt_ids
+from engine.dialogue.voices import Voices
 from engine.errors import ConfigError
 from engine.runtime.backend import Backend, Opening
 from engine.runtime.choose import choose_model, load_backend
@@ -154,7 +155,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with assembled(args) as source:
         config = ServerConfig(model=source, device=args.device, slots=1)
-        backend = load_backend(config, lambda phase, percent: None)
+        backend = load_backend(config, lambda phase, percent: None, Voices)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)
     frames = list(conversation(backend, opening(backend, args), frames_of(user), speaker))

@@ -113,6 +113,7 @@ class Session:
         for command in self._early:
             seat.post(command)
         self._seat = seat
+        self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
         self._started = self._active_at = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -113,10 +113,12 @@ class Scheduler:
 
     def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
         """The same slot from the beginning; `Ready` is delivered again."""
+        seat.forget()
         self._do(lambda: self._reopen(seat, opening, director))
 
     def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        self._do(lambda: self.backend.tune(seat.slot, sampling))
+        """Change how a seat samples from its next tick on."""
+        self._do(lambda: self._tune(seat, sampling))
 
     def wake(self) -> None:
         with self._wake:
@@ -172,16 +174,26 @@ class Scheduler:
         for task in tasks:
             task()
         for seat in left:
-            if seat.work is not None or seat.bootstrapping or seat.live:
+            if seat.is_open:
                 self.backend.close(seat.slot)
             with self._wake:
                 del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
-            self.backend.close(seat.slot)
-            seat.commands()
-            seat.start(opening, director)
+            if seat.is_open:
+                self.backend.close(seat.slot)
+            seat.restart(opening, director)
+
+    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
+        if seat.left:
+            return
+        if seat.bootstrapping or seat.live:
+            self.backend.tune(seat.slot, sampling)
+        elif seat.work is None:  # not open yet: it opens with these settings
+            seat.opening = replace(seat.opening, sampling=sampling)
+        else:  # its prompts are going in: when they are in
+            self.tune(seat, sampling)
 
     def _read_inboxes(self) -> None:
         for seat in self._sitting():

@@ -37,8 +37,10 @@ def parse(payload: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def text_field(data: dict[str, Any]) -> str:
-    """The `text` of a message. Raises RefusedError if it is not a string."""
+    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
     text = data.get("text")
     if not isinstance(text, str):
         raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell half a character
+        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
     return text
