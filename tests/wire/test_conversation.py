@@ -412,7 +412,7 @@ def noise(rng):
         b'{"type":"cancel"}',
         rng.choice([START, END_TURN, PAUSE, RESTART]),
         b"OggS" + rng.randbytes(60),
-        "word ".encode() * rng.randrange(9),
+        b"word " * rng.randrange(9),
     ]
     payload = rng.choice(nearly) if rng.random() < 0.5 else rng.randbytes(rng.randrange(80))
     payload = bytearray(payload)
