@@ -38,6 +38,10 @@ class Platform:
             file.filename for request in self.told("MountGetOrCreate") for file in request.files
         }
 
+    def is_deployed(self) -> bool:
+        """Whether an app was published to stay (a `modal run` publishes one for its time)."""
+        return any(told.app_state == api_pb2.APP_STATE_DEPLOYED for told in self.told("AppPublish"))
+
     @property
     def environ(self) -> dict[str, str]:
         return {
@@ -130,34 +134,41 @@ def web_url(method: Any) -> str:
     return f"https://someone--{method.webhook_config.requested_suffix}.modal.run"
 
 
-def function(platform: Platform, request: Any) -> Any:
+def data_of(request: Any) -> Any:
+    """What the platform keeps of a function, whatever the number of its kinds of GPU."""
     definition, data = request.function, request.function_data
-    if not data.ranked_functions:  # one GPU, or none
-        ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=definition)
-        data = api_pb2.FunctionData(
-            module_name=definition.module_name,
-            function_name=definition.function_name,
-            timeout_secs=definition.timeout_secs,
-            autoscaler_settings=definition.autoscaler_settings,
-            ranked_functions=[ranked],
-        )
-    name = data.function_name
-    first = data.ranked_functions[0].function
-    return api_pb2.FunctionCreateResponse(
-        function_id=f"fu-{name}",
-        function=first,
-        function_data=data,
-        handle_metadata=function_handle(name, first),
+    if data.ranked_functions:
+        return data
+    return api_pb2.FunctionData(
+        module_name=definition.module_name,
+        function_name=definition.function_name,
+        timeout_secs=definition.timeout_secs,
+        autoscaler_settings=definition.autoscaler_settings,
+        ranked_functions=[api_pb2.FunctionData.RankedFunction(rank=0, function=definition)],
     )
 
 
-def deployed_class(platform: Platform, request: Any) -> Any:
-    """The service function of the deployed class, as a lookup by name finds it."""
-    for told in platform.told("FunctionCreate"):
-        if told.function.function_name == request.object_tag:
+def function(platform: Platform, request: Any) -> Any:
+    data = data_of(request)
+    first = data.ranked_functions[0].function
+    return api_pb2.FunctionCreateResponse(
+        function_id=f"fu-{data.function_name}",
+        function=first,
+        function_data=data,
+        handle_metadata=function_handle(data.function_name, first),
+    )
+
+
+def deployed(platform: Platform, request: Any) -> Any:
+    """The service function of a deployed class, as a lookup by name finds it."""
+    for told in platform.told("FunctionCreate") if platform.is_deployed() else []:
+        data = data_of(told)
+        if data.function_name == request.object_tag:
+            first = data.ranked_functions[0].function
             return api_pb2.FunctionGetResponse(
                 function_id=f"fu-{request.object_tag}",
-                handle_metadata=function_handle(request.object_tag, told.function),
+                handle_metadata=function_handle(request.object_tag, first),
+                function=data,
             )
     raise GRPCError(Status.NOT_FOUND, f"no {request.object_tag} in {request.app_name}")
 
@@ -179,6 +190,7 @@ ANSWERS: dict[str, Answer] = {
     "AppPublish": lambda p, r: api_pb2.AppPublishResponse(
         url="https://modal.com/apps/someone", deployed_at=1
     ),
+    "AppGetLogs": lambda p, r: api_pb2.TaskLogsBatch(app_done=True),
     "AppHeartbeat": lambda p, r: Empty(),
     "AppClientDisconnect": lambda p, r: Empty(),
     "AppStop": lambda p, r: Empty(),
@@ -203,7 +215,7 @@ ANSWERS: dict[str, Answer] = {
         class_id="cs-1", handle_metadata=api_pb2.ClassHandleMetadata()
     ),
     "ClassGet": lambda p, r: api_pb2.ClassGetResponse(class_id="cs-1"),
-    "FunctionGet": deployed_class,
+    "FunctionGet": deployed,
     # What a container asks.
     "ContainerHello": lambda p, r: Empty(),
     "ContainerHeartbeat": lambda p, r: api_pb2.ContainerHeartbeatResponse(),

@@ -27,8 +27,13 @@ def clean(home: Path, **environ: str) -> dict[str, str]:
 
 def deploy(platform: Platform, home: Path, file: Path = ROOT / "modal_app.py", **environ: str):
     """`modal deploy FILE` from an unrelated folder."""
+    return modal(platform, home, "deploy", str(file), **environ)
+
+
+def modal(platform: Platform, home: Path, *arguments: str, **environ: str):
+    """Any command of Modal's command line, against the stand-in."""
     return subprocess.run(
-        [sys.executable, "-m", "modal", "deploy", str(file)],
+        [sys.executable, "-m", "modal", *arguments],
         env=clean(home, **platform.environ, **environ),
         cwd=home,
         capture_output=True,

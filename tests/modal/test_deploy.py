@@ -18,6 +18,7 @@ from tests.modal.rehearsal import (
     definition,
     deploy,
     image_lines,
+    modal,
 )
 
 TEXTS = (".js", ".css", ".toml", ".md", ".html", ".wav", ".png", ".svg", ".py")
@@ -209,3 +210,21 @@ def test_modal_app_is_short_and_imports_only_modal_and_the_standard_library():
     assert len(text.splitlines()) <= 150
     imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
     assert set(imported) <= {"modal"} | set(sys.stdlib_module_names)
+
+
+def test_run_prints_the_addresses_of_what_is_deployed(deployed, home):
+    done = modal(deployed, home, "run", str(ROOT / "modal_app.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    host = "someone--personaplex-server.modal.run"
+    assert [line for line in done.stdout.splitlines() if host in line] == [
+        f"page    https://{host}",
+        f"socket  wss://{host}/api",
+        f"Transgate: PERSONAPLEX_WS_URL=wss://{host}/api",
+    ]
+
+
+def test_run_before_the_first_deployment_says_what_to_do(home):
+    with Platform(secrets=dict(SECRETS)) as platform:
+        done = modal(platform, home, "run", str(ROOT / "modal_app.py"))
+    assert done.returncode == 1
+    assert "nothing is deployed yet; run: modal deploy modal_app.py" in done.stderr
