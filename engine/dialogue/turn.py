@@ -29,7 +29,7 @@ class TurnRule:
     spoke: bool = False  # a piece came since the last turn
     flushed: bool = False  # TURN_END was given for it
     frames: int = 0
-    last_piece: int | None = None  # frame
+    last_piece: int = -PIECE_FRAMES  # frame
     hits: int = 0  # frames in a row in which the user was done
     talking: int = 0  # and still talking
     quiet: int = 0  # and not loud
@@ -57,7 +57,7 @@ class TurnRule:
     @property
     def _since_piece(self) -> int:
         """Frames since the last piece; 0 in its own."""
-        return self.frames if self.last_piece is None else self.frames - self.last_piece
+        return self.frames - self.last_piece
 
     def _is_over(self) -> bool:
         if not self.spoke or self.flushed or self.frames < MIN_FRAMES:
