@@ -14,7 +14,6 @@ from engine.dialogue.turn import TurnRule
 from engine.dialogue.words import Word, WordReader
 from engine.runtime.backend import HeardRow, Transcription
 
-FLUSH_STEPS = 7  # of the recogniser, until what was said before TURN_END is written
 TURNS_KEPT = 20
 WORD_LETTERS = 2  # of a word that interrupts at once
 
@@ -23,7 +22,7 @@ WORD_LETTERS = 2  # of a word that interrupts at once
 class Waiting:
     """TURN_END was seen; its last words are on their way."""
 
-    steps: int = FLUSH_STEPS  # still to come
+    steps: int  # still to come, until what was said before it is written
     flush: bool = True  # nothing but silence was read since: the recogniser may run ahead
 
 
@@ -41,6 +40,7 @@ class Transcript:
         self._energy = Floor()
         self._rule = TurnRule(energy=self._energy)
         self._reader = WordReader(transcription) if transcription else None
+        self._flush_steps = transcription.flush_steps if transcription else 0
         self._turn: list[Word] = []
         self._waiting: Waiting | None = None
         self.turns: deque[ev.UserText] = deque(maxlen=TURNS_KEPT)  # the finished ones
@@ -71,7 +71,7 @@ class Transcript:
         if self._waiting:
             self._waiting.flush = False
         elif self.turn_ended:
-            self._waiting = Waiting()
+            self._waiting = Waiting(self._flush_steps)
             return events
         return events + self._count_down()
 
