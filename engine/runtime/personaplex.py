@@ -23,6 +23,7 @@ CHUNK_COLUMNS = 64  # of a prompt in one piece of work
 CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
 CPU_SLOTS = 4
 MOST_SLOTS = 16
+ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
 RESERVE_BYTES = 2_000_000_000  # of the device, for activations and the prompt being prefilled
 
 
@@ -170,7 +171,14 @@ def load_personaplex(
         revision=revision,
         progress=progress or (lambda phase, percent: None),
     )
+    if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
+        torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
     return PersonaPlexBackend(checkpoint, slots or fitting_slots(checkpoint))
+
+
+def _weights(checkpoint: Checkpoint) -> int:
+    """A measure of the model's size: the numbers of its largest table."""
+    return checkpoint.lm.embedding.table.numel()
 
 
 def fitting_slots(checkpoint: Checkpoint) -> int:
