@@ -1,7 +1,6 @@
 """Written text as words to be spoken."""
 
 import random
-import time
 from itertools import pairwise
 
 import pytest
@@ -156,12 +155,10 @@ def test_no_text_breaks_it(seed):
             assert "!!" not in word.spoken
 
 
+@pytest.mark.timeout(10)  # a regular expression that runs away takes minutes
 @pytest.mark.parametrize("part", ["[", "1,", "$1.5 ", "((((", "1-", "http://", "!", "v1.", "漢"])
-def test_2000_characters_of_anything_are_prepared_within_a_frame(part):
-    text = (part * 2000)[:2000]
-    started = time.process_time()
-    prepare(text, ByteTokenizer())
-    assert time.process_time() - started < 0.5  # far more than it takes; a bad regex takes minutes
+def test_2000_characters_of_anything_are_prepared_without_delay(part):
+    prepare((part * 2000)[:2000], ByteTokenizer())
 
 
 def test_cleaning_is_done_once_and_for_all():
