@@ -25,6 +25,7 @@ class TurnRule:
     """One conversation's rule; `hear` once a frame."""
 
     speaking: bool = False  # user_speaking
+    sounding: bool = False  # the part of it that is heard, not written
     energy: Floor = field(default_factory=Floor)  # heard beside it, for where heads are missing
     spoke: bool = False  # a piece came since the last turn
     flushed: bool = False  # TURN_END was given for it
@@ -49,10 +50,10 @@ class TurnRule:
         return self._is_over()
 
     def _update_speaking(self, peak: float, done: float | None) -> None:
-        heard = self.talking >= HITS and peak > AUDIBLE
+        self.sounding = self.talking >= HITS and peak > AUDIBLE
         if done is None:
-            heard = self.energy.speaking
-        self.speaking = heard or self._since_piece < PIECE_FRAMES
+            self.sounding = self.energy.speaking
+        self.speaking = self.sounding or self._since_piece < PIECE_FRAMES
 
     @property
     def _since_piece(self) -> int:
