@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from demo.container import container_config
+from demo.settings import container_config
 from demo.volume import Commit, fetch, is_repository, local_commit
 from engine.config import ServerConfig
 from engine.errors import EngineError

@@ -1,6 +1,8 @@
 """`check` and `download`: what they say, and how they end."""
 
 import json
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -53,9 +55,6 @@ def test_a_token_that_is_none_is_found_out(monkeypatch, token):
 
 
 def test_a_licence_that_is_not_granted_is_said_with_the_page():
-    import subprocess
-    import sys
-
     code = (
         "from demo import preflight; from engine.config import ServerConfig\n"
         "print(preflight.licence_finding(ServerConfig(model='nvidia/personaplex-7b-v1')))"
