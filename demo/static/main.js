@@ -69,7 +69,10 @@ class Page {
       notice: (sentence, passing) => this.panel.notice(sentence, passing),
       levels: (levels) => this.panel.levels(levels),
       stats: (stats) => this.panel.stats(stats),
-      ready: (ready) => this.conversation.ready(ready),
+      ready: (ready) => {
+        this.panel.ready(ready);
+        this.conversation.ready(ready);
+      },
       transcript: this.transcript,
     });
     const { call } = this;

@@ -18,6 +18,7 @@ export class StatePanel {
     this.problem = find(".notice");
     this.delay = find(".delay");
     this.lost = find(".lost");
+    this.model = find(".model");
     this.mic = new Meter(find(".meter.mic"));
     this.agent = new Meter(find(".meter.agent"));
     this.animation = new Animation([this.mic, this.agent]);
@@ -32,6 +33,11 @@ export class StatePanel {
     this.detail.textContent = detail;
     if (state.name === "idle" || state.name === "closed") this.animation.stop();
     else this.animation.start();
+  }
+
+  ready({ model, voice }) {
+    this.model.textContent = String(model).split("/").at(-1);
+    this.model.title = `${model}, voice ${voice}`;
   }
 
   // A passing notice gives way after a while to the one that stays (why there is no microphone).

@@ -36,6 +36,7 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     tab.say(SENTENCE)
     given = tab.page.locator(".turn.agent.given")
     expect(given.locator(".said")).to_have_text(SENTENCE, timeout=30_000)
+    assert tab.page.locator(".model").inner_text() == "embedded"
     assert tab.page.locator(".delay").inner_text().endswith("ms")
     tab.page.screenshot(path=artifacts / "conversation-desktop.png", full_page=True)
     assert tab.requests[after_connect:] == []
@@ -97,7 +98,8 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
     tab, page = talking, talking.page
     tab.mute()
     tab.say("One two three four five six seven eight nine ten eleven twelve.")
-    tab.say("This waits for its turn.")
+    page.locator("#pp-say").locator("input, textarea").fill("This waits for its turn.")
+    page.click("#pp-say-now")
     expect(page.locator(".queued")).to_have_count(1, timeout=30_000)  # the first is being said
     expect(page.locator(".queued")).to_have_text("This waits for its turn.")
     expect(page.locator(".turn.given .said")).to_contain_text("two", timeout=30_000)
