@@ -141,3 +141,19 @@ def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys
     assert capsys.readouterr().out == (
         "error: the GPU fell off the bus; the server would not end\n"
     )
+
+
+def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_path, monkeypatch):
+    from engine.runtime import recogniser
+
+    downloaded(hf_home, "c0ffee")
+    asked: list[str] = []
+    monkeypatch.setattr(recogniser, "download_recogniser", lambda name, _: asked.append(name))
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe="1")
+    committed: list[bool] = []
+    assert volume.fetch(config, lambda *_: None, lambda: committed.append(True))
+    assert (asked, committed) == ([recogniser.DEFAULT_RECOGNISER], [True])
+    folder = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe=str(tmp_path))
+    assert not volume.fetch(folder, lambda *_: None, pytest.fail)
+    embedded = ServerConfig(model="embedded", transcribe="1")
+    assert not volume.fetch(embedded, lambda *_: None, pytest.fail)
