@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -77,9 +79,6 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
 
 def test_the_import_needs_nothing_but_the_file(tmp_path):
     """Alone in a folder, environment empty, not local: two secrets and one volume as deployed."""
-    import subprocess
-    import sys
-
     shutil.copy(ROOT / "modal_app.py", tmp_path)
     code = (
         "import modal\n"
