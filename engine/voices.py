@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     source, _why = choose_model(args.model)
-    if source == "embedded":
-        names = VOICE_NAMES
-    else:
-        names = Voices(find(source, args.revision, show)).names
+    embedded = source == "embedded"
+    names = VOICE_NAMES if embedded else Voices(find(source, args.revision, show)).names
     print("\n".join(names))
     return 0

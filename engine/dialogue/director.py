@@ -188,7 +188,8 @@ class Director:
         if not self.current.words:  # a growing text whose first clause has not come yet
             return PAD if self.current.growing else self._stop(SayState.DONE)
         self._enter(Mode.SPEAK)
-        if not self.current.begun:
+        if not self.current.started:
+            self.current.started = True
             self._report(SayState.SPEAKING)
         self.current.begin_word()
         return EPAD
