@@ -16,6 +16,7 @@ from engine.dialogue.clauses import Clauses
 from engine.dialogue.events import RouteState, SayState, Source
 from engine.dialogue.phrases import Phrases
 from engine.errors import RefusedError
+from engine.runtime.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ class Hooks:
     post: Callable[[ev.Command], None]  # to the director; raises RefusedError
     announce: Callable[[ev.Event], None]  # to the client
     new_say_id: Callable[[], int]
+    metrics: Metrics
+
+    def show(self, route: ev.Route) -> None:
+        """A question changed its state."""
+        self.metrics.routed(route.source, route.state)
+        self.announce(route)
 
     def post_quietly(self, command: ev.Command) -> None:
         """A full inbox must not end an answer half-way; the director's time-outs do."""
@@ -91,7 +98,7 @@ class Asking:
                 self._follow_answer(event)
             case ev.Saying(id, state) if id in self._finishing and state in ENDS:
                 asked = self._finishing.pop(id)
-                self._hooks.announce(replace(asked.route, **ENDS[state]))
+                self._hooks.show(replace(asked.route, **ENDS[state]))
 
     def drop(self, reason: str) -> None:
         """Give up what is on its way."""
@@ -114,7 +121,7 @@ class Asking:
         self._ids += 1
         route = ev.Route(self._ids, RouteState.ASKING, question, source, knowledge)
         self._question = Question(route)
-        self._hooks.announce(route)
+        self._hooks.show(route)
         fillers = tuple(self._say(text) for text in self._phrases.fillers)
         announced = source is Source.PHRASE
         hold = ev.Hold(route.id, fillers, self._say(self._phrases.late), announced)
@@ -215,7 +222,7 @@ class Asking:
 
     def _change(self, state: RouteState, reason: str = "") -> None:
         self._question.route = replace(self._question.route, state=state, reason=reason)
-        self._hooks.announce(self._question.route)
+        self._hooks.show(self._question.route)
 
     def _check(self, asked: Question, task: asyncio.Task) -> None:
         """A fault of ours in a task: it must neither vanish nor leave the agent holding."""

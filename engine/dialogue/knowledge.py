@@ -20,13 +20,13 @@ KNOWLEDGE_FOLDER = Path(__file__).parents[2] / "assets" / "knowledge"
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 SUFFIXES = ("ies", "ing", "ed", "es", "e", "s")
 SHORTEST_STEM = 3
-STOP_WORDS = frozenset(
-    re.split(
-        r"\s+",
-        "a an the and or of to in on at for with by from as is are was were be been it its this "
-        "that these those i me my we us our you your he she they them so do does did have has had "
-        "can could will would should may there if then than but just really please um uh",
-    )
+K1, B = 0.8, 0.25  # how much repetition counts; how much a long section is marked down
+STOP_WORDS = re.compile(
+    r"a|an|the|and|or|of|to|in|on|at|for|with|by|from|as|up|down|out|off|about|into|over|"
+    r"is|are|was|were|be|been|am|do|does|did|have|has|had|can|could|will|would|should|may|might|"
+    r"it|its|this|that|these|those|there|here|i|me|my|we|us|our|you|your|he|she|they|them|"
+    r"what|which|who|when|where|why|how|if|than|but|so|then|just|really|very|too|also|well|"
+    r"please|um|uh|one|some|any|all|no|not|yes|other|else|thing|now|need|want|get|got|know|tell|said|say"
 )
 
 
@@ -51,7 +51,7 @@ class Found:
 def terms(text: str) -> list[str]:
     """Words for the search: lower case, stop words out, endings cut."""
     words = re.findall(r"[a-z]+|\d+", text.lower().replace("’", "'").replace("'s", ""))
-    return [stem(word) for word in words if word not in STOP_WORDS]
+    return [stem(word) for word in words if not STOP_WORDS.fullmatch(word)]
 
 
 def stem(word: str) -> str:
@@ -78,7 +78,7 @@ class Knowledge:
 
     def __init__(self, sections: Sequence[Section], everyday: Sequence[str] = ()) -> None:
         self.sections = tuple(sections)
-        self._index = bm25s.BM25()
+        self._index = bm25s.BM25(k1=K1, b=B)
         corpus = [terms(section.searched) for section in sections] + [terms(s) for s in everyday]
         self._known = {term for document in corpus for term in document}
         self._index.index(corpus, show_progress=False)

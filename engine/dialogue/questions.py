@@ -17,11 +17,14 @@ ASKS_ANYWHERE = re.compile(
     r"i(?:'m| am| was) (?:just )?(?:wondering|curious|asking)|(?:do|would) you know|what about|"
     r"how about|how much|how many|how long|can you|could you|what is|what's)\b"
 )
+TAKES_BACK = re.compile(r"\b(?:never mind|forget it|forget about it)$")
 
 
 def is_question(text: str) -> bool:
     """`And how much is it` and `Tell me about prices` ask; `Premium was great` does not."""
     lower = text.lower().replace("’", "'").strip(" .,!…-")
+    if TAKES_BACK.search(lower):
+        return False
     if ASKS_ANYWHERE.search(lower):
         return True
     lead = LEAD_IN.match(lower)

@@ -5,12 +5,12 @@ small talk is never held. A short follow-up is read together with the question b
 """
 
 import re
-from dataclasses import dataclass
 
 from engine.dialogue.knowledge import Found, Knowledge, Section, terms
 from engine.dialogue.questions import is_question
 
 LEAST_SCORE = 0.9  # of the facts; below it nothing has been found
+SLACK = 1.3  # how much nearer to everyday talk a follow-up may be
 FACTS_SENT = 3  # sections
 FOLLOW_UP_WORDS = 9  # longer turns speak for themselves
 FOLLOW_UP_TURNS = 2  # of the user, since the last routed one
@@ -21,36 +21,26 @@ REFERS_BACK = re.compile(
 CORRECTS = re.compile(r"\b(?:i meant?|i was asking|i asked|not the|no,|instead)")
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do with a turn."""
-
-    route: bool
-    facts: tuple[Section, ...] = ()  # what the text model should be shown
-
-
 class Router:
     """Decides for all conversations of a server; remembers nothing."""
 
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
 
-    def decide(self, text: str, before: str = "") -> Decision:
-        """A user's turn; `before` is the question routed a moment ago, if there was one."""
+    def needs_facts(self, text: str, before: str = "") -> bool:
+        """Of a user's turn; `before` is the question routed a moment ago, if there was one."""
         found = self._knowledge.find(text)
         if is_question(text) and _is_near(found):
-            return Decision(True, found.sections[:FACTS_SENT])
-        if before and _follows_up(text):
-            together = self._knowledge.find(f"{before} {text}")
-            if _is_near(together) and found.everyday <= max(found.score, LEAST_SCORE):
-                return Decision(True, together.sections[:FACTS_SENT])
-        return Decision(False)
+            return True
+        if not before or not _follows_up(text):
+            return False
+        together = self._knowledge.find(f"{before} {text}")
+        return _is_near(together) and found.everyday <= SLACK * max(found.score, LEAST_SCORE)
 
     def facts(self, question: str, before: str = "") -> tuple[Section, ...]:
-        """The facts for a question that is asked in any case."""
-        found = self._knowledge.find(question)
-        if not _is_near(found) and before:
-            found = self._knowledge.find(f"{before} {question}")
+        """What the text model should be shown for a question; the nearest first."""
+        wider = f"{before} {question}" if before and _follows_up(question) else question
+        found = self._knowledge.find(wider)
         return found.sections[:FACTS_SENT] if _is_near(found) else ()
 
 

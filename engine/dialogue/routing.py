@@ -70,6 +70,8 @@ class Routing:
                 self._hear_turn(text)
             case ev.Triggered(source):
                 self._hand_over(source)
+            case ev.MarkerIgnored():
+                self._hooks.metrics.marker_ignored()
             case ev.HoldEnded():
                 self._stop_waiting()
         self._asking.note(event)
@@ -102,7 +104,7 @@ class Routing:
             source = self._waiting[0]
             self._stop_waiting()
             self._try(text, source)
-        elif self._answers.router.decide(text, self._before).route:
+        elif self._answers.router.needs_facts(text, self._before):
             self._try(text, Source.USER)
         else:
             self._last_turn = text

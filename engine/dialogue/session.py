@@ -85,7 +85,7 @@ class Session:
         self._heard_seconds = 0.0
         self._started = self._touched = self._active_at = time.monotonic()
         self.end_reason = "left"
-        hooks = Hooks(self.post, self.announce, self._new_say_id)
+        hooks = Hooks(self.post, self.announce, self._new_say_id, engine.metrics)
         self.routing = engine.answers and Routing(engine.answers, hooks, config.routing)
 
     async def __aenter__(self) -> "Session":
