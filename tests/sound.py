@@ -18,16 +18,20 @@ def speech(text: str) -> np.ndarray:
     return np.concatenate([part for spoken in text.split() for part in (word(spoken), gap)])
 
 
-def best_match(heard: np.ndarray, wanted: np.ndarray) -> tuple[float, int]:
-    """(correlation, position) of the place in `heard` that is most like `wanted`."""
+def likeness(heard: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Correlation (-1 to 1) of `wanted` with every place in `heard`."""
     size = 1 << int(len(heard) + len(wanted)).bit_length()
     spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(wanted, size))
     products = np.fft.irfft(spectrum, size)[: len(heard) - len(wanted) + 1]
     energy = np.concatenate([[0], np.cumsum(heard.astype(np.float64) ** 2)])
-    windows = np.sqrt(np.maximum(energy[len(wanted) :] - energy[: -len(wanted)], 1e-9))
-    scores = products / (windows * np.linalg.norm(wanted) + 1e-9)
-    at = int(np.argmax(scores))
-    return float(scores[at]), at
+    windows = np.sqrt(np.maximum(energy[len(wanted) :] - energy[: -len(wanted)], 1e-6))
+    return products / (windows * np.linalg.norm(wanted) + 1e-9)
+
+
+def best_match(heard: np.ndarray, wanted: np.ndarray) -> tuple[float, int]:
+    """(correlation, position) of the place in `heard` that is most like `wanted`."""
+    scores = likeness(heard, wanted)
+    return float(scores.max()), int(scores.argmax())
 
 
 def loud_seconds(pcm: np.ndarray, level: float = 0.01) -> float:
@@ -41,6 +45,7 @@ def assert_says(pcm: np.ndarray, words: list[str], voice: str = "NATF2", at_leas
     end = 0
     for text in words:
         wanted = word(text, voice)
-        score, at = best_match(pcm[end:], wanted)
-        assert score > at_least, f"{text!r} is not heard after {end / 24000:.2f} s: {score:.2f}"
-        end += at + len(wanted) // 2
+        scores = likeness(pcm[end:], wanted)
+        found = np.flatnonzero(scores > at_least)
+        assert found.size, f"{text!r} is not heard after {end / 24000:.2f} s: {scores.max():.2f}"
+        end += int(found[0]) + len(wanted) // 2

@@ -38,6 +38,7 @@ export class Call {
     this.#state({ name: "microphone" });
     const { stream, problem } = await openMicrophone(this.options.raw);
     this.microphone = Boolean(stream);
+    for (const track of stream?.getTracks() ?? []) track.onended = () => this.#unplugged();
     if (problem) this.on.notice(problem);
     const soundless = await this.devices.open(stream ?? null);
     if (soundless) this.on.notice(soundless);
@@ -49,6 +50,13 @@ export class Call {
     if (this.ended) return;
     this.client?.close();
     this.#finish("hung up");
+  }
+
+  // Something here broke: say it, and leave nothing open.
+  fail(error) {
+    console.error(error);
+    this.client?.close();
+    this.#finish("this page failed", error.message);
   }
 
   mute() {
@@ -71,13 +79,14 @@ export class Call {
     this.#state({ name: "connecting" });
     this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
     this.received = 0;
+    const going = (obey) => (data) => { if (!this.ended) obey(data); }; // nothing after a hang-up
     const client = new Client(socketUrl(location.href, this.settings), {
-      ready: () => this.#ready(),
-      audio: (payload) => this.codec.decode(payload),
-      text: (piece) => this.on.transcript.text(piece, this.time),
-      event: (event) => this.#event(event),
-      notice: (sentence) => this.on.notice(sentence),
-      closed: ({ end }) => { if (client === this.client) this.#closed(end); },
+      ready: going(() => this.#ready()),
+      audio: going((payload) => this.codec.decode(payload)),
+      text: going((piece) => this.on.transcript.text(piece, this.time)),
+      event: going((event) => this.#event(event)),
+      notice: going((sentence) => this.on.notice(sentence, true)),
+      closed: going(({ end }) => this.#closed(end)),
     });
     this.client = client;
     this.codec = newCodec(this.settings.codec, {
@@ -98,7 +107,7 @@ export class Call {
   #event(event) {
     if (event.type === "waking") this.#waking(event);
     else if (event.type === "stats") this.server = event;
-    else if (event.type === "closing") this.on.notice(closingNotice(event));
+    else if (event.type === "closing") this.on.notice(closingNotice(event), true);
     else if (event.type === "ready") this.on.ready(event);
     else this.on.transcript.event(event);
   }
@@ -113,7 +122,6 @@ export class Call {
     this.codec.close();
     const wasLive = this.live;
     this.live = false;
-    if (this.ended) return;
     const again = this.retry.after(end);
     if (again === null) this.#finish(end?.kind ?? this.#lostReason(), end?.text);
     else this.#wait(again, wasLive);
@@ -174,6 +182,13 @@ export class Call {
     const delay = trip === null ? null : trip + FRAME + queuedMs + out;
     const lost = { underruns, jumps, unsent: this.client.dropped, late: this.server.late_frames ?? 0 };
     this.on.stats({ delay, trip, queuedMs, lost, step: this.server.step_ms_p50 ?? null });
+  }
+
+  #unplugged() {
+    if (this.ended) return;
+    this.microphone = false;
+    this.on.notice("The microphone was unplugged or taken away: check it, then connect again.");
+    this.#showLive();
   }
 
   #showLive() {

@@ -42,8 +42,8 @@ class Page {
   // What only the browser and the running server know: its codec and the voices.
   async #learn() {
     this.opus = await opusSupported();
-    const answer = await fetch("voices");
-    if (answer.ok) this.voices = await answer.json();
+    const answer = await fetch("voices").catch(() => null); // without it: the names we were built with
+    if (answer?.ok) this.voices = await answer.json();
     this.trigger("voices");
     this.trigger("refresh");
   }
@@ -66,13 +66,17 @@ class Page {
     const routing = this.config.routing ? settings.routing : null;
     this.call = new Call(context, { ...settings, codec, routing }, options, {
       state: (state) => this.#show(state),
-      notice: (sentence) => this.panel.notice(sentence),
+      notice: (sentence, passing) => this.panel.notice(sentence, passing),
       levels: (levels) => this.panel.levels(levels),
       stats: (stats) => this.panel.stats(stats),
-      ready: (ready) => this.conversation.ready(ready),
+      ready: (ready) => {
+        this.panel.ready(ready);
+        this.conversation.ready(ready);
+      },
       transcript: this.transcript,
     });
-    this.call.start();
+    const { call } = this;
+    call.start().catch((error) => call.fail(error));
   }
 
   #show(state) {

@@ -61,13 +61,14 @@ class Agenda:
 
     def begin(self) -> None:
         """The text in hand has the floor: its next word begins."""
-        if not self.current.begun:
+        if not self.current.started:
+            self.current.started = True
             self._report(SayState.SPEAKING)
         self.current.begin_word()
 
     def finish(self, state: SayState) -> None:
         """The text in hand is over."""
-        if self.current.begun or not self.current.filler:
+        if self.current.started or not self.current.filler:
             self._report(state)
         self.current = None
 

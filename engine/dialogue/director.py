@@ -42,13 +42,12 @@ class Director:
         self.held: Held | None = None
         self.hush = False
         self._events: list[ev.Event] = []
-        self._agenda = Agenda(tokenizer, self._events)
+        self.agenda = Agenda(tokenizer, self._events)
         self._own = own or OwnWords(tokenizer)
         self._cancelling = False  # after the current word
         self._ending_turn = False  # at once
         self._frames_in_mode = self._awaited_frames = 0
-        self._waited = 0  # frames armed
-        self._floor_waited = 0
+        self._waited = self._floor_waited = 0  # frames armed; of them, for the user to finish
         self._run = 0  # PADs fed in a row
         self._silent_frames = SILENT_CLIENT_FRAMES  # since there was something to say
 
@@ -59,9 +58,9 @@ class Director:
 
     def take(self, command: ev.Command) -> list[ev.Event]:
         """Obey a command; the events that belong to no frame (queued, refused, dropped)."""
-        before = len(self._events)
+        count = len(self._events)
         self._obey(command)
-        now, self._events[before:] = self._events[before:], []
+        now, self._events[count:] = self._events[count:], []
         return now
 
     def step(
@@ -81,7 +80,7 @@ class Director:
             return PAD, True
         self._frames_in_mode += 1
         self._watch_for_barge_in()
-        if self.mode in (Mode.FREE, Mode.HOLD) and self._agenda.queue:
+        if self.mode in (Mode.FREE, Mode.HOLD) and self.agenda.queue:
             self._arm()
         token = CHOOSE[self.mode](self, sampled, peak_out)
         self._run = self._run + 1 if token == PAD else 0
@@ -92,10 +91,11 @@ class Director:
         events, self._events[:] = self._events.copy(), []
         return events
 
-    def user_turn(self, text: str) -> None:
-        """A turn of the user has ended with these words. For a transcript beside the director."""
-        self._own.latch.turned(text)
-        self._events.append(ev.UserTurn(text))
+    def user_text(self, text: ev.UserText) -> None:
+        """What the user has said, from a transcript."""
+        if text.final:
+            self._own.latch.turned(text.text)
+        self._events.append(text)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -104,11 +104,11 @@ class Director:
             case ev.Say():
                 self._say(command)
             case ev.More():
-                self._agenda.grow(command)
+                self.agenda.grow(command)
             case ev.Cancel():
                 self._cancel()
             case ev.EndTurn():
-                self._agenda.drop_waiting()
+                self.agenda.drop_waiting()
                 self._ending_turn = True
             case ev.Pause():
                 self._pause()
@@ -121,25 +121,25 @@ class Director:
                     self._release()
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
-            case ev.UserTurn(text):
-                self.user_turn(text)
+            case ev.UserText():
+                self.user_text(command)
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:
             self._cancel()
         if say.answer and not (self.held and self.held.id == say.answer):
             self._events.append(ev.Saying(say.id, SayState.CANCELLED, say.text))  # it is too late
-        elif self._agenda.add(say) and say.answer:
+        elif self.agenda.add(say) and say.answer:
             self._end_wait()
 
     def _cancel(self) -> None:
-        self._agenda.drop_waiting()
-        self._cancelling = self._agenda.current is not None
+        self.agenda.drop_waiting()
+        self._cancelling = self.agenda.current is not None
         self._end_hold("stale")
 
     def _pause(self) -> None:
         if not self.paused and self.mode is Mode.SPEAK:
-            self._agenda.current.step_back()  # nobody would hear the rest of this word
+            self.agenda.current.step_back()  # nobody would hear the rest of this word
             self._enter(Mode.ARMED)
         self.paused = True
 
@@ -154,7 +154,7 @@ class Director:
     def _end_wait(self) -> None:
         """The answer is here: it needs no filler before it."""
         self.held = None
-        if self.mode is Mode.ARMED and self._agenda.current.filler:
+        if self.mode is Mode.ARMED and self.agenda.current.filler:
             self._stop(SayState.CANCELLED)
             self._enter(Mode.HOLD)
         if self.mode is Mode.HOLD:
@@ -181,14 +181,14 @@ class Director:
         self._waited += 1
         if self._waited < (ARM_FRAMES if sampled != PAD else ARM_LIMIT_FRAMES):
             return PAD
-        if not self._agenda.current.words:  # a growing text whose first clause has not come yet
-            return PAD if self._agenda.current.growing else self._stop(SayState.DONE)
+        if not self.agenda.current.words:  # a growing text whose first clause has not come yet
+            return PAD if self.agenda.current.growing else self._stop(SayState.DONE)
         self._enter(Mode.SPEAK)
-        self._agenda.begin()
+        self.agenda.begin()
         return EPAD
 
     def _choose_speak(self, sampled: int, peak_out: float) -> int:
-        said = self._agenda.current
+        said = self.agenda.current
         if self._cancelling and not said.pieces:
             return self._stop(SayState.CANCELLED)
         match said.pace(sampled != PAD, peak_out < QUIET_OUT):
@@ -197,7 +197,7 @@ class Director:
             case Pace.END:
                 return self._stop(SayState.DONE)
             case Pace.WORD:
-                self._agenda.begin()
+                self.agenda.begin()
                 return EPAD if sampled == EPAD or self._run else self._feed_piece()
             case _:
                 return PAD
@@ -206,7 +206,7 @@ class Director:
         over = self.floor.speaking or self._frames_in_mode >= TAIL_LIMIT_FRAMES
         if self._frames_in_mode >= TAIL_FRAMES and self.held:
             self._enter(Mode.HOLD)
-        elif self._frames_in_mode >= TAIL_FRAMES and (self._agenda.queue or over):
+        elif self._frames_in_mode >= TAIL_FRAMES and (self.agenda.queue or over):
             self._enter(Mode.FREE)
         return PAD
 
@@ -214,7 +214,7 @@ class Director:
         patience = self.held.wait(peak_out > QUIET_OUT)
         self.hush = self.held.hush
         if patience is Patience.FILL:  # the hold goes on when it has been said
-            if self._agenda.add(self.held.fillers.popleft(), filler=True):
+            if self.agenda.add(self.held.fillers.popleft(), filler=True):
                 self._arm()
         elif patience is Patience.GIVE_UP:
             self._give_up()
@@ -222,7 +222,7 @@ class Director:
 
     @property
     def _has_business(self) -> bool:
-        return not self.paused and bool(self._agenda or self.held)
+        return not self.paused and bool(self.agenda or self.held)
 
     def _enter(self, mode: Mode) -> None:
         if self.mode is Mode.FREE:
@@ -231,7 +231,7 @@ class Director:
         self._waited = self._floor_waited = 0
 
     def _arm(self) -> None:
-        urgent = self._agenda.take_next().urgent
+        urgent = self.agenda.take_next().urgent
         self._enter(Mode.ARMED)
         self._waited = ARM_LIMIT_FRAMES if urgent else 0
 
@@ -249,20 +249,20 @@ class Director:
             self._enter(Mode.TAIL)
 
     def _feed_piece(self) -> int:
-        piece, shown = self._agenda.current.next_piece()
-        self._show(f" {shown}" if shown else "", given=True)
+        piece, shown = self.agenda.current.next_piece()
+        self._show(shown and f" {shown}", given=True)
         return piece
 
     def _end_turn(self) -> None:
         self._ending_turn = False
         self._end_hold("stale")
-        if self._agenda.current:
+        if self.agenda.current:
             self._stop(SayState.CANCELLED)
         self._enter(Mode.TAIL)
         self.hush = True
 
     def _stop(self, state: SayState) -> int:
-        self._agenda.finish(state)
+        self.agenda.finish(state)
         self._cancelling = False
         self._enter(Mode.TAIL)
         return PAD
@@ -274,7 +274,7 @@ class Director:
 
     def _watch_for_barge_in(self) -> None:
         """A new onset of the user's speech, three frames long, stops what is said or awaited."""
-        onset, current = self.floor.onset_frames, self._agenda.current
+        onset, current = self.floor.onset_frames, self.agenda.current
         is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
         self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
         if onset < BARGE_IN_FRAMES:

@@ -99,16 +99,19 @@ class SetRouting:
 
 
 @dataclass(frozen=True, slots=True)
-class UserTurn:
-    """A finished turn of the user in words; comes back as an event.
+class UserText:
+    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
 
-    Posted by whoever transcribes outside the director; a transcript inside it calls `user_turn`.
+    An event of the transcript; as a command it stands in for one.
     """
 
     text: str
+    start: float
+    end: float
+    final: bool  # the turn is over
 
 
-Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserTurn
+Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
 
 
 # -- events: leave with the frame they belong to ---------------------------------------------------
@@ -182,4 +185,4 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | UserTurn | Route | Closing
+Event = Text | UserText | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | Route | Closing

@@ -58,6 +58,10 @@ class Tokenizer:
     def piece(self, token: int) -> str:
         return self._pieces.id_to_piece(token)
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of whole words, bytes put together."""
+        return self._pieces.decode(tokens)
+
     def __len__(self) -> int:
         return self._pieces.get_piece_size()
 

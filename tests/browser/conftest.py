@@ -29,13 +29,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def artifacts():
     ARTIFACTS.mkdir(exist_ok=True)
     return ARTIFACTS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium():
     path = shutil.which("chromium")
     if path is None:
@@ -43,13 +43,13 @@ def chromium():
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def playwright(chromium):
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(playwright, chromium, tmp_path_factory):
     """Chromium whose microphone is our speech."""
     wav = write_microphone(tmp_path_factory.mktemp("mic") / "speech.wav")
@@ -59,7 +59,7 @@ def browser(playwright, chromium, tmp_path_factory):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bare_browser(playwright, chromium):
     """Chromium without a microphone and without anyone who would allow one."""
     made = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -67,7 +67,7 @@ def bare_browser(playwright, chromium):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shy_browser(playwright, chromium):
     """Chromium with a microphone that nobody allows it to use."""
     flags = [*FLAGS, "--use-fake-device-for-media-stream"]
@@ -76,12 +76,12 @@ def shy_browser(playwright, chromium):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def backend():
     return RecordingBackend(4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(backend):
     made = Engine(lambda _progress: backend)
     made.start()
@@ -90,13 +90,13 @@ def engine(backend):
     made.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(chromium, engine):
     with Served(lambda: build_app(engine, ServerConfig())) as served:
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scripted_server(chromium):
     api = ScriptedApi()
 
@@ -135,7 +135,7 @@ def open_tab():
         assert tab.errors == [], "the console has errors"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def waiting_tab(browser, server):
     """A page that is opened first and then left alone; looked at by the last test."""
     tab = Tab(browser, server.url)

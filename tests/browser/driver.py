@@ -107,12 +107,12 @@ class Tab:
         """What a meter shows, 0 to 100."""
         return int(self.page.locator(f".meter.{which}").get_attribute("aria-valuenow"))
 
-    def until(self, true: Callable[[], object], seconds: float = 30) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 60, every: float = 0.05) -> None:
         """Let the page run until something is true."""
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, "waited in vain"
-            self.page.wait_for_timeout(50)
+            self.page.wait_for_timeout(every * 1000)
 
     def tap(self, which: str) -> np.ndarray:
         """What went through a worklet so far (with ?tap=1), float32 at 24 kHz."""

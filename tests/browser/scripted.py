@@ -38,7 +38,7 @@ class Conversation:
         await self.send(4, json.dumps({"t": 0.0, **event}).encode())
 
     async def ready(self, transcript: bool = False) -> None:
-        await self.event(type="ready", transcript=transcript)
+        await self.event(type="ready", transcript=transcript, model="scripted", voice="NATF2")
         await self.send(0)
 
     async def fail(self, sentence: str, code: int) -> None:

@@ -11,7 +11,7 @@ from tests.browser.scripted import talk
 AXE = "axe-core@4.14.1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def axe(artifacts):
     """The script of axe-core, installed once into a folder that git ignores."""
     folder = artifacts / "npm"

@@ -1,18 +1,19 @@
-"""The browser-console example, as it is copied (without binaryType) and as it should be."""
+"""The browser-console examples of docs/api.md: as widely copied (no binaryType), and right."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-COPIED = """
-const ws = new WebSocket('ADDRESS');
-ws.onopen = () => ws.send(new Uint8Array([7, ...new TextEncoder().encode('Hello from Modal!')]));
-ws.onmessage = e => console.log('type', new Uint8Array(e.data)[0]);
-"""
-CORRECTED = COPIED.replace("ws.onopen", "ws.binaryType = 'arraybuffer';\nws.onopen")
+API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+EXAMPLES = [code for code in re.findall(r"```javascript\n(.*?)```", API, re.S) if "Modal!" in code]
+COPIED = next(code for code in EXAMPLES if "binaryType" not in code)
+CORRECTED = next(code for code in EXAMPLES if "binaryType" in code)
 
 
 @pytest.mark.parametrize(
-    ("code", "logs"), [(COPIED, {"type undefined"}), (CORRECTED, {"type 0", "type 1", "type 2"})]
+    ("code", "logs"), [(COPIED, {"type undefined"}), (CORRECTED, {"0", "1", "2"})]
 )
 def test_the_example_works_in_a_console(browser, server, backend, code, logs):
     """The server speaks either way; no error reaches the console."""
@@ -23,7 +24,7 @@ def test_the_example_works_in_a_console(browser, server, backend, code, logs):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{server.url}healthz")
     opened = len(backend.opened)
-    code = code.replace("ADDRESS", f"ws://127.0.0.1:{server.port}/api")
+    code = code.replace("wss://HOST", f"ws://127.0.0.1:{server.port}")
     page.evaluate(f"() => {{ {code} }}")
     for _ in range(600):
         page.wait_for_timeout(50)

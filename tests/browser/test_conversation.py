@@ -11,6 +11,12 @@ from tests.browser.sound import alike, speech
 SENTENCE = "Hello from Modal, this is a sentence that somebody typed."
 
 
+@pytest.fixture(scope="module")
+def spoken():
+    """What comes out of the microphone, three times over."""
+    return np.tile(speech(), 3)
+
+
 @pytest.fixture
 def talking(browser, server, open_tab):
     tab = open_tab(browser, f"{server.url}?raw=1&tap=1")
@@ -18,25 +24,21 @@ def talking(browser, server, open_tab):
     return tab
 
 
-def test_a_conversation_from_connect_to_disconnect(talking, backend, engine, artifacts):
+def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, engine, artifacts):
     tab = talking
     after_connect = len(tab.requests)
     tab.until(lambda: tab.level("mic") > 20)
     tab.until(lambda: tab.level("agent") > 20)
     expect(tab.page.locator(".turn.agent.own").first).to_contain_text("test voice")
-    tab.until(lambda: len(backend.heard_in_newest()) > 9 * 24_000)
-    heard = alike(backend.heard_in_newest(), np.tile(speech(), 3))
-    assert len(heard) > 4
-    assert np.median(heard) > 0.95
+    tab.until(lambda: alike(backend.heard_in_newest(), spoken, 0.95) >= 6, every=2)
+    tab.until(lambda: alike(tab.tap("playback"), backend.said_in_newest(), 0.95) >= 4, every=2)
     tab.mute()  # else our own voice interrupts it
     tab.say(SENTENCE)
     given = tab.page.locator(".turn.agent.given")
     expect(given.locator(".said")).to_have_text(SENTENCE, timeout=30_000)
+    assert tab.page.locator(".model").inner_text() == "embedded"
     assert tab.page.locator(".delay").inner_text().endswith("ms")
     tab.page.screenshot(path=artifacts / "conversation-desktop.png", full_page=True)
-    played = alike(tab.tap("playback"), backend.said_in_newest())
-    assert len(played) > 4
-    assert np.median(played) > 0.95
     assert tab.requests[after_connect:] == []
     tab.page.click("#pp-connect")
     tab.see("Conversation ended")
@@ -96,7 +98,8 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
     tab, page = talking, talking.page
     tab.mute()
     tab.say("One two three four five six seven eight nine ten eleven twelve.")
-    tab.say("This waits for its turn.")
+    page.locator("#pp-say").locator("input, textarea").fill("This waits for its turn.")
+    page.click("#pp-say-now")
     expect(page.locator(".queued")).to_have_count(1, timeout=30_000)  # the first is being said
     expect(page.locator(".queued")).to_have_text("This waits for its turn.")
     expect(page.locator(".turn.given .said")).to_contain_text("two", timeout=30_000)
@@ -106,10 +109,10 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
     assert "twelve" not in page.locator(".turn.given .said").inner_text()
 
 
-def test_recording_and_transcript_can_be_saved(talking, tmp_path):
+def test_recording_and_transcript_can_be_saved(talking, spoken, tmp_path):
     tab, page = talking, talking.page
     expect(page.locator(".turn.agent.own").first).to_contain_text("test voice", timeout=30_000)
-    tab.until(lambda: tab.seconds() > 4)
+    tab.until(lambda: tab.seconds() > 6)
     page.click("#pp-connect")
     tab.see("Conversation ended")
     files = {}
@@ -123,21 +126,18 @@ def test_recording_and_transcript_can_be_saved(talking, tmp_path):
     assert sound.shape[1] == 2
     assert len(sound) > 4 * rate
     assert np.abs(sound[:, 0]).max() > 0.05  # the agent
-    assert np.median(alike(sound[:, 1].astype(np.float32), np.tile(speech(), 3))) > 0.95
+    assert alike(sound[:, 1].astype(np.float32), spoken, 0.95) >= 2
     for ending in ("txt", "srt", "vtt", "json"):
         assert "test voice" in files[ending].read_text()
 
 
-def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, open_tab):
+def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, open_tab):
     tab = open_tab(browser, f"{server.url}?raw=1&tap=1&codec=opus")
     tab.connect()
-    tab.until(lambda: len(backend.heard_in_newest()) > 7 * 24_000)
-    heard = alike(backend.heard_in_newest(), np.tile(speech(), 3))
-    assert np.median(heard) > 0.8
+    tab.until(lambda: alike(backend.heard_in_newest(), spoken, 0.8) >= 6, every=2)
+    tab.until(lambda: alike(tab.tap("playback"), backend.said_in_newest(), 0.8) >= 4, every=2)
     tab.say("Hello.")
     expect(tab.page.locator(".turn.given .said")).to_have_text("Hello.", timeout=30_000)
-    played = alike(tab.tap("playback"), backend.said_in_newest())
-    assert np.median(played) > 0.8
 
 
 def test_the_low_bandwidth_box_chooses_opus(browser, scripted_server, api, open_tab):

@@ -106,7 +106,7 @@ class Talk:
 
     async def turn(self, text: str) -> None:
         """The user says this, and the transcript has it (a test double)."""
-        self._post(ev.UserTurn(text))
+        self._post(ev.UserText(text, 0.0, 1.0, final=True))
         await self.frames(2)
 
     async def settled(self, count: int = 1) -> None:

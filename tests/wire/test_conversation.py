@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import sphn
 
 from engine.wire.protocol import VERSION, Kind
 from tests.sound import assert_says, loud_seconds
@@ -47,22 +48,20 @@ async def test_the_browser_console_example_is_heard_in_real_time_and_stays_usabl
 
 async def test_a_said_sentence_is_the_synthesisers_words_in_order(server):
     async with talking(server.url, events=1, voice_prompt="NATM1.pt") as peer:
-        await peer.say("Bring seven yellow umbrellas")
+        await peer.say("Seven umbrellas")
         done = await peer.event("say", state="done")
-    assert done["spoken"] == done["text"] == "Bring seven yellow umbrellas"
-    assert_says(peer.pcm, ["Bring", "seven", "yellow", "umbrellas"], voice="NATM1")
+    assert done["spoken"] == done["text"] == "Seven umbrellas"
+    assert_says(peer.pcm, ["Seven", "umbrellas"], voice="NATM1")
 
 
 async def test_in_opus_a_said_sentence_has_the_same_words_and_length(server):
-    import sphn
-
     async with connected(server.url, events=1, format="opus") as peer:
-        await peer.say("Bring seven yellow umbrellas")
+        await peer.say("Seven umbrellas")
         await peer.event("say", state="done")
     reader = sphn.OpusStreamReader(24_000)
     pcm = np.concatenate([reader.append_bytes(data) for data in peer.of(Kind.AUDIO)])
-    assert_says(pcm, ["Bring", "seven", "yellow", "umbrellas"], at_least=0.8)
-    assert 1.0 < loud_seconds(pcm) < 3.0
+    assert_says(pcm, ["Seven", "umbrellas"], at_least=0.8)
+    assert 0.7 < loud_seconds(pcm) < 2.0
     assert len(pcm) == 1920 * len(peer.of(Kind.AUDIO))
 
 
