@@ -75,7 +75,7 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self._note(self.floor.hear(peak_in, heard))
+        self._note(*self.floor.hear(peak_in, heard))
         self._own.latch.tick(self.floor)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
@@ -102,18 +102,15 @@ class Director:
 
     def flush(self, heard: HeardRow) -> list[ev.Event]:
         """Take a step of the recogniser that belongs to no frame; what to tell at once."""
-        self._note(self.floor.flush(heard))
+        self._note(*self.floor.flush(heard))
         return self.events()
 
-    def user_text(self, text: ev.UserText) -> None:
-        """What the user has said, from a transcript."""
-        if text.final:
-            self._own.latch.turned(text.text)
-        self._events.append(text)
-
-    def _note(self, heard: list[ev.UserText]) -> None:
-        for text in heard:
-            self.user_text(text)
+    def _note(self, *texts: ev.UserText) -> None:
+        """What the user has said."""
+        for text in texts:
+            self._events.append(text)
+            if text.final:
+                self._own.latch.turned(text.text)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -140,7 +137,7 @@ class Director:
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
             case ev.UserText():
-                self.user_text(command)
+                self._note(command)
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:

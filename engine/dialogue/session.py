@@ -21,8 +21,8 @@ from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.routing import Routing
+from engine.dialogue.voices import choose_voice
 from engine.errors import (
-    BadParameterError,
     EndError,
     IdleError,
     RefusedError,
@@ -108,7 +108,7 @@ class Session:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
         backend = self._engine.scheduler.backend
         self._opening = Opening(
-            voice=self._voice(backend.voices),
+            voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(self._persona(), backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
@@ -139,17 +139,6 @@ class Session:
     def voice(self) -> str:
         assert self._opening, "connect first"
         return self._opening.voice
-
-    def _voice(self, voices: tuple[str, ...]) -> str:
-        wanted = self.config.voice
-        if wanted is None:
-            default = self._engine.default_voice
-            return default if default in voices else voices[0]
-        name = wanted.removesuffix(".pt").removesuffix(".wav")
-        if name not in voices:
-            names = ", ".join(voices)
-            raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {names}")
-        return name
 
     def _persona(self) -> str:
         text = self.config.text_prompt
