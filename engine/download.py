@@ -5,7 +5,6 @@ import argparse
 from engine.dialogue.voices import Voices
 from engine.progress import show
 from engine.runtime.hub import DEFAULT_REPOSITORY, fetch
-from engine.runtime.recogniser import download_recogniser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,5 +21,7 @@ def run(args: argparse.Namespace) -> int:
     folder = fetch(args.model, args.revision, show)
     print(f"{args.model} is in {folder}, with {len(Voices(folder).names)} voices")
     if args.transcribe:
+        from engine.runtime.recogniser import download_recogniser  # torch: only where asked for
+
         print(f"the recogniser is in {download_recogniser(args.transcribe, show)}")
     return 0

@@ -18,7 +18,7 @@ from engine.dialogue.hold import Held, Patience
 from engine.dialogue.transcript import Transcript
 from engine.dialogue.trigger import OwnWords
 from engine.dialogue.utterance import Pace
-from engine.runtime.backend import HeardRow, Tokenizer, Transcription
+from engine.runtime.backend import HeardRow, Tokenizer
 
 FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
 ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
@@ -35,12 +35,9 @@ class Director:
     """One conversation's director. `step` once a tick; `take` for each command before it."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        own: OwnWords | None = None,
-        transcription: Transcription | None = None,
+        self, tokenizer: Tokenizer, own: OwnWords | None = None, floor: Transcript | None = None
     ) -> None:
-        self.floor = Transcript(transcription)
+        self.floor = floor or Transcript()
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None

@@ -21,6 +21,7 @@ from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.routing import Routing
+from engine.dialogue.transcript import Transcript
 from engine.dialogue.voices import choose_voice
 from engine.errors import (
     EndError,
@@ -128,7 +129,8 @@ class Session:
     def _new_director(self) -> Director:
         backend = self._engine.scheduler.backend
         own = self.routing and self.routing.own_words(backend.tokenizer)
-        return Director(backend.tokenizer, own, backend.transcription if self.transcribes else None)
+        floor = Transcript(backend.transcription if self.transcribes else None)
+        return Director(backend.tokenizer, own, floor)
 
     @property
     def transcribes(self) -> bool:

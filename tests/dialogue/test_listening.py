@@ -7,7 +7,7 @@ import pytest
 from engine.config import PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
-from engine.dialogue.transcript import sounds_like
+from engine.dialogue.transcript import Transcript, sounds_like
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.hearing import TRANSCRIPTION, Heard, quiet, spoken
@@ -19,7 +19,7 @@ class Listening:
     """A director beside a scripted user; `events` are (frame, event)."""
 
     def __init__(self) -> None:
-        self.director = Director(ByteTokenizer(), transcription=TRANSCRIPTION)
+        self.director = Director(ByteTokenizer(), floor=Transcript(TRANSCRIPTION))
         self.events: list[tuple[int, ev.Event]] = []
         self.frames = 0
 
