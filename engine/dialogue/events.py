@@ -93,6 +93,13 @@ class UserText:
 
 
 @dataclass(frozen=True, slots=True)
+class UserTurn:
+    """A finished turn of the user in words, for whoever decides what to do about it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Saying:
     """A text to be said changed its state; `spoken` are its words begun."""
 
@@ -125,4 +132,4 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | UserText | Saying | Refused | HoldEnded | Closing
+Event = Text | UserText | UserTurn | Saying | Refused | HoldEnded | Closing

@@ -63,6 +63,7 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
     """The import pairs its secrets and volume, `start` opens the port, `stop` says goodbye."""
     platform, process = running
     await asyncio.to_thread(process.wait_until_ready)
+    await asyncio.to_thread(platform.wait_for, "FunctionGetInputs")  # it takes callers now
     async with (
         aiohttp.ClientSession() as http,
         http.ws_connect(f"http://127.0.0.1:{process.port}/api?format=pcm16") as ws,
