@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from aiohttp import web
 
 from engine.config import ServerConfig, parse_setting
+from engine.dialogue.answers import build_answers
 from engine.dialogue.engine import Engine, Progress
 from engine.dialogue.session import Limits
 from engine.dialogue.voices import Voices
@@ -69,6 +70,7 @@ def build_engine(
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
+        answers=build_answers(config, os.environ),
     )
     engine.default_voice = config.voice
     return engine

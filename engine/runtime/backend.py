@@ -16,6 +16,9 @@ from engine.config import SamplingConfig
 class Tokenizer(Protocol):
     """Text ids of the model. `PAD` and `EPAD` are in `engine.config`."""
 
+    def __len__(self) -> int:
+        """How many ids there are: 0 to len − 1 all have a piece."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of a word (or of a whole prompt); the first piece opens with ▁."""
 
