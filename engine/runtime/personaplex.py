@@ -22,11 +22,11 @@ from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
-CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
+CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4
 MOST_SLOTS = 16
 ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
-RESERVE_BYTES = 2_000_000_000  # of the device, for activations and the prompt being prefilled
+RESERVE_BYTES = 2_000_000_000  # of the device, for activations and kept prompts
 
 
 class PersonaPlexBackend:
@@ -214,5 +214,6 @@ def fitting_slots(checkpoint: Checkpoint, recogniser: LoadedRecogniser | None = 
         rings.append(recogniser.stt.rings(1))
     each = sum(ring.kv.numel() * ring.kv.element_size() for ring in rings)
     del one, rings
+    torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(device)
     return max(1, min(MOST_SLOTS, (free - RESERVE_BYTES) // each))
