@@ -103,10 +103,9 @@ async def serve_until(
         await web.TCPSite(runner, config.host, config.port).start()
     except OSError as error:
         await runner.cleanup()
+        why = os.strerror(error.errno or 0)
         where = f"{config.host}:{config.port}"
-        raise ConfigError(
-            f"cannot listen on {where} ({error.strerror}); use another --port"
-        ) from None
+        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
     print(f"listening on http://localhost:{config.port}", flush=True)
     opened()
     engine.start()
