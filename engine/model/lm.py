@@ -3,12 +3,16 @@
 Weights and one step. Which tokens go in, and what becomes of those that come out, is loop.py.
 """
 
+import importlib
+import importlib.util
+from types import ModuleType
+
 import torch
 from torch import Tensor, nn
 
 from engine.model.attention import Chunk, Rings, Step
 from engine.model.config import LMConfig
-from engine.model.depformer import Depformer
+from engine.model.depformer import Depformer, Pick
 from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import GatedLayer, RMSNorm, Transformer
@@ -54,16 +58,33 @@ class LM(nn.Module):
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
         self.depformer = Depformer(config)
+        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
 
-    def rings(self, slots: int) -> Rings:
+    def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
         """KV memory whose window is the reference's: one column less than the context."""
-        return self.transformer.rings(slots, self.config.context - 1)
+        return self.transformer.rings(slots, self.config.context - 1, dtype)
+
+    def embed(self, column: Tensor) -> Tensor:
+        """One column of tokens [S, K] -> [S, dim]."""
+        if self.fast:
+            return self.fast.embedded(self.embedding, column)
+        return self.embedding(column)
 
     def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
         """One frame: embedded [S, dim] -> hidden [S, dim]."""
-        x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+        if self.fast:
+            hidden = self.fast.temporal(self, embedded, rings, active)
+        else:
+            x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+            hidden = self.out_norm(x[:, 0])
         rings.advance(active, 1)
-        return self.out_norm(x[:, 0])
+        return hidden
+
+    def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
+        """The agent's codes of one frame [S, Q], as picked."""
+        if self.fast:
+            return self.fast.depth(self.depformer, hidden, text, pick)
+        return self.depformer(hidden, text, pick)
 
     def prefill(self, embedded: Tensor, rings: Rings, slot: int) -> Tensor:
         """Many frames of one slot at once: embedded [T, dim] -> hidden [T, dim]."""
@@ -74,4 +95,11 @@ class LM(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., dim] -> float32 [..., text_card]."""
+        if self.fast:
+            return self.fast.product(self.text_linear, hidden).float()
         return self.text_linear(hidden).float()
+
+    def hasten(self) -> None:
+        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
+        if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
+            self.fast = importlib.import_module("engine.model.fast")

@@ -29,10 +29,12 @@ class Ready:
     user_before: Tensor  # [Q]: the user's codes one frame earlier
     user_now: Tensor  # [Q]: the user's codes of the last prompt frame
     forced: Tensor  # [Q]: agent codes that are given in the bootstrap tick, or FREE
+    scale: Tensor | None = None  # [L, 2, H, n], where the ring is int8
 
     @property
     def bytes(self) -> int:
-        return self.kv.numel() * self.kv.element_size()
+        kept = [self.kv] if self.scale is None else [self.kv, self.scale]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 class Loop:
@@ -78,8 +80,10 @@ class Loop:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after
         last, after = last.to(self.device), after.to(self.device)
+        scale = self.rings.used_scale(slot)
         return Ready(
             kv=self.rings.used(slot).clone(),
+            scale=None if scale is None else scale.clone(),
             columns=self.rings.pushed[slot],
             agent=last[: 1 + q],
             user_before=last[1 + q :],
@@ -91,6 +95,8 @@ class Loop:
         """Put a cleared slot just before its bootstrap tick."""
         self.rings.set_position(slot, ready.columns)
         self.rings.used(slot).copy_(ready.kv)
+        if ready.scale is not None:
+            self.rings.used_scale(slot).copy_(ready.scale)
         self.agent[slot], self.forced[slot] = ready.agent, ready.forced
         self.user_before[slot], self.user_now[slot] = ready.user_before, ready.user_now
         self.booting.add(slot)

@@ -104,9 +104,9 @@ class Transformer(nn.Module):
             x = layer(x, push, index)
         return x
 
-    def rings(self, slots: int, capacity: int) -> Rings:
-        """Empty KV rings on the device, in the dtype of the weights."""
+    def rings(self, slots: int, capacity: int, dtype: torch.dtype | None = None) -> Rings:
+        """Empty KV rings on the device, in the dtype of the norms unless another is asked for."""
         first = self.layers[0]
         sample, heads = next(first.norm1.parameters()), first.self_attn.heads
         rotation = Rotation(sample.shape[0] // heads, self.max_period, sample.device)
-        return Rings(len(self.layers), slots, heads, rotation, capacity, sample.dtype)
+        return Rings(len(self.layers), slots, heads, rotation, capacity, dtype or sample.dtype)
