@@ -11,10 +11,12 @@ from engine.model.attention import Rings
 from engine.model.depformer import Depformer, DepthLayer, Pick
 from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode, attend_few
+from engine.model.kernels_pick import pick
 from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import RMS_EPS, Gating, RMSNorm
 
+__all__ = ["depth", "embedded", "pick", "product", "temporal"]
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
     """A linear layer through the kernel, whatever its weight is kept in."""
@@ -50,7 +52,7 @@ def temporal(lm, x: Tensor, rings: Rings, active: Active) -> Tensor:
     return normed(x, y, lm.out_norm)[1]
 
 
-def depth(depformer: Depformer, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
+def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> Tensor:
     """`Depformer.forward`: hidden [S, dim], text [S] -> codes [S, Q]."""
     config = depformer.config
     steps, heads = config.codebooks, config.depformer_num_heads
@@ -64,7 +66,7 @@ def depth(depformer: Depformer, hidden: Tensor, text: Tensor, pick: Pick) -> Ten
         for layer, columns in zip(depformer.layers, kv, strict=True):
             x, y = _depth_layer(layer, x, y, step, columns)
         x, _ = add_norm(x, y, None)
-        codes.append(pick(step, product(depformer.linears[step], x)))
+        codes.append(decide(step, product(depformer.linears[step], x)))
         if step + 1 < steps:
             said = depformer.emb[step](codes[-1])
     return torch.stack(codes, 1)

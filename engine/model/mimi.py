@@ -4,6 +4,8 @@ The modules hold weights only. A `Stream` is the memory of one direction for a n
 the encoder's and the decoder's are independent. Source: kyutai-labs/moshi, MimiModel.
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,13 @@ class Stream:
         convs = [m for part in parts for m in part.modules() if isinstance(m, kinds)]
         self.tails: Tails = {conv: conv.tail(slots) for conv in convs}
         self.rings = transformer.rings(slots, capacity)
+
+    def narrow(self, slots: int) -> "Stream":
+        """The first slots: the same memory."""
+        some = copy(self)
+        some.tails = {conv: tail[:slots] for conv, tail in self.tails.items()}
+        some.rings = self.rings.narrow(slots)
+        return some
 
     def clear(self, slot: int) -> None:
         """Back to silence before the first frame."""
