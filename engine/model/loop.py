@@ -132,7 +132,7 @@ class Loop:
 
         A slot's first tick runs the last column of its prompt; its pcm is not looked at.
         """
-        self.sampler.draw(active)
+        self.sampler.draw(active.slots)
         hearing = self.active([s for s in active.slots if s not in self.booting])
         text, codes = self.heard(pcm, active, hearing)
         return self.chosen(text), codes

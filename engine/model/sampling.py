@@ -5,7 +5,7 @@ so what it says does not depend on its neighbours. Source of the method: nvidia/
 kyutai-labs/moshi draw with the exponential race, argmax(p / q) with q ~ Exp(1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 
@@ -156,17 +156,17 @@ class Sampler:
         self.count[slot] = 0
         self.pad_bias[slot] = 0
 
-    def draw(self, active: Active) -> None:
-        """New random numbers for the active slots; each from its own generator, as it needs."""
+    def draw(self, slots: Iterable[int]) -> None:
+        """New random numbers for these slots; each from its own generator, as it needs."""
         split, card = self.text.vocabulary, self.audio.vocabulary
-        for slot in active.slots:
+        for slot in slots:
             text, audio = self.text.draws(slot), self.audio.draws(slot)
             numbers = torch.empty(text + self.codebooks * audio)
             numbers.exponential_(generator=self.generators[slot])
             row = self.staged[slot]
             row[:text] = numbers[:text]
             row[split:].view(-1, card)[:, :audio] = numbers[text:].view(self.codebooks, audio)
-        if self.staged is not self.noise and self.staged.data_ptr() != self.noise.data_ptr():
+        if self.noise.is_cuda:
             self.noise.copy_(self.staged, non_blocking=True)
 
     def pick_text(self, logits: Tensor) -> Tensor:

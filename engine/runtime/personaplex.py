@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.model.graphs import Ticks
 from engine.model.loop import Loop, Ready
 from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
@@ -32,15 +33,23 @@ class PersonaPlexBackend:
     transcribes = False
 
     def __init__(
-        self, checkpoint: Checkpoint, slots: int = CPU_SLOTS, cache_mb: float = CACHE_MB
+        self,
+        checkpoint: Checkpoint,
+        slots: int = CPU_SLOTS,
+        cache_mb: float = CACHE_MB,
+        *,
+        graphs: bool = True,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.checkpoint, self.name, self.slots = checkpoint, checkpoint.name, slots
         self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
         self.config = checkpoint.lm.config
-        self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots)
+        self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots, kv_dtype)
+        with torch.inference_mode():
+            self.ticks = Ticks(self.loop, graphs)
         self.cache = PromptCache(cache_mb)
         self._voices: dict[str, Voice] = {}  # by the hash of their file
-        self._active = self.loop.active([])
+        self._active = np.zeros(slots, bool)
 
     # -- one conversation --------------------------------------------------------------------------
 
@@ -75,22 +84,17 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
-        self._active = self.loop.active(np.flatnonzero(active).tolist())
-        text, codes = self.loop.listen(self._tensor(pcm), self._active)
-        return Heard(text=text.cpu().numpy(), user_codes=codes.cpu().numpy())
+        self._active = active
+        text, codes = self.ticks.listen(pcm, active)
+        return Heard(text=text, user_codes=codes)
 
     @torch.inference_mode()
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
-        fed = np.full(self.slots, PAD, np.int64)
-        rows = list(self._active.slots)
-        fed[rows] = text[rows]
+        fed = np.where(self._active, text, PAD)
         known = (fed >= 0) & (fed < self.config.text_card)
         assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
-        pcm, codes = self.loop.speak(self._tensor(fed), self._tensor(hush), self._active)
-        return Spoken(pcm=pcm.cpu().numpy(), codes=codes.cpu().numpy())
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.loop.device)
+        pcm, codes = self.ticks.speak(fed, hush)
+        return Spoken(pcm=pcm, codes=codes)
 
     # -- prompts -----------------------------------------------------------------------------------
 
