@@ -10,7 +10,7 @@ import engine.bench as room
 def subjects() -> list[str]:
     """The modules beside this one that measure something."""
     names = [module.name for module in pkgutil.iter_modules(room.__path__)]
-    return sorted(name for name in names if name not in ("__main__", "report"))
+    return sorted(name for name in names if name not in ("__main__", "device", "report"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -89,13 +89,17 @@ def load_checkpoint(
     device: str = "cpu",
     revision: str | None = None,
     progress: Progress = lambda phase, percent: None,
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Find or fetch a checkpoint and load it. Raises ModelError in one clear line."""
+    """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
+
+    dtype None: bf16 on a GPU, float32 on a CPU.
+    """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), shelf(folder)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
 
@@ -109,6 +113,7 @@ def load_checkpoint(
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
     mimi.prepare()
     fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name))
+    lm.hasten()
     tokenizer = Tokenizer(folder / TEXT_FILE)
     if len(tokenizer) > config.lm.text_card:
         raise ModelError(
