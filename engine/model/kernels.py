@@ -88,7 +88,7 @@ def matmul(
     """
     m, k = x.shape
     n = weight.shape[0] // 2 if gated else weight.shape[0]
-    tile = tile_for(n, k, weight.element_size(), gated, partial)
+    tile = tile_for(n, k, m, weight.element_size(), gated, partial)
     kind = torch.float32 if partial else x.dtype
     out = torch.empty(tile.splits, m, n, dtype=kind, device=x.device)
     bm = min(64, max(ROWS, triton.next_power_of_2(m)))
@@ -117,7 +117,7 @@ def _add_norm(
     if PARTS > 0:
         added = tl.zeros((BLOCK,), tl.float32)
         for part in tl.static_range(PARTS):
-            place = y + part * rows.to(tl.int64) * y_stride + row * y_stride + i
+            place = y + (part * rows + row) * y_stride + i
             added += tl.load(place, mask=inside, other=0.0).to(tl.float32)
         value = (value + added.to(kind).to(tl.float32)).to(kind).to(tl.float32)
         tl.store(total + row * dim + i, value.to(kind), mask=inside)
