@@ -52,7 +52,7 @@ class Rings:
 
     One column beyond the capacity takes what inactive slots write; it is never part of a window.
     `pushed` mirrors `position` on the host, for what must know lengths without asking the device.
-    With dtype int8 every head and column has a float16 scale beside it: scale [L, 2, S, H, columns].
+    With int8 every head and column has a float16 scale beside it: scale [L, 2, S, H, columns].
     """
 
     def __init__(

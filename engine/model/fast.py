@@ -16,7 +16,8 @@ from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import RMS_EPS, Gating, RMSNorm
 
-__all__ = ["depth", "embedded", "pick", "product", "temporal"]
+__all__ = ["Decode", "depth", "embedded", "pick", "product", "temporal"]
+
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
     """A linear layer through the kernel, whatever its weight is kept in."""
@@ -81,4 +82,3 @@ def _depth_layer(
     heard = attend_few(qkv, kv, step)
     x, h = normed(x, product(layer.out_proj[step], heard, partial=True), layer.norm2)
     return x, gated(layer.gating[step], h)
-

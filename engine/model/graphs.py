@@ -6,6 +6,7 @@ and the host waits once a graph. `graphs` False launches the same work piece by 
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,8 @@ class Ticks:
         self.captured: dict[tuple[str, int], Captured] = {}
         self._taking: dict[int, list[int]] = {ACTIVE: [], HEARING: []}  # slots of this tick
         self._size = self.buckets[-1]
+        if cuda:
+            torch.backends.cudnn.allow_tf32 = False  # the codec is float32 (performance.md 2.5)
         if self.graphs:
             self.capture()
 
@@ -79,9 +82,7 @@ class Ticks:
         out = self._launch("listen", loop)
         if loop.sampler.special:
             out[:, 0] = loop.chosen(out[:, 0])
-        heard = self._fetch(0, out)
-        self._count(loop.rings, ACTIVE, 1)
-        self._count(loop.encoder.rings, HEARING, loop.mimi.config.columns)
+        heard = self._fetch(0, out, self._count_heard)
         return heard[:, 0], heard[:, 1:]
 
     def speak(self, text: np.ndarray, hush: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +91,7 @@ class Ticks:
         host = self.up_host[1].numpy()
         host[:, 0], host[:, 1] = text, hush
         self.up[1][: self._size].copy_(self.up_host[1][: self._size], non_blocking=True)
-        spoken = self._fetch(1, self._launch("speak", loop))
-        self._count(loop.decoder.rings, ACTIVE, loop.mimi.config.columns)
+        spoken = self._fetch(1, self._launch("speak", loop), self._count_spoken)
         loop.booting.difference_update(self._taking[ACTIVE])
         return spoken[:, :FRAME_SAMPLES], spoken[:, FRAME_SAMPLES:].astype(np.int64)
 
@@ -108,19 +108,29 @@ class Ticks:
             return captured.out
         return getattr(self, f"_{verb}")(loop)
 
-    def _fetch(self, which: int, out: Tensor) -> np.ndarray:
-        """Results of a bucket on the host, as rows of all slots."""
+    def _fetch(self, which: int, out: Tensor, meanwhile: Callable[[], None]) -> np.ndarray:
+        """Results of a bucket on the host, as rows of all slots; works while it waits."""
         rows = self.down[which]
         rows[: len(out)].copy_(out, non_blocking=True)
         if out.is_cuda:
             done = torch.cuda.Event()
             done.record()
+            meanwhile()
             done.synchronize()
         return rows.numpy().copy()
 
+    def _count_heard(self) -> None:
+        """What `listen` pushes on a GPU, on the host's side of the counts."""
+        self._count(self.loop.rings, ACTIVE, 1)
+        self._count(self.loop.encoder.rings, HEARING, self.loop.mimi.config.columns)
+
+    def _count_spoken(self) -> None:
+        """The same for `speak`; and the random numbers of the next tick are drawn."""
+        self._count(self.loop.decoder.rings, ACTIVE, self.loop.mimi.config.columns)
+        self.loop.sampler.draw_ahead(self._taking[ACTIVE])
+
     def _count(self, rings: Rings, who: int, columns: int) -> None:
-        """What a launch on a GPU pushed, on the host's side of the count."""
-        for slot in self._taking[who] if self.cuda else ():
+        for slot in self._taking[who]:
             rings.pushed[slot] += columns
 
     # -- what is launched --------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def _pick(
 
 
 def pick(logits: Tensor, noise: Tensor, temperature: Tensor, width: Tensor, told: Tensor) -> Tensor:
-    """logits [S, V], noise [S, >= V] by rank, width [S] (0 greedy), told [S] or -1 -> tokens [S]."""
+    """logits [S, V], noise [S, >= V] by rank, width [S] (0: greedy), told [S] -> [S]."""
     slots, card = logits.shape
     out = torch.empty(slots, dtype=torch.int64, device=logits.device)
     _pick[(slots,)](

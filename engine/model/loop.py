@@ -41,9 +41,7 @@ class Ready:
 class Loop:
     """All conversations of one engine. Slots that are not active in a call do not change."""
 
-    def __init__(
-        self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
         self.device = lm.embedding.table.device
         config, q = lm.config, lm.config.codebooks
@@ -62,6 +60,7 @@ class Loop:
         if lm.fast:
             self.sampler.fixed = True
             self.sampler.picked_by = lm.fast.pick
+            self.encoder.push = self.decoder.push = lm.fast.Decode
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""

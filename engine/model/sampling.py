@@ -106,6 +106,7 @@ class Sampler:
         self._name_noise()
         self.fixed = False
         self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
+        self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
         self.penalty = torch.ones(slots, device=device)
@@ -136,6 +137,7 @@ class Sampler:
         return self.fixed and (wide or bool(self.penalised))
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        self.drawn.discard(slot)
         self.text.set(slot, sampling.text_temperature, sampling.text_top_k)
         self.audio.set(slot, sampling.audio_temperature, sampling.audio_top_k)
         self.pad_bias[slot] = sampling.pad_bias
@@ -147,6 +149,7 @@ class Sampler:
 
     def seed(self, slot: int, seed: int) -> None:
         self.generators[slot].manual_seed(seed)
+        self.drawn.discard(slot)
 
     def clear(self, slot: int) -> None:
         self.text.clear(slot)
@@ -158,16 +161,22 @@ class Sampler:
 
     def draw(self, slots: Iterable[int]) -> None:
         """New random numbers for these slots; each from its own generator, as it needs."""
+        self.draw_ahead(slots)
+        self.drawn.difference_update(slots)
+        if self.noise.is_cuda:
+            self.noise.copy_(self.staged, non_blocking=True)
+
+    def draw_ahead(self, slots: Iterable[int]) -> None:
+        """The same, on the host alone: done while a device is busy, it costs no time."""
         split, card = self.text.vocabulary, self.audio.vocabulary
-        for slot in slots:
+        for slot in set(slots) - self.drawn:
             text, audio = self.text.draws(slot), self.audio.draws(slot)
             numbers = torch.empty(text + self.codebooks * audio)
             numbers.exponential_(generator=self.generators[slot])
             row = self.staged[slot]
             row[:text] = numbers[:text]
             row[split:].view(-1, card)[:, :audio] = numbers[text:].view(self.codebooks, audio)
-        if self.noise.is_cuda:
-            self.noise.copy_(self.staged, non_blocking=True)
+            self.drawn.add(slot)
 
     def pick_text(self, logits: Tensor) -> Tensor:
         """logits [S, text_card] -> tokens [S], after penalty and bias; changes the logits."""

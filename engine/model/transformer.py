@@ -86,7 +86,12 @@ class CodecLayer(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
     def forward(self, x: Tensor, push: Attends, layer: int) -> Tensor:
-        x = x + self.self_attn(self.norm1(x), push, layer) * self.layer_scale_1
+        heard = self.self_attn(self.norm1(x), push, layer)
+        if x.is_cuda:  # one launch each, where launches cost
+            x = torch.addcmul(x, heard, self.layer_scale_1)
+            thought = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+            return torch.addcmul(x, thought, self.layer_scale_2)
+        x = x + heard * self.layer_scale_1
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x)))) * self.layer_scale_2
 
 
