@@ -5,6 +5,7 @@ Requests, responses and the lifespan, nothing else: WebSockets stay aiohttp's ow
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -161,5 +162,7 @@ def scope_of(request: web.Request) -> Message:
 
 def scheme_of(request: web.Request) -> str:
     """`https` if the browser came by https, also when a proxy in front took it off."""
+    if "MODAL_TASK_ID" in os.environ:  # always behind https there, and not known to say so
+        return "https"
     forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip().lower()
     return forwarded if forwarded in ("http", "https") else request.scheme

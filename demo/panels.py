@@ -18,6 +18,7 @@ STATE = """
     <p class="state-detail">The page is getting ready.</p>
   </div>
   <dl class="figures">
+    <div><dt>Model</dt><dd class="model">–</dd></div>
     <div><dt>Delay</dt><dd class="delay">–</dd></div>
     <div><dt>Dropped</dt><dd class="lost">0</dd></div>
   </dl>

@@ -13,6 +13,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from demo import panels
+from demo.theme import theme
 from engine.config import SamplingConfig
 from engine.dialogue.personas import MAX_PROMPT_CHARS, Persona
 
@@ -35,12 +36,16 @@ class PageConfig:
     voices: Sequence[str]
     personas: Sequence[Persona]
     voice: str  # chosen at first
-    routing: bool = False  # questions can be looked up, so Ask is offered
+    routing: bool | None = None  # whether questions are looked up at first; None: never, no Ask
+
+    @property
+    def can_ask(self) -> bool:
+        return self.routing is not None
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [{"title": one.title, "text": one.text} for one in self.personas]
-        whole = {"voices": list(self.voices), "personas": personas, "routing": self.routing}
+        whole = {"voices": list(self.voices), "personas": personas, "routing": self.can_ask}
         return json.dumps(whole).replace("<", "\\u003c")
 
 
@@ -86,7 +91,7 @@ class Widgets:
             self.say = line("Say", "Text for the agent to speak", "pp-say")
             self.say_now = button("Say", "pp-say-now")
             self.cancel = button("Stop", "pp-cancel")
-        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.routing):
+        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.can_ask):
             self.ask = line("Ask", "A question to look up", "pp-ask")
             self.ask_now = button("Ask", "pp-ask-now")
 
@@ -106,7 +111,7 @@ class Widgets:
             list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
         )
         self.routing = gr.Checkbox(
-            config.routing, label="Look things up", info=SENDS, visible=config.routing
+            bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
             self._sampling()
@@ -230,69 +235,6 @@ def build_page(config: PageConfig) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         listen(Widgets(config))
     return page
-
-
-def theme() -> gr.themes.Base:
-    """System fonts (nothing is loaded from outside) and colours that pass as readable."""
-    clear = {"block_background_fill": "transparent", "block_background_fill_dark": "transparent"}
-    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return gr.themes.Soft(
-        primary_hue="teal",
-        secondary_hue="teal",
-        neutral_hue="slate",
-        font=fonts,
-        font_mono=("ui-monospace", "monospace"),
-        radius_size="lg",
-    ).set(
-        **clear,
-        block_border_width="0px",
-        block_border_width_dark="0px",
-        block_shadow="none",
-        block_shadow_dark="none",
-        block_padding="0px",
-        block_label_background_fill="none",
-        block_title_background_fill="none",
-        block_title_background_fill_dark="none",
-        block_title_padding="0 0 4px",
-        block_title_text_color="*neutral_700",
-        block_title_text_color_dark="*neutral_200",
-        block_title_text_weight="600",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        body_background_fill="#f3f6fa",
-        body_background_fill_dark="#0b1220",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        input_background_fill="white",
-        input_background_fill_dark="#0f1829",
-        input_border_width="1px",
-        input_border_color="#94a3b8",
-        input_border_color_dark="#64748b",
-        input_placeholder_color="#64748b",
-        input_placeholder_color_dark="#94a3b8",
-        input_shadow="none",
-        button_secondary_background_fill="white",
-        button_secondary_background_fill_hover="#eef2f7",
-        button_secondary_background_fill_dark="#1e293b",
-        button_secondary_background_fill_hover_dark="#334155",
-        button_secondary_border_color="#cbd5e1",
-        button_secondary_border_color_dark="#475569",
-        button_secondary_shadow="none",
-        button_secondary_shadow_hover="none",
-        button_border_width="1px",
-        button_border_width_dark="1px",
-        button_cancel_background_fill="#b91c1c",
-        button_cancel_background_fill_hover="#991b1b",
-        button_cancel_background_fill_dark="#b91c1c",
-        button_cancel_background_fill_hover_dark="#dc2626",
-        button_cancel_text_color="white",
-        button_cancel_text_color_dark="white",
-        button_primary_background_fill="#0f766e",
-        button_primary_background_fill_hover="#115e59",
-        button_primary_background_fill_dark="#0f766e",
-        button_primary_background_fill_hover_dark="#0d9488",
-        button_primary_text_color="white",
-    )
 
 
 def mount(page: gr.Blocks) -> FastAPI:

@@ -82,6 +82,9 @@ class ServerConfig:
     port: int = setting(8998, "PORT", "port of page and /api")
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
+    transcribe: str = setting(
+        "", "TRANSCRIBE", "recogniser for the user's words: a directory, a HF repository or 1"
+    )
     device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
     slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
     token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")

@@ -11,13 +11,16 @@ from dataclasses import MISSING, fields
 from aiohttp import web
 
 from engine.config import ServerConfig, parse_setting
-from engine.dialogue.engine import Engine
+from engine.dialogue.engine import Engine, Progress
 from engine.dialogue.session import Limits
 from engine.dialogue.voices import Voices
+from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.wire.server import add_routes
 
 logger = logging.getLogger(__name__)
+
+Over = asyncio.Future[BaseException | None]
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +48,23 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def build_engine(
-    config: ServerConfig, on_death: Callable[[BaseException], None] | None = None
+    config: ServerConfig,
+    on_death: Callable[[BaseException], None] | None = None,
+    prepare: Callable[[Progress], None] = lambda progress: None,
 ) -> Engine:
-    """An engine for this configuration; `start` it to load the model."""
+    """An engine for this configuration; `start` it to load the model.
+
+    `prepare` runs before that, in the loader's thread; what it raises ends the engine.
+    """
     source, why = choose_model(config.model)
     print(f"model: {source} ({why})", flush=True)
+
+    def load(progress: Progress) -> Backend:
+        prepare(progress)
+        return load_backend(config, progress, Voices)
+
     engine = Engine(
-        lambda progress: load_backend(config, progress, Voices),
+        load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
@@ -61,19 +74,31 @@ def build_engine(
 
 
 async def run_app(app: web.Application, engine: Engine, config: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM, or until the engine dies; the exit code.
-
-    The port opens at once; the model loads behind it.
-    """
-    over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    """Serve until SIGINT or SIGTERM, or until the engine dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
+    over: Over = loop.create_future()
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, _settle, over, None)
-    engine.on_death = lambda error: loop.call_soon_threadsafe(_settle, over, error)
+        loop.add_signal_handler(name, settle, over, None)
+    engine.on_death = lambda error: loop.call_soon_threadsafe(settle, over, error)
+    return await serve_until(over, app, engine, config)
+
+
+async def serve_until(
+    over: Over,
+    app: web.Application,
+    engine: Engine,
+    config: ServerConfig,
+    opened: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until `over` is settled: with None to stop, with the error that ended the engine.
+
+    The port opens at once (`opened` is called then); the model loads behind it. Any thread's loop.
+    """
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
     await web.TCPSite(runner, config.host, config.port).start()
     print(f"listening on http://localhost:{config.port}", flush=True)
+    opened()
     engine.start()
     error = await over
     if error is not None:
@@ -84,9 +109,10 @@ async def run_app(app: web.Application, engine: Engine, config: ServerConfig) ->
     return 0 if error is None else 1
 
 
-def _settle(future: asyncio.Future, result: BaseException | None) -> None:
-    if not future.done():
-        future.set_result(result)
+def settle(over: Over, result: BaseException | None) -> None:
+    """End `serve_until`; the first call counts. In the future's loop only."""
+    if not over.done():
+        over.set_result(result)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

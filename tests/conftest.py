@@ -19,3 +19,8 @@ def serve() -> Iterator[Callable[..., ApiServer]]:
 def server(serve: Callable[..., ApiServer]) -> ApiServer:
     """The plain one: six slots, no token, the usual limits."""
     return serve(slots=6)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)

@@ -5,11 +5,12 @@ import { Devices, openMicrophone } from "./audio.js";
 import { Client } from "./client.js";
 import { newCodec } from "./codec.js";
 import { rms } from "./meters.js";
-import { SAMPLE_RATE, socketUrl } from "./protocol.js";
+import { SAMPLE_RATE, socketUrl, tunable } from "./protocol.js";
 import { Recorder } from "./recorder.js";
 import { Retry } from "./retry.js";
 
 const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
+const TUNE_WAIT = 200; // ms after the last move of a slider
 const FRAME = 80; // ms: the server answers in frames of this length
 
 export class Call {
@@ -38,6 +39,7 @@ export class Call {
     this.#state({ name: "microphone" });
     const { stream, problem } = await openMicrophone(this.options.raw);
     this.microphone = Boolean(stream);
+    for (const track of stream?.getTracks() ?? []) track.onended = () => this.#unplugged();
     if (problem) this.on.notice(problem);
     const soundless = await this.devices.open(stream ?? null);
     if (soundless) this.on.notice(soundless);
@@ -51,6 +53,13 @@ export class Call {
     this.#finish("hung up");
   }
 
+  // Something here broke: say it, and leave nothing open.
+  fail(error) {
+    console.error(error);
+    this.client?.close();
+    this.#finish("this page failed", error.message);
+  }
+
   mute() {
     this.muted = !this.muted;
     this.#showLive();
@@ -62,6 +71,21 @@ export class Call {
     this.#showLive();
   }
 
+  // New sampling values: now, or as soon as there is someone to hear them. A moved slider sends one
+  // message, not fifty.
+  tune(values) {
+    Object.assign(this.settings, values);
+    this.untold = true;
+    clearTimeout(this.tuneTimer);
+    this.tuneTimer = setTimeout(() => this.#tellTuning(), TUNE_WAIT);
+  }
+
+  #tellTuning() {
+    if (!this.live || !this.untold) return;
+    this.untold = false;
+    this.client.set(tunable(this.settings));
+  }
+
   // Seconds of agent audio received: the clock of the transcript.
   get time() {
     return this.received / SAMPLE_RATE;
@@ -71,13 +95,15 @@ export class Call {
     this.#state({ name: "connecting" });
     this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
     this.received = 0;
+    this.untold = false; // the address carries the newest values
+    const going = (obey) => (data) => { if (!this.ended) obey(data); }; // nothing after a hang-up
     const client = new Client(socketUrl(location.href, this.settings), {
-      ready: () => this.#ready(),
-      audio: (payload) => this.codec.decode(payload),
-      text: (piece) => this.on.transcript.text(piece, this.time),
-      event: (event) => this.#event(event),
-      notice: (sentence) => this.on.notice(sentence),
-      closed: ({ end }) => { if (client === this.client) this.#closed(end); },
+      ready: going(() => this.#ready()),
+      audio: going((payload) => this.codec.decode(payload)),
+      text: going((piece) => this.on.transcript.text(piece, this.time)),
+      event: going((event) => this.#event(event)),
+      notice: going((sentence) => this.on.notice(sentence, true)),
+      closed: going(({ end }) => this.#closed(end)),
     });
     this.client = client;
     this.codec = newCodec(this.settings.codec, {
@@ -92,13 +118,14 @@ export class Call {
     this.paused = false;
     this.retry.live();
     this.devices.clear();
+    this.#tellTuning();
     this.#showLive();
   }
 
   #event(event) {
     if (event.type === "waking") this.#waking(event);
     else if (event.type === "stats") this.server = event;
-    else if (event.type === "closing") this.on.notice(closingNotice(event));
+    else if (event.type === "closing") this.on.notice(closingNotice(event), true);
     else if (event.type === "ready") this.on.ready(event);
     else this.on.transcript.event(event);
   }
@@ -113,7 +140,6 @@ export class Call {
     this.codec.close();
     const wasLive = this.live;
     this.live = false;
-    if (this.ended) return;
     const again = this.retry.after(end);
     if (again === null) this.#finish(end?.kind ?? this.#lostReason(), end?.text);
     else this.#wait(again, wasLive);
@@ -174,6 +200,13 @@ export class Call {
     const delay = trip === null ? null : trip + FRAME + queuedMs + out;
     const lost = { underruns, jumps, unsent: this.client.dropped, late: this.server.late_frames ?? 0 };
     this.on.stats({ delay, trip, queuedMs, lost, step: this.server.step_ms_p50 ?? null });
+  }
+
+  #unplugged() {
+    if (this.ended) return;
+    this.microphone = false;
+    this.on.notice("The microphone was unplugged or taken away: check it, then connect again.");
+    this.#showLive();
   }
 
   #showLive() {

@@ -71,7 +71,7 @@ export class Client {
     const bytes = new Uint8Array(data);
     const payload = bytes.subarray(1);
     switch (bytes[0]) {
-      case KIND.handshake: this.on.ready(); break;
+      case KIND.handshake: this.#ping(); this.on.ready(); break;
       case KIND.audio: this.on.audio(payload); break;
       case KIND.text: this.on.text(new TextDecoder().decode(payload)); break;
       case KIND.metadata: this.on.event(JSON.parse(new TextDecoder().decode(payload))); break;

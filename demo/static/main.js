@@ -8,8 +8,6 @@ import { FORMATS, fileName, saveFile } from "./downloads.js";
 import { ConversationPanel, StatePanel } from "./panels.js";
 import { Transcript } from "./transcript.js";
 
-const SET_WAIT = 200; // ms after the last move of a slider
-
 const query = new URLSearchParams(location.search);
 const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" };
 
@@ -42,8 +40,8 @@ class Page {
   // What only the browser and the running server know: its codec and the voices.
   async #learn() {
     this.opus = await opusSupported();
-    const answer = await fetch("voices");
-    if (answer.ok) this.voices = await answer.json();
+    const answer = await fetch("voices").catch(() => null); // without it: the names we were built with
+    if (answer?.ok) this.voices = await answer.json();
     this.trigger("voices");
     this.trigger("refresh");
   }
@@ -66,13 +64,17 @@ class Page {
     const routing = this.config.routing ? settings.routing : null;
     this.call = new Call(context, { ...settings, codec, routing }, options, {
       state: (state) => this.#show(state),
-      notice: (sentence) => this.panel.notice(sentence),
+      notice: (sentence, passing) => this.panel.notice(sentence, passing),
       levels: (levels) => this.panel.levels(levels),
       stats: (stats) => this.panel.stats(stats),
-      ready: (ready) => this.conversation.ready(ready),
+      ready: (ready) => {
+        this.panel.ready(ready);
+        this.conversation.ready(ready);
+      },
       transcript: this.transcript,
     });
-    this.call.start();
+    const { call } = this;
+    call.start().catch((error) => call.fail(error));
   }
 
   #show(state) {
@@ -100,15 +102,10 @@ class Page {
   pause() { if (this.call?.live) this.call.pause(); }
   cancel() { if (this.call?.live) this.call.client.cancel(); }
 
-  // The sliders act at once, also during a call; a moved slider sends one message, not fifty.
-  set({ textTemperature, textTopK, audioTemperature, audioTopK, routing }) {
-    const values = {
-      text_temperature: textTemperature, text_topk: textTopK,
-      audio_temperature: audioTemperature, audio_topk: audioTopK,
-      ...(this.config.routing ? { routing } : {}),
-    };
-    clearTimeout(this.setTimer);
-    this.setTimer = setTimeout(() => { if (this.call?.live) this.call.client.set(values); }, SET_WAIT);
+  // The sliders and the routing box, which act at once.
+  set(values) {
+    const routing = this.config.routing ? values.routing : null;
+    if (this.call && !this.call.ended) this.call.tune({ ...values, routing });
   }
 
   persona(title) {

@@ -4,6 +4,9 @@ import { Animation, Meter } from "./meters.js";
 import { describe } from "./status.js";
 import { TranscriptView, element } from "./transcript-view.js";
 
+const PASSING = 8000; // ms
+const SLOW = "Your network is too slow: try “low bandwidth” under Settings.";
+
 const rounded = (value) => (value === null ? "–" : `${Math.round(value)} ms`);
 
 export class StatePanel {
@@ -15,9 +18,12 @@ export class StatePanel {
     this.problem = find(".notice");
     this.delay = find(".delay");
     this.lost = find(".lost");
+    this.model = find(".model");
     this.mic = new Meter(find(".meter.mic"));
     this.agent = new Meter(find(".meter.agent"));
     this.animation = new Animation([this.mic, this.agent]);
+    this.lasting = ""; // the notice that stays
+    this.unsent = 0;
   }
 
   state(state) {
@@ -29,7 +35,20 @@ export class StatePanel {
     else this.animation.start();
   }
 
-  notice(sentence) {
+  ready({ model, voice }) {
+    this.model.textContent = String(model).split("/").at(-1);
+    this.model.title = `${model}, voice ${voice}`;
+  }
+
+  // A passing notice gives way after a while to the one that stays (why there is no microphone).
+  notice(sentence, passing = false) {
+    clearTimeout(this.timer);
+    if (passing) this.timer = setTimeout(() => this.#notice(this.lasting), PASSING);
+    else this.lasting = sentence;
+    this.#notice(sentence);
+  }
+
+  #notice(sentence) {
     this.problem.textContent = sentence;
     this.problem.hidden = sentence === "";
   }
@@ -45,7 +64,8 @@ export class StatePanel {
     const { underruns, jumps, unsent, late } = lost;
     this.lost.textContent = String(underruns + jumps + unsent);
     this.lost.title = `gaps ${underruns}, skips ${jumps}, not sent ${unsent}; late on the server ${late}`;
-    if (unsent > 0) this.notice("Your network is too slow: try “low bandwidth” under Settings.");
+    if (unsent > this.unsent) this.notice(SLOW, true);
+    this.unsent = unsent;
   }
 }
 

@@ -14,16 +14,15 @@ from enum import Enum, auto
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.events import SayState
-from engine.dialogue.floor import Floor
 from engine.dialogue.pieces import PieceDecoder
+from engine.dialogue.transcript import Transcript
 from engine.dialogue.utterance import Utterance, prepare
-from engine.runtime.backend import HeardRow, Tokenizer
+from engine.runtime.backend import HeardRow, Tokenizer, Transcription
 
 QUEUE_LIMIT = 10  # texts waiting to be said
 FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
 ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
-BARGE_IN_FRAMES = 3  # of a new onset of speech
 DRY_FRAMES = 12  # a growing text may run out of words for so long
 SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
@@ -46,8 +45,8 @@ class Held:
 class Director:
     """One conversation's director. `step` once a tick; `take` for each command before it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.floor = Floor()
+    def __init__(self, tokenizer: Tokenizer, transcription: Transcription | None = None) -> None:
+        self.floor = Transcript(transcription)
         self.mode = Mode.FREE
         self.paused = False
         self.queue: deque[Utterance] = deque()
@@ -88,7 +87,7 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self.floor.hear(peak_in)
+        self._note(self.floor.hear(peak_in, heard))
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
             self._end_turn()
@@ -106,6 +105,27 @@ class Director:
         """The events of the last step, in order; they leave with the frame it chose."""
         events, self._events = self._events, []
         return events
+
+    @property
+    def flushing(self) -> bool:
+        """Whether the recogniser should run ahead on silence: a turn has just ended."""
+        return self.floor.flushing
+
+    def flush(self, heard: HeardRow) -> list[ev.Event]:
+        """Take a step of the recogniser that belongs to no frame; what to tell at once."""
+        self._note(self.floor.flush(heard))
+        return self.events()
+
+    def user_turn(self, text: str) -> None:
+        """A turn of the user has ended with these words."""
+        self._events.append(ev.UserTurn(text))
+
+    def _note(self, heard: list[ev.UserText]) -> None:
+        """What the user is found to have said."""
+        for event in heard:
+            self._events.append(event)
+            if event.final:
+                self.user_turn(event.text)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -188,7 +208,8 @@ class Director:
         if not self.current.words:  # a growing text whose first clause has not come yet
             return PAD if self.current.growing else self._stop(SayState.DONE)
         self._enter(Mode.SPEAK)
-        if not self.current.begun:
+        if not self.current.started:
+            self.current.started = True
             self._report(SayState.SPEAKING)
         self.current.begin_word()
         return EPAD
@@ -286,10 +307,14 @@ class Director:
                 self._enter(Mode.TAIL)
 
     def _watch_for_barge_in(self) -> None:
-        """A new onset of the user's speech, three frames long, stops what is being said."""
+        """A new onset of the user's speech, three frames long, stops what is being said.
+
+        A word that the agent is not just saying itself does so at once.
+        """
         if self.mode not in (Mode.SPEAK, Mode.HOLD):
             return
-        if BARGE_IN_FRAMES <= self.floor.onset_frames < self._frames_in_mode:
+        onset = self.floor.interruption(self.current.spoken if self.current else "")
+        if onset is not None and onset < self._frames_in_mode:
             self._cancelling = self.current is not None
             self._end_hold("stale")
 

@@ -58,6 +58,7 @@ class Engine:
         self._load = load
         self.on_death = on_death
         self._scheduler: Scheduler | None = None
+        self._started = False
         self._warm = threading.Event()
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
@@ -66,8 +67,10 @@ class Engine:
     # -- life --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Load in a thread; returns at once."""
-        threading.Thread(target=self._wake_up, name="loader", daemon=True).start()
+        """Load in a thread; returns at once. Again: nothing."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._wake_up, name="loader", daemon=True).start()
 
     def _wake_up(self) -> None:
         try:

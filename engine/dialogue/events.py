@@ -83,6 +83,23 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class UserText:
+    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3)."""
+
+    text: str
+    start: float
+    end: float
+    final: bool  # the turn is over
+
+
+@dataclass(frozen=True, slots=True)
+class UserTurn:
+    """A finished turn of the user in words, for whoever decides what to do about it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Saying:
     """A text to be said changed its state; `spoken` are its words begun."""
 
@@ -115,4 +132,4 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | Saying | Refused | HoldEnded | Closing
+Event = Text | UserText | UserTurn | Saying | Refused | HoldEnded | Closing

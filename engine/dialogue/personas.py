@@ -28,6 +28,7 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
             raise ConfigError(f"{path.name}: {error}; mend the file") from error
     personas = []
     for key, entry in entries.items():
+        entry = entry if isinstance(entry, dict) else {}
         title, text = entry.get("title"), entry.get("text")
         if not isinstance(title, str) or not isinstance(text, str):
             raise ConfigError(f"{path.name}: [{key}] needs a title and a text")

@@ -17,7 +17,7 @@ class PieceDecoder:
         """The text that is complete with this piece; may be empty in the middle of a character."""
         if not BYTES_ONLY.fullmatch(piece):
             return self.flush() + piece.replace("▁", " ")
-        blank = " " if piece.startswith("▁") else ""
+        blank = self.flush() + " " if piece.startswith("▁") else ""
         data = bytes(int(byte, 16) for byte in BYTE.findall(piece))
         return blank + self._utf8.decode(data)
 

@@ -52,6 +52,7 @@ class SessionConfig:
     seed: int = -1  # -1: random
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     routing: bool | None = None  # None: the server's default
+    transcribe: bool = True  # write down the user, where there is a recogniser
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,25 @@ class Session:
             text_ids=prompt_ids(self._persona(), backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
+            transcribe=backend.transcribes and self.config.transcribe,
         )
-        self.director = Director(backend.tokenizer)
+        self.director = self._new_director()
         seat = self._engine.scheduler.join(self._opening, self.director, self._deliver)
         for command in self._early:
             seat.post(command)
         self._seat = seat
+        self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
         self._started = self._active_at = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
+
+    def _new_director(self) -> Director:
+        backend = self._engine.scheduler.backend
+        return Director(backend.tokenizer, backend.transcription if self.transcribes else None)
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether the user's words are written down here."""
+        return self._opening is not None and self._opening.transcribe
 
     @property
     def voice(self) -> str:
@@ -178,7 +190,7 @@ class Session:
         """The same persona, voice and seed from the beginning; `Ready` comes again."""
         self._early.clear()
         if self._seat:
-            self.director = Director(self._engine.scheduler.backend.tokenizer)
+            self.director = self._new_director()
             self._opening = replace(self._opening, sampling=self._sampling)
             self._engine.scheduler.restart(self._seat, self._opening, self.director)
 

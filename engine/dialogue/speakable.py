@@ -52,7 +52,9 @@ MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
 )
-PUNCTUATION = ".,;:!?…\"'()[]{}“”‘’«»-–—"
+PUNCTUATION = ".,;:!?…\"'()[]{}“”‘’«»-–—−"
+MINUS = re.compile(r"[-−]$")  # what stands before a number
+EMOJI_PARTS = "\ufe0e\ufe0f\u20e3🏻🏼🏽🏾🏿"  # variants, keycaps, skin tones: nothing alone
 
 
 def clean(text: str) -> str:
@@ -67,16 +69,18 @@ def clean(text: str) -> str:
 def _is_unspeakable(char: str) -> bool:
     """Emoji, pictographs and control characters."""
     kind = unicodedata.category(char)
-    return kind in ("So", "Cc", "Cf", "Co", "Cs") and char not in "°"
+    return char in EMOJI_PARTS or (kind in ("So", "Cc", "Cf", "Co", "Cs") and char != "°")
 
 
 def spell(token: str) -> list[str]:
     """The words to say for one written token: `$14.` -> [`fourteen`, `dollars.`]."""
     core = token.strip(PUNCTUATION)
     words = (_number_words(core) or _mixed_words(core)) if core else []
+    if words and core[0] in "0123456789$€£" and MINUS.search(token[: token.index(core)]):
+        words.insert(0, "minus")
     if words:
         tail = token[token.rindex(core) + len(core) :]
-        words[-1] += "".join(c for c in tail if c in ".,;:!?")[:1]
+        words[-1] += "".join(c for c in tail if c in ".,;:!?…")[:1]
     return words
 
 

@@ -17,6 +17,7 @@ FASTEST_FRAMES_PER_LETTER = 0.6  # about 20 letters a second
 SLOWEST_FRAMES_PER_LETTER = 1.2
 SHORTEST_LIMIT_FRAMES = 8
 CLAUSE_PAUSE_FRAMES, SENTENCE_PAUSE_FRAMES = 6, 10
+MAX_WORD_LETTERS = 30  # a script without blanks would be one word of minutes
 MAX_SENTENCE_WORDS = 40  # longer ones drift from the model's own plan of its prosody
 
 
@@ -58,6 +59,8 @@ class Utterance:
     begun: list[Word] = field(default_factory=list)
     pieces: deque[int] = field(default_factory=deque)  # of the current word, still to be fed
     since: int = 0  # frames since the current word was begun
+    started: bool = False  # its `speaking` was reported
+    seen: int = 0  # words shown so far: one that is said again is not shown again
 
     @property
     def spoken(self) -> str:
@@ -76,8 +79,9 @@ class Utterance:
 
     def next_piece(self) -> tuple[int, str]:
         """The piece to feed, and what is shown with it (with the first piece of a word)."""
-        first = len(self.pieces) == len(self.word.ids)
-        return self.pieces.popleft(), self.word.shown if first else ""
+        new = len(self.begun) > self.seen
+        self.seen = max(self.seen, len(self.begun))
+        return self.pieces.popleft(), self.word.shown if new else ""
 
     def step_back(self) -> None:
         """Take back a word that is only half fed: it is said again from its start."""
@@ -90,8 +94,15 @@ def prepare(text: str, tokenizer: Tokenizer) -> list[Word]:
     """All words of a text, in order; nothing is dropped. Empty if there is nothing to say."""
     words: list[Word] = []
     for shown, spoken in _pairs(clean(text)):
-        words.append(Word(shown, spoken, tuple(tokenizer.encode(spoken)), _pause(spoken)))
+        for i, part in enumerate(_parts(spoken)):
+            ids = tuple(tokenizer.encode(part))
+            words.append(Word("" if i else shown, part, ids, _pause(part)))
     return list(_bounded(words))
+
+
+def _parts(spoken: str) -> list[str]:
+    """A word in bounded parts: nothing can be cancelled inside one, or played before its end."""
+    return [spoken[i : i + MAX_WORD_LETTERS] for i in range(0, len(spoken), MAX_WORD_LETTERS)]
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

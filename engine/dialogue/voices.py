@@ -4,7 +4,6 @@ Knows no torch: saved voices (`.pt`) are only named here; `runtime/loader.py` re
 """
 
 import os
-import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -53,17 +52,14 @@ def unpacked(model_folder: Path) -> Path:
     folder, archive = model_folder / "voices", model_folder / ARCHIVE
     if any(folder.glob("*")) or not archive.exists():
         return folder
-    parent = model_folder if os.access(model_folder, os.W_OK) else None
-    scratch = Path(tempfile.mkdtemp(prefix=".voices-", dir=parent))
-    unpack(archive, scratch)
-    if parent is None:
+    if not os.access(model_folder, os.W_OK):
+        scratch = Path(tempfile.mkdtemp(prefix="voices-"))
+        unpack(archive, scratch)
         return scratch / "voices"
-    try:
-        (scratch / "voices").replace(folder)
-    except OSError:  # another process was faster
-        if not folder.exists():
-            raise
-    shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".voices-", dir=model_folder) as scratch:
+        unpack(archive, Path(scratch))
+        if not folder.exists():  # another process may have been faster
+            (Path(scratch) / "voices").rename(folder)
     return folder
 
 

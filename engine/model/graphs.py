@@ -67,10 +67,17 @@ class Ticks:
 
     # -- a tick ------------------------------------------------------------------------------------
 
-    def listen(self, pcm: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q]."""
+    def listen(
+        self, pcm: np.ndarray, active: np.ndarray, codebooks: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q].
+
+        codebooks: how many to encode, for a recogniser; a graph has its number from the start.
+        """
         slots = np.flatnonzero(active).tolist()
         loop = self.bucket(slots)
+        if codebooks and not self.graphs:
+            loop.codebooks = codebooks
         hearing = [slot for slot in slots if slot not in loop.booting]
         self._taking = {ACTIVE: slots, HEARING: hearing}
         host = self.up_host[0].numpy()
@@ -80,6 +87,7 @@ class Ticks:
         self.up[0][: self._size].copy_(self.up_host[0][: self._size], non_blocking=True)
         loop.sampler.draw(slots)
         out = self._launch("listen", loop)
+        self.loop.heard = self._all_rows(loop.heard)
         if loop.sampler.special:
             out[:, 0] = loop.chosen(out[:, 0])
         heard = self._fetch(0, out, self._count_heard)
@@ -94,6 +102,11 @@ class Ticks:
         spoken = self._fetch(1, self._launch("speak", loop), self._count_spoken)
         loop.booting.difference_update(self._taking[ACTIVE])
         return spoken[:, :FRAME_SAMPLES], spoken[:, FRAME_SAMPLES:].astype(np.int64)
+
+    def _all_rows(self, rows: Tensor) -> Tensor:
+        """Rows of a bucket among those of all slots, for who reads the codes after a tick."""
+        missing = self.loop.slots - len(rows)
+        return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
     def bucket(self, slots: list[int]) -> Loop:
         """The smallest loop that covers these slots."""
@@ -139,7 +152,7 @@ class Ticks:
         """-> [B, 1 + Q]: text and the user's codes."""
         given = self.up[0][: loop.slots]
         active, hearing = self._who(loop, ACTIVE), self._who(loop, HEARING)
-        text, codes = loop.heard(given[:, :FRAME_SAMPLES], active, hearing)
+        text, codes = loop.listened(given[:, :FRAME_SAMPLES], active, hearing)
         return torch.cat([text[:, None], codes], 1)
 
     def _speak(self, loop: Loop) -> Tensor:

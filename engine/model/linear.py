@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.model.int8 import quantise, w8a16
 
+ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
 
 
@@ -33,9 +34,8 @@ class Linear(nn.Module):
         """Re-order the weight for this CPU and free the plain one. Elsewhere: nothing."""
         weight = self.weight
         packable = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if packable and torch.backends.mkldnn.is_available():
-            reorder = torch.ops.mkldnn._reorder_linear_weight
-            self.packed = reorder(weight.detach(), PACK_ROWS)
+        if packable and ONEDNN:
+            self.packed = ONEDNN._reorder_linear_weight(weight.detach(), PACK_ROWS)
             self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Linear(nn.Module):
             return w8a16(x, self.weight, self.scale)
         if self.packed is None:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
 def pack(model: nn.Module) -> None:

@@ -1,11 +1,14 @@
-"""The language model: 17 tokens of a frame in, the next text token and the next agent codes out.
+"""The temporal transformer, and the language model made of it and the depformer.
 
-Weights and one step. Which tokens go in, and what becomes of those that come out, is loop.py.
+17 tokens of a frame in, the next text token and the next agent codes out. Weights and one step:
+which tokens go in, and what becomes of those that come out, is loop.py. The recogniser (stt.py) is
+the temporal transformer's second user.
 """
 
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,23 @@ from engine.model.transformer import GatedLayer, RMSNorm, Transformer
 ZERO_ROW = 0  # of the embedding table: what token -1 stands for
 
 
+class Sizes(Protocol):
+    """What a temporal transformer needs of a configuration."""
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    hidden: int
+    max_period: float
+    n_q: int  # audio rows
+    card: int
+    text_card: int
+
+
 class Embedding(nn.Module):
     """The tables of all rows in one, behind a row of zeros."""
 
-    def __init__(self, config: LMConfig) -> None:
+    def __init__(self, config: Sizes) -> None:
         super().__init__()
         audio, text = config.card + 1, config.text_card + 1
         first = 1 + config.n_q * audio
@@ -43,12 +59,15 @@ class Embedding(nn.Module):
         return total
 
 
-class LM(nn.Module):
-    """Temporal transformer and depformer of a checkpoint."""
+class Temporal(nn.Module):
+    """Transformer over frames: the tokens of one in, hidden state and text logits out.
 
-    def __init__(self, config: LMConfig) -> None:
+    `window`: columns that a query sees, itself included. It is the capacity of the KV rings.
+    """
+
+    def __init__(self, config: Sizes, window: int) -> None:
         super().__init__()
-        self.config = config
+        self.window = window
         self.embedding = Embedding(config)
         layers = [
             GatedLayer(config.dim, config.num_heads, config.hidden)
@@ -57,12 +76,11 @@ class LM(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
-        self.depformer = Depformer(config)
         self.fast: ModuleType | None = None  # the module of fused steps, where it can run
 
     def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
-        """KV memory whose window is the reference's: one column less than the context."""
-        return self.transformer.rings(slots, self.config.context - 1, dtype)
+        """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
+        return self.transformer.rings(slots, self.window, dtype)
 
     def embed(self, column: Tensor) -> Tensor:
         """One column of tokens [S, K] -> [S, dim]."""
@@ -79,12 +97,6 @@ class LM(nn.Module):
             hidden = self.out_norm(x[:, 0])
         rings.advance(active, 1)
         return hidden
-
-    def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
-        """The agent's codes of one frame [S, Q], as picked."""
-        if self.fast:
-            return self.fast.depth(self.depformer, hidden, text, pick)
-        return self.depformer(hidden, text, pick)
 
     def prefill(self, embedded: Tensor, rings: Rings, slot: int) -> Tensor:
         """Many frames of one slot at once: embedded [T, dim] -> hidden [T, dim]."""
@@ -103,3 +115,21 @@ class LM(nn.Module):
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
             self.fast = importlib.import_module("engine.model.fast")
+
+
+class LM(Temporal):
+    """Temporal transformer and depformer of a checkpoint.
+
+    Its window is the public reference's: one column less than the context.
+    """
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__(config, config.context - 1)
+        self.config = config
+        self.depformer = Depformer(config)
+
+    def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
+        """The agent's codes of one frame [S, Q], as picked."""
+        if self.fast:
+            return self.fast.depth(self.depformer, hidden, text, pick)
+        return self.depformer(hidden, text, pick)

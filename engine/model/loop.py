@@ -47,6 +47,7 @@ class Loop:
         config, q = lm.config, lm.config.codebooks
         self.rings = lm.rings(slots, kv_dtype)
         self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
+        self.codebooks = q  # that are encoded; more than Q where a recogniser reads them too
         self.sampler = Sampler(slots, config, self.device)
         delays = torch.tensor(config.delays, device=self.device) == 1
         self.agent_late, self.user_late = delays[1 : 1 + q], delays[1 + q :]
@@ -133,18 +134,19 @@ class Loop:
         """
         self.sampler.draw(active.slots)
         hearing = self.active([s for s in active.slots if s not in self.booting])
-        text, codes = self.heard(pcm, active, hearing)
+        text, codes = self.listened(pcm, active, hearing)
         return self.chosen(text), codes
 
     def chosen(self, text: Tensor) -> Tensor:
         """The picked text [S], picked again where the settings of a slot ask for more."""
         return self.sampler.pick_text(self.logits) if self.sampler.special else text
 
-    def heard(self, pcm: Tensor, active: Active, hearing: Active) -> tuple[Tensor, Tensor]:
+    def listened(self, pcm: Tensor, active: Active, hearing: Active) -> tuple[Tensor, Tensor]:
         """What `listen` launches: nothing here looks at a number on the host."""
         pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
-        codes = self.mimi.encode(pcm, self.encoder, hearing)
-        codes = torch.where(hearing.mask[:, None], codes, self.user_now)  # [S, Q]
+        self.heard = self.mimi.encode(pcm, self.encoder, hearing, self.codebooks)
+        own = self.heard[:, : self.lm.config.codebooks]
+        codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
         return self.think(codes, active), codes
 
     def think(self, codes: Tensor, active: Active) -> Tensor:

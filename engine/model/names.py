@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser
 
 MIMI_RENAMES = (  # our name -> the file's
     (r"(conv|convtr)\.(weight|bias)$", r"\1.\1.\2"),
@@ -15,6 +16,11 @@ MIMI_RENAMES = (  # our name -> the file's
     (r"\.in_proj\.weight$", ".in_proj_weight"),
     (r"(\.layers\.\d+)\.(embedding_sum|cluster_usage|_initialized)$", r"\1._codebook.\2"),
 )
+STT_RENAMES = (  # our name -> a spelling that the file may use
+    (r"\.(in|out)_proj\.weight$", r".\1_projs.0.weight"),
+    (r"\.in_proj\.weight$", ".in_proj_weight"),
+)
+PAUSE_HEAD = "extra_heads.{}.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,7 @@ def lm_pieces(lm: LM) -> Iterator[tuple[str, list[Piece]]]:
 def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[Piece]:
     config, steps, width = lm.config, lm.config.codebooks, shape[-1]
     if name == "embedding.table":
-        rows = config.card + 1, config.text_card + 1
-        text, *audio = lm.embedding.starts
-        tables = [
-            Piece(f"emb.{k}.weight", ((rows[0], width),), a, rows[0]) for k, a in enumerate(audio)
-        ]
-        return [*tables, Piece("text_emb.weight", ((rows[1], width),), text, rows[1])]
+        return _tables(lm.embedding.starts, config.card + 1, config.text_card + 1, width)
     if name == "depformer.input.weight":
         dim = config.depformer_dim
         return [
@@ -58,6 +59,45 @@ def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[Piece]:
     name = re.sub(r"\.in_proj\.weight$", ".in_proj_weight", name)
     name = re.sub(r"^depformer\.(text_emb|emb)\.", r"depformer_\1.", name)
     return [Piece(re.sub(r"^depformer\.linears\.", "linears.", name), (shape,))]
+
+
+def _tables(starts: tuple[int, ...], audio: int, text: int, width: int) -> list[Piece]:
+    """The text table and one per audio row, of so many rows each, in one parameter."""
+    shape = ((audio, width),)
+    first, *others = starts
+    tables = [Piece(f"emb.{k}.weight", shape, start, audio) for k, start in enumerate(others)]
+    return [*tables, Piece("text_emb.weight", ((text, width),), first, text)]
+
+
+def stt_pieces(stt: Recogniser, names: set[str]) -> Iterator[tuple[str, list[Piece]]]:
+    """(parameter, the pieces that fill it) of the recogniser; `names` are those of the file."""
+    config = stt.config
+    for name, parameter in stt.named_parameters():
+        shape, there = tuple(parameter.shape), name
+        if name == "embedding.table":
+            starts, rows = stt.embedding.starts, (config.card + 1, config.text_card + 1)
+            yield name, _tables(starts, *rows, shape[-1])
+        elif name == "pauses.weight":
+            size = (config.pause_values, shape[-1])
+            yield (
+                name,
+                [
+                    Piece(PAUSE_HEAD.format(k), (size,), k * size[0], size[0])
+                    for k in range(config.pause_heads)
+                ],
+            )
+        elif name.endswith(".alpha"):
+            yield name, [Piece(name, ((1, 1, *shape), shape))]
+        else:
+            for pattern, to in STT_RENAMES:
+                if (spelled := re.sub(pattern, to, name)) in names:
+                    there = spelled
+            yield name, [Piece(there, (shape,))]
+
+
+def unused_by_stt(name: str) -> bool:
+    """Whether a tensor belongs to what a recogniser's file may carry and no step needs."""
+    return name.startswith(("extra_heads.", "depformer", "linears.", "condition_provider."))
 
 
 def unused_by_lm(lm: LM, name: str) -> bool:

@@ -23,6 +23,29 @@ class Tokenizer(Protocol):
         """The piece of an id; bytes that are no character of their own come as `<0xNN>`."""
 
 
+class WordTokenizer(Protocol):
+    """Text ids of a recogniser; 0 and 3 are as in the model's."""
+
+    def piece(self, token: int) -> str:
+        """The piece of an id; ▁ opens a word."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the pieces of one word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """What it takes to read a recogniser's tokens."""
+
+    tokenizer: WordTokenizer
+    delay_frames: int  # by which a word's token lags behind its sound
+
+    @property
+    def flush_steps(self) -> int:
+        """Steps on silence until all that was said is written: 7 for a delay of 6 frames."""
+        return self.delay_frames + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What a slot needs to start one conversation."""
@@ -40,15 +63,15 @@ class Heard:
 
     text: np.ndarray  # [S] int64: the text token sampled for the next frame
     user_codes: np.ndarray | None = None  # [S, 8] int64
-    stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token
+    stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token; −1: not run there
     pause: np.ndarray | None = None  # [S, 4] float32: pause heads of 0.5, 1, 2, 3 s
 
     def row(self, slot: int) -> "HeardRow":
         """What one slot's director is shown beside the sampled token."""
-        return HeardRow(
-            stt_text=None if self.stt_text is None else int(self.stt_text[slot]),
-            pause=None if self.pause is None else self.pause[slot],
-        )
+        if self.stt_text is None or self.stt_text[slot] < 0:
+            return HeardRow()
+        pause = None if self.pause is None else self.pause[slot]
+        return HeardRow(stt_text=int(self.stt_text[slot]), pause=pause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +102,16 @@ class Backend(Protocol):
     slots: int
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
-    transcribes: bool  # whether a recogniser is loaded
+    transcribes: bool  # whether a recogniser is loaded; only then there is what follows
+    transcription: Transcription
+    transcribing: bool  # the recogniser's switch, for all slots: off, it costs nothing
+
+    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
+        """One step of the recogniser alone for open slots, reading digital silence.
+
+        Brings out the words that are still on their way; each step makes that slot's text one
+        frame longer than its audio. Slots the recogniser does not run for are left out.
+        """
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         """Prepare a slot; each `next` is one bounded piece of work, exhausted means ready."""

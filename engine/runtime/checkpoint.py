@@ -48,7 +48,7 @@ class TensorFile:
     def read(self, piece: Piece) -> Tensor:
         """The rows of a piece, still backed by the file."""
         name = self._names[piece.name]
-        if len(self.shape(piece.name)) < 2 or piece.rows is None:
+        if piece.rows is None:
             return self._file.get_tensor(name)
         return self._file.get_slice(name)[piece.skip : piece.skip + piece.rows]
 
@@ -88,8 +88,8 @@ def parameters(
     for name, group in pieces:
         value = torch.zeros(model.get_parameter(name).shape, dtype=dtype, device=device)
         for piece in group:
-            rows = slice(None) if piece.rows is None else slice(piece.start, None)
-            target = value[rows] if piece.rows is None else value[rows][: piece.rows]
+            end = None if piece.rows is None else piece.start + piece.rows
+            target = value[piece.start : end]
             target.copy_(file.read(piece).view(target.shape))
         yield name, value
 
@@ -103,6 +103,23 @@ def place(model: nn.Module, name: str, value: Tensor) -> None:
         module.pack()
 
 
+def fill(
+    model: nn.Module,
+    file: TensorFile,
+    pieces: Pieces,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = lambda percent: None,
+) -> None:
+    """Give a model built on the meta device its values; report after each."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    done = 0
+    for name, value in parameters(model, file, pieces, device, dtype):
+        done += value.numel()
+        place(model, name, value)
+        report(100 * done / total)
+
+
 def load(
     model: nn.Module,
     path: Path,
@@ -112,12 +129,7 @@ def load(
     unused: Callable[[str], bool] = lambda name: False,
     report: Report = lambda percent: None,
 ) -> None:
-    """Fill a model built on the meta device. Raises ModelError."""
+    """Check a file against a model built on the meta device, and fill it. Raises ModelError."""
     file, pieces = TensorFile(path), list(pieces)
     check(file, pieces, unused)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    done = 0
-    for name, value in parameters(model, file, pieces, device, dtype):
-        done += value.numel()
-        place(model, name, value)
-        report(100 * done / total)
+    fill(model, file, pieces, device, dtype, report)

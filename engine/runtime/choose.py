@@ -4,6 +4,7 @@ Loads no torch: whether there is a GPU is asked of the driver's own library.
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from engine.runtime.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from engine.runtime.loader import Shelf
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
 CUDA_SUCCESS = 0
@@ -50,6 +53,8 @@ def load_backend(
     """Load what the configuration asks for; `shelf` finds a model's voices. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":
+        if config.transcribe:
+            logger.warning("the embedded voice has no codec that a recogniser could read: no words")
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
     from engine.runtime.personaplex import load_personaplex  # torch: only where it is needed
 
@@ -59,6 +64,7 @@ def load_backend(
         device=_device(config.device),
         slots=config.slots,
         revision=config.revision or None,
+        transcribe=config.transcribe,
         progress=progress,
     )
 

@@ -42,13 +42,15 @@ def complete(folder: Path) -> Path:
     return folder
 
 
-def fetch(repository: str, revision: str | None, progress: Progress) -> Path:
+def fetch(
+    repository: str, revision: str | None, progress: Progress, files: tuple[str, ...] = FILES
+) -> Path:
     """Download what is missing, resume what was cut short. Raises ModelError."""
     from huggingface_hub import errors, hf_hub_download
 
     faults = (OSError, ValueError, RuntimeError, errors.EntryNotFoundError, errors.HTTPError)
     revision, path = revision or DEFAULT_REVISION, ""
-    for name in FILES:
+    for name in files:
         bar = reporting(f"downloading {name}", progress)
         try:
             path = hf_hub_download(repository, name, revision=revision, tqdm_class=bar)

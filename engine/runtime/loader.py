@@ -58,6 +58,10 @@ class Tokenizer:
     def piece(self, token: int) -> str:
         return self._pieces.id_to_piece(token)
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of whole words, bytes put together."""
+        return self._pieces.decode(tokens)
+
     def __len__(self) -> int:
         return self._pieces.get_piece_size()
 
@@ -87,19 +91,20 @@ def load_checkpoint(
     shelf: Shelf,
     *,
     device: str = "cpu",
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
     progress: Progress = lambda phase, percent: None,
-    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
 
-    dtype None: bf16 on a GPU, float32 on a CPU.
+    dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
     """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), shelf(folder)
     dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
 

@@ -15,28 +15,30 @@ from engine.model.loop import Loop, Ready
 from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.state import Active
-from engine.runtime.backend import Heard, Opening, Spoken
+from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
+from engine.runtime.ear import Ear
 from engine.runtime.hub import Progress
 from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
 from engine.runtime.prompt_cache import PromptCache
+from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
 CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
 CPU_SLOTS = 4
 MOST_SLOTS = 16
+ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
 RESERVE_BYTES = 2_000_000_000  # of the device, for activations and the prompt being prefilled
 
 
 class PersonaPlexBackend:
     """Keeps the contract of `runtime/backend.py`."""
 
-    transcribes = False
-
     def __init__(
         self,
         checkpoint: Checkpoint,
         slots: int = CPU_SLOTS,
         cache_mb: float = CACHE_MB,
+        recogniser: LoadedRecogniser | None = None,
         *,
         graphs: bool = True,
         kv_dtype: torch.dtype | None = None,
@@ -45,11 +47,15 @@ class PersonaPlexBackend:
         self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
         self.config = checkpoint.lm.config
         self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots, kv_dtype)
-        with torch.inference_mode():
-            self.ticks = Ticks(self.loop, graphs)
         self.cache = PromptCache(cache_mb)
         self._voices: dict[str, Voice] = {}  # by the hash of their file
         self._active = np.zeros(slots, bool)
+        self.ear = Ear(recogniser, self.loop) if recogniser else None
+        self.transcribing = self.transcribes = recogniser is not None
+        if self.ear:  # a graph encodes what the recogniser reads, whether it is on or not
+            self.loop.codebooks = self.ear.codebooks
+        with torch.inference_mode():
+            self.ticks = Ticks(self.loop, graphs)
 
     # -- one conversation --------------------------------------------------------------------------
 
@@ -75,6 +81,8 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def close(self, slot: int) -> None:
         self.loop.clear(slot)
+        if self.ear:
+            self.ear.clear(slot)
 
     def context_used(self, slot: int) -> float:
         """Columns in the ring, of those it holds, 0 to 1."""
@@ -85,8 +93,11 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
         self._active = active
-        text, codes = self.ticks.listen(pcm, active)
-        return Heard(text=text, user_codes=codes)
+        read = self.ear.codebooks if self.transcribing else self.config.codebooks
+        text, codes = self.ticks.listen(pcm, active, read)
+        if not self.transcribing:
+            return Heard(text, codes)
+        return Heard(text, codes, *self.ear.hear(self.loop.active(np.flatnonzero(active).tolist())))
 
     @torch.inference_mode()
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
@@ -95,6 +106,14 @@ class PersonaPlexBackend:
         assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
         pcm, codes = self.ticks.speak(fed, hush)
         return Spoken(pcm=pcm, codes=codes)
+
+    @property
+    def transcription(self) -> Transcription:
+        return self.ear.transcription
+
+    @torch.inference_mode()
+    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
+        return self.ear.flush(slots) if self.transcribing else {}
 
     # -- prompts -----------------------------------------------------------------------------------
 
@@ -128,6 +147,8 @@ class PersonaPlexBackend:
         self.loop.start(slot, ready)
         self.loop.sampler.seed(slot, opening.seed)
         self.loop.sampler.tune(slot, opening.sampling)
+        if self.ear and opening.transcribe:
+            self.ear.open(slot)
 
     def _load_voice(self, name: str, digest: str) -> Iterator[None]:
         """Read a saved voice, or encode a recorded one, 64 frames a piece."""
@@ -161,29 +182,40 @@ def load_personaplex(
     device: str = "cpu",
     slots: int = 0,
     revision: str | None = None,
+    transcribe: str = "",
     progress: Progress | None = None,
 ) -> PersonaPlexBackend:
     """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
 
-    `progress(phase, percent)` is called while it downloads and loads. Raises ModelError.
+    transcribe: a recogniser's folder or repository, or "". `progress(phase, percent)` is called
+    while it downloads and loads. Raises ModelError.
     """
-    checkpoint = load_checkpoint(
-        source,
-        shelf,
-        device=device,
-        revision=revision,
-        progress=progress or (lambda phase, percent: None),
-    )
-    return PersonaPlexBackend(checkpoint, slots or fitting_slots(checkpoint))
+    progress = progress or (lambda phase, percent: None)
+    checkpoint = load_checkpoint(source, shelf, device=device, revision=revision, progress=progress)
+    if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
+        torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
+    recogniser = None
+    if transcribe:
+        where = checkpoint.lm.embedding.table.device
+        recogniser = load_recogniser(transcribe, checkpoint.mimi, device=where, progress=progress)
+    slots = slots or fitting_slots(checkpoint, recogniser)
+    return PersonaPlexBackend(checkpoint, slots, recogniser=recogniser)
 
 
-def fitting_slots(checkpoint: Checkpoint) -> int:
+def _weights(checkpoint: Checkpoint) -> int:
+    """A measure of the model's size: the numbers of its largest table."""
+    return checkpoint.lm.embedding.table.numel()
+
+
+def fitting_slots(checkpoint: Checkpoint, recogniser: LoadedRecogniser | None = None) -> int:
     """How many conversations the memory of the device holds beside the weights."""
     device = checkpoint.lm.embedding.table.device
     if device.type != "cuda":
         return CPU_SLOTS
     one = Loop(checkpoint.lm, checkpoint.mimi, 1)
-    rings = (one.rings, one.encoder.rings, one.decoder.rings)
+    rings = [one.rings, one.encoder.rings, one.decoder.rings]
+    if recogniser:
+        rings.append(recogniser.stt.rings(1))
     each = sum(ring.kv.numel() * ring.kv.element_size() for ring in rings)
     del one, rings
     free, _total = torch.cuda.mem_get_info(device)

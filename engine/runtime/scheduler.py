@@ -9,7 +9,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -113,10 +115,12 @@ class Scheduler:
 
     def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
         """The same slot from the beginning; `Ready` is delivered again."""
+        seat.forget()
         self._do(lambda: self._reopen(seat, opening, director))
 
     def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        self._do(lambda: self.backend.tune(seat.slot, sampling))
+        """Change how a seat samples from its next tick on."""
+        self._do(lambda: self._tune(seat, sampling))
 
     def wake(self) -> None:
         with self._wake:
@@ -153,14 +157,14 @@ class Scheduler:
             self._awake = False
 
     def turn(self) -> float | None:
-        """One round: tick what is ready, else one piece of prompt. When to come back, or None."""
+        """One round: tick what is ready, else one piece of work. When to come back, or None."""
         self._tidy()
         self._read_inboxes()
         batch = self._collect(self.clock())
         if batch.seats:
             self._tick(batch)
             return self.clock()
-        if self._prepare():
+        if self._flush() or self._prepare():
             return self.clock()
         return self._next_at()
 
@@ -172,26 +176,50 @@ class Scheduler:
         for task in tasks:
             task()
         for seat in left:
-            if seat.work is not None or seat.bootstrapping or seat.live:
+            if seat.is_open:
                 self.backend.close(seat.slot)
             with self._wake:
                 del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
-            self.backend.close(seat.slot)
-            seat.commands()
-            seat.start(opening, director)
+            if seat.is_open:
+                self.backend.close(seat.slot)
+            seat.restart(opening, director)
+
+    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
+        if seat.left:
+            return
+        if seat.bootstrapping or seat.live:
+            self.backend.tune(seat.slot, sampling)
+        elif seat.work is None:  # not open yet: it opens with these settings
+            seat.opening = replace(seat.opening, sampling=sampling)
+        else:  # its prompts are going in: when they are in
+            self.tune(seat, sampling)
 
     def _read_inboxes(self) -> None:
         for seat in self._sitting():
-            try:
-                events = [ev for command in seat.commands() for ev in seat.director.take(command)]
-            except Exception:  # one conversation's fault must not reach its neighbours
-                self._give_up(seat, logged_fault("director failed"))
-                continue
-            if events:
-                seat.deliver([Notice(events)])
+            self._tell(seat, seat.obey)
+
+    def _flush(self) -> bool:
+        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
+        if not (self.backend.transcribes and self.backend.transcribing):
+            return False
+        seats = {seat.slot: seat for seat in self._sitting() if seat.flushing and not seat.left}
+        if seats:
+            for slot, heard in self.backend.flush(list(seats)).items():
+                self._tell(seats[slot], partial(seats[slot].director.flush, heard))
+        return bool(seats)
+
+    def _tell(self, seat: Seat, report: Callable[[], list[Any]]) -> None:
+        """Deliver what a director reports between two frames."""
+        try:
+            events = report()
+        except Exception:  # one conversation's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("director failed"))
+            return
+        if events:
+            seat.deliver([Notice(events)])
 
     def _prepare(self) -> bool:
         """One bounded piece of one newcomer's prompt; whether there was one."""

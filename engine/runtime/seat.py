@@ -37,6 +37,13 @@ class Director(Protocol):
 
     def events(self) -> list[Any]: ...
 
+    # only for conversations that are transcribed:
+
+    @property
+    def flushing(self) -> bool: ...
+
+    def flush(self, heard: HeardRow) -> list[Any]: ...
+
 
 # -- outputs: what a seat's session is handed, in order --------------------------------------------
 
@@ -130,6 +137,7 @@ class Seat:
         self._wake = wake
         self._lock = threading.Lock()
         self._inbox: deque[Any] = deque()
+        self._restarts = 0  # asked for and not carried out yet
         self.start(opening, director)
 
     def start(self, opening: Opening, director: Director) -> None:
@@ -172,12 +180,40 @@ class Seat:
             self._inbox.append(command)
         self._wake()
 
+    def forget(self) -> None:
+        """A restart is on its way: what waits is void, what comes from now on is for after it."""
+        with self._lock:
+            self._inbox.clear()
+            self._restarts += 1
+
     # -- scheduler's thread ------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the backend holds anything of this conversation."""
+        return self.work is not None or self.bootstrapping or self.live
+
+    def restart(self, opening: Opening, director: Director) -> None:
+        """Carry out a restart that was announced by `forget`."""
+        with self._lock:
+            self._restarts -= 1
+        self.start(opening, director)
+
+    @property
+    def flushing(self) -> bool:
+        """Whether steps of the recogniser between two frames would help its director."""
+        return self.live and self.opening.transcribe and self.director.flushing
 
     def commands(self) -> list[Any]:
         with self._lock:
+            if self._restarts:
+                return []  # they are for the next director
             commands, self._inbox = list(self._inbox), deque()
         return commands
+
+    def obey(self) -> list[Any]:
+        """Let the director take what was posted; its events of no frame."""
+        return [event for command in self.commands() for event in self.director.take(command)]
 
     def next_tick_at(self, now: float) -> float | None:
         """When this seat's next frame may run (<= now: at once); None: nothing to wait for."""

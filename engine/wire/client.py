@@ -63,9 +63,10 @@ class Client:
     async def __aenter__(self) -> "Client":
         self._http = aiohttp.ClientSession()
         try:
-            self._ws = await self._http.ws_connect(
-                self.url, max_msg_size=16 * MAX_MESSAGE_BYTES, timeout=CONNECT_SECONDS
-            )
+            async with asyncio.timeout(CONNECT_SECONDS):
+                self._ws = await self._http.ws_connect(
+                    self.url, max_msg_size=16 * MAX_MESSAGE_BYTES
+                )
         except (aiohttp.ClientError, TimeoutError) as error:
             await self._http.close()
             raise EngineError(f"no conversation at {_public(self.url)}: {error}") from error
@@ -76,7 +77,9 @@ class Client:
         await self._http.close()
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
-        await self._ws.send_bytes(encode(kind, payload))
+        """Send one message; nothing once the server hung up (`messages` has its reason)."""
+        with contextlib.suppress(aiohttp.ClientConnectionResetError):
+            await self._ws.send_bytes(encode(kind, payload))
 
     async def hear(self, pcm: np.ndarray) -> None:
         """Send user samples [n] float32."""
@@ -178,6 +181,16 @@ class Listener:
         self.ready.set()
 
 
+async def send_all(client: Client, texts: list[str], wav: np.ndarray | None) -> None:
+    """The texts to be said, then the wav (and time to hear the answer) or the microphone."""
+    for text in texts:
+        await client.say(text)
+    if wav is None:
+        return await send_microphone(client)
+    await send_wav(client, wav)
+    await send_wav(client, np.zeros(int(LINGER_SECONDS * SAMPLE_RATE), np.float32))
+
+
 async def talk(args: argparse.Namespace) -> int:
     """One conversation; the exit code."""
     wav = read_wav(args.input) if args.input else None
@@ -186,16 +199,12 @@ async def talk(args: argparse.Namespace) -> int:
     async with Client(args.url, fmt=args.format, **query) as client:
         hearing = asyncio.create_task(listener.listen(client))
         await listener.ready.wait()
-        for text in args.say:
-            await client.say(text)
-        if wav is not None:
-            await send_wav(client, wav)
-            await send_wav(client, np.zeros(int(LINGER_SECONDS * SAMPLE_RATE), np.float32))
-        elif not hearing.done():
-            await asyncio.wait(
-                {hearing, asyncio.create_task(send_microphone(client))},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+        sending = asyncio.create_task(send_all(client, args.say, wav))
+        await asyncio.wait({hearing, sending}, return_when=asyncio.FIRST_COMPLETED)
+        sending.cancel()
+        failed = sending.done() and sending.exception()  # no microphone, for example
+        if failed and not hearing.done():
+            raise failed
     hearing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await hearing

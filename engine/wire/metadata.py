@@ -8,6 +8,7 @@ from engine.errors import RefusedError
 
 FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the wire, its fields
     ev.Saying: ("say", ("id", "state", "text", "spoken")),
+    ev.UserText: ("user_text", ("text", "start", "end", "final")),
     ev.Closing: ("closing", ("reason", "seconds_left")),
 }
 
@@ -37,8 +38,10 @@ def parse(payload: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def text_field(data: dict[str, Any]) -> str:
-    """The `text` of a message. Raises RefusedError if it is not a string."""
+    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
     text = data.get("text")
     if not isinstance(text, str):
         raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell half a character
+        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
     return text

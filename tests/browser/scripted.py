@@ -18,11 +18,18 @@ class Conversation:
 
     def __init__(self, ws: web.WebSocketResponse, request: web.Request) -> None:
         self.ws = ws
+        self.request = request
+        self.go_on = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self.query = dict(request.query)
         self.controls: list[int] = []
         self.says: list[str] = []
         self.metadata: list[dict] = []
         self.close_code: int | None = None
+
+    def resume(self) -> None:
+        """Set `go_on` from the test's thread."""
+        self._loop.call_soon_threadsafe(self.go_on.set)
 
     async def send(self, kind: int, payload: bytes = b"") -> None:
         await self.ws.send_bytes(bytes([kind]) + payload)
@@ -31,7 +38,7 @@ class Conversation:
         await self.send(4, json.dumps({"t": 0.0, **event}).encode())
 
     async def ready(self, transcript: bool = False) -> None:
-        await self.event(type="ready", transcript=transcript)
+        await self.event(type="ready", transcript=transcript, model="scripted", voice="NATF2")
         await self.send(0)
 
     async def fail(self, sentence: str, code: int) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.dialogue.voices import Voices
 from engine.runtime.loader import Checkpoint, load_checkpoint
@@ -12,4 +13,5 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny"
 
 @pytest.fixture(scope="session")
 def tiny() -> Checkpoint:
+    torch.set_num_threads(1)  # so small a model gains nothing from two
     return load_checkpoint(str(TINY), Voices)

@@ -1,0 +1,20 @@
+"""`python -m engine download`: fetch the checkpoint, or go on where it was cut short."""
+
+import argparse
+
+from engine.dialogue.voices import Voices
+from engine.progress import show
+from engine.runtime.hub import DEFAULT_REPOSITORY, fetch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", "--hf-repo", dest="model", default=DEFAULT_REPOSITORY, help="a repository"
+    )
+    parser.add_argument("--revision", help="a branch, tag or commit; default: the pinned one")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = fetch(args.model, args.revision, show)
+    print(f"{args.model} is in {folder}, with {len(Voices(folder).names)} voices")
+    return 0

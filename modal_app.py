@@ -1,0 +1,121 @@
+"""`modal deploy modal_app.py`: the page and `/api` on one GPU container. Guide: docs/modal.md.
+
+The container imports this file too, alone at first: only modal and the standard library at module
+level, and as many secrets and volumes there as on the laptop. What is decided when deploying lies
+in demo/deploying.py, what runs in demo/container.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import modal
+
+APP, SERVER, LABEL = "personaplex", "PersonaPlexServer", "personaplex-server"
+PORT, CACHE = 8998, "/cache"
+
+
+def setting(name: str, default: str = "") -> str:
+    return os.environ.get(f"PERSONAPLEX_{name}") or default
+
+
+def number(name: str, default: int | None = None) -> int | None:
+    text = setting(name)
+    if text and not text.isdecimal():
+        raise SystemExit(f"PERSONAPLEX_{name} is {text!r}; use a whole number")
+    return int(text) if text else default
+
+
+def gpus() -> str | list[str] | None:
+    names = [name.strip() for name in setting("GPU", "A10G").split(",")]
+    return None if names == ["none"] else names if names[1:] else names[0]
+
+
+if modal.is_local():
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # from any working directory
+    from demo import deploying
+
+    image, secrets = deploying.image(CACHE), deploying.secrets()
+else:  # paired with what was deployed by position: the same number is all that counts
+    image = modal.Image.debian_slim(python_version="3.11")
+    secrets = [modal.Secret.from_dict({}), modal.Secret.from_dict({})]
+
+app = modal.App(APP)
+weights = modal.Volume.from_name("personaplex-weights", create_if_missing=True)
+snapshot = setting("SNAPSHOT") == "1"
+everywhere = {"image": image, "secrets": secrets, "volumes": {CACHE: weights}}
+
+
+@app.cls(
+    **everywhere,
+    gpu=gpus(),
+    cpu=number("CPU", 4),
+    memory=number("MEMORY", 16_384),  # MiB
+    timeout=number("TIMEOUT", 3600),  # s; one conversation is one call
+    startup_timeout=number("STARTUP_TIMEOUT", 1200),
+    scaledown_window=number("SCALEDOWN_WINDOW", 300),
+    min_containers=number("MIN_CONTAINERS", 0),
+    max_containers=number("MAX_CONTAINERS", 10),
+    buffer_containers=number("BUFFER_CONTAINERS"),
+    enable_memory_snapshot=snapshot,
+    experimental_options={"enable_gpu_snapshot": True} if snapshot and gpus() else {},
+)
+@modal.concurrent(
+    max_inputs=number("MAX_INPUTS", 100),  # page, health checks and sockets share a container
+    target_inputs=number("TARGET_INPUTS"),
+)
+class PersonaPlexServer:
+    @modal.enter(snap=snapshot)
+    def start(self) -> None:
+        from demo.container import Container
+        from demo.growing import ModalSpare
+
+        spare = ModalSpare(APP, SERVER)
+        self.container = Container(
+            port=PORT, cache=Path(CACHE), commit=weights.commit, spare=spare, snapshot=snapshot
+        )
+        self.container.start()
+
+    @modal.enter()
+    def resume(self) -> None:
+        self.container.resume()
+
+    @modal.web_server(
+        PORT,
+        startup_timeout=60,
+        label=LABEL,
+        requires_proxy_auth=setting("PROXY_AUTH") == "1",
+    )
+    def serve(self) -> None:
+        """Nothing left to do: the port is open since `start`."""
+
+    @modal.exit()
+    def stop(self) -> None:
+        self.container.stop()
+
+
+@app.function(**everywhere, timeout=3600)
+def download() -> None:
+    """Fetch the weights onto the volume, on CPU: `modal run modal_app.py::download`."""
+    from demo.preflight import download
+
+    download(weights.commit)
+
+
+@app.function(**everywhere, timeout=300)
+def check() -> None:
+    """Secrets, licence, key and volume, on CPU: `modal run modal_app.py::check`."""
+    from demo.preflight import check
+
+    check(Path(CACHE))
+
+
+@app.local_entrypoint()
+def main() -> None:
+    """Print the addresses of what is deployed: `modal run modal_app.py`."""
+    try:
+        page = modal.Cls.from_name(APP, SERVER)().serve.get_web_url()
+    except modal.exception.NotFoundError:
+        raise SystemExit("nothing is deployed yet; run: modal deploy modal_app.py") from None
+    socket = page.replace("https://", "wss://") + "/api"
+    print(f"page    {page}\nsocket  {socket}\nTransgate: PERSONAPLEX_WS_URL={socket}")

@@ -1,0 +1,143 @@
+"""One browser, one real server with the embedded backend, and one with a scripted socket."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from playwright.sync_api import sync_playwright
+
+from demo.app import build_app
+from demo.page_routes import add_page
+from demo.ui import PageConfig
+from engine.config import VOICE_NAMES, ServerConfig
+from engine.dialogue.engine import Engine
+from engine.dialogue.personas import load_personas
+from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, Tab
+from tests.browser.recording import RecordingBackend
+from tests.browser.scripted import ScriptedApi, talk
+from tests.browser.serving import Served
+from tests.browser.sound import write_microphone
+
+ARTIFACTS = Path(__file__).parents[2] / "artifacts"
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="package")
+def artifacts():
+    ARTIFACTS.mkdir(exist_ok=True)
+    return ARTIFACTS
+
+
+@pytest.fixture(scope="package")
+def chromium():
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is missing (apt install chromium): browser tests are skipped")
+    return path
+
+
+@pytest.fixture(scope="package")
+def playwright(chromium):
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def browser(playwright, chromium, tmp_path_factory):
+    """Chromium whose microphone is our speech."""
+    wav = write_microphone(tmp_path_factory.mktemp("mic") / "speech.wav")
+    flags = [*FLAGS, *MICROPHONE_FLAGS, f"--use-file-for-fake-audio-capture={wav}"]
+    made = playwright.chromium.launch(executable_path=chromium, args=flags)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def bare_browser(playwright, chromium):
+    """Chromium without a microphone and without anyone who would allow one."""
+    made = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def shy_browser(playwright, chromium):
+    """Chromium with a microphone that nobody allows it to use."""
+    flags = [*FLAGS, "--use-fake-device-for-media-stream"]
+    made = playwright.chromium.launch(executable_path=chromium, args=flags)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def backend():
+    return RecordingBackend(4)
+
+
+@pytest.fixture(scope="package")
+def engine(backend):
+    made = Engine(lambda _progress: backend)
+    made.start()
+    made.wait(30)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="package")
+def server(chromium, engine):
+    with Served(lambda: build_app(engine, ServerConfig())) as served:
+        yield served
+
+
+@pytest.fixture(scope="package")
+def scripted_server(chromium):
+    api = ScriptedApi()
+
+    def make() -> web.Application:
+        app = web.Application()
+        api.add_to(app)
+        add_page(app, PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0], routing=True))
+        return app
+
+    with Served(make) as served:
+        served.api = api
+        yield served
+
+
+@pytest.fixture
+def api(scripted_server):
+    """The scripted socket, as it was at the beginning."""
+    scripted_server.api.script = talk
+    scripted_server.api.conversations.clear()
+    return scripted_server.api
+
+
+@pytest.fixture
+def open_tab():
+    """open_tab(browser, url, **options) -> Tab; closed after the test, without errors."""
+    tabs = []
+
+    def opened(browser, url, **options):
+        tabs.append(Tab(browser, url, **options))
+        return tabs[-1]
+
+    yield opened
+    for tab in tabs:
+        tab.close()
+    for tab in tabs:
+        assert tab.errors == [], "the console has errors"
+
+
+@pytest.fixture(scope="package", autouse=True)
+def waiting_tab(browser, server):
+    """A page that is opened first and then left alone; looked at by the last test."""
+    tab = Tab(browser, server.url)
+    yield tab
+    tab.close()

@@ -1,0 +1,129 @@
+"""A tab with our page in it: what a person does and sees, and what the browser notes meanwhile."""
+
+import base64
+import time
+from collections.abc import Callable
+
+import numpy as np
+import soxr
+from playwright.sync_api import Browser, Request, expect
+
+from engine.config import SAMPLE_RATE
+
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--host-resolver-rules=MAP insecure.test 127.0.0.1",
+)
+MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+PATIENCE = 30_000  # ms
+
+# The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
+TAP = """which => {
+    const taps = window.PersonaPlex.call.devices.taps[which].slice();
+    const first = taps[0].currentFrame;
+    const last = taps.at(-1);
+    const all = new Float32Array(last.currentFrame - first + last.samples.length);
+    for (const tap of taps) all.set(tap.samples, tap.currentFrame - first);
+    const bytes = new Uint8Array(all.buffer);
+    let text = "";
+    for (let i = 0; i < bytes.length; i += 32768) {
+        text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+    }
+    return btoa(text);
+}"""
+
+
+class Tab:
+    """One page in a context of its own."""
+
+    def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
+        self.opened_at = time.monotonic()
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.errors: list[str] = []
+        self.requests: list[str] = []  # every HTTP request, in order
+        self.open: set[Request] = set()  # those without an end so far
+        self._listen()
+        if clock:
+            self.page.clock.install()
+        self.page.goto(url)
+        expect(self.headline).to_have_text("Ready when you are", timeout=PATIENCE)
+
+    def _listen(self) -> None:
+        page = self.page
+        page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._requested)
+        page.on("requestfinished", lambda request: self.open.discard(request))
+        page.on("requestfailed", lambda request: self.open.discard(request))
+
+    def _requested(self, request: Request) -> None:
+        self.requests.append(request.url)
+        self.open.add(request)
+
+    @property
+    def headline(self):
+        return self.page.locator(".state-headline")
+
+    @property
+    def notice(self):
+        return self.page.locator(".notice")
+
+    def connect(self, headline: str = "You are live") -> None:
+        """Press Connect and wait for the state."""
+        self.page.click("#pp-connect")
+        self.see(headline)
+
+    def see(self, headline: str) -> None:
+        expect(self.headline).to_contain_text(headline, timeout=PATIENCE)
+
+    def say(self, text: str) -> None:
+        """Type into the Say box and press Enter."""
+        box = self.page.locator("#pp-say").locator("input, textarea")
+        box.fill(text)
+        box.press("Enter")
+        expect(box).to_have_value("")
+
+    def mute(self) -> None:
+        self.page.click("#pp-mute")
+        self.see("Live, microphone muted")
+
+    def sets(self, slider: str, value: str) -> None:
+        """Type a value beside a slider and wait until Gradio has passed it on."""
+        script = """() => {
+            const page = window.PersonaPlex;
+            const set = page.set;
+            page.set = (values) => { console.log("passed on"); page.set = set; page.set(values); };
+        }"""
+        self.page.evaluate(script)
+        with self.page.expect_console_message(lambda m: m.text == "passed on"):
+            box = self.page.locator(f"{slider} input[type=number]")
+            box.fill(value)
+            box.press("Tab")
+
+    def level(self, which: str) -> int:
+        """What a meter shows, 0 to 100."""
+        return int(self.page.locator(f".meter.{which}").get_attribute("aria-valuenow"))
+
+    def until(self, true: Callable[[], object], seconds: float = 60, every: float = 0.05) -> None:
+        """Let the page run until something is true."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "waited in vain"
+            self.page.wait_for_timeout(every * 1000)
+
+    def tap(self, which: str) -> np.ndarray:
+        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz."""
+        encoded = self.page.evaluate(TAP, which)
+        samples = np.frombuffer(base64.b64decode(encoded), np.float32)
+        rate = self.page.evaluate("window.PersonaPlex.call.devices.context.sampleRate")
+        return soxr.resample(samples, rate, SAMPLE_RATE)
+
+    def seconds(self) -> float:
+        """How much of the call is recorded."""
+        return self.page.evaluate("window.PersonaPlex.call.recorder.seconds")
+
+    def close(self) -> None:
+        self.context.close()

@@ -1,0 +1,123 @@
+"""Asking, answers, the user's own words: the page shows what the events say, as text only."""
+
+from playwright.sync_api import expect
+
+NASTY = "<img src=x onerror=\"document.title='broken in'\">"
+
+
+async def answering(conversation):
+    """Answers the first question it is asked."""
+    await conversation.ready(transcript=True)
+    while True:
+        message = await conversation.ws.receive()
+        if (
+            isinstance(message.data, bytes)
+            and message.data[:1] == b"\x04"
+            and b'"ask"' in message.data
+        ):
+            break
+    route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
+    await conversation.event(**route, state="asking")
+    await conversation.go_on.wait()
+    await conversation.event(**route, state="answering")
+    say = {"type": "say", "id": 8, "text": "Fourteen dollars a month, I think."}
+    await conversation.event(**say, state="speaking")
+    await conversation.send(2, b" Fourteen dollars")
+    await conversation.event(**say, state="cancelled", spoken="Fourteen dollars")
+    await conversation.event(**route, state="done")
+    await conversation.echo()
+
+
+def test_a_question_is_checked_answered_and_cut_off_truthfully(
+    browser, scripted_server, api, open_tab
+):
+    api.script = answering
+    tab = open_tab(browser, scripted_server.url)
+    tab.connect()
+    page = tab.page
+    page.locator("#pp-ask").locator("input, textarea").fill("How much is it?")
+    page.click("#pp-ask-now")
+    question = page.locator(".turn.user")
+    expect(question).to_contain_text("How much is it?")
+    expect(question).to_contain_text("checking…")
+    api.conversations[0].resume()
+    answer = page.locator(".turn.answer")
+    expect(answer.locator(".said")).to_have_text("Fourteen dollars")
+    expect(answer.locator("s.cut")).to_have_text(" a month, I think.")
+    expect(answer).to_contain_text("from the product facts")
+    expect(question).not_to_contain_text("checking…")
+    expect(page.locator(".hint")).to_be_hidden()  # this server has a recogniser
+
+
+def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
+    browser, scripted_server, api, open_tab
+):
+    tab = open_tab(browser, scripted_server.url)
+    box = tab.page.get_by_label("Look things up")
+    box.uncheck()
+    tab.connect()
+    assert api.conversations[0].query["routing"] == "0"
+    box.check()
+    tab.until(lambda: api.conversations[0].metadata)
+    assert api.conversations[0].metadata[0]["type"] == "set"
+    assert api.conversations[0].metadata[0]["routing"] == 1
+
+
+def test_without_routing_there_is_no_ask_box(browser, server, open_tab):
+    tab = open_tab(browser, server.url)
+    expect(tab.page.locator("#pp-say")).to_be_visible()
+    expect(tab.page.locator("#pp-ask")).to_have_count(0)
+
+
+def test_whatever_is_said_is_text_and_never_markup(browser, scripted_server, api, open_tab):
+    async def script(conversation):
+        await conversation.ready()
+        await conversation.send(2, NASTY.encode())
+        await conversation.event(type="say", id=1, state="queued", text=NASTY)
+        await conversation.event(type="user_text", text=NASTY, start=0, end=1, final=False)
+        await conversation.send(5, NASTY.encode())
+        await conversation.echo()
+
+    api.script = script
+    tab = open_tab(browser, scripted_server.url)
+    tab.connect()
+    expect(tab.page.locator(".turn.agent .said")).to_have_text(NASTY)
+    expect(tab.page.locator(".turn.user .said")).to_have_text(NASTY)
+    expect(tab.page.locator(".queued")).to_have_text(NASTY)
+    expect(tab.notice).to_have_text(NASTY)
+    assert "broken in" not in tab.page.title()
+
+
+def test_a_notice_inside_a_call_passes(browser, scripted_server, api, open_tab):
+    async def script(conversation):
+        await conversation.ready()
+        await conversation.send(5, b"say: the text is empty; send 1 to 2000 characters")
+        await conversation.echo()
+
+    api.script = script
+    tab = open_tab(browser, scripted_server.url, clock=True)
+    tab.connect()
+    expect(tab.notice).to_contain_text("the text is empty")
+    tab.page.clock.run_for(9000)
+    expect(tab.notice).to_be_hidden()
+
+
+def test_what_is_changed_while_the_server_wakes_up_is_not_lost(
+    browser, scripted_server, api, open_tab
+):
+    async def script(conversation):
+        await conversation.go_on.wait()
+        await conversation.ready()
+        await conversation.echo()
+
+    api.script = script
+    tab = open_tab(browser, scripted_server.url)
+    tab.page.get_by_role("button", name="Settings").click()
+    tab.connect("Connecting")
+    tab.sets("#pp-temp", "0.35")
+    api.conversations[0].resume()
+    tab.see("You are live")
+    tab.until(lambda: api.conversations[0].metadata)
+    (change,) = api.conversations[0].metadata
+    assert change["type"] == "set"
+    assert change["text_temperature"] == 0.35

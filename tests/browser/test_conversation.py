@@ -1,0 +1,148 @@
+"""A real browser, the real server, and a wav for a microphone: one whole conversation."""
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import expect
+
+from engine.dialogue.personas import load_personas
+from tests.browser.sound import alike, speech
+
+SENTENCE = "Hello from Modal, this is a sentence that somebody typed."
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """What comes out of the microphone, three times over."""
+    return np.tile(speech(), 3)
+
+
+@pytest.fixture
+def talking(browser, server, open_tab):
+    tab = open_tab(browser, f"{server.url}?raw=1&tap=1")
+    tab.connect()
+    return tab
+
+
+def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, engine, artifacts):
+    tab = talking
+    after_connect = len(tab.requests)
+    tab.until(lambda: tab.level("mic") > 20)
+    tab.until(lambda: tab.level("agent") > 20)
+    expect(tab.page.locator(".turn.agent.own").first).to_contain_text("test voice")
+    tab.until(lambda: alike(backend.heard_in_newest(), spoken, 0.95) >= 6, every=2)
+    tab.until(lambda: alike(tab.tap("playback"), backend.said_in_newest(), 0.95) >= 4, every=2)
+    tab.mute()  # else our own voice interrupts it
+    tab.say(SENTENCE)
+    given = tab.page.locator(".turn.agent.given")
+    expect(given.locator(".said")).to_have_text(SENTENCE, timeout=30_000)
+    assert tab.page.locator(".model").inner_text() == "embedded"
+    assert tab.page.locator(".delay").inner_text().endswith("ms")
+    tab.page.screenshot(path=artifacts / "conversation-desktop.png", full_page=True)
+    assert tab.requests[after_connect:] == []
+    tab.page.click("#pp-connect")
+    tab.see("Conversation ended")
+    expect(tab.page.locator("#pp-connect")).to_have_text("Connect")
+    tab.until(lambda: not engine.sessions, 5)
+    assert tab.level("mic") == 0
+
+
+def test_what_was_chosen_reaches_the_engine(browser, server, backend, open_tab):
+    tab = open_tab(browser, server.url)
+    page = tab.page
+    page.click("#pp-voice input")
+    page.get_by_role("option", name="VARM3").click()
+    page.click("#pp-preset input")
+    page.get_by_role("option", name="Astronaut").click()
+    expect(page.locator("#pp-persona textarea")).to_have_value(persona("Astronaut"), timeout=5000)
+    page.get_by_role("button", name="Settings").click()
+    tab.sets("#pp-temp", "0.31")
+    tab.connect()
+    opening = backend.opened[-1]
+    assert opening.voice == "VARM3"
+    assert opening.sampling.text_temperature == 0.31
+    assert bytes_of(opening.text_ids, backend).startswith("<system>")
+    tab.sets("#pp-temp", "0.5")
+    tab.until(lambda: backend.tuned and backend.tuned[-1].text_temperature == 0.5)
+
+
+def persona(title):
+    return next(one.text for one in load_personas() if title in one.title)
+
+
+def bytes_of(ids, backend):
+    return b"".join(backend.tokenizer.data(token)[1] for token in ids).decode()
+
+
+def test_mute_sends_silence_and_pause_silences_the_agent(talking, backend):
+    tab, page = talking, talking.page
+    tab.until(lambda: tab.level("mic") > 20)
+    page.click("#pp-mute")
+    tab.see("Live, microphone muted")
+    muted_at = len(backend.heard_in_newest())
+    tab.until(lambda: len(backend.heard_in_newest()) > muted_at + 3 * 24_000)
+    assert not backend.heard_in_newest()[muted_at + 24_000 :].any()
+    page.click("#pp-mute")
+    tab.see("You are live")
+    page.click("#pp-pause")
+    tab.see("Paused")
+    tab.until(lambda: tab.level("mic") > 20)
+    paused_at = len(backend.said_in_newest())
+    tab.until(lambda: len(backend.said_in_newest()) > paused_at + 2 * 24_000)
+    assert not backend.said_in_newest()[paused_at + 24_000 :].any()
+    page.click("#pp-pause")
+    tab.see("You are live")
+
+
+def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
+    tab, page = talking, talking.page
+    tab.mute()
+    tab.say("One two three four five six seven eight nine ten eleven twelve.")
+    page.locator("#pp-say").locator("input, textarea").fill("This waits for its turn.")
+    page.click("#pp-say-now")
+    expect(page.locator(".queued")).to_have_count(1, timeout=30_000)  # the first is being said
+    expect(page.locator(".queued")).to_have_text("This waits for its turn.")
+    expect(page.locator(".turn.given .said")).to_contain_text("two", timeout=30_000)
+    page.click("#pp-cancel")
+    expect(page.locator(".queued")).to_have_count(0)
+    expect(page.locator(".turn.given .cut")).to_contain_text("twelve")
+    assert "twelve" not in page.locator(".turn.given .said").inner_text()
+
+
+def test_recording_and_transcript_can_be_saved(talking, spoken, tmp_path):
+    tab, page = talking, talking.page
+    expect(page.locator(".turn.agent.own").first).to_contain_text("test voice", timeout=30_000)
+    tab.until(lambda: tab.seconds() > 6)
+    page.click("#pp-connect")
+    tab.see("Conversation ended")
+    files = {}
+    for ending in ("wav", "txt", "srt", "vtt", "json"):
+        with page.expect_download() as download:
+            page.click(f"#pp-save-{ending}")
+        files[ending] = tmp_path / download.value.suggested_filename
+        download.value.save_as(files[ending])
+    sound, rate = soundfile.read(files["wav"])
+    assert rate == 24_000
+    assert sound.shape[1] == 2
+    assert len(sound) > 4 * rate
+    assert np.abs(sound[:, 0]).max() > 0.05  # the agent
+    assert alike(sound[:, 1].astype(np.float32), spoken, 0.95) >= 2
+    for ending in ("txt", "srt", "vtt", "json"):
+        assert "test voice" in files[ending].read_text()
+
+
+def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, open_tab):
+    tab = open_tab(browser, f"{server.url}?raw=1&tap=1&codec=opus")
+    tab.connect()
+    tab.until(lambda: alike(backend.heard_in_newest(), spoken, 0.8) >= 6, every=2)
+    tab.until(lambda: alike(tab.tap("playback"), backend.said_in_newest(), 0.8) >= 4, every=2)
+    tab.say("Hello.")
+    expect(tab.page.locator(".turn.given .said")).to_have_text("Hello.", timeout=30_000)
+
+
+def test_the_low_bandwidth_box_chooses_opus(browser, scripted_server, api, open_tab):
+    tab = open_tab(browser, scripted_server.url)
+    tab.page.get_by_role("button", name="Settings").click()
+    tab.page.get_by_label("Low bandwidth").check()
+    tab.connect()
+    assert api.conversations[-1].query["format"] == "opus"

@@ -1,0 +1,168 @@
+"""When the page connects again and when it does not, and what it says meanwhile.
+
+The browser's clock is the test's own here: minutes of waiting take no time.
+"""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.scripted import talk
+
+
+def fails(sentence, code):
+    async def script(conversation):
+        await conversation.ready()
+        await conversation.fail(sentence, code)
+
+    return script
+
+
+def fails_at_once(sentence, code):
+    async def script(conversation):
+        await conversation.fail(sentence, code)
+
+    return script
+
+
+async def drops(conversation):
+    await conversation.ready()
+    conversation.request.transport.abort()
+
+
+@pytest.fixture
+def tab(browser, scripted_server, api, open_tab):
+    return open_tab(browser, scripted_server.url, clock=True)
+
+
+def test_an_unexpected_drop_is_repaired(tab, api):
+    api.script = drops
+    tab.connect("Connection lost")
+    api.script = talk
+    tab.page.clock.run_for(1000)
+    tab.see("You are live")
+    assert len(api.conversations) == 2
+    expect(tab.page.locator(".turn.page")).to_contain_text("a new conversation follows")
+    tab.errors.clear()  # the browser itself notes that the socket broke
+
+
+def test_after_three_minutes_it_gives_up(tab, api):
+    api.script = drops
+    tab.connect("Connection lost")
+    for _ in range(60):
+        tab.page.clock.run_for(11_000)
+        if tab.headline.inner_text() == "Conversation ended":
+            break
+    expect(tab.page.locator(".state-detail")).to_contain_text("did not come back")
+    count = len(api.conversations)
+    assert 5 < count < 40
+    tab.page.clock.run_for(300_000)
+    assert len(api.conversations) == count
+    tab.errors.clear()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "code", "says"),
+    [
+        ("idle: nobody has spoken for 5 minutes", 1000, "It was quiet for a long time"),
+        ("time limit: a conversation lasts at most 30 minutes", 1000, "reached its time limit"),
+        ("closing: the server is being updated", 1001, "is being restarted"),
+        ("internal error: 1a2b3c", 1011, "internal error: 1a2b3c"),
+    ],
+)
+def test_an_end_with_a_reason_is_an_end(tab, api, sentence, code, says):
+    api.script = fails(sentence, code)
+    tab.connect("Conversation ended")
+    expect(tab.page.locator(".state-detail")).to_contain_text(says)
+    expect(tab.page.locator("#pp-connect")).to_have_text("Connect")
+    tab.page.clock.run_for(300_000)
+    assert len(api.conversations) == 1
+
+
+def test_disconnect_is_an_end_and_closes_cleanly(tab, api):
+    tab.connect()
+    tab.page.click("#pp-connect")
+    tab.see("Conversation ended")
+    tab.until(lambda: api.conversations[0].close_code is not None)
+    assert api.conversations[0].close_code == 1000
+    tab.page.clock.run_for(300_000)
+    assert len(api.conversations) == 1
+
+
+def test_a_closed_tab_closes_its_socket(tab, api):
+    tab.connect()
+    tab.page.goto("about:blank")
+    tab.until(lambda: api.conversations[0].close_code is not None)
+    assert api.conversations[0].close_code in (1000, 1001)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "says"),
+    [
+        ("unauthorized: the token is wrong or missing", "needs an access token"),
+        ("bad parameter: seed is 'x'; use a number", "seed is 'x'; use a number"),
+    ],
+)
+def test_a_refused_connection_says_why(tab, api, sentence, says):
+    api.script = fails_at_once(sentence, 1008)
+    tab.connect("Conversation ended")
+    expect(tab.page.locator(".state-detail")).to_contain_text(says)
+
+
+def test_when_all_places_are_taken_it_waits_for_its_turn(tab, api):
+    api.script = fails_at_once("busy: all slots are taken; retry in 3 s", 1013)
+    tab.connect("Your turn in 3 s")
+    tab.page.clock.run_for(1000)
+    tab.see("Your turn in 2 s")
+    tab.page.clock.run_for(2500)
+    tab.until(lambda: len(api.conversations) == 2)
+    tab.see("Your turn in 3 s")
+    api.script = talk
+    tab.page.clock.run_for(3500)
+    tab.see("You are live")
+    assert len(api.conversations) == 3
+
+
+def test_waiting_for_a_turn_can_be_given_up(tab, api):
+    api.script = fails_at_once("busy: all slots are taken; retry in 3 s", 1013)
+    tab.connect("Your turn in 3 s")
+    tab.page.click("#pp-connect")
+    tab.see("Conversation ended")
+    tab.page.clock.run_for(60_000)
+    assert len(api.conversations) == 1
+
+
+def test_a_waking_server_shows_how_far_it_is(tab, api):
+    async def script(conversation):
+        await conversation.event(type="waking", phase="loading the model", percent=40.0)
+        await conversation.go_on.wait()
+        await talk(conversation)
+
+    api.script = script
+    tab.connect("Waking up: loading the model 40 %")
+    api.conversations[0].resume()
+    tab.see("You are live")
+
+
+def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
+    async def script(conversation):
+        await conversation.go_on.wait()
+        await talk(conversation)
+
+    api.script = script
+    tab.connect("Connecting")
+    tab.page.clock.run_for(5000)
+    tab.see("Waking up")
+    api.conversations[0].resume()
+    tab.see("You are live")
+
+
+def test_a_refusal_inside_the_conversation_is_shown_and_it_goes_on(tab, api):
+    async def script(conversation):
+        await conversation.ready()
+        await conversation.send(5, b"say: 10 texts are waiting already; wait for one, or cancel")
+        await conversation.echo()
+
+    api.script = script
+    tab.connect()
+    expect(tab.notice).to_contain_text("10 texts are waiting already")
+    tab.see("You are live")

@@ -1,0 +1,171 @@
+"""Written text as words to be spoken."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from engine.dialogue.speakable import clean, spell
+from engine.dialogue.utterance import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
+from engine.runtime.embedded import ByteTokenizer
+
+
+def spoken(text):
+    return " ".join(word.spoken for word in prepare(text, ByteTokenizer()))
+
+
+def shown(text):
+    return " ".join(word.shown for word in prepare(text, ByteTokenizer()) if word.shown)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("7", "seven"),
+        ("42 apples", "forty two apples"),
+        ("1,200.50", "one thousand two hundred point five zero"),
+        ("3.14159", "three point one four one five nine"),
+        ("007", "zero zero seven"),
+        ("1234567890123456", "one two three four five six seven eight nine zero one two three "
+         "four five six"),
+        ("-5 degrees", "minus five degrees"),
+        ("It is -12.5°C.", "It is minus twelve point five degrees Celsius."),
+        ("(−3)", "minus three"),
+        ("well-known", "well-known"),
+        ("$14.", "fourteen dollars."),
+        ("$1", "one dollar"),
+        ("$1.49", "one dollar and forty nine cents"),
+        ("$0.99", "ninety nine cents"),
+        ("$0.01", "one cent"),
+        ("-$5", "minus five dollars"),
+        ("20€", "twenty euros"),
+        ("£3.50", "three pounds and fifty pence"),
+        ("$1,000", "one thousand dollars"),
+        ("$2.999", "two point nine nine nine dollars"),
+        ("50%", "fifty percent"),
+        ("95–98%", "ninety five to ninety eight percent"),
+        ("20GB", "twenty gigabytes"),
+        ("1GB", "one gigabyte"),
+        ("24kHz", "twenty four kilohertz"),
+        ("300 ms", "three hundred ms"),
+        ("1°C", "one degrees Celsius"),
+        ("2026-10-27", "October twenty seventh twenty twenty six"),
+        ("2026-13-45", "two thousand twenty six thirteen forty five"),
+        ("14:05", "fourteen oh five"),
+        ("9:00", "nine o'clock"),
+        ("18:00", "eighteen hundred"),
+        ("10:30.", "ten thirty."),
+        ("v1.2", "version one point two"),
+        ("1.2.3", "one point two point three"),
+        ("21st", "twenty first"),
+        ("In 1999, yes", "In nineteen ninety nine, yes"),
+        ("R&D", "R and D"),
+        ("a=b", "a equals b"),
+        ("me@example.com", "me at example.com"),
+        ("24/7", "twenty four slash seven"),
+        ("**bold** and `code`", "bold and code"),
+        ("# Title", "Title"),
+        ("- item", "item"),
+        ("[the docs](https://x.example/y)", "the docs"),
+        ("see https://www.example.com/a?b=c now", "see example.com now"),
+        ("Wow!!! Great!!", "Wow! Great!"),
+        ("I ❤️ you 👍🏽 all 👩‍👩‍👧", "I you all"),
+        ("“Quoted,” she said…", "Quoted, she said…"),
+        ("one — two", "one two"),
+        ("naïve café", "naïve café"),
+        ("漢字", "漢字"),
+        ("a\x00b\x1b[0m", "a b zero m"),
+        ("٣ apples", "three apples"),
+    ],
+)  # fmt: skip
+def test_what_is_written_is_said_in_words(written, said):
+    assert spoken(written) == said
+
+
+def test_the_transcript_keeps_what_was_written():
+    text = "It costs $14.50, i.e. 20% off — until 2026-10-27!"
+    assert shown(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "   ", "!!!", "...", "— –", "🎉", "#*_", "\n\t"])
+def test_nothing_to_say_gives_no_words(text):
+    assert prepare(text, ByteTokenizer()) == []
+
+
+def test_a_run_of_bangs_never_reaches_the_voice():
+    for text in ("!!! stop", "stop !!!", "No!!!Yes", "a!!b !! c!!!", "! ! !go", "wow!?!"):
+        assert "!!" not in spoken(text)
+        assert "!!" not in shown(text)
+
+
+def test_no_word_is_dropped():
+    rng = random.Random(2)
+    vowels = ["lo", "mi", "tar", "zu", "ken"]
+    words = [
+        "".join(rng.choices(vowels, k=3)) + rng.choice(["", ",", ".", "?"]) for _ in range(400)
+    ]
+    assert spoken(" ".join(words)) == " ".join(words)
+    assert shown(" ".join(words)) == " ".join(words)
+
+
+def test_sentences_over_40_words_are_split_at_a_comma_and_otherwise_where_they_are():
+    words = prepare(" ".join(["so"] * 25 + ["then,"] + ["so"] * 70), ByteTokenizer())
+    gaps = [i for i, word in enumerate(words) if word.pause == 10]
+    assert gaps[0] == 25  # the comma
+    assert gaps[1] == 25 + MAX_SENTENCE_WORDS
+    assert all(b - a <= MAX_SENTENCE_WORDS for a, b in pairwise(gaps))
+
+
+def test_pauses_follow_the_punctuation():
+    words = prepare("one two, three; four. five? six! seven", ByteTokenizer())
+    assert [word.pause for word in words] == [0, 6, 6, 10, 10, 10, 0]
+
+
+def test_the_limit_is_never_below_the_need():
+    for text in ("a", "I", "extraordinarily", "x" * 29, "漢字漢字漢字漢字", "é" * 12):
+        for word in prepare(text, ByteTokenizer()):
+            assert word.need >= len(word.ids) + 1
+            assert word.limit >= word.need
+            assert word.limit >= 8
+
+
+def test_words_without_an_end_come_in_parts():
+    words = prepare("漢" * 100, ByteTokenizer())
+    assert max(len(word.spoken) for word in words) == MAX_WORD_LETTERS
+    assert "".join(word.spoken for word in words) == "漢" * 100
+    assert [word.shown for word in words] == ["漢" * 100, "", "", ""]
+
+
+def test_every_word_opens_with_a_blank():
+    tokenizer = ByteTokenizer()
+    for word in prepare("Hello $14.50 漢字 x", tokenizer):
+        assert tokenizer.piece(word.ids[0]).startswith("▁")
+
+
+ALPHABET = "ab 19.,!?-–$€£%°/:&@=+*_`#[]()<>\"'…漢é🎉️🏽٣\u0000\n\u200d"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_text_breaks_it(seed):
+    rng = random.Random(seed)
+    for _ in range(100):
+        text = "".join(rng.choices(ALPHABET, k=rng.randrange(60)))
+        for word in prepare(text, ByteTokenizer()):
+            assert word.ids
+            assert "!!" not in word.spoken
+
+
+@pytest.mark.timeout(10)  # a regular expression that runs away takes minutes
+@pytest.mark.parametrize("part", ["[", "1,", "$1.5 ", "((((", "1-", "http://", "!", "v1.", "漢"])
+def test_2000_characters_of_anything_are_prepared_without_delay(part):
+    prepare((part * 2000)[:2000], ByteTokenizer())
+
+
+def test_cleaning_is_done_once_and_for_all():
+    for text in ("a  b\n c", "**x** !!", "[l](u) https://x.y/z"):
+        assert clean(clean(text)) == clean(text)
+
+
+def test_a_token_of_punctuation_has_no_words():
+    assert spell("—") == []
+    assert spell("?!") == []

@@ -1,0 +1,1 @@
+"""The deployment, as far as it can be checked without an account."""

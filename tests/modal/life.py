@@ -1,0 +1,40 @@
+"""One container's life in a plain process, driven like the platform does: start, signal, stop.
+
+`python -m tests.modal.life PORT [FAULT]`; a fault is a name of FAULTS, planted before the start.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from demo.container import Container
+from engine.runtime.embedded import EmbeddedBackend
+
+
+def broken_tick(*_: object) -> None:
+    raise RuntimeError("the GPU fell off the bus")
+
+
+def plant_broken_tick() -> None:
+    EmbeddedBackend.listen = broken_tick
+
+
+FAULTS: dict[str, Callable[[], None]] = {"": lambda: None, "tick": plant_broken_tick}
+
+
+def main(port: str, fault: str = "") -> None:
+    FAULTS[fault]()
+    over = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: over.set())
+    container = Container(port=int(port), commit=lambda: print("committed", flush=True))
+    container.start()
+    print("started", flush=True)
+    container.resume()
+    over.wait()
+    container.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,159 @@
+"""The parts of a container's life that need no process: settings, volume, compile caches."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from demo import container as container_module
+from demo import volume
+from demo.container import Container
+from demo.settings import container_config
+from engine.config import ServerConfig
+from engine.errors import ConfigError
+from engine.runtime import hub
+
+
+@pytest.fixture
+def hf_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    return tmp_path
+
+
+def downloaded(home: Path, commit: str, revision: str = "main") -> None:
+    """What the hub's client leaves behind after a whole download."""
+    folder = home / "hub" / "models--nvidia--personaplex-7b-v1"
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name in hub.FILES:
+        (snapshot / name).touch()
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+
+
+def test_the_model_is_never_auto_in_a_container():
+    config = container_config({}, 8998)
+    assert (config.model, config.device) == (hub.DEFAULT_REPOSITORY, "cuda")
+    assert (config.host, config.port) == ("0.0.0.0", 8998)
+    assert container_config({"PERSONAPLEX_MODEL": "auto"}, 8998).model == hub.DEFAULT_REPOSITORY
+    assert container_config({"PERSONAPLEX_MODEL": "embedded"}, 8998).device == "auto"
+
+
+def test_the_model_without_a_gpu_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match="deploy with PERSONAPLEX_MODEL=embedded"):
+        container_config({"PERSONAPLEX_GPU": "none"}, 8998)
+
+
+def test_a_bad_setting_ends_the_start_with_one_line(capsys):
+    ended: list[int] = []
+    Container({"PERSONAPLEX_SLOTS": "many"}, leave=ended.append).start()
+    assert ended == [1]
+    assert capsys.readouterr().out == (
+        "error: PERSONAPLEX_SLOTS is 'many'; use a number such as 0\n"
+    )
+
+
+def test_a_port_that_is_taken_ends_the_start(capsys):
+    ended: list[int] = []
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        container = Container(
+            {"PERSONAPLEX_MODEL": "embedded"}, port=taken.getsockname()[1], leave=ended.append
+        )
+        container._opened.set()  # nobody is there to end the process, so `start` must not wait
+        container.start()
+        for _ in range(100):
+            if ended:
+                break
+            time.sleep(0.1)
+    assert ended == [1]
+    assert "error: the server broke: [Errno 98]" in capsys.readouterr().out
+
+
+def test_weights_that_are_here_are_loaded_without_asking_anybody(hf_home):
+    downloaded(hf_home, "c0ffee")
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY)
+    assert volume.pinned_to_local(config).revision == "c0ffee"
+    assert not volume.fetch(config, lambda *_: None, pytest.fail)
+
+
+def test_a_download_that_broke_off_is_resumed_and_then_committed(hf_home, monkeypatch):
+    downloaded(hf_home, "c0ffee")
+    (hf_home / "hub/models--nvidia--personaplex-7b-v1/snapshots/c0ffee" / hub.LM_FILE).unlink()
+    happened: list[object] = []
+    monkeypatch.setattr(hub, "fetch", lambda *args: happened.append(args[:2]))
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY)
+    assert volume.fetch(
+        config, lambda phase, _: happened.append(phase), lambda: happened.append("committed")
+    )
+    assert happened == [
+        (hub.DEFAULT_REPOSITORY, None),
+        "saving the weights to the volume",
+        "committed",
+    ]
+
+
+def test_another_revision_than_the_one_that_is_here_is_fetched(hf_home):
+    downloaded(hf_home, "c0ffee")
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY, revision="v2")
+    assert volume.pinned_to_local(config) is config
+    downloaded(hf_home, "beef", revision="v2")
+    assert volume.pinned_to_local(config).revision == "beef"
+
+
+def test_a_model_folder_is_never_fetched(tmp_path):
+    config = ServerConfig(model=str(tmp_path))
+    assert not volume.fetch(config, lambda *_: None, pytest.fail)
+
+
+def test_compiled_code_is_kept_apart_by_device_and_versions(monkeypatch):
+    environ: dict[str, str] = {}
+    monkeypatch.setattr(volume, "device_name", lambda: "nvidia-a10g")
+    volume.keep_compiled(environ, Path("/cache"))
+    folder = Path(environ["TRITON_CACHE_DIR"]).parent
+    assert environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
+    assert folder.parent == Path("/cache/compiled")
+    assert folder.name.startswith("nvidia-a10g-torch2.")
+    monkeypatch.setattr(volume, "device_name", lambda: "nvidia-l40s")
+    other: dict[str, str] = {"TRITON_CACHE_DIR": "/mine"}
+    volume.keep_compiled(other, Path("/cache"))
+    assert other["TRITON_CACHE_DIR"] == "/mine"
+    assert Path(other["TORCHINDUCTOR_CACHE_DIR"]).parent != folder
+
+
+def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys):
+    class Hung:
+        def call_soon_threadsafe(self, *_: object) -> None:
+            """A loop that is stuck takes the call and never makes it."""
+
+    ended: list[int] = []
+    over = threading.Event()
+    container = Container({}, leave=lambda code: (ended.append(code), over.set()))
+    container._loop = Hung()
+    monkeypatch.setattr(container_module, "STOP_SECONDS", 0.05)
+    container._died(RuntimeError("the GPU fell off the bus"))
+    assert over.wait(5)
+    assert ended == [1]
+    assert capsys.readouterr().out == (
+        "error: the GPU fell off the bus; the server would not end\n"
+    )
+
+
+def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_path, monkeypatch):
+    from engine.runtime import recogniser
+
+    downloaded(hf_home, "c0ffee")
+    asked: list[str] = []
+    monkeypatch.setattr(recogniser, "download_recogniser", lambda name, _: asked.append(name))
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe="1")
+    committed: list[bool] = []
+    assert volume.fetch(config, lambda *_: None, lambda: committed.append(True))
+    assert (asked, committed) == ([recogniser.DEFAULT_RECOGNISER], [True])
+    folder = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe=str(tmp_path))
+    assert not volume.fetch(folder, lambda *_: None, pytest.fail)
+    embedded = ServerConfig(model="embedded", transcribe="1")
+    assert not volume.fetch(embedded, lambda *_: None, pytest.fail)

@@ -1,0 +1,167 @@
+"""Page and socket behind a proxy that takes TLS off, as Modal's edge does: nginx, really."""
+
+import shutil
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from demo.app import build_app
+from engine.config import ServerConfig
+from engine.dialogue.engine import Engine
+from engine.runtime.embedded import EmbeddedBackend
+from tests.browser.serving import Served
+from tests.modal.rehearsal import free_port
+
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/bin")
+needs_nginx = pytest.mark.skipif(
+    not (NGINX and shutil.which("openssl")),
+    reason="nginx or openssl is not here: apt-get install nginx-light openssl",
+)
+TOKEN = "s3cret"
+CONFIG = """
+daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
+    location / {{
+      proxy_pass http://127.0.0.1:{upstream};
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-For $remote_addr;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection "upgrade";
+    }}
+  }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The whole application, with a token."""
+    engine = Engine(lambda _progress: EmbeddedBackend(2))
+    engine.start()
+    engine.wait(30)
+    with Served(lambda: build_app(engine, ServerConfig(token=TOKEN))) as served:
+        yield served
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def proxy(server, tmp_path_factory):
+    """nginx in front of it, with a certificate of its own making; the https address."""
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    certificate(folder)
+    config = CONFIG.format(folder=folder, port=port, upstream=server.port)
+    (folder / "nginx.conf").write_text(config)
+    process = subprocess.Popen(
+        [
+            NGINX,
+            "-p",
+            str(folder),
+            "-c",
+            str(folder / "nginx.conf"),
+            "-e",
+            str(folder / "error.log"),
+        ]
+    )
+    for _ in range(100):
+        if (folder / "pid").exists():
+            break
+        time.sleep(0.05)
+    yield f"https://localhost:{port}", client_side(folder)
+    process.terminate()
+    process.wait(10)
+
+
+def certificate(folder: Path) -> None:
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    keys = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    subprocess.run([*command, *subject, *keys], check=True, capture_output=True)
+
+
+def client_side(folder: Path) -> ssl.SSLContext:
+    """A client that trusts exactly this certificate."""
+    return ssl.create_default_context(cafile=str(folder / "cert.pem"))
+
+
+def session(context: ssl.SSLContext) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context))
+
+
+@needs_nginx
+async def test_behind_tls_the_page_believes_in_https(proxy):
+    url, context = proxy
+    async with session(context) as http:
+        async with http.get(f"{url}/?token={TOKEN}") as answer:
+            page = await answer.text()
+        assert answer.status == 200
+        assert str(answer.url) == f"{url}/"  # the token is out of the address
+        assert f'"root":"{url}"' in page.replace(" ", "")
+        assert "http://localhost" not in page
+        async with http.get(f"{url}/pp/main.js") as script:
+            assert script.status == 200
+
+
+@needs_nginx
+async def test_behind_tls_the_cookie_is_secure(proxy):
+    url, context = proxy
+    async with (
+        session(context) as http,
+        http.get(f"{url}/?token={TOKEN}", allow_redirects=False) as answer,
+    ):
+        cookie = answer.headers["Set-Cookie"].lower()
+    assert answer.status == 303
+    assert "; secure" in cookie
+    assert "; httponly" in cookie
+    assert "samesite=lax" in cookie
+
+
+@needs_nginx
+async def test_behind_tls_the_socket_talks_with_the_cookie_of_the_page(proxy):
+    url, context = proxy
+    async with session(context) as http:
+        async with http.get(f"{url}/?token={TOKEN}"):
+            pass
+        socket = url.replace("https:", "wss:") + "/api?format=pcm16"
+        async with http.ws_connect(socket, headers={"Origin": url}) as ws:
+            await ws.send_bytes(b"\x07Hello through the proxy!")
+            kinds: set[int] = set()
+            while not {0, 1, 2} <= kinds:
+                kinds.add((await ws.receive_bytes(timeout=20))[0])
+
+
+@needs_nginx
+async def test_behind_tls_another_page_cannot_use_the_cookie(proxy):
+    url, context = proxy
+    async with session(context) as http:
+        async with http.get(f"{url}/?token={TOKEN}"):
+            pass
+        origin = {"Origin": "https://elsewhere.example"}
+        async with http.ws_connect(url.replace("https:", "wss:") + "/api", headers=origin) as ws:
+            assert (await ws.receive_bytes(timeout=20)).startswith(b"\x05unauthorized: ")
+
+
+async def test_on_modal_it_is_https_whatever_the_proxy_says(server, monkeypatch):
+    """Modal hands requests on as plain http, and is not known to add X-Forwarded-Proto."""
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
+    headers = {"Host": "someone--personaplex-server.modal.run"}
+    async with aiohttp.ClientSession() as http:
+        login = f"{server.url}?token={TOKEN}"
+        async with http.get(login, headers=headers, allow_redirects=False) as answer:
+            assert "; secure" in answer.headers["Set-Cookie"].lower()
+        cookie = {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
+        async with http.get(server.url, headers=headers | cookie) as answer:
+            page = (await answer.text()).replace(" ", "")
+    assert '"root":"https://someone--personaplex-server.modal.run"' in page

@@ -1,0 +1,61 @@
+"""Rows of a batch do not feel each other, at sizes that fit no vector and no cache line."""
+
+import pytest
+import torch
+
+from engine.config import FRAME_SAMPLES, SamplingConfig
+from engine.model.loop import Loop
+from engine.model.names import lm_pieces, mimi_pieces
+from engine.model.prompt import Voice, build_prompt, prompt_frames
+from engine.model.state import Active
+from engine.runtime.checkpoint import fill
+from tests.model.conftest import CPU
+from tests.model.making import ODD, Held, checkpoint, on_meta
+
+SETTINGS = SamplingConfig(text_top_k=20, audio_top_k=12, repetition_penalty=1.3)
+FRAMES = 14  # both rings are shorter
+
+
+@pytest.fixture(scope="module")
+def odd():
+    """A random model of odd sizes."""
+    lm, mimi = on_meta(ODD)
+    text, audio = checkpoint(ODD)
+    fill(lm, Held(text), list(lm_pieces(lm)), CPU, torch.float32)
+    fill(mimi, Held(audio), list(mimi_pieces(mimi)), CPU, torch.float32)
+    mimi.prepare()
+    return lm, mimi
+
+
+def talk(loop: Loop, slot: int, others: tuple[int, ...] = ()) -> tuple[list, list]:
+    """Everything that came out of a slot, and its state after it."""
+    generator, out = torch.Generator().manual_seed(3), []
+    prompt = build_prompt(ODD.lm, Voice(), prompt_frames(ODD.lm, (5, 6, 7)))
+    for seat in (slot, *others):
+        loop.clear(seat)
+        loop.prefill(seat, loop.lm.embedding(prompt.columns[:-1]))
+        loop.start(seat, loop.ready(seat, prompt))
+        loop.sampler.seed(seat, 11 if seat == slot else seat)
+        loop.sampler.tune(seat, SETTINGS)
+    for step in range(FRAMES):
+        pcm = torch.rand(loop.slots, FRAME_SAMPLES) - 0.5
+        pcm[slot] = torch.rand(FRAME_SAMPLES, generator=generator) - 0.5
+        seats = [slot, *(s for s in others if (s + step) % 3)]
+        active = Active.of(sorted(seats), loop.slots, CPU)
+        text, codes = loop.listen(pcm, active)
+        sound, frame = loop.speak(text.clone(), torch.zeros(loop.slots, dtype=torch.bool), active)
+        out += [text[slot], codes[slot], frame[slot], sound[slot], loop.hidden[slot]]
+    return [x.clone() for x in out], [x.clone() for x in loop.state(slot)]
+
+
+@pytest.mark.parametrize(("slots", "threads"), [(2, 1), (7, 1), (5, 2)])
+def test_a_row_is_the_same_to_the_bit_wherever_it_stands_and_whoever_is_beside_it(
+    odd, slots, threads
+):
+    torch.set_num_threads(threads)
+    loop = Loop(*odd, slots)
+    want = talk(loop, 0)
+    for slot in range(1, slots):
+        others = tuple(s for s in range(slots) if s != slot)[: slot + 1]
+        for part, expected in zip(talk(loop, slot, others), want, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(part, expected, strict=True))

@@ -1,0 +1,134 @@
+"""A scheduler on a clock that a test turns by hand, with a backend that only takes notes."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from engine.config import FRAME_SAMPLES, PAD
+from engine.runtime.backend import Heard, HeardRow, Opening, Spoken
+from engine.runtime.embedded import ByteTokenizer
+from engine.runtime.metrics import Metrics
+from engine.runtime.scheduler import Scheduler
+from engine.runtime.seat import Frame, Notice, Output, Seat
+
+
+class NotingBackend:
+    """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
+
+    name, voices, transcribes = "noting", ("V",), False
+
+    def __init__(self, slots: int, pieces: int = 0) -> None:
+        self.slots, self.pieces = slots, pieces
+        self.tokenizer = ByteTokenizer()
+        self.masks: list[list[bool]] = []  # active of every tick
+        self.heard: list[np.ndarray] = []  # the first sample of every slot, per tick
+        self.fed: list[list[int]] = []
+        self.log: list[Any] = []
+        self._made = [0] * slots
+
+    def open(self, slot: int, opening: Opening):
+        self.log.append(("open", slot, opening.sampling.text_temperature))
+        self._made[slot] = -1
+        for _ in range(self.pieces):
+            self.log.append(("piece", slot))
+            yield
+
+    def tune(self, slot: int, sampling) -> None:
+        self.log.append(("tune", slot, sampling.text_temperature))
+
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        self.masks.append(active.tolist())
+        self.heard.append(pcm[:, 0].copy())
+        return Heard(text=np.full(self.slots, 100 + len(self.masks)))
+
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        self.fed.append(text.tolist())
+        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)
+        for slot in np.flatnonzero(self.masks[-1]):
+            pcm[slot] = 0.999 if self._made[slot] < 0 else self._made[slot] / 1000
+            self._made[slot] += 1
+        return Spoken(pcm)
+
+    def close(self, slot: int) -> None:
+        self.log.append(("close", slot))
+
+    def context_used(self, slot: int) -> float:
+        return 0.25
+
+
+class NotingDirector:
+    """Feeds what was sampled, and names each step in an event."""
+
+    def __init__(self, wants_frames: bool = False) -> None:
+        self.wants_frames = wants_frames
+        self.taken: list[Any] = []
+        self.steps: list[tuple[float, float]] = []
+        self.fails = False
+
+    def take(self, command: Any) -> list[Any]:
+        if command == "fail":
+            raise RuntimeError("take failed")
+        self.taken.append(command)
+        return [f"took {command}"]
+
+    def step(self, sampled: int, heard: HeardRow, peak_in: float, peak_out: float):
+        if self.fails:
+            raise RuntimeError("step failed")
+        self.steps.append((round(peak_in, 4), round(peak_out, 4)))
+        return (PAD if sampled % 2 else sampled), False
+
+    def events(self) -> list[Any]:
+        return [f"text of frame {len(self.steps) - 1}"]
+
+
+class Rig:
+    """Time stands still but for `run_until` and `advance`."""
+
+    def __init__(self, slots: int = 2, pieces: int = 0) -> None:
+        self.now = 1000.0
+        self.backend = NotingBackend(slots, pieces)
+        self.metrics = Metrics()
+        self.scheduler = Scheduler(self.backend, self.metrics, clock=lambda: self.now)
+        self.outputs: dict[Seat, deque[Output]] = {}
+
+    def join(self, director: NotingDirector | None = None, ready: bool = True) -> Seat:
+        """A newcomer; by default after its handshake."""
+        outputs: deque[Output] = deque()
+        seat = self.scheduler.join(Opening("V"), director or NotingDirector(), outputs.extend)
+        self.outputs[seat] = outputs
+        if ready:
+            self.advance(0)
+        return seat
+
+    def turn(self) -> float | None:
+        return self.scheduler.turn()
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass, with every turn the scheduler asks for on the way."""
+        end = self.now + seconds
+        while (at := self.turn()) is not None and at <= end + 1e-9:
+            self.now = max(self.now, at)
+        self.now = end
+
+    def hear(self, seat: Seat, frames: float = 1, level: float = 0.5) -> None:
+        seat.hear(np.full(int(frames * FRAME_SAMPLES), level, np.float32), self.now)
+
+    def frames(self, seat: Seat) -> list[Frame]:
+        return [output for output in self.outputs[seat] if isinstance(output, Frame)]
+
+    def notices(self, seat: Seat) -> list[Any]:
+        return [e for out in self.outputs[seat] if isinstance(out, Notice) for e in out.events]
+
+    @property
+    def ticks(self) -> int:
+        return len(self.backend.masks)
+
+
+def ticks_within(rig: Rig, seconds: float, act: Callable[[], None] = lambda: None) -> int:
+    """How many ticks run while so much time passes."""
+    before = rig.ticks
+    act()
+    rig.advance(seconds)
+    return rig.ticks - before

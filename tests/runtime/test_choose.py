@@ -1,0 +1,60 @@
+"""Which backend `--model` means on which machine."""
+
+import pytest
+
+from engine.config import ServerConfig
+from engine.runtime import choose
+from engine.runtime.choose import DEFAULT_REPOSITORY, EMBEDDED_SLOTS, choose_model, load_backend
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine without CUDA, token or weights; the test adds what it has."""
+    monkeypatch.setattr(choose, "has_cuda", lambda: False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", ["embedded", "someone/somewhere", "/a/folder"])
+def test_what_was_asked_for_is_taken(machine, model):
+    assert choose_model(model) == (model, "as asked")
+
+
+def test_without_a_gpu_the_test_voice_speaks(machine, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "x")
+    source, why = choose_model("auto")
+    assert source == "embedded"
+    assert "no CUDA" in why
+
+
+def test_with_a_gpu_but_nothing_to_run_on_it_the_reason_is_told(machine, monkeypatch):
+    monkeypatch.setattr(choose, "has_cuda", lambda: True)
+    source, why = choose_model("auto")
+    assert source == "embedded"
+    assert "HF_TOKEN" in why
+
+
+def test_with_a_gpu_and_a_token_the_model_is_loaded(machine, monkeypatch):
+    monkeypatch.setattr(choose, "has_cuda", lambda: True)
+    monkeypatch.setenv("HF_TOKEN", "x")
+    assert choose_model("auto")[0] == DEFAULT_REPOSITORY
+
+
+def test_with_a_gpu_and_weights_the_model_is_loaded(machine, monkeypatch):
+    monkeypatch.setattr(choose, "has_cuda", lambda: True)
+    folder = machine / "hub" / "models--nvidia--personaplex-7b-v1" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    assert choose_model("auto")[0] == "embedded"
+    (folder / "model.safetensors").touch()
+    assert choose_model("auto")[0] == DEFAULT_REPOSITORY
+
+
+def test_asking_for_cuda_never_fails_where_there_is_none():
+    assert choose.has_cuda() in (True, False)
+
+
+@pytest.mark.parametrize(("asked", "slots"), [(3, 3), (0, EMBEDDED_SLOTS)])
+def test_the_number_of_slots_is_a_setting(asked, slots):
+    config = ServerConfig(model="embedded", slots=asked)
+    assert load_backend(config, lambda phase, percent: None, shelf=None).slots == slots

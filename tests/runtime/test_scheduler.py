@@ -1,0 +1,409 @@
+"""The frame clock, slots and boxes, on a clock turned by hand (performance.md 2.6, wire.md 5)."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, PAD
+from engine.errors import BusyError, InternalError, ModelError, RefusedError, TooFastError
+from engine.runtime.backend import Opening
+from engine.runtime.scheduler import Scheduler
+from engine.runtime.seat import Ended, Ready
+from tests.runtime.rig import NotingBackend, NotingDirector, Rig, ticks_within
+
+
+@pytest.fixture
+def rig():
+    return Rig()
+
+
+# -- admission -------------------------------------------------------------------------------------
+
+
+def test_a_newcomer_takes_the_lowest_free_slot(rig):
+    first, second = rig.join(), rig.join()
+    assert (first.slot, second.slot) == (0, 1)
+    rig.scheduler.leave(first, "left")
+    rig.advance(0)
+    assert rig.join().slot == 0
+
+
+def test_when_all_slots_are_taken_the_newcomer_is_told_when_to_retry(rig):
+    rig.join()
+    rig.join()
+    with pytest.raises(BusyError, match=r"^busy: all 2 .* retry in \d+ s$"):
+        rig.join()
+
+
+def test_leaving_frees_the_slot_and_closes_it_once(rig):
+    seat = rig.join()
+    rig.scheduler.leave(seat, "left")
+    rig.scheduler.leave(seat, "again")
+    rig.advance(1)
+    assert rig.scheduler.free == 2
+    assert rig.backend.log.count(("close", 0)) == 1
+
+
+def test_who_leaves_before_its_prompts_began_leaves_nothing_to_close(rig):
+    seat = rig.join(ready=False)
+    rig.scheduler.leave(seat, "left")
+    rig.advance(1)
+    assert rig.backend.log == []
+
+
+def test_who_has_left_hears_nothing_more(rig):
+    seat = rig.join()
+    rig.hear(seat, 3)
+    rig.scheduler.leave(seat, "left")
+    rig.advance(1)
+    assert not rig.frames(seat)
+
+
+# -- prompts and bootstrap -------------------------------------------------------------------------
+
+
+def test_prompts_go_in_one_piece_a_turn_and_only_in_the_slack_of_ticks():
+    rig = Rig(pieces=3)
+    talking = rig.join()
+    newcomer = rig.join(ready=False)
+    rig.backend.log.clear()
+    rig.turn()
+    assert rig.backend.log == [("open", newcomer.slot, 0.7), ("piece", newcomer.slot)]
+    rig.hear(talking)
+    rig.turn()
+    assert rig.backend.log[-1] == ("piece", newcomer.slot)
+    assert rig.backend.log.count(("piece", newcomer.slot)) == 1  # the tick came first
+    rig.turn()
+    assert rig.backend.log.count(("piece", newcomer.slot)) == 2
+
+
+def test_the_bootstrap_runs_without_audio_and_nobody_hears_its_pcm(rig):
+    seat = rig.join()
+    assert rig.ticks == 1
+    assert list(rig.outputs[seat]) == [Ready()]
+    rig.hear(seat)
+    rig.advance(0)
+    assert [frame.pcm[0] for frame in rig.frames(seat)] == [0.0]
+
+
+def test_events_leave_with_the_frame_whose_text_they_are(rig):
+    seat = rig.join()
+    for number in range(3):
+        rig.hear(seat)
+        rig.advance(FRAME_SECONDS)
+        frame = rig.frames(seat)[-1]
+        assert frame.pcm[0] == np.float32(number / 1000)
+        assert frame.events == [f"text of frame {number}"]
+
+
+def test_audio_before_the_handshake_is_dropped(rig):
+    seat = rig.join(ready=False)
+    rig.hear(seat, 5)
+    rig.advance(1)
+    assert not rig.frames(seat)
+
+
+def test_a_prompt_that_cannot_be_used_ends_its_own_conversation_only(rig, monkeypatch):
+    neighbour = rig.join()
+
+    def refuse(slot, opening):
+        raise ModelError("voice 'V' is broken")
+        yield
+
+    monkeypatch.setattr(rig.backend, "open", refuse)
+    seat = rig.join()
+    (ended,) = rig.outputs[seat]
+    assert isinstance(ended.error, ModelError)
+    assert rig.scheduler.free == 1
+    rig.hear(neighbour)
+    rig.advance(0)
+    assert len(rig.frames(neighbour)) == 1
+
+
+# -- the clock -------------------------------------------------------------------------------------
+
+
+def test_a_tick_takes_every_slot_that_is_ready_and_no_other(rig):
+    first, second = rig.join(), rig.join()
+    rig.hear(first)
+    rig.turn()
+    assert rig.backend.masks[-1] == [True, False]
+    rig.hear(first)
+    rig.hear(second)
+    rig.turn()
+    assert rig.backend.masks[-1] == [True, True]
+
+
+def test_a_slot_with_less_than_a_frame_does_not_take_part(rig):
+    seat = rig.join()
+    rig.hear(seat, 0.99)
+    assert ticks_within(rig, 1) == 0
+    rig.hear(seat, 0.01)  # 19 samples: still one short
+    assert ticks_within(rig, 1) == 0
+    rig.hear(seat, 0.5)
+    assert ticks_within(rig, 1) == 1
+
+
+def test_frames_are_made_of_the_samples_in_order_however_they_are_cut(rig):
+    seat = rig.join()
+    ramp = np.arange(4 * FRAME_SAMPLES, dtype=np.float32)
+    for part in np.split(ramp, [7, 1900, 1921, 5000, 5001]):
+        seat.hear(part, rig.now)
+    rig.advance(1)
+    heard = [row[seat.slot] for row in rig.backend.heard[1:]]
+    assert heard == [0.0, 1920.0, 3840.0, 5760.0]
+
+
+def test_with_nothing_to_do_the_thread_sleeps_until_woken(rig):
+    rig.join()
+    assert rig.turn() is None
+
+
+def test_a_steady_client_is_never_held_back(rig):
+    seat = rig.join()
+    for _ in range(50):
+        assert ticks_within(rig, 0, lambda: rig.hear(seat)) == 1
+        rig.now += FRAME_SECONDS
+
+
+def test_a_backlog_is_worked_off_with_one_extra_tick_each_80_ms(rig):
+    seat = rig.join()
+    rig.hear(seat, 40)
+    rig.advance(0)
+    before = rig.ticks
+    rig.advance(10 * FRAME_SECONDS)
+    assert 19 <= rig.ticks - before <= 21
+    rig.advance(20 * FRAME_SECONDS)
+    assert len(rig.frames(seat)) == 40
+
+
+def test_a_burst_is_dated_on_the_80_ms_clock_not_on_its_arrival(rig):
+    seat = rig.join()
+    rig.hear(seat, 4)
+    rig.advance(1)
+    due = [frame.due_at - 1000.0 for frame in rig.frames(seat)]
+    assert due == pytest.approx([0, 0.08, 0.16, 0.24])
+
+
+def test_a_backlog_beyond_30_s_is_too_fast(rig):
+    seat = rig.join()
+    rig.hear(seat, 370)
+    with pytest.raises(TooFastError, match=r"^too fast: "):
+        rig.hear(seat, 6)
+
+
+# -- silent clients --------------------------------------------------------------------------------
+
+
+def test_a_silent_client_gets_no_frames_while_nothing_is_to_be_said(rig):
+    rig.join()
+    assert ticks_within(rig, 10) == 0
+
+
+def test_a_silent_client_is_heard_as_silence_on_the_80_ms_clock_while_wanted(rig):
+    director = NotingDirector(wants_frames=True)
+    seat = rig.join(director)
+    start = rig.ticks
+    rig.advance(10 * FRAME_SECONDS)
+    assert rig.ticks - start in (10, 11)
+    assert not np.any([row[seat.slot] for row in rig.backend.heard[1:]])
+    director.wants_frames = False
+    assert ticks_within(rig, 5) == 0
+
+
+def test_a_client_that_stops_sending_counts_as_silent_after_240_ms(rig):
+    director = NotingDirector(wants_frames=True)
+    seat = rig.join(director)
+    rig.advance(0)
+    rig.hear(seat)
+    rig.advance(0)
+    assert ticks_within(rig, 0.23) == 0
+    assert ticks_within(rig, 0.02) == 1
+    assert ticks_within(rig, 10 * FRAME_SECONDS) == 10
+
+
+def test_audio_that_comes_late_after_a_gap_is_forgiven(rig):
+    director = NotingDirector(wants_frames=True)
+    seat = rig.join(director)
+    for _ in range(5):
+        rig.hear(seat)
+        rig.advance(FRAME_SECONDS)
+    made = len(rig.frames(seat))
+    rig.advance(1.0)  # the network stalls; silence is invented meanwhile
+    invented = len(rig.frames(seat)) - made
+    assert invented > 5
+    for _ in range(12):  # and now everything comes at once
+        rig.hear(seat)
+    rig.advance(0.5)
+    assert seat.dropped_frames == invented
+    assert seat.frames_waiting() == 0
+    assert len(rig.frames(seat)) <= made + 12 + 6
+
+
+def test_without_a_gap_nothing_is_dropped(rig):
+    seat = rig.join(NotingDirector(wants_frames=True))
+    for _ in range(20):
+        rig.hear(seat)
+        rig.advance(FRAME_SECONDS)
+    rig.hear(seat, 6)
+    rig.advance(2)
+    assert seat.dropped_frames == 0
+
+
+# -- boxes -----------------------------------------------------------------------------------------
+
+
+def test_commands_reach_the_director_in_order_and_their_events_come_back(rig):
+    director = NotingDirector()
+    seat = rig.join(director)
+    seat.post("a")
+    seat.post("b")
+    rig.turn()
+    assert director.taken == ["a", "b"]
+    assert rig.notices(seat) == ["took a", "took b"]
+
+
+def test_the_inbox_holds_64_commands(rig):
+    seat = rig.join()
+    for number in range(64):
+        seat.post(number)
+    with pytest.raises(RefusedError, match="64 commands"):
+        seat.post("one more")
+    rig.turn()
+    seat.post("now")
+
+
+def test_the_director_is_shown_how_loud_both_sides_were(rig):
+    director = NotingDirector()
+    seat = rig.join(director)
+    for _ in range(3):
+        rig.hear(seat, level=-0.25)
+        rig.advance(FRAME_SECONDS)
+    assert director.steps == [(0.0, 0.0), (0.25, 0.0), (0.25, 0.0), (0.25, 0.001)]
+
+
+def test_inactive_slots_are_fed_padding(rig):
+    first, _second = rig.join(), rig.join()
+    rig.hear(first)
+    rig.advance(0)
+    assert rig.backend.fed[-1][1] == PAD
+
+
+# -- restart and tune ------------------------------------------------------------------------------
+
+
+def test_a_restart_closes_and_opens_the_same_slot_and_is_ready_again(rig):
+    seat = rig.join()
+    rig.hear(seat, 2)
+    director = NotingDirector()
+    rig.scheduler.restart(seat, Opening("V"), director)
+    rig.advance(0)
+    assert rig.backend.log[-2:] == [("close", 0), ("open", 0, 0.7)]
+    assert rig.outputs[seat][-1] == Ready()
+    assert seat.frames_waiting() == 0
+    assert seat.director is director
+
+
+def test_commands_before_a_restart_are_void_and_those_after_it_are_not(rig):
+    seat = rig.join()
+    old, new = seat.director, NotingDirector()
+    seat.post("before")
+    rig.scheduler.restart(seat, Opening("V"), NotingDirector())
+    seat.post("between")
+    rig.scheduler.restart(seat, Opening("V"), new)
+    seat.post("after")
+    rig.advance(0)
+    assert old.taken == []
+    assert new.taken == ["after"]
+
+
+def test_a_restart_before_the_slot_is_open_closes_nothing(rig):
+    seat = rig.join(ready=False)
+    rig.scheduler.restart(seat, Opening("V"), NotingDirector())
+    rig.advance(0)
+    assert rig.backend.log == [("open", 0, 0.7)]
+    assert list(rig.outputs[seat]) == [Ready()]
+
+
+def test_a_live_slot_is_tuned_at_once(rig):
+    seat = rig.join()
+    rig.scheduler.tune(seat, GREEDY)
+    rig.turn()
+    assert rig.backend.log[-1] == ("tune", 0, 0)
+
+
+def test_a_slot_that_is_not_open_yet_opens_with_the_new_settings(rig):
+    seat = rig.join(ready=False)
+    rig.scheduler.tune(seat, GREEDY)
+    rig.advance(0)
+    assert rig.backend.log == [("open", 0, 0)]
+
+
+def test_a_slot_whose_prompts_go_in_is_tuned_when_they_are_in():
+    rig = Rig(pieces=2)
+    seat = rig.join(ready=False)
+    rig.turn()
+    rig.scheduler.tune(seat, GREEDY)
+    rig.advance(0)
+    assert rig.backend.log == [("open", 0, 0.7), ("piece", 0), ("piece", 0), ("tune", 0, 0)]
+
+
+def test_a_slot_that_was_left_is_not_tuned(rig):
+    seat = rig.join()
+    rig.scheduler.tune(seat, GREEDY)
+    rig.scheduler.leave(seat, "left")
+    rig.advance(0)
+    assert ("tune", 0, 0) not in rig.backend.log
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def test_a_director_that_fails_in_a_step_ends_its_own_conversation_only(rig, caplog):
+    broken, neighbour = rig.join(), rig.join()
+    broken.director.fails = True
+    rig.hear(broken)
+    rig.hear(neighbour)
+    rig.advance(0)
+    assert isinstance(rig.outputs[broken][-1], Ended)
+    assert isinstance(rig.outputs[broken][-1].error, InternalError)
+    assert len(rig.frames(neighbour)) == 1
+    assert rig.scheduler.free == 1
+    assert "step failed" in caplog.text
+
+
+def test_a_director_that_fails_on_a_command_ends_its_own_conversation_only(rig, caplog):
+    broken, neighbour = rig.join(), rig.join()
+    broken.post("fail")
+    neighbour.post("fine")
+    rig.hear(neighbour)
+    rig.advance(0)
+    assert isinstance(rig.outputs[broken][-1], Ended)
+    assert rig.notices(neighbour) == ["took fine"]
+    assert len(rig.frames(neighbour)) == 1
+    assert "take failed" in caplog.text
+
+
+def test_a_backend_that_dies_tells_every_seat_and_the_owner_of_the_process(caplog):
+    class Dying(NotingBackend):
+        def listen(self, pcm, active):
+            raise RuntimeError("device lost")
+
+    died, deaths, told = threading.Event(), [], []
+    scheduler = Scheduler(Dying(3), on_death=lambda error: (deaths.append(error), died.set()))
+    for _ in range(2):
+        scheduler.join(Opening("V"), NotingDirector(), told.extend)
+    scheduler.start()
+    assert died.wait(10)
+    scheduler.stop()
+    assert str(deaths[0]) == "device lost"
+    assert [type(output.error) for output in told] == [InternalError] * 2
+    error_id = str(told[0].error).removeprefix("internal error: ")[:8]
+    assert error_id in caplog.text
+
+
+def test_stopping_twice_and_before_the_start_is_harmless():
+    scheduler = Scheduler(NotingBackend(1))
+    scheduler.stop()
+    scheduler.stop()

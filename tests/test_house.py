@@ -1,0 +1,179 @@
+"""The house as design.md 1 draws it: import arrows, what loads what, what no file may name."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["engine.model", "engine.runtime", "engine.dialogue", "engine.wire", "engine.cli"]
+ORDER = [*ROOMS, "demo", "modal_app"]  # a room may import what stands before it
+FREE_OF_TORCH = ("demo", "engine.wire", "engine.dialogue", "engine.config", "engine.errors")
+TORCH_FREE_RUNTIME = ("backend", "scheduler", "seat", "embedded", "espeak", "metrics", "choose")
+LOWEST = {"engine.config": {"engine.errors"}, "engine.errors": set()}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for room in ("engine", "demo"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+    if (ROOT / "modal_app.py").exists():
+        yield "modal_app", ROOT / "modal_app.py"
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Names of all modules a file imports; without `everywhere` only those it loads at once."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everywhere else tree.body
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def floor(name: str) -> int | None:
+    """How high a module stands; None for what may use every room (check, offline, bench …)."""
+    for i, room in enumerate(ORDER):
+        if name == room or name.startswith(room + "."):
+            return i
+    return None
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name):
+    own = floor(name)
+    for imported in imports(MODULES[name]):
+        if own is not None and imported.split(".")[0] in ("engine", "demo", "modal_app"):
+            assert floor(imported) is None or floor(imported) <= own, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_are_absolute(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
+
+
+def test_config_and_errors_stand_below_everything():
+    for name, allowed in LOWEST.items():
+        used = {m for m in imports(MODULES[name]) if m.startswith("engine")}
+        assert {m for m in used if m in MODULES} <= allowed
+
+
+def test_the_engine_does_not_know_the_page():
+    for name, path in MODULES.items():
+        if name.startswith("engine"):
+            assert not any(m.split(".")[0] == "demo" for m in imports(path)), name
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith(FREE_OF_TORCH)])
+def test_wire_dialogue_and_page_know_no_torch(name):
+    assert not any(m.split(".")[0] == "torch" for m in imports(MODULES[name]))
+
+
+@pytest.mark.parametrize("name", [f"engine.runtime.{part}" for part in TORCH_FREE_RUNTIME])
+def test_the_runtime_of_the_embedded_way_knows_no_torch(name):
+    assert not any(m.split(".")[0] == "torch" for m in imports(MODULES[name]))
+
+
+def test_the_model_knows_no_sockets_and_no_event_loop():
+    for name in MODULES:
+        if name.startswith("engine.model"):
+            used = {m.split(".")[0] for m in imports(MODULES[name])}
+            assert not used & {"asyncio", "aiohttp", "socket"}, name
+
+
+# -- what is loaded --------------------------------------------------------------------------------
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules in memory after running some code in a fresh interpreter."""
+    script = f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_engine_loads_neither_torch_nor_a_web_framework():
+    loaded = loaded_after("import engine, engine.cli, engine.config")
+    assert not loaded & {"torch", "aiohttp", "gradio", "numpy", "modal"}
+
+
+def test_serving_the_embedded_backend_loads_no_torch():
+    loaded = loaded_after(
+        "from aiohttp import web\n"
+        "from engine.config import ServerConfig\n"
+        "from engine.serve import build_engine\n"
+        "from engine.wire.server import add_routes\n"
+        "config = ServerConfig(model='embedded', slots=1)\n"
+        "engine = build_engine(config)\n"
+        "add_routes(web.Application(), engine, config)\n"
+        "engine.start(); engine.wait(30); engine.stop()"
+    )
+    assert "aiohttp" in loaded
+    assert not loaded & {"torch", "gradio", "modal", "transformers"}
+
+
+# -- what no file may name -------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    names = done.stdout.split("\0") if done.returncode == 0 else []
+    return [path for name in names if name and (path := ROOT / name).is_file()]
+
+
+def test_no_file_names_this_machines_paths_or_a_package_registry():
+    here = [str(ROOT) + "/", str(Path.home()) + "/"]
+    registry = re.compile(
+        r"(?:pypi|registry|artifact|nexus|devpi)[\w.-]*\.(?:org|com|net|io)\b|--index-url"
+    )
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for line in text.splitlines():
+            assert not any(place in line for place in here if len(place) > 6), f"{path}: {line}"
+            assert path == Path(__file__) or not registry.search(line), f"{path}: {line}"
+
+
+def test_the_readme_is_at_most_150_lines():
+    readme = ROOT / "README.md"
+    if readme.exists():
+        assert len(readme.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_run_time_packages_are_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    for line in lines:
+        assert re.fullmatch(r"(#.*|[\w-]+(\[\w+\])?==[\w.]+(\s*;.*)?|)", line), line
+
+
+def test_every_command_of_the_command_line_has_a_line_of_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "--help"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    for command in ("serve", "talk", "check", "offline", "trace", "voices", "download", "bench"):
+        assert re.search(rf"^ +{command} +\w", done.stdout, re.MULTILINE), command
+
+
+def test_wrong_usage_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "dance"], capture_output=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2

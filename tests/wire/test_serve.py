@@ -1,0 +1,52 @@
+"""`python -m engine serve` as a process: opens, answers, stops with grace."""
+
+import asyncio
+import signal
+import socket
+import sys
+
+import aiohttp
+
+from engine.wire.protocol import Kind
+from tests.wire.peer import connected
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def engine(*options):
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "engine", "serve", "--host", "127.0.0.1", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_a_server_starts_talks_and_stops_with_grace():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = await engine("--model", "embedded", "--port", str(port), "--drain-s", "0.2")
+    assert b"model: embedded" in await process.stdout.readline()
+    assert b"listening on" in await process.stdout.readline()
+    async with connected(url, events=1) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        async with aiohttp.ClientSession() as http, http.get(url + "/healthz") as answer:
+            assert (await answer.json())["free"] == 15
+        process.send_signal(signal.SIGTERM)
+        await peer.event("closing")
+        text, code = await peer.end()
+    assert (text[:9], code) == ("closing: ", 1001)
+    _out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
+    assert b"Traceback" not in err
+
+
+async def test_a_bad_option_is_one_line_and_exit_code_1():
+    process = await engine("--slots", "many")
+    _out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert err.startswith(b"error: --slots is 'many'")
+    assert err.count(b"\n") == 1
