@@ -85,7 +85,7 @@ class Ticks:
         host[:, ACTIVE], host[:, HEARING] = active, 0
         host[hearing, HEARING] = 1
         self.up[0][: self._size].copy_(self.up_host[0][: self._size], non_blocking=True)
-        loop.sampler.draw(slots)
+        loop.sampler.draw(Active(self.up[0][: self._size, ACTIVE], tuple(slots)))
         out = self._launch("listen", loop)
         self.loop.heard = self._all_rows(loop.heard)
         if loop.sampler.special:

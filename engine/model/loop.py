@@ -132,7 +132,7 @@ class Loop:
 
         A slot's first tick runs the last column of its prompt; its pcm is not looked at.
         """
-        self.sampler.draw(active.slots)
+        self.sampler.draw(active)
         hearing = self.active([s for s in active.slots if s not in self.booting])
         text, codes = self.listened(pcm, active, hearing)
         return self.chosen(text), codes
@@ -147,10 +147,15 @@ class Loop:
         self.heard = self.mimi.encode(pcm, self.encoder, hearing, self.codebooks)
         own = self.heard[:, : self.lm.config.codebooks]
         codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
-        return self.think(codes, active), codes
+        return self.thought(codes, active), codes
 
     def think(self, codes: Tensor, active: Active) -> Tensor:
         """The user's codes [S, Q] of this frame -> text picked for the next one [S]."""
+        self.sampler.draw(active)
+        return self.chosen(self.thought(codes, active))
+
+    def thought(self, codes: Tensor, active: Active) -> Tensor:
+        """What `think` launches."""
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
         self.hidden = self.lm.step(self.lm.embed(column), self.rings, active)

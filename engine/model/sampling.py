@@ -159,10 +159,10 @@ class Sampler:
         self.count[slot] = 0
         self.pad_bias[slot] = 0
 
-    def draw(self, slots: Iterable[int]) -> None:
-        """New random numbers for these slots; each from its own generator, as it needs."""
-        self.draw_ahead(slots)
-        self.drawn.difference_update(slots)
+    def draw(self, active: Active) -> None:
+        """New random numbers for the active slots; each from its own generator, as it needs."""
+        self.draw_ahead(active.slots)
+        self.drawn.difference_update(active.slots)
         if self.noise.is_cuda:
             self.noise.copy_(self.staged, non_blocking=True)
 
@@ -191,9 +191,11 @@ class Sampler:
         logits[:, PAD] += self.pad_bias
         return self.text.pick_fixed(logits, self.text_noise)
 
-    def pick_audio(self, codebook: int, logits: Tensor, told: Tensor) -> Tensor:
+    def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
         """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
         noise, audio = self.audio_noise[:, codebook], self.audio
+        if told is None:
+            return audio.pick(logits.float(), noise)
         if self.picked_by:
             return self.picked_by(logits, noise, audio.temperature, audio.width, told)
         return torch.where(told < 0, audio.pick(logits.float(), noise), told)

@@ -21,6 +21,7 @@ from engine.runtime.hub import Progress
 from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
 from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
+from engine.runtime.renewal import Renewal
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
 CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
@@ -42,6 +43,7 @@ class PersonaPlexBackend:
         *,
         graphs: bool = True,
         kv_dtype: torch.dtype | None = None,
+        renewal_frames: int = 0,
     ) -> None:
         self.checkpoint, self.name, self.slots = checkpoint, checkpoint.name, slots
         self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
@@ -56,6 +58,8 @@ class PersonaPlexBackend:
             self.loop.codebooks = self.ear.codebooks
         with torch.inference_mode():
             self.ticks = Ticks(self.loop, graphs)
+        self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
+        self._openings: dict[int, Opening] = {}  # what each slot was opened with
 
     # -- one conversation --------------------------------------------------------------------------
 
@@ -74,6 +78,18 @@ class PersonaPlexBackend:
             ready = self._ready(slot, prompt)
             self.cache.put(key, ready)
         self._start(slot, ready, opening)
+        self._openings[slot] = opening
+
+    def renew(self, slot: int) -> Iterator[None] | None:
+        """Work that gives a slot whose context runs out a new one; None where none is due."""
+        if self.renewal is None or not self.renewal.due(slot):
+            return None
+        opening = self._openings[slot]
+        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
+        frames = prompt_frames(self.config, opening.text_ids)
+        if not self.renewal.fits(build_prompt(self.config, voice, frames).frames):
+            return None
+        return self.renewal.run(slot, voice, frames)
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.loop.sampler.tune(slot, sampling)
@@ -81,6 +97,8 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def close(self, slot: int) -> None:
         self.loop.clear(slot)
+        if self.renewal:
+            self.renewal.forget(slot)
         if self.ear:
             self.ear.clear(slot)
 
@@ -95,6 +113,7 @@ class PersonaPlexBackend:
         self._active = active
         read = self.ear.codebooks if self.transcribing else self.config.codebooks
         text, codes = self.ticks.listen(pcm, active, read)
+        self._user_codes = codes
         if not self.transcribing:
             return Heard(text, codes)
         return Heard(text, codes, *self.ear.hear(self.loop.active(np.flatnonzero(active).tolist())))
@@ -104,7 +123,12 @@ class PersonaPlexBackend:
         fed = np.where(self._active, text, PAD)
         known = (fed >= 0) & (fed < self.config.text_card)
         assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
+        active = np.flatnonzero(self._active).tolist()
+        talking = [slot for slot in active if slot not in self.loop.booting]
         pcm, codes = self.ticks.speak(fed, hush)
+        if self.renewal:
+            self.renewal.begin([slot for slot in active if slot not in talking], fed)
+            self.renewal.note(talking, fed, self._user_codes, codes)
         return Spoken(pcm=pcm, codes=codes)
 
     @property

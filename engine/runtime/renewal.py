@@ -9,9 +9,11 @@ frames. Only the scheduler's thread calls it; each `next` is one piece of at mos
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.config import PAD
 from engine.model.config import LMConfig
 from engine.model.loop import Loop
 from engine.model.prompt import Prompt, Voice, build_prompt
@@ -22,22 +24,12 @@ SHORT = 8  # columns that are caught up together with the swap
 
 
 class History:
-    """The columns that one slot has really run: K small integers a frame, on the host."""
+    """The whole frames of one slot, K small integers each, on the host."""
 
     def __init__(self, frames: int) -> None:
-        self.columns: deque[list[int]] = deque(maxlen=frames + MARGIN + PIECE)
+        self.frames: deque[list[int]] = deque(maxlen=frames + MARGIN + PIECE)
         self.total = 0  # frames of the conversation so far
-
-    def add(self, column: list[int]) -> None:
-        self.columns.append(column)
-        self.total += 1
-
-
-def whole_frames(config: LMConfig, columns: Tensor, after: Tensor) -> Tensor:
-    """Columns [N, K] and the delayed rows of the one after them [K] -> frames without delay."""
-    late = torch.tensor(config.delays) == 1  # [K]
-    shifted = torch.cat([columns[1:], after[None]])
-    return torch.where(late, shifted, columns)
+        self.text = PAD  # fed for the frame that comes next
 
 
 def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tensor) -> Prompt:
@@ -52,25 +44,33 @@ class Renewal:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
         self.histories = [History(frames) for _ in range(loop.slots)]
+        self.margin = min(MARGIN, loop.rings.capacity // 8)
         self.busy = False  # there is one spare: one renewal at a time
 
     def fits(self, prompt_frames: int) -> bool:
         """Whether a renewed slot has room to talk before it is due again."""
-        return prompt_frames + self.frames + MARGIN < self.loop.rings.capacity
+        return prompt_frames + self.frames + self.margin < self.loop.rings.capacity
 
     def due(self, slot: int) -> bool:
-        margin = min(MARGIN, self.loop.rings.capacity // 4)
-        full = self.loop.rings.pushed[slot] >= self.loop.rings.capacity - margin
+        full = self.loop.rings.pushed[slot] >= self.loop.rings.capacity - self.margin
         return full and not self.busy and self.histories[slot].total >= self.frames
 
     def forget(self, slot: int) -> None:
         """A slot begins a new conversation."""
         self.histories[slot] = History(self.frames)
 
-    def note(self, slots: list[int], codes: Tensor) -> None:
-        """Before a tick's `speak`: the columns that `listen` ran, [S, K] of these slots."""
+    def note(self, slots: list[int], text: np.ndarray, heard: np.ndarray, said: np.ndarray) -> None:
+        """After a tick: text fed [S], user codes [S, Q] and complete agent codes [S, Q]."""
         for slot in slots:
-            self.histories[slot].add(codes[slot].tolist())
+            history = self.histories[slot]
+            history.frames.append([history.text, *said[slot].tolist(), *heard[slot].tolist()])
+            history.total += 1
+            history.text = int(text[slot])
+
+    def begin(self, slots: list[int], text: np.ndarray) -> None:
+        """After a bootstrap tick: only the text of the first frame is known."""
+        for slot in slots:
+            self.histories[slot].text = int(text[slot])
 
     def run(self, slot: int, voice: Voice, prompt: Tensor) -> Iterator[None]:
         """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames."""
@@ -96,19 +96,13 @@ class Renewal:
     def _embedded(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Tensor:
         """All columns from the prompt's first to the last that the slot has run [n, dim]."""
         history = self.histories[slot]
-        kept = history.total - first
-        columns = torch.tensor(list(history.columns)[-kept:])  # [n, K]
-        frames = whole_frames(self.config, columns, self._pending(slot))
+        frames = torch.tensor(list(history.frames)[first - history.total :])  # [n, K]
         whole = renewed_prompt(self.config, voice, prompt, frames)
         embedding, device = self.loop.lm.embedding, self.loop.device
         tokens = embedding(whole.columns.to(device))
         if whole.embeddings is None:
             return tokens
         return torch.cat([whole.embeddings.to(device, tokens.dtype), tokens])
-
-    def _pending(self, slot: int) -> Tensor:
-        """The delayed rows of the column that the slot runs next, [K]; others meaningless."""
-        return torch.cat([self.loop.agent[slot], self.loop.user_before[slot]]).cpu()
 
     @torch.inference_mode()
     def _push(self, embedded: Tensor) -> None:
