@@ -6,7 +6,7 @@ import pkgutil
 
 import engine.bench as room
 
-HELPERS = ("__main__", "report", "scripted", "standin", "talks")  # measure nothing themselves
+HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")  # measure nothing themselves
 
 
 def subjects() -> list[str]:
