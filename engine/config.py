@@ -74,6 +74,9 @@ def setting(default: Any, env: str, help_text: str) -> Any:
     return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
 
 
+PRECISIONS = ("auto", "bf16", "int8")
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Everything an operator can set: `--name`, or `PERSONAPLEX_NAME` in the environment."""
@@ -87,6 +90,10 @@ class ServerConfig:
     )
     device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
     slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
+    weights: str = setting("auto", "WEIGHTS", "auto (as `bench drift` has judged), bf16 or int8")
+    kv: str = setting("auto", "KV", "keys and values: auto, bf16 or int8")
+    eager: bool = setting(False, "EAGER", "1: no CUDA graphs")
+    renewal_frames: int = setting(1000, "RENEWAL_FRAMES", "frames kept past the context; 0: off")
     token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")
     allowed_origins: tuple[str, ...] = setting(
         ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
@@ -95,6 +102,11 @@ class ServerConfig:
     idle_s: float = setting(60.0, "IDLE_S", "end after so long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after so long without anybody speaking")
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
+    routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
+    marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
+    knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (*.md); empty: our own")
+    asks_per_minute: int = setting(10, "ASKS_PER_MINUTE", "questions looked up per conversation")
+    asks_per_day: int = setting(2000, "ASKS_PER_DAY", "questions looked up per server and day")
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
 
     def __post_init__(self) -> None:
@@ -104,6 +116,14 @@ class ServerConfig:
         Bounds(1, 86_400).check("silence_s", self.silence_s)
         Bounds(1, 86_400).check("session_s", self.session_s)
         Bounds(0, 20).check("drain_s", self.drain_s)
+        Bounds(2, 3).check("marker_threshold", self.marker_threshold)
+        Bounds(1, 600).check("asks_per_minute", self.asks_per_minute)
+        Bounds(0, 10**9).check("asks_per_day", self.asks_per_day)
+        Bounds(0, 2900).check("renewal_frames", self.renewal_frames)
+        for name in ("weights", "kv"):
+            if getattr(self, name) not in PRECISIONS:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
 
@@ -130,3 +150,24 @@ def parse_setting(name: str, text: str, default: Any) -> Any:
         return type(default)(text)
     except ValueError:
         raise ConfigError(f"{name} is {text!r}; use a number such as {default}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSeekConfig:
+    """Where answers come from. Only from the environment: a key on a command line is public."""
+
+    api_key: str = field(default="", repr=False)  # empty: nothing is looked up
+    base_url: str = "https://api.deepseek.com"
+    model: str = "deepseek-flash"
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"DEEPSEEK_BASE_URL is {self.base_url[:80]!r}; use https://…")
+        if not self.api_key.isascii() or not self.api_key.isprintable():
+            raise ConfigError("DEEPSEEK_API_KEY has characters that no key has; copy it again")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "DeepSeekConfig":
+        """`DEEPSEEK_API_KEY`, `DEEPSEEK_BASE_URL`, `DEEPSEEK_MODEL`; empty is unset."""
+        given = {entry.name: environ.get(f"DEEPSEEK_{entry.name.upper()}") for entry in fields(cls)}
+        return cls(**{name: text.strip() for name, text in given.items() if text and text.strip()})

@@ -11,9 +11,11 @@ from dataclasses import MISSING, fields
 from aiohttp import web
 
 from engine.config import ServerConfig, parse_setting
+from engine.dialogue.answers import build_answers
 from engine.dialogue.engine import Engine, Progress
 from engine.dialogue.session import Limits
 from engine.dialogue.voices import Voices
+from engine.errors import ConfigError
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.wire.server import add_routes
@@ -68,6 +70,7 @@ def build_engine(
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
+        answers=build_answers(config, os.environ),
     )
     engine.default_voice = config.voice
     return engine
@@ -96,7 +99,13 @@ async def serve_until(
     """
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
-    await web.TCPSite(runner, config.host, config.port).start()
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        await runner.cleanup()
+        why = os.strerror(error.errno or 0)
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
     print(f"listening on http://localhost:{config.port}", flush=True)
     opened()
     engine.start()

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import ServerConfig
+from engine.dialogue.answers import Answers
 from engine.dialogue.engine import Engine
 from engine.dialogue.session import Limits
 from engine.runtime.backend import Backend
@@ -24,9 +25,11 @@ class ApiServer:
         limits: Limits | None = None,
         load: Callable[[Callable[[str, float], None]], Backend] | None = None,
         wait: bool = True,
+        answers: Answers | None = None,
         **config: Any,
     ) -> None:
-        self.engine = Engine(load or (lambda _progress: EmbeddedBackend(slots)), limits=limits)
+        load = load or (lambda _progress: EmbeddedBackend(slots))
+        self.engine = Engine(load, limits=limits, answers=answers)
         self.config = ServerConfig(**config)
         self._wait = wait
         self._served = Served(self._app)

@@ -6,11 +6,20 @@ import pkgutil
 
 import engine.bench as room
 
+HELPERS = (
+    "__main__",
+    "device",
+    "report",
+    "scripted",
+    "standin",
+    "talks",
+)  # measure nothing themselves
+
 
 def subjects() -> list[str]:
     """The modules beside this one that measure something."""
     names = [module.name for module in pkgutil.iter_modules(room.__path__)]
-    return sorted(name for name in names if name not in ("__main__", "device", "report"))
+    return sorted(name for name in names if name not in HELPERS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

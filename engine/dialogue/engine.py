@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from engine.config import VOICE_NAMES
 from engine.dialogue import events as ev
+from engine.dialogue.answers import Answers
+from engine.dialogue.marker import bang_table
 from engine.dialogue.personas import Persona, load_personas
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.errors import BusyError, ClosingError
@@ -47,11 +49,13 @@ class Engine:
         limits: Limits | None = None,
         personas: tuple[Persona, ...] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.model = model  # what was asked for; the backend's own name once it is there
         self.limits = limits or Limits()
         self.personas = personas or load_personas()
         self.default_voice = VOICE_NAMES[0]
+        self.answers = answers  # None: nothing is looked up for anybody
         self.metrics = Metrics()
         self.waking: Waking | None = Waking()  # None: warm
         self.closing = False
@@ -79,6 +83,8 @@ class Engine:
             self._failure = error
             self._warm.set()
             return self._died(error)
+        if self.answers:
+            bang_table(backend.tokenizer)  # now, so that no conversation waits for the scan
         self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         self._scheduler.start()
         self.model = backend.name
@@ -149,6 +155,8 @@ class Engine:
         for session in self.sessions:
             session.finish(ClosingError(GOODBYE))
         await self._empty(CLOSE_SECONDS)
+        if self.answers:
+            await self.answers.answerer.close()
 
     def enter(self, session: Session) -> None:
         """A session begins to talk."""

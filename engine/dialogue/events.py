@@ -11,6 +11,23 @@ class SayState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class RouteState(StrEnum):
+    ASKING = "asking"
+    ANSWERING = "answering"
+    DONE = "done"
+    FAILED = "failed"
+    STALE = "stale"
+
+
+class Source(StrEnum):
+    """Who handed a question over."""
+
+    MARKER = "marker"  # the model wrote `!!!`
+    PHRASE = "phrase"  # the model said that it would look
+    USER = "user"  # a finished turn of the user that needs the facts
+    CLIENT = "client"  # an `ask` message
+
+
 # -- commands: posted by the session, read by the director before a tick ---------------------------
 
 
@@ -22,7 +39,7 @@ class Say:
     text: str
     replace: bool = False  # cancel what is being said and what waits, then say this
     growing: bool = False
-    answer: bool = False  # ends a hold: the answer of what was asked
+    answer: int = 0  # the id of the hold that this ends; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +73,15 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An answer is being fetched: stay silent until it comes (a `Say` with `answer`)."""
+    """An answer is being fetched: stay silent until it comes (a `Say` with `answer`).
+
+    The fillers are said while nothing comes, the apology when nothing will.
+    """
 
     id: int
+    fillers: tuple[Say, ...] = ()
+    apology: Say | None = None
+    announced: bool = False  # the agent has said by itself that it looks: no first filler
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +91,27 @@ class Release:
     id: int
 
 
-Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release
+@dataclass(frozen=True, slots=True)
+class SetRouting:
+    """Watch the model's own words for a hand-over, or not."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserText:
+    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
+
+    An event of the transcript; as a command it stands in for one.
+    """
+
+    text: str
+    start: float
+    end: float
+    final: bool  # the turn is over
+
+
+Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
 
 
 # -- events: leave with the frame they belong to ---------------------------------------------------
@@ -80,23 +123,6 @@ class Text:
 
     text: str
     given: bool
-
-
-@dataclass(frozen=True, slots=True)
-class UserText:
-    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3)."""
-
-    text: str
-    start: float
-    end: float
-    final: bool  # the turn is over
-
-
-@dataclass(frozen=True, slots=True)
-class UserTurn:
-    """A finished turn of the user in words, for whoever decides what to do about it."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +144,37 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class HoldEnded:
-    """A hold ended without its answer: `stale` (the user spoke) or `timeout`."""
+    """A hold ended without its answer: `stale` (the user spoke) or `timeout`.
+
+    id 0 is a hold of the director's own that nobody has taken up yet.
+    """
 
     id: int
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Triggered:
+    """The model has handed over; the director holds with id 0 until a `Hold` comes."""
+
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerIgnored:
+    """A marker that came when none was due; it passed as one `!`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A question on its way to its answer (wire.md 3)."""
+
+    id: int
+    state: RouteState
+    question: str
+    source: Source
+    knowledge: bool = False  # the product's facts were sent along
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +185,4 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | UserText | UserTurn | Saying | Refused | HoldEnded | Closing
+Event = Text | UserText | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | Route | Closing

@@ -22,11 +22,12 @@ class Floor:
     loud_frames: int = 0  # of the turn so far
     turn_ended: bool = False  # true in the one frame in which a turn ends
     quiet_frames: int = 0  # in a row
+    loud: bool = False  # this frame
     window: deque[bool] = field(default_factory=lambda: deque(maxlen=START_WINDOW))
 
     def hear(self, peak: float) -> None:
         """Take the peak (0 to 1) of one user frame."""
-        loud = peak > LOUD
+        self.loud = loud = peak > LOUD
         self.window.append(loud)
         self.quiet_frames = 0 if loud else self.quiet_frames + 1
         self.loud_frames += loud

@@ -17,10 +17,13 @@ import numpy as np
 
 from engine.config import FRAME_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.dialogue import events as ev
+from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
 from engine.dialogue.prompt import prompt_ids
+from engine.dialogue.routing import Routing
+from engine.dialogue.transcript import Transcript
+from engine.dialogue.voices import choose_voice
 from engine.errors import (
-    BadParameterError,
     EndError,
     IdleError,
     RefusedError,
@@ -84,14 +87,16 @@ class Session:
         self._heard_seconds = 0.0
         self._started = self._touched = self._active_at = time.monotonic()
         self.end_reason = "left"
-
-    # -- life --------------------------------------------------------------------------------------
+        hooks = Hooks(self.post, self.announce, self._new_say_id, engine.metrics)
+        self.routing = engine.answers and Routing(engine.answers, hooks, config.routing)
 
     async def __aenter__(self) -> "Session":
         self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        if self.routing:
+            await self.routing.close()
         if self._seat:
             self._engine.scheduler.leave(self._seat, self.end_reason)
             seconds = time.monotonic() - self._started
@@ -104,7 +109,7 @@ class Session:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
         backend = self._engine.scheduler.backend
         self._opening = Opening(
-            voice=self._voice(backend.voices),
+            voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(self._persona(), backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
@@ -115,13 +120,17 @@ class Session:
         for command in self._early:
             seat.post(command)
         self._seat = seat
+        if self.routing:
+            self.routing.transcribes = self.transcribes
         self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
         self._started = self._active_at = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 
     def _new_director(self) -> Director:
         backend = self._engine.scheduler.backend
-        return Director(backend.tokenizer, backend.transcription if self.transcribes else None)
+        own = self.routing and self.routing.own_words(backend.tokenizer)
+        floor = Transcript(backend.transcription if self.transcribes else None)
+        return Director(backend.tokenizer, own, floor)
 
     @property
     def transcribes(self) -> bool:
@@ -132,17 +141,6 @@ class Session:
     def voice(self) -> str:
         assert self._opening, "connect first"
         return self._opening.voice
-
-    def _voice(self, voices: tuple[str, ...]) -> str:
-        wanted = self.config.voice
-        if wanted is None:
-            default = self._engine.default_voice
-            return default if default in voices else voices[0]
-        name = wanted.removesuffix(".pt").removesuffix(".wav")
-        if name not in voices:
-            names = ", ".join(voices)
-            raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {names}")
-        return name
 
     def _persona(self) -> str:
         text = self.config.text_prompt
@@ -172,16 +170,24 @@ class Session:
             raise RefusedError("say: the text is empty; send 1 to 2000 characters")
         if len(text) > MAX_SAY_CHARS:
             raise RefusedError(f"say: the text has {len(text)} characters; send 1 to 2000")
+        say_id = self._new_say_id()
+        self.post(ev.Say(say_id, text, replace=replace))
+        return say_id
+
+    def _new_say_id(self) -> int:
         self._say_ids += 1
-        self.post(ev.Say(self._say_ids, text, replace=replace))
         return self._say_ids
 
     def ask(self, text: str) -> None:
         """Put a question to the answerer. Raises RefusedError where there is none."""
-        raise RefusedError("ask: smart routing is off on this server; use say")
+        if not self.routing:
+            raise RefusedError("ask: smart routing is off on this server; use say")
+        self.routing.ask(text)
 
     def tune(self, changes: dict[str, Any], routing: bool | None = None) -> None:
-        """Change sampling settings from the next tick on. Raises ConfigError."""
+        """Change settings from the next tick on. Raises ConfigError."""
+        if routing is not None and self.routing:
+            self.routing.switch(routing)
         self._sampling = replace(self._sampling, **changes)
         if self._seat:
             self._engine.scheduler.tune(self._seat, self._sampling)
@@ -193,6 +199,8 @@ class Session:
             self.director = self._new_director()
             self._opening = replace(self._opening, sampling=self._sampling)
             self._engine.scheduler.restart(self._seat, self._opening, self.director)
+        if self.routing:
+            self.routing.drop("restart")
 
     def post(self, command: ev.Command) -> None:
         """Hand a command to the director; before the handshake it waits. Raises RefusedError."""
@@ -214,6 +222,8 @@ class Session:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
+            if self.routing and isinstance(output, Notice | Frame):
+                self.routing.note_all(output.events)
 
     async def outputs(self) -> AsyncIterator[Output]:
         """Everything for the client, in order. Raises the EndError that ends the session."""

@@ -12,7 +12,7 @@ from num2words import num2words
 MARKUP = re.compile(r"[*_`~#>|\\<]+|(?<=\s)[-•]+(?=\s)")
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 URL = re.compile(r"https?://(?:www\.)?([^\s/)]+)\S*")
-BANGS = re.compile(r"!{2,}")
+BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 CURRENCIES = {
     "$": ("dollar", "cent"),

@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from engine.dialogue.speakable import clean, spell
 from engine.runtime.backend import Tokenizer
@@ -18,7 +19,14 @@ SLOWEST_FRAMES_PER_LETTER = 1.2
 SHORTEST_LIMIT_FRAMES = 8
 CLAUSE_PAUSE_FRAMES, SENTENCE_PAUSE_FRAMES = 6, 10
 MAX_WORD_LETTERS = 30  # a script without blanks would be one word of minutes
+DRY_FRAMES = 12  # a growing text may run out of words for so long
 MAX_SENTENCE_WORDS = 40  # longer ones drift from the model's own plan of its prosody
+
+
+class Pace(Enum):
+    """What one frame of a text that is being said holds."""
+
+    PIECE, WAIT, WORD, END = (auto() for _ in range(4))  # WORD: the next word begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ class Utterance:
     text: str
     words: deque[Word]
     growing: bool = False  # more of it may come
-    answer: bool = False  # ends a hold
+    urgent: bool = False  # somebody is waiting for it: said in the next frame
+    filler: bool = False  # said while an answer is being fetched
     begun: list[Word] = field(default_factory=list)
     pieces: deque[int] = field(default_factory=deque)  # of the current word, still to be fed
     since: int = 0  # frames since the current word was begun
@@ -70,6 +79,22 @@ class Utterance:
     def word(self) -> Word:
         """The word begun last."""
         return self.begun[-1]
+
+    def pace(self, voted: bool, quiet: bool) -> Pace:
+        """Go on by a frame; voted: the model would start a word, quiet: the agent is silent."""
+        self.since += 1
+        if self.pieces:
+            return Pace.PIECE  # never cut inside a word
+        if self.since < self.word.need:
+            return Pace.WAIT
+        if not self.words:
+            return Pace.END if self._has_rung_out(voted and quiet) else Pace.WAIT
+        return Pace.WORD if voted or self.since >= self.word.limit else Pace.WAIT
+
+    def _has_rung_out(self, ended: bool) -> bool:
+        """After the last word: whether its audio has ended, or surely must have."""
+        limit = self.word.ring_out + (DRY_FRAMES if self.growing else 0)
+        return (ended and not self.growing) or self.since >= limit
 
     def begin_word(self) -> None:
         word = self.words.popleft()

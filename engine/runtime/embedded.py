@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sen
 FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
 
 
+@dataclass(frozen=True)  # all instances are equal: a table made from one serves all
 class ByteTokenizer:
     """UTF-8 bytes, two to a piece; the first piece of a word opens with ▁.
 
@@ -43,7 +45,10 @@ class ByteTokenizer:
     A lone ▁ (an empty word) is the one piece with no byte at all.
     """
 
-    LONE = FIRST_ID + 2 * 257 * 256
+    LONE: ClassVar[int] = FIRST_ID + 2 * 257 * 256
+
+    def __len__(self) -> int:
+        return self.LONE + 1
 
     def encode(self, text: str) -> list[int]:
         ids = []
@@ -219,6 +224,7 @@ class EmbeddedBackend:
 
     name = "embedded"
     transcribes = False
+    ticks = None
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots
@@ -250,6 +256,9 @@ class EmbeddedBackend:
 
     def close(self, slot: int) -> None:
         self._open.pop(slot, None)
+
+    def renew(self, slot: int) -> None:
+        """Nothing is remembered here that could run out."""
 
     def context_used(self, slot: int) -> float:
         return 0.0  # it remembers nothing

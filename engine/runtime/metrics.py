@@ -68,6 +68,13 @@ class Metrics:
             "personaplex_dropped_user_frames", "User frames that came too late", registry=registry
         )
 
+        self._routes = Counter(
+            "personaplex_routes", "Questions looked up", ["source", "state"], registry=registry
+        )
+        self._markers = Counter(
+            "personaplex_ignored_markers", "Markers that came when none was due", registry=registry
+        )
+
     def ticked(self, frames: int, step_seconds: float) -> None:
         self._ticks.inc()
         self._frames.inc(frames)
@@ -92,6 +99,12 @@ class Metrics:
 
     def ignored(self) -> None:
         self._ignored.inc()
+
+    def routed(self, source: str, state: str) -> None:
+        self._routes.labels(source, state).inc()
+
+    def marker_ignored(self) -> None:
+        self._markers.inc()
 
     def dropped(self, frames: int) -> None:
         self._dropped.inc(frames)

@@ -8,6 +8,7 @@ from engine.errors import RefusedError
 
 FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the wire, its fields
     ev.Saying: ("say", ("id", "state", "text", "spoken")),
+    ev.Route: ("route", ("id", "state", "question", "source", "knowledge", "reason")),
     ev.UserText: ("user_text", ("text", "start", "end", "final")),
     ev.Closing: ("closing", ("reason", "seconds_left")),
 }

@@ -67,7 +67,7 @@ class Scripted:
     def until_said(self, limit: int = 3000) -> None:
         for _ in range(limit):
             self.frame()
-            if not self.director.current and not self.director.queue:
+            if not self.director.agenda.current and not self.director.agenda.queue:
                 return
         raise AssertionError("still speaking")
 

@@ -113,7 +113,7 @@ def test_whatever_happens_each_frame_gets_exactly_one_legal_token(seed):
     commands = [
         lambda: ev.Say(rng.randrange(99), TEXT[: rng.randrange(1, 90)], rng.random() < 0.3),
         lambda: ev.Say(rng.randrange(9), "a growing text", growing=True),
-        lambda: ev.Say(rng.randrange(9), "The answer is here.", answer=True),
+        lambda: ev.Say(rng.randrange(9), "The answer is here.", answer=rng.randrange(5)),
         lambda: ev.More(rng.randrange(9), "and more of it", rng.random() < 0.5),
         *(ev.Cancel, ev.EndTurn, ev.Pause, ev.Resume, ev.Resume),
         lambda: ev.Hold(rng.randrange(5)),
@@ -205,7 +205,7 @@ def test_cancel_takes_no_longer_than_the_longest_word_and_a_frame(frames):
     script = Scripted(always)
     script.say(text)
     script.run(frames)
-    if not script.director.current:
+    if not script.director.agenda.current:
         return
     script.take(ev.Cancel())
     script.run(longest + 1)
@@ -405,7 +405,7 @@ def test_a_hold_is_padding_until_the_answer_which_starts_at_once():
     script.run(20)
     assert script.fed == [PAD] * 20
     assert script.director.wants_frames
-    script.say("Forty two.", id=7, answer=True)
+    script.say("Forty two.", id=7, answer=7)
     script.run(2)
     assert script.fed[20:] in ([EPAD, *script.fed[21:]], [PAD, EPAD])
     script.until_said()
@@ -426,7 +426,7 @@ def test_an_answer_goes_before_what_was_queued_meanwhile():
     script.take(ev.Pause())
     script.take(ev.Hold(1))
     script.say("queued", id=2)
-    script.say("answer", id=1, answer=True)
+    script.say("answer", id=1, answer=1)
     script.take(ev.Resume())
     script.until_said()
     assert script.text == " answer queued"

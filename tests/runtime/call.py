@@ -72,7 +72,7 @@ class Call:
         """Go on in silence until what was to be said is done."""
         for _ in range(limit):
             self.frame()
-            if not self.director.current and not self.director.queue:
+            if not self.director.agenda.current and not self.director.agenda.queue:
                 return
         raise AssertionError(f"still speaking after {limit} frames")
 

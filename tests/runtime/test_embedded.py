@@ -175,7 +175,7 @@ def test_it_votes_for_a_word_only_where_the_last_one_is_nearly_over():
     call = Call(first="Umbrella umbrella umbrella.")
     mouth = call.backend._open[0].mouth
     votes = []
-    while call.director.current or call.director.queue:
+    while call.director.agenda.current or call.director.agenda.queue:
         busy = mouth.open or len(mouth.audio) > 4 * FRAME_SAMPLES
         call.frame()
         votes.append((busy, call.sampled[-1]))
