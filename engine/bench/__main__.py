@@ -6,7 +6,18 @@ import pkgutil
 
 import engine.bench as room
 
+<<<<<<< HEAD
 HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")  # measure nothing themselves
+=======
+HELPERS = (
+    "__main__",
+    "device",
+    "report",
+    "scripted",
+    "standin",
+    "talks",
+)  # measure nothing themselves
+>>>>>>> fast
 
 
 def subjects() -> list[str]:
