@@ -6,18 +6,8 @@ import pkgutil
 
 import engine.bench as room
 
-<<<<<<< HEAD
-HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")  # measure nothing themselves
-=======
-HELPERS = (
-    "__main__",
-    "device",
-    "report",
-    "scripted",
-    "standin",
-    "talks",
-)  # measure nothing themselves
->>>>>>> fast
+# modules of this room that measure nothing themselves
+HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")
 
 
 def subjects() -> list[str]:
