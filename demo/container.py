@@ -10,24 +10,21 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from demo.app import build_app
 from demo.growing import Growing, Spare, grow_with
-from demo.volume import Commit, fetch, is_repository, keep_compiled, pinned_to_local
+from demo.settings import container_config
+from demo.volume import Commit, fetch, keep_compiled, pinned_to_local
 from engine.cli import LOG_FORMAT
-from engine.config import ServerConfig
 from engine.dialogue.engine import Engine, Progress
-from engine.errors import ConfigError, EngineError
-from engine.runtime.hub import DEFAULT_REPOSITORY
+from engine.errors import EngineError
 from engine.serve import Over, build_engine, serve_until, settle
 
 logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 60.0  # from start to an open port
 STOP_SECONDS = 25.0  # the platform kills after 30
-HOST = "0.0.0.0"  # the platform asks for the port on the container's own address
 
 
 class Container:
@@ -146,24 +143,6 @@ class Container:
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)
-
-
-def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
-    """The settings, never `auto`: a paid GPU must not serve the built-in test voice in silence.
-
-    Raises ConfigError.
-    """
-    config = ServerConfig.from_environment(environ, host=HOST, port=port)
-    if config.model == "auto":
-        config = replace(config, model=DEFAULT_REPOSITORY)
-    if is_repository(config.model) and config.device == "auto":
-        if environ.get("PERSONAPLEX_GPU", "").lower() == "none":
-            raise ConfigError(
-                f"PERSONAPLEX_GPU is none, which is too little for {config.model}; "
-                "deploy with PERSONAPLEX_MODEL=embedded, or with a GPU"
-            )
-        config = replace(config, device="cuda")
-    return config
 
 
 def set_up_logging(environ: Mapping[str, str]) -> None:

@@ -9,9 +9,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from demo.container import container_config
+from demo.settings import container_config
 from demo.volume import Commit, fetch, is_repository, local_commit
 from engine.config import ServerConfig
 from engine.errors import EngineError
@@ -36,10 +37,14 @@ def check(cache: Path) -> None:
 
 
 def download(commit: Commit) -> None:
-    """Fetch the weights onto the volume. Raises SystemExit in one clear line."""
+    """Fetch the weights, and the recogniser's, onto the volume.
+
+    Raises SystemExit in one clear line.
+    """
     started = time.monotonic()
     try:
         config = configuration()
+        config = replace(config, transcribe=config.transcribe or "1")  # here, if ever turned on
         fetched = fetch(config, printing(), commit)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None

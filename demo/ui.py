@@ -36,12 +36,16 @@ class PageConfig:
     voices: Sequence[str]
     personas: Sequence[Persona]
     voice: str  # chosen at first
-    routing: bool = False  # questions can be looked up, so Ask is offered
+    routing: bool | None = None  # whether questions are looked up at first; None: never, no Ask
+
+    @property
+    def can_ask(self) -> bool:
+        return self.routing is not None
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [{"title": one.title, "text": one.text} for one in self.personas]
-        whole = {"voices": list(self.voices), "personas": personas, "routing": self.routing}
+        whole = {"voices": list(self.voices), "personas": personas, "routing": self.can_ask}
         return json.dumps(whole).replace("<", "\\u003c")
 
 
@@ -87,7 +91,7 @@ class Widgets:
             self.say = line("Say", "Text for the agent to speak", "pp-say")
             self.say_now = button("Say", "pp-say-now")
             self.cancel = button("Stop", "pp-cancel")
-        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.routing):
+        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.can_ask):
             self.ask = line("Ask", "A question to look up", "pp-ask")
             self.ask_now = button("Ask", "pp-ask-now")
 
@@ -107,7 +111,7 @@ class Widgets:
             list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
         )
         self.routing = gr.Checkbox(
-            config.routing, label="Look things up", info=SENDS, visible=config.routing
+            bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
             self._sampling()

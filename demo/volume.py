@@ -33,12 +33,12 @@ def pinned_to_local(config: ServerConfig) -> ServerConfig:
     return replace(config, revision=commit) if commit else config
 
 
-def local_commit(repository: str, revision: str) -> str:
+def local_commit(repository: str, revision: str, files: tuple[str, ...] = hub.FILES) -> str:
     """The commit that a revision means here, if every file of it is here; else empty."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     ref = folder / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    here = all((folder / "snapshots" / commit / name).is_file() for name in hub.FILES)
+    here = all((folder / "snapshots" / commit / name).is_file() for name in files)
     return commit if here else ""
 
 
@@ -49,15 +49,32 @@ def hub_cache() -> Path:
 
 
 def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
-    """Bring the weights and commit the volume; whether there was anything to do.
+    """Bring what is missing and commit the volume; whether there was anything to do.
 
     Raises ModelError in one clear line.
     """
-    if not is_repository(config.model) or pinned_to_local(config) is not config:
+    fetched = False
+    if is_repository(config.model) and pinned_to_local(config) is config:
+        hub.fetch(config.model, config.revision or None, progress)
+        fetched = True
+    if config.model != "embedded" and config.transcribe:
+        fetched |= fetch_recogniser(config.transcribe, progress)
+    if fetched:
+        progress("saving the weights to the volume", 0.0)
+        commit()
+    return fetched
+
+
+def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
+    """Bring a recogniser (`1`: the default one); whether it was missing. Raises ModelError."""
+    from engine.runtime import recogniser  # brings torch along
+
+    name = recogniser.DEFAULT_RECOGNISER if source == "1" else source
+    if not is_repository(name):
         return False
-    hub.fetch(config.model, config.revision or None, progress)
-    progress("saving the weights to the volume", 0.0)
-    commit()
+    if local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE)):
+        return False
+    recogniser.download_recogniser(name, progress)
     return True
 
 

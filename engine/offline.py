@@ -20,9 +20,11 @@ from engine.dialogue.events import Say
 from engine.dialogue.personas import load_personas
 from engine.dialogue.pieces import PieceDecoder
 from engine.dialogue.prompt import prompt_ids
+from engine.dialogue.transcript import seconds
 from engine.dialogue.voices import Voices
+from engine.dialogue.words import WordReader
 from engine.errors import ConfigError
-from engine.runtime.backend import Backend, Opening
+from engine.runtime.backend import Backend, HeardRow, Opening
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.drive import Frame, conversation, frames_of
 from engine.wire.client import read_wav
@@ -42,6 +44,7 @@ def opening(backend: Backend, args: argparse.Namespace) -> Opening:
         text_ids=prompt_ids(persona, backend.tokenizer),
         sampling=sampling(args),
         seed=args.seed if args.seed >= 0 else secrets.randbits(62),
+        transcribe=backend.transcribes,
     )
 
 
@@ -118,6 +121,28 @@ def transcript(frames: list[Frame], backend: Backend) -> list[str]:
     ]
 
 
+def words(
+    frames: list[Frame], flushed: list[HeardRow], backend: Backend
+) -> list[dict[str, str | float | None]]:
+    """What the user said: words with start and end in seconds; an open end is None."""
+    reader, found = WordReader(backend.transcription), []
+    tokens = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
+    reader.read(PAD, position=1)  # the step of the bootstrap, which is not read
+    for step, token in enumerate(tokens, start=1):
+        word = reader.read(token, position=step + 1)
+        if word and word not in found[-1:]:
+            found.append(word)
+    return [
+        {
+            "text": word.text,
+            "start": seconds(word.start),
+            "end": None if word.end is None else seconds(word.end),
+        }
+        for word in found
+        if word.written
+    ]
+
+
 def write_wav(path: str, pcm: np.ndarray) -> None:
     """16-bit mono, 24 kHz, as the reference rounds it."""
     soundfile.write(path, (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16), SAMPLE_RATE)
@@ -134,6 +159,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """What `offline` and `trace` have in common: the model, the voice, the sampling."""
     parser.add_argument("--model", default="auto", help="auto, embedded, a directory or repository")
     parser.add_argument("--hf-repo", help="the same as --model")
+    parser.add_argument(
+        "--transcribe", default="", metavar="DIR", help="write down the user: a recogniser, or 1"
+    )
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the checkpoint's")
     parser.add_argument("--moshi-weight", metavar="FILE", help="instead of the checkpoint's")
     parser.add_argument("--mimi-weight", metavar="FILE", help="instead of the checkpoint's")
@@ -154,14 +182,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with assembled(args) as source:
-        config = ServerConfig(model=source, device=args.device, slots=1)
+        config = ServerConfig(model=source, device=args.device, slots=1, transcribe=args.transcribe)
         backend = load_backend(config, lambda phase, percent: None, Voices)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)
-    frames = list(conversation(backend, opening(backend, args), frames_of(user), speaker))
+    start, flushed = opening(backend, args), []
+    frames = list(conversation(backend, start, frames_of(user), speaker, flushed=flushed))
     pcm = np.concatenate([frame.pcm for frame in frames])[: len(user)]
     write_wav(args.output_wav, pcm)
-    text = json.dumps(transcript(frames, backend), ensure_ascii=False)
+    said = transcript(frames, backend)
+    if backend.transcribes:
+        said = {"text": said, "words": words(frames, flushed, backend)}
+    text = json.dumps(said, ensure_ascii=False)
     Path(args.output_text).write_text(text + "\n", encoding="utf-8")
     print(f"{len(frames)} frames, {len(pcm) / SAMPLE_RATE:.1f} s -> {args.output_wav}")
     return 0

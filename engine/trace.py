@@ -5,6 +5,7 @@ agent codes that belong to the same 80 ms (design.md 5).
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from engine import __version__
 from engine.config import ServerConfig
 from engine.dialogue.voices import Voices
 from engine.errors import ConfigError, ModelError
-from engine.offline import Speaker, add_model_arguments, assembled, opening
+from engine.offline import Speaker, add_model_arguments, assembled, opening, words
 from engine.progress import show
 from engine.runtime.backend import Backend, HeardRow, Opening
 from engine.runtime.choose import load_backend
@@ -47,6 +48,15 @@ def tokens_from(text: str) -> dict[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}; use FRAME:ID,ID,… for example 22:337,260"
         ) from None
+
+
+def stt_tensors(frames: list[Frame]) -> dict[str, np.ndarray]:
+    """What the recogniser wrote: row i is the step that read user frame i."""
+    rows = [frame.heard for frame in frames]
+    found = {"stt_tokens": np.array([row.stt_text for row in rows], np.int64)}  # [T]
+    if rows[0].pause is not None:
+        found["stt_pause"] = np.stack([row.pause for row in rows])  # [T, 4]
+    return found
 
 
 def tensors(frames: list[Frame]) -> dict[str, np.ndarray]:
@@ -101,12 +111,17 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = frames_of(read_wav(args.input))[: args.frames]
     with assembled(args) as source:
-        config = ServerConfig(model=source, device=args.device, slots=1)
+        config = ServerConfig(model=source, device=args.device, slots=1, transcribe=args.transcribe)
         backend = load_backend(config, show, Voices)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
     direct, start = director(backend, args), opening(backend, args)
-    frames = list(conversation(backend, start, user, direct))
-    save_file(tensors(frames), args.out, about(backend, start, args.model))
+    flushed: list[HeardRow] = []
+    frames = list(conversation(backend, start, user, direct, flushed=flushed))
+    found, metadata = tensors(frames), about(backend, start, args.model)
+    if backend.transcribes:
+        found |= stt_tensors(frames)
+        metadata["words"] = json.dumps(words(frames, flushed, backend), ensure_ascii=False)
+    save_file(found, args.out, metadata)
     print(f"{len(frames)} frames of {Path(args.input).name} -> {args.out}")
     return 0

@@ -102,3 +102,26 @@ def test_what_it_refuses_is_one_clear_line(tmp_path, capsys, options, words):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert words in last
+
+
+def test_with_a_recogniser_the_words_tokens_and_pauses_are_the_references(tmp_path):
+    golden = TINY.parent / "stt_tiny"
+    want = load_file(golden / "expected" / "stt.safetensors")
+    said = json.loads((golden / "expected" / "stt.json").read_text())["words"]
+    out = trace(tmp_path, "--greedy", "--text-prompt", "", "--transcribe", str(golden))
+    got = load_file(out)
+    assert np.array_equal(got["stt_tokens"], want["tokens"][1:83])
+    np.testing.assert_allclose(got["stt_pause"], want["pause"][1:83], atol=1e-4, rtol=0)
+    with safe_open(out, "np") as file:
+        words = json.loads(file.metadata()["words"])
+    assert words == [{name: word[name] for name in ("text", "start", "end")} for word in said]
+
+
+def test_offline_writes_the_users_words_beside_the_agents(tmp_path):
+    golden, json_file = TINY.parent / "stt_tiny", tmp_path / "out.json"
+    command = ["offline", "--model", str(TINY), "--transcribe", str(golden), "--device", "cpu"]
+    files = ["--input", str(TINY / "input_user.wav"), "--output", str(tmp_path / "out.wav")]
+    assert main([*command, *files, "--output-text", str(json_file), "--text-prompt", ""]) == 0
+    said = json.loads(json_file.read_text())
+    assert len(said["text"]) == 82
+    assert said["words"][0] == {"text": "du", "start": 0.0, "end": 0.16}

@@ -5,11 +5,12 @@ import { Devices, openMicrophone } from "./audio.js";
 import { Client } from "./client.js";
 import { newCodec } from "./codec.js";
 import { rms } from "./meters.js";
-import { SAMPLE_RATE, socketUrl } from "./protocol.js";
+import { SAMPLE_RATE, socketUrl, tunable } from "./protocol.js";
 import { Recorder } from "./recorder.js";
 import { Retry } from "./retry.js";
 
 const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
+const TUNE_WAIT = 200; // ms after the last move of a slider
 const FRAME = 80; // ms: the server answers in frames of this length
 
 export class Call {
@@ -70,6 +71,21 @@ export class Call {
     this.#showLive();
   }
 
+  // New sampling values: now, or as soon as there is someone to hear them. A moved slider sends one
+  // message, not fifty.
+  tune(values) {
+    Object.assign(this.settings, values);
+    this.untold = true;
+    clearTimeout(this.tuneTimer);
+    this.tuneTimer = setTimeout(() => this.#tellTuning(), TUNE_WAIT);
+  }
+
+  #tellTuning() {
+    if (!this.live || !this.untold) return;
+    this.untold = false;
+    this.client.set(tunable(this.settings));
+  }
+
   // Seconds of agent audio received: the clock of the transcript.
   get time() {
     return this.received / SAMPLE_RATE;
@@ -79,6 +95,7 @@ export class Call {
     this.#state({ name: "connecting" });
     this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
     this.received = 0;
+    this.untold = false; // the address carries the newest values
     const going = (obey) => (data) => { if (!this.ended) obey(data); }; // nothing after a hang-up
     const client = new Client(socketUrl(location.href, this.settings), {
       ready: going(() => this.#ready()),
@@ -101,6 +118,7 @@ export class Call {
     this.paused = false;
     this.retry.live();
     this.devices.clear();
+    this.#tellTuning();
     this.#showLive();
   }
 

@@ -8,8 +8,6 @@ import { FORMATS, fileName, saveFile } from "./downloads.js";
 import { ConversationPanel, StatePanel } from "./panels.js";
 import { Transcript } from "./transcript.js";
 
-const SET_WAIT = 200; // ms after the last move of a slider
-
 const query = new URLSearchParams(location.search);
 const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" };
 
@@ -104,15 +102,10 @@ class Page {
   pause() { if (this.call?.live) this.call.pause(); }
   cancel() { if (this.call?.live) this.call.client.cancel(); }
 
-  // The sliders act at once, also during a call; a moved slider sends one message, not fifty.
-  set({ textTemperature, textTopK, audioTemperature, audioTopK, routing }) {
-    const values = {
-      text_temperature: textTemperature, text_topk: textTopK,
-      audio_temperature: audioTemperature, audio_topk: audioTopK,
-      ...(this.config.routing ? { routing } : {}),
-    };
-    clearTimeout(this.setTimer);
-    this.setTimer = setTimeout(() => { if (this.call?.live) this.call.client.set(values); }, SET_WAIT);
+  // The sliders and the routing box, which act at once.
+  set(values) {
+    const routing = this.config.routing ? values.routing : null;
+    if (this.call && !this.call.ended) this.call.tune({ ...values, routing });
   }
 
   persona(title) {

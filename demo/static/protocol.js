@@ -33,6 +33,17 @@ export function readError(sentence) {
   return { kind, text: kind ? sentence.slice(kind.length + 1).trim() : sentence };
 }
 
+// What can be changed during a call, under its names on the wire.
+export function tunable(settings) {
+  return {
+    text_temperature: settings.textTemperature,
+    text_topk: settings.textTopK,
+    audio_temperature: settings.audioTemperature,
+    audio_topk: settings.audioTopK,
+    ...(settings.routing === null ? {} : { routing: settings.routing ? 1 : 0 }),
+  };
+}
+
 // The socket's address beside the page's own one.
 export function socketUrl(pageUrl, settings) {
   const url = new URL("api", pageUrl);
@@ -42,12 +53,8 @@ export function socketUrl(pageUrl, settings) {
     format: settings.codec === "opus" ? "opus" : "pcm16",
     text_prompt: settings.persona,
     voice_prompt: settings.voice,
-    seed: String(settings.seed),
-    text_temperature: String(settings.textTemperature),
-    text_topk: String(settings.textTopK),
-    audio_temperature: String(settings.audioTemperature),
-    audio_topk: String(settings.audioTopK),
-    ...(settings.routing === null ? {} : { routing: settings.routing ? "1" : "0" }),
+    seed: settings.seed,
+    ...tunable(settings),
   }).toString();
   return url.href;
 }

@@ -93,14 +93,15 @@ export class Transcript {
   #route(event) {
     const turn = this.questions.get(event.id) ?? this.#question(event);
     turn.state = { asking: "checking…", failed: "no answer found", stale: "no longer needed" }[event.state] ?? "";
-    if (event.state === "failed" && event.reason) turn.state += `: ${event.reason}`;
+    if (turn.state && event.reason) turn.state += `: ${event.reason}`;
     if (event.state === "answering") this.answer = event;
     else if (event.state !== "asking" && this.answer?.id === event.id) this.answer = null;
     this.#changed(turn);
   }
 
   // The user's own words, when they are transcribed, are already there.
-  #question({ id, question, t }) {
+  #question({ id, question: asked, t }) {
+    const question = asked || "(words that were not transcribed)";
     const heard = this.turns.findLast((one) => one.who === "user");
     const same = heard?.kind === "heard" && heard.text.trim() === question.trim();
     const turn = same ? heard

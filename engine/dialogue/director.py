@@ -14,16 +14,15 @@ from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.agenda import Agenda
 from engine.dialogue.events import SayState
-from engine.dialogue.floor import Floor
 from engine.dialogue.hold import Held, Patience
+from engine.dialogue.transcript import Transcript
 from engine.dialogue.trigger import OwnWords
 from engine.dialogue.utterance import Pace
-from engine.runtime.backend import HeardRow, Tokenizer
+from engine.runtime.backend import HeardRow, Tokenizer, Transcription
 
 FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
 ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
-BARGE_IN_FRAMES = 3  # of a new onset of speech
 SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
 
@@ -35,8 +34,13 @@ class Mode(Enum):
 class Director:
     """One conversation's director. `step` once a tick; `take` for each command before it."""
 
-    def __init__(self, tokenizer: Tokenizer, own: OwnWords | None = None) -> None:
-        self.floor = Floor()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transcription: Transcription | None = None,
+        own: OwnWords | None = None,
+    ) -> None:
+        self.floor = Transcript(transcription)
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
@@ -71,7 +75,7 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self.floor.hear(peak_in)
+        self._note(self.floor.hear(peak_in, heard))
         self._own.latch.tick(self.floor)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
@@ -91,11 +95,27 @@ class Director:
         events, self._events[:] = self._events.copy(), []
         return events
 
-    def user_text(self, text: ev.UserText) -> None:
-        """What the user has said, from a transcript."""
-        if text.final:
-            self._own.latch.turned(text.text)
-        self._events.append(text)
+    @property
+    def flushing(self) -> bool:
+        """Whether the recogniser should run ahead on silence: a turn has just ended."""
+        return self.floor.flushing
+
+    def flush(self, heard: HeardRow) -> list[ev.Event]:
+        """Take a step of the recogniser that belongs to no frame; what to tell at once."""
+        self._note(self.floor.flush(heard))
+        return self.events()
+
+    def user_turn(self, text: str) -> None:
+        """A turn of the user has ended with these words."""
+        self._own.latch.turned(text)
+        self._events.append(ev.UserTurn(text))
+
+    def _note(self, heard: list[ev.UserText]) -> None:
+        """What the user is found to have said."""
+        for event in heard:
+            self._events.append(event)
+            if event.final:
+                self.user_turn(event.text)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -121,8 +141,8 @@ class Director:
                     self._release()
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
-            case ev.UserText():
-                self.user_text(command)
+            case ev.UserTurn(text):
+                self.user_turn(text)
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:
@@ -273,11 +293,12 @@ class Director:
             self._release()
 
     def _watch_for_barge_in(self) -> None:
-        """A new onset of the user's speech, three frames long, stops what is said or awaited."""
-        onset, current = self.floor.onset_frames, self.agenda.current
+        """Speech of the user stops what is said or awaited, if it began later than that did."""
+        current = self.agenda.current
         is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
         self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
-        if onset < BARGE_IN_FRAMES:
+        onset = self.floor.interruption(current.spoken if current else "")
+        if onset is None:
             return
         over_speech = self.mode is Mode.SPEAK and onset < self._frames_in_mode
         over_wait = onset < self._awaited_frames

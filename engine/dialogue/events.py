@@ -99,19 +99,16 @@ class SetRouting:
 
 
 @dataclass(frozen=True, slots=True)
-class UserText:
-    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
+class UserTurn:
+    """A finished turn of the user in words, for whoever decides what to do about it.
 
-    An event of the transcript; as a command it stands in for one.
+    An event of the director's; as a command it stands in for a transcript.
     """
 
     text: str
-    start: float
-    end: float
-    final: bool  # the turn is over
 
 
-Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
+Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserTurn
 
 
 # -- events: leave with the frame they belong to ---------------------------------------------------
@@ -123,6 +120,16 @@ class Text:
 
     text: str
     given: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserText:
+    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3)."""
+
+    text: str
+    start: float
+    end: float
+    final: bool  # the turn is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,4 +192,15 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | UserText | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | Route | Closing
+Event = (
+    Text
+    | UserText
+    | UserTurn
+    | Saying
+    | Refused
+    | HoldEnded
+    | Triggered
+    | MarkerIgnored
+    | Route
+    | Closing
+)

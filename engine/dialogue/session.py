@@ -54,6 +54,7 @@ class SessionConfig:
     seed: int = -1  # -1: random
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     routing: bool | None = None  # None: the server's default
+    transcribe: bool = True  # write down the user, where there is a recogniser
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Session:
             text_ids=prompt_ids(self._persona(), backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
+            transcribe=backend.transcribes and self.config.transcribe,
         )
         self.director = self._new_director()
         seat = self._engine.scheduler.join(self._opening, self.director, self._deliver)
@@ -118,14 +120,21 @@ class Session:
             seat.post(command)
         self._seat = seat
         if self.routing:
-            self.routing.transcribes = backend.transcribes
+            self.routing.transcribes = self.transcribes
         self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
         self._started = self._active_at = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 
     def _new_director(self) -> Director:
-        tokenizer = self._engine.scheduler.backend.tokenizer
-        return Director(tokenizer, self.routing and self.routing.own_words(tokenizer))
+        backend = self._engine.scheduler.backend
+        transcription = backend.transcription if self.transcribes else None
+        own = self.routing and self.routing.own_words(backend.tokenizer)
+        return Director(backend.tokenizer, transcription, own)
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether the user's words are written down here."""
+        return self._opening is not None and self._opening.transcribe
 
     @property
     def voice(self) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from engine.config import PAD
 from engine.dialogue.events import Source
-from engine.dialogue.floor import Floor
 from engine.dialogue.marker import BangTidier, MarkerDetector
 from engine.dialogue.pieces import PieceDecoder
 from engine.dialogue.questions import is_question
+from engine.dialogue.transcript import Transcript
 from engine.runtime.backend import Tokenizer
 
 COOLDOWN_FRAMES = 25  # between two hand-overs
@@ -51,7 +51,7 @@ class Latch:
         self._words = self._loud = 0  # said by the user since the last hand-over
         self._asked = True  # the last turn was a question; without its words it may have been
 
-    def tick(self, floor: Floor) -> None:
+    def tick(self, floor: Transcript) -> None:
         """Once a frame, in every mode."""
         self._frame += 1
         self._loud += floor.loud

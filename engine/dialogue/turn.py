@@ -25,11 +25,12 @@ class TurnRule:
     """One conversation's rule; `hear` once a frame."""
 
     speaking: bool = False  # user_speaking
+    sounding: bool = False  # the part of it that is heard, not written
     energy: Floor = field(default_factory=Floor)  # heard beside it, for where heads are missing
     spoke: bool = False  # a piece came since the last turn
     flushed: bool = False  # TURN_END was given for it
     frames: int = 0
-    last_piece: int | None = None  # frame
+    last_piece: int = -PIECE_FRAMES  # frame
     hits: int = 0  # frames in a row in which the user was done
     talking: int = 0  # and still talking
     quiet: int = 0  # and not loud
@@ -49,15 +50,15 @@ class TurnRule:
         return self._is_over()
 
     def _update_speaking(self, peak: float, done: float | None) -> None:
-        heard = self.talking >= HITS and peak > AUDIBLE
+        self.sounding = self.talking >= HITS and peak > AUDIBLE
         if done is None:
-            heard = self.energy.speaking
-        self.speaking = heard or self._since_piece < PIECE_FRAMES
+            self.sounding = self.energy.speaking
+        self.speaking = self.sounding or self._since_piece < PIECE_FRAMES
 
     @property
     def _since_piece(self) -> int:
         """Frames since the last piece; 0 in its own."""
-        return self.frames if self.last_piece is None else self.frames - self.last_piece
+        return self.frames - self.last_piece
 
     def _is_over(self) -> bool:
         if not self.spoke or self.flushed or self.frames < MIN_FRAMES:

@@ -195,6 +195,7 @@ def attend_few(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, :, None], keys, values)[:, :, 0]
-    query = query * query.shape[-1] ** -0.5
-    weights = (query[:, :, None] * keys).sum(-1).softmax(-1)  # [S, H, n]
-    return (weights[..., None] * values).sum(-2)  # [S, H, D]
+    if keys.shape[2] == 1:
+        return values[:, :, 0]
+    scores = (query[:, :, None] * keys).sum(-1).mul_(query.shape[-1] ** -0.5)  # [S, H, n]
+    return (scores.softmax(-1)[..., None] * values).sum(-2)  # [S, H, D]

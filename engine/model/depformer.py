@@ -28,14 +28,17 @@ class DepthLayer(nn.Module):
         self.in_proj = nn.ModuleList(Linear(dim, 3 * dim) for _ in steps)
         self.out_proj = nn.ModuleList(Linear(dim, dim) for _ in steps)
         self.gating = nn.ModuleList(Gating(dim, config.depth_hidden) for _ in steps)
+        products = zip(self.in_proj, self.out_proj, self.gating, strict=True)
+        self._of_step = tuple(products)  # a ModuleList is slow to index
 
     def forward(self, x: Tensor, step: int, kv: Tensor) -> Tensor:
         """x [S, dim]; kv [2, S, H, Q, D] holds the columns of the steps before."""
-        qkv = self.in_proj[step](self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [S, 3, H, D]
-        kv[:, :, :, step] = qkv[:, 1:].transpose(0, 1)
-        seen = kv[:, :, :, : step + 1]  # [2, S, H, step + 1, D]
-        x = x + self.out_proj[step](attend_few(qkv[:, 0], seen[0], seen[1]).flatten(1))
-        return x + self.gating[step](self.norm2(x))
+        in_proj, out_proj, gating = self._of_step[step]
+        qkv = in_proj(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [S, 3, H, D]
+        kv.select(3, step).copy_(qkv[:, 1:].transpose(0, 1))
+        keys, values = kv[:, :, :, : step + 1]  # [S, H, step + 1, D] each
+        x = x + out_proj(attend_few(qkv[:, 0], keys, values).flatten(1))
+        return x + gating(self.norm2(x))
 
 
 class Depformer(nn.Module):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
 
 
@@ -25,16 +26,15 @@ class Linear(nn.Module):
         """Re-order the weight for this CPU and free the plain one. Elsewhere: nothing."""
         weight = self.weight
         packable = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if packable and torch.backends.mkldnn.is_available():
-            reorder = torch.ops.mkldnn._reorder_linear_weight
-            self.packed = reorder(weight.detach(), PACK_ROWS)
+        if packable and ONEDNN:
+            self.packed = ONEDNN._reorder_linear_weight(weight.detach(), PACK_ROWS)
             self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., outputs]."""
         if self.packed is None:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
 def pack(model: nn.Module) -> None:

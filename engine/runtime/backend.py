@@ -43,6 +43,11 @@ class Transcription:
     tokenizer: WordTokenizer
     delay_frames: int  # by which a word's token lags behind its sound
 
+    @property
+    def flush_steps(self) -> int:
+        """Steps on silence until all that was said is written: 7 for a delay of 6 frames."""
+        return self.delay_frames + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:

@@ -40,8 +40,12 @@ def conversation(
     user: Iterable[np.ndarray],
     direct: Direct = undirected,
     slot: int = 0,
+    flushed: list[HeardRow] | None = None,
 ) -> Iterator[Frame]:
-    """Open a slot, run it over the user's frames [1920] float32, and close it."""
+    """Open a slot, run it over the user's frames [1920] float32, and close it.
+
+    flushed: takes what the recogniser, if it runs, still writes after the last frame.
+    """
     try:
         for _ in backend.open(slot, opening):
             pass
@@ -60,6 +64,9 @@ def conversation(
                 pcm=spoken.pcm[slot].copy(),
                 heard=heard.row(slot),
             )
+        if opening.transcribe and flushed is not None:
+            for _ in range(backend.transcription.flush_steps):
+                flushed += backend.flush([slot]).values()
     finally:
         backend.close(slot)
 

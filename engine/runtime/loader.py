@@ -91,15 +91,20 @@ def load_checkpoint(
     shelf: Shelf,
     *,
     device: str = "cpu",
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
     progress: Progress = lambda phase, percent: None,
 ) -> Checkpoint:
-    """Find or fetch a checkpoint and load it. Raises ModelError in one clear line."""
+    """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
+
+    dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
+    """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), shelf(folder)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
 

@@ -10,6 +10,8 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -155,14 +157,14 @@ class Scheduler:
             self._awake = False
 
     def turn(self) -> float | None:
-        """One round: tick what is ready, else one piece of prompt. When to come back, or None."""
+        """One round: tick what is ready, else one piece of work. When to come back, or None."""
         self._tidy()
         self._read_inboxes()
         batch = self._collect(self.clock())
         if batch.seats:
             self._tick(batch)
             return self.clock()
-        if self._prepare():
+        if self._flush() or self._prepare():
             return self.clock()
         return self._next_at()
 
@@ -197,13 +199,27 @@ class Scheduler:
 
     def _read_inboxes(self) -> None:
         for seat in self._sitting():
-            try:
-                events = [ev for command in seat.commands() for ev in seat.director.take(command)]
-            except Exception:  # one conversation's fault must not reach its neighbours
-                self._give_up(seat, logged_fault("director failed"))
-                continue
-            if events:
-                seat.deliver([Notice(events)])
+            self._tell(seat, seat.obey)
+
+    def _flush(self) -> bool:
+        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
+        if not (self.backend.transcribes and self.backend.transcribing):
+            return False
+        seats = {seat.slot: seat for seat in self._sitting() if seat.flushing and not seat.left}
+        if seats:
+            for slot, heard in self.backend.flush(list(seats)).items():
+                self._tell(seats[slot], partial(seats[slot].director.flush, heard))
+        return bool(seats)
+
+    def _tell(self, seat: Seat, report: Callable[[], list[Any]]) -> None:
+        """Deliver what a director reports between two frames."""
+        try:
+            events = report()
+        except Exception:  # one conversation's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("director failed"))
+            return
+        if events:
+            seat.deliver([Notice(events)])
 
     def _prepare(self) -> bool:
         """One bounded piece of one newcomer's prompt; whether there was one."""

@@ -37,6 +37,13 @@ class Director(Protocol):
 
     def events(self) -> list[Any]: ...
 
+    # only for conversations that are transcribed:
+
+    @property
+    def flushing(self) -> bool: ...
+
+    def flush(self, heard: HeardRow) -> list[Any]: ...
+
 
 # -- outputs: what a seat's session is handed, in order --------------------------------------------
 
@@ -192,12 +199,21 @@ class Seat:
             self._restarts -= 1
         self.start(opening, director)
 
+    @property
+    def flushing(self) -> bool:
+        """Whether steps of the recogniser between two frames would help its director."""
+        return self.live and self.opening.transcribe and self.director.flushing
+
     def commands(self) -> list[Any]:
         with self._lock:
             if self._restarts:
                 return []  # they are for the next director
             commands, self._inbox = list(self._inbox), deque()
         return commands
+
+    def obey(self) -> list[Any]:
+        """Let the director take what was posted; its events of no frame."""
+        return [event for command in self.commands() for event in self.director.take(command)]
 
     def next_tick_at(self, now: float) -> float | None:
         """When this seat's next frame may run (<= now: at once); None: nothing to wait for."""

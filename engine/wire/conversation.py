@@ -192,7 +192,7 @@ class Conversation:
             "voice": self.session.voice,
             "sample_rate": 24_000,
             "format": self.query.format,
-            "transcript": self.engine.transcribes,
+            "transcript": self.session.transcribes,
         }
 
     async def _send_frame(self, frame: Frame) -> None:

@@ -47,6 +47,7 @@ def parse(query: Mapping[str, str]) -> Query:
         seed=_seed(query),
         sampling=_sampling(query),
         routing=routing,
+        transcribe=_flag(query, "transcribe") is not False,
     )
     return Query(session, fmt, bool(_flag(query, "events")))
 

@@ -50,6 +50,7 @@ async def busy_talk(conversation):
 
 
 VIEWS = [
+    ("tablet", 800, 900, "light"),
     ("desktop", 1280, 900, "light"),
     ("desktop", 1280, 900, "dark"),
     ("phone", 360, 780, "light"),

@@ -60,7 +60,7 @@ def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
     box.check()
     tab.until(lambda: api.conversations[0].metadata)
     assert api.conversations[0].metadata[0]["type"] == "set"
-    assert api.conversations[0].metadata[0]["routing"] is True
+    assert api.conversations[0].metadata[0]["routing"] == 1
 
 
 def test_without_routing_there_is_no_ask_box(browser, server, open_tab):
@@ -100,3 +100,24 @@ def test_a_notice_inside_a_call_passes(browser, scripted_server, api, open_tab):
     expect(tab.notice).to_contain_text("the text is empty")
     tab.page.clock.run_for(9000)
     expect(tab.notice).to_be_hidden()
+
+
+def test_what_is_changed_while_the_server_wakes_up_is_not_lost(
+    browser, scripted_server, api, open_tab
+):
+    async def script(conversation):
+        await conversation.go_on.wait()
+        await conversation.ready()
+        await conversation.echo()
+
+    api.script = script
+    tab = open_tab(browser, scripted_server.url)
+    tab.page.get_by_role("button", name="Settings").click()
+    tab.connect("Connecting")
+    tab.sets("#pp-temp", "0.35")
+    api.conversations[0].resume()
+    tab.see("You are live")
+    tab.until(lambda: api.conversations[0].metadata)
+    (change,) = api.conversations[0].metadata
+    assert change["type"] == "set"
+    assert change["text_temperature"] == 0.35

@@ -8,35 +8,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from engine.bench.turns import SPELLING
 from engine.config import EPAD, PAD
 from engine.runtime.backend import HeardRow, Transcription
 
 STT_TINY = Path(__file__).parents[1] / "golden" / "stt_tiny"
 WANT = load_file(STT_TINY / "expected" / "stt.safetensors")
 EXPECTED = json.loads((STT_TINY / "expected" / "stt.json").read_text())
-FIRST_ID = 10
 DELAY = 6
 
 
-class Spelling:
-    """A tokenizer whose pieces are what a test wants: ids from 10 on, in order of use."""
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-
-    def id(self, piece: str) -> int:
-        if piece not in self.pieces:
-            self.pieces.append(piece)
-        return FIRST_ID + self.pieces.index(piece)
-
-    def piece(self, token: int) -> str:
-        return self.pieces[token - FIRST_ID]
-
-    def decode(self, tokens: list[int]) -> str:
-        return "".join(map(self.piece, tokens)).replace("▁", " ")
-
-
-SPELLING = Spelling()
 TRANSCRIPTION = Transcription(SPELLING, DELAY)
 
 
@@ -55,7 +36,7 @@ class Heard:
 
 
 def spoken(text: str, frames_a_word: int = 4) -> Iterator[Heard]:
-    """Speech: loud, not done, and its words, which come 6 frames late (`late` adds the rest)."""
+    """Speech: loud, not done, and its words written as they are said."""
     for word in text.split():
         tokens = [EPAD, SPELLING.id(f"▁{word}")]
         for at in range(frames_a_word):

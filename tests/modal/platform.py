@@ -7,6 +7,7 @@ told: that is what the tests read.
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,13 @@ class Platform:
     def told(self, name: str) -> list[Any]:
         """The requests of one kind, in order."""
         return [request for kind, request in self.calls if kind == name]
+
+    def wait_for(self, name: str, seconds: float = 60) -> None:
+        """Until a request of this kind has come."""
+        end = time.monotonic() + seconds
+        while not self.told(name):
+            assert time.monotonic() < end, f"no {name} came"
+            time.sleep(0.05)
 
     def files(self) -> set[str]:
         """Remote paths of every file that was mounted."""

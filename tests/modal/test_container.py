@@ -1,11 +1,16 @@
 """The parts of a container's life that need no process: settings, volume, compile caches."""
 
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from demo import container as container_module
 from demo import volume
-from demo.container import Container, container_config
+from demo.container import Container
+from demo.settings import container_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError
 from engine.runtime import hub
@@ -52,9 +57,6 @@ def test_a_bad_setting_ends_the_start_with_one_line(capsys):
 
 
 def test_a_port_that_is_taken_ends_the_start(capsys):
-    import socket
-    import time
-
     ended: list[int] = []
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
@@ -121,3 +123,37 @@ def test_compiled_code_is_kept_apart_by_device_and_versions(monkeypatch):
     volume.keep_compiled(other, Path("/cache"))
     assert other["TRITON_CACHE_DIR"] == "/mine"
     assert Path(other["TORCHINDUCTOR_CACHE_DIR"]).parent != folder
+
+
+def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys):
+    class Hung:
+        def call_soon_threadsafe(self, *_: object) -> None:
+            """A loop that is stuck takes the call and never makes it."""
+
+    ended: list[int] = []
+    over = threading.Event()
+    container = Container({}, leave=lambda code: (ended.append(code), over.set()))
+    container._loop = Hung()
+    monkeypatch.setattr(container_module, "STOP_SECONDS", 0.05)
+    container._died(RuntimeError("the GPU fell off the bus"))
+    assert over.wait(5)
+    assert ended == [1]
+    assert capsys.readouterr().out == (
+        "error: the GPU fell off the bus; the server would not end\n"
+    )
+
+
+def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_path, monkeypatch):
+    from engine.runtime import recogniser
+
+    downloaded(hf_home, "c0ffee")
+    asked: list[str] = []
+    monkeypatch.setattr(recogniser, "download_recogniser", lambda name, _: asked.append(name))
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe="1")
+    committed: list[bool] = []
+    assert volume.fetch(config, lambda *_: None, lambda: committed.append(True))
+    assert (asked, committed) == ([recogniser.DEFAULT_RECOGNISER], [True])
+    folder = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe=str(tmp_path))
+    assert not volume.fetch(folder, lambda *_: None, pytest.fail)
+    embedded = ServerConfig(model="embedded", transcribe="1")
+    assert not volume.fetch(embedded, lambda *_: None, pytest.fail)

@@ -212,6 +212,14 @@ def test_modal_app_is_short_and_imports_only_modal_and_the_standard_library():
     assert set(imported) <= {"modal"} | set(sys.stdlib_module_names)
 
 
+def test_nothing_else_imports_the_app_file():
+    """`modal.is_local()` is true in a container's child processes: they must not see this file."""
+    sources = [*(ROOT / "engine").rglob("*.py"), *(ROOT / "demo").rglob("*.py")]
+    assert not [
+        path for path in sources if re.search(r"import modal_app|from modal_app", path.read_text())
+    ]
+
+
 def test_run_prints_the_addresses_of_what_is_deployed(deployed, home):
     done = modal(deployed, home, "run", str(ROOT / "modal_app.py"))
     assert done.returncode == 0, done.stdout + done.stderr

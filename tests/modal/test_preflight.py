@@ -1,12 +1,14 @@
 """`check` and `download`: what they say, and how they end."""
 
 import json
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from demo import preflight
+from demo import preflight, volume
 from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.runtime import hub
@@ -53,9 +55,6 @@ def test_a_token_that_is_none_is_found_out(monkeypatch, token):
 
 
 def test_a_licence_that_is_not_granted_is_said_with_the_page():
-    import subprocess
-    import sys
-
     code = (
         "from demo import preflight; from engine.config import ServerConfig\n"
         "print(preflight.licence_finding(ServerConfig(model='nvidia/personaplex-7b-v1')))"
@@ -119,10 +118,15 @@ def test_download_prints_progress_and_commits(monkeypatch, capsys):
             progress("downloading model.safetensors", float(percent))
 
     committed: list[bool] = []
+    recognisers: list[str] = []
     monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(
+        volume, "fetch_recogniser", lambda name, _: recognisers.append(name) or True
+    )
     preflight.download(lambda: committed.append(True))
     lines = capsys.readouterr().out.splitlines()
     assert committed == [True]
+    assert recognisers == ["1"]  # so that PERSONAPLEX_TRANSCRIBE=1 finds it there
     assert lines[0] == "downloading model.safetensors: 0 %"
     assert len(lines) == 3  # not a hundred
     assert lines[-1].startswith("nvidia/personaplex-7b-v1 is on the volume, ")

@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -61,6 +63,7 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
     """The import pairs its secrets and volume, `start` opens the port, `stop` says goodbye."""
     platform, process = running
     await asyncio.to_thread(process.wait_until_ready)
+    await asyncio.to_thread(platform.wait_for, "FunctionGetInputs")  # it takes callers now
     async with (
         aiohttp.ClientSession() as http,
         http.ws_connect(f"http://127.0.0.1:{process.port}/api?format=pcm16") as ws,
@@ -77,9 +80,6 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
 
 def test_the_import_needs_nothing_but_the_file(tmp_path):
     """Alone in a folder, environment empty, not local: two secrets and one volume as deployed."""
-    import subprocess
-    import sys
-
     shutil.copy(ROOT / "modal_app.py", tmp_path)
     code = (
         "import modal\n"

@@ -98,6 +98,14 @@ test("a question that was heard is not written twice", () => {
   assert.equal(made.turns[0].state, "no answer found: timeout");
 });
 
+test("a question whose words nobody knows says so", () => {
+  const { made } = transcript();
+  made.event({ type: "route", id: 1, state: "asking", question: "", t: 2 });
+  made.event({ type: "route", id: 1, state: "stale", question: "", reason: "interrupted", t: 3 });
+  assert.equal(made.turns[0].text, "(words that were not transcribed)");
+  assert.equal(made.turns[0].state, "no longer needed: interrupted");
+});
+
 test("a new conversation goes on below the old one", () => {
   const { made } = transcript();
   made.text(" One", 10);
