@@ -12,16 +12,14 @@ from enum import Enum, auto
 
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
-from engine.dialogue.agenda import Agenda
+from engine.dialogue.agenda import Agenda, Arming
+from engine.dialogue.ears import Ears
 from engine.dialogue.events import SayState
 from engine.dialogue.hold import Held, Patience
-from engine.dialogue.transcript import Transcript
 from engine.dialogue.trigger import OwnWords
 from engine.dialogue.utterance import Pace
 from engine.runtime.backend import HeardRow, Tokenizer, Transcription
 
-FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
-ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
 SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
@@ -40,7 +38,6 @@ class Director:
         transcription: Transcription | None = None,
         own: OwnWords | None = None,
     ) -> None:
-        self.floor = Transcript(transcription)
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
@@ -48,10 +45,12 @@ class Director:
         self._events: list[ev.Event] = []
         self.agenda = Agenda(tokenizer, self._events)
         self._own = own or OwnWords(tokenizer)
+        self._ears = Ears(transcription, self._own.latch, self._events)
+        self.floor = self._ears.floor
         self._cancelling = False  # after the current word
         self._ending_turn = False  # at once
         self._frames_in_mode = self._awaited_frames = 0
-        self._waited = self._floor_waited = 0  # frames armed; of them, for the user to finish
+        self._arming = Arming()
         self._run = 0  # PADs fed in a row
         self._silent_frames = SILENT_CLIENT_FRAMES  # since there was something to say
 
@@ -75,8 +74,7 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self._note(self.floor.hear(peak_in, heard))
-        self._own.latch.tick(self.floor)
+        self._ears.hear(peak_in, heard)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
             self._end_turn()
@@ -102,20 +100,8 @@ class Director:
 
     def flush(self, heard: HeardRow) -> list[ev.Event]:
         """Take a step of the recogniser that belongs to no frame; what to tell at once."""
-        self._note(self.floor.flush(heard))
+        self._ears.flush(heard)
         return self.events()
-
-    def user_turn(self, text: str) -> None:
-        """A turn of the user has ended with these words."""
-        self._own.latch.turned(text)
-        self._events.append(ev.UserTurn(text))
-
-    def _note(self, heard: list[ev.UserText]) -> None:
-        """What the user is found to have said."""
-        for event in heard:
-            self._events.append(event)
-            if event.final:
-                self.user_turn(event.text)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -142,7 +128,7 @@ class Director:
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
             case ev.UserTurn(text):
-                self.user_turn(text)
+                self._ears.user_turn(text)
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:
@@ -160,6 +146,7 @@ class Director:
     def _pause(self) -> None:
         if not self.paused and self.mode is Mode.SPEAK:
             self.agenda.current.step_back()  # nobody would hear the rest of this word
+            self._arming = Arming()
             self._enter(Mode.ARMED)
         self.paused = True
 
@@ -195,11 +182,7 @@ class Director:
     def _choose_armed(self, sampled: int, _peak_out: float) -> int:
         if self._cancelling:
             return self._stop(SayState.CANCELLED)
-        if self.floor.speaking and self._floor_waited < FLOOR_WAIT_FRAMES:
-            self._floor_waited += 1
-            return PAD
-        self._waited += 1
-        if self._waited < (ARM_FRAMES if sampled != PAD else ARM_LIMIT_FRAMES):
+        if not self._arming.is_time(sampled != PAD, self.floor.speaking):
             return PAD
         if not self.agenda.current.words:  # a growing text whose first clause has not come yet
             return PAD if self.agenda.current.growing else self._stop(SayState.DONE)
@@ -213,12 +196,12 @@ class Director:
             return self._stop(SayState.CANCELLED)
         match said.pace(sampled != PAD, peak_out < QUIET_OUT):
             case Pace.PIECE:
-                return self._feed_piece()
+                return self.agenda.feed_piece()
             case Pace.END:
                 return self._stop(SayState.DONE)
             case Pace.WORD:
                 self.agenda.begin()
-                return EPAD if sampled == EPAD or self._run else self._feed_piece()
+                return EPAD if sampled == EPAD or self._run else self.agenda.feed_piece()
             case _:
                 return PAD
 
@@ -248,12 +231,10 @@ class Director:
         if self.mode is Mode.FREE:
             self._show(self._own.leave())
         self.mode, self._frames_in_mode, self.hush = mode, 0, False
-        self._waited = self._floor_waited = 0
 
     def _arm(self) -> None:
-        urgent = self.agenda.take_next().urgent
+        self._arming = Arming(self.agenda.take_next().urgent)
         self._enter(Mode.ARMED)
-        self._waited = ARM_LIMIT_FRAMES if urgent else 0
 
     def _give_up(self) -> None:
         """Nothing came for too long: say so."""
@@ -267,11 +248,6 @@ class Director:
         self.held = None
         if self.mode is Mode.HOLD:
             self._enter(Mode.TAIL)
-
-    def _feed_piece(self) -> int:
-        piece, shown = self.agenda.current.next_piece()
-        self._show(shown and f" {shown}", given=True)
-        return piece
 
     def _end_turn(self) -> None:
         self._ending_turn = False
@@ -307,9 +283,9 @@ class Director:
         if over_speech or over_wait:
             self._end_hold("stale")
 
-    def _show(self, text: str, given: bool = False) -> None:
+    def _show(self, text: str) -> None:
         if text:
-            self._events.append(ev.Text(text, given))
+            self._events.append(ev.Text(text, given=False))
 
 
 CHOOSE: dict[Mode, Callable] = {

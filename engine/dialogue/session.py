@@ -10,17 +10,18 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import FRAME_SECONDS, SAMPLE_RATE, SamplingConfig
+from engine.config import FRAME_SECONDS, SAMPLE_RATE
 from engine.dialogue import events as ev
 from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.routing import Routing
+from engine.dialogue.settings import Limits, SessionConfig
 from engine.errors import (
     BadParameterError,
     EndError,
@@ -43,27 +44,6 @@ MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_EARLY_COMMANDS = 64  # before the handshake
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """What a client asked for (wire.md 2)."""
-
-    text_prompt: str | None = None  # None: the default persona; "": none
-    voice: str | None = None  # None: the default voice
-    seed: int = -1  # -1: random
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    routing: bool | None = None  # None: the server's default
-    transcribe: bool = True  # write down the user, where there is a recogniser
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a session ends by itself, in seconds."""
-
-    unheard_s: float = 60.0  # no message at all
-    silence_s: float = 300.0  # neither user speech nor anything said
-    session_s: float = 1800.0
 
 
 class Session:
