@@ -15,7 +15,8 @@ def build_app(engine: Engine, config: ServerConfig) -> web.Application:
     app = web.Application()
     add_routes(app, engine, config)
     voice = config.voice if config.voice in engine.voices else engine.voices[0]
-    add_page(app, PageConfig(engine.voices, engine.personas, voice), config.token)
+    routing = engine.answers.on if engine.answers else None
+    add_page(app, PageConfig(engine.voices, engine.personas, voice, routing), config.token)
     return app
 
 
