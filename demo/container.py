@@ -100,6 +100,8 @@ class Container:
     def _run(self) -> None:
         try:
             code = asyncio.run(self._serve())
+        except EngineError as error:
+            return self._die(str(error))
         except BaseException as error:  # the thread's boundary: no server, no container
             logger.exception("the server broke")
             return self._die(f"the server broke: {error}")

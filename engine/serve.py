@@ -15,6 +15,7 @@ from engine.dialogue.answers import build_answers
 from engine.dialogue.engine import Engine, Progress
 from engine.dialogue.session import Limits
 from engine.dialogue.voices import Voices
+from engine.errors import ConfigError
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.wire.server import add_routes
@@ -98,7 +99,13 @@ async def serve_until(
     """
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
-    await web.TCPSite(runner, config.host, config.port).start()
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        await runner.cleanup()
+        why = os.strerror(error.errno or 0)
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
     print(f"listening on http://localhost:{config.port}", flush=True)
     opened()
     engine.start()

@@ -29,6 +29,20 @@ def test_download_says_where_the_files_are(monkeypatch, capsys):
     assert f"is in {TINY}, with 2 voices" in capsys.readouterr().out
 
 
+def test_download_fetches_a_recogniser_where_it_is_asked_for(monkeypatch, capsys):
+    fetched, folders = [], {"kyutai/stt-1b-en_fr-candle": TINY.parent / "stt_tiny"}
+
+    def fetch(repo: str, name: str, **options) -> str:
+        fetched.append((repo, name))
+        return str(folders.get(repo, TINY) / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert main(["download", "--transcribe", "1"]) == 0
+    names = [name for repo, name in fetched if repo in folders]
+    assert names == ["config.json", "tokenizer_en_fr_audio_8000.model", "model.safetensors"]
+    assert f"the recogniser is in {TINY.parent / 'stt_tiny'}" in capsys.readouterr().out
+
+
 def test_download_that_fails_exits_1_with_one_line(monkeypatch, capsys):
     def offline(*args, **kwargs):
         raise errors.OfflineModeIsEnabled("offline")

@@ -6,7 +6,8 @@ import pkgutil
 
 import engine.bench as room
 
-HELPERS = ("__main__", "report", "scripted", "standin", "talks")  # measure nothing themselves
+# these measure nothing themselves
+HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")
 
 
 def subjects() -> list[str]:

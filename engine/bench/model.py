@@ -188,15 +188,19 @@ def _unused(lm: LM) -> Callable[[str], bool]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from engine.bench.recogniser import measure_recogniser  # it times with what is here
+
     if args.threads:
         torch.set_num_threads(args.threads)
     with torch.inference_mode():
         rows = steps(args.steps)
         print(table(rows))
+        heard = measure_recogniser(args.steps)
+        print(table(heard))
         rest = prompts(args.steps) | loading()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rest |= {"peak memory, MB": peak / 1e6, "threads": torch.get_num_threads()}
     print(table([rest]))
     config = json.loads(json.dumps(asdict(ModelConfig(lm=CONFIG).lm)))
-    save("model", {"config": config, "steps": rows, "other": rest}, args.json)
+    save("model", {"config": config, "steps": rows, "recogniser": heard, "other": rest}, args.json)
     return 0

@@ -33,5 +33,6 @@ def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         **result,
     }
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return target

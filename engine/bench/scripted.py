@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import EPAD, FRAME_SAMPLES, PAD, VOICE_NAMES, SamplingConfig
-from engine.dialogue.director import Director, Mode
-from engine.dialogue.transcript import BARGE_IN_FRAMES
+from engine.dialogue.director import BARGE_IN_FRAMES, Director, Mode
 from engine.runtime.backend import Heard, Opening, Spoken
 from engine.runtime.embedded import ByteTokenizer
 

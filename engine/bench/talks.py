@@ -117,7 +117,7 @@ class Talk:
         await self._frames(session, SILENCE, TURN_END_FRAMES)
         if turn.get("transcribed", True):
             self.turns[-1].started = time.monotonic()
-            session.post(ev.UserTurn(text))
+            session.post(ev.UserText(text, 0.0, 0.0, final=True))
         await self._frames(session, SILENCE, REPLY_FRAMES)
         self.head.plan(turn.get("agent", ""), TOKENIZER)
         await self._until_quiet(session, turn.get("barge_in"))

@@ -13,12 +13,12 @@ from enum import Enum, auto
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.agenda import Agenda, Arming
-from engine.dialogue.ears import Ears
 from engine.dialogue.events import SayState
 from engine.dialogue.hold import Held, Patience
+from engine.dialogue.transcript import Transcript
 from engine.dialogue.trigger import OwnWords
 from engine.dialogue.utterance import Pace
-from engine.runtime.backend import HeardRow, Tokenizer, Transcription
+from engine.runtime.backend import HeardRow, Tokenizer
 
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
 SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
@@ -33,11 +33,9 @@ class Director:
     """One conversation's director. `step` once a tick; `take` for each command before it."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        transcription: Transcription | None = None,
-        own: OwnWords | None = None,
+        self, tokenizer: Tokenizer, own: OwnWords | None = None, floor: Transcript | None = None
     ) -> None:
+        self.floor = floor or Transcript()
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
@@ -45,8 +43,6 @@ class Director:
         self._events: list[ev.Event] = []
         self.agenda = Agenda(tokenizer, self._events)
         self._own = own or OwnWords(tokenizer)
-        self._ears = Ears(transcription, self._own.latch, self._events)
-        self.floor = self._ears.floor
         self._cancelling = False  # after the current word
         self._ending_turn = False  # at once
         self._frames_in_mode = self._awaited_frames = 0
@@ -74,7 +70,8 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self._ears.hear(peak_in, heard)
+        self._note(*self.floor.hear(peak_in, heard))
+        self._own.latch.tick(self.floor)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
             self._end_turn()
@@ -100,10 +97,15 @@ class Director:
 
     def flush(self, heard: HeardRow) -> list[ev.Event]:
         """Take a step of the recogniser that belongs to no frame; what to tell at once."""
-        self._ears.flush(heard)
+        self._note(*self.floor.flush(heard))
         return self.events()
 
-    # -- commands ----------------------------------------------------------------------------------
+    def _note(self, *texts: ev.UserText) -> None:
+        """What the user has said."""
+        for text in texts:
+            self._events.append(text)
+            if text.final:
+                self._own.latch.turned(text.text)
 
     def _obey(self, command: ev.Command) -> None:
         match command:
@@ -127,8 +129,8 @@ class Director:
                     self._release()
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
-            case ev.UserTurn(text):
-                self._ears.user_turn(text)
+            case ev.UserText():
+                self._note(command)
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:
@@ -269,11 +271,11 @@ class Director:
             self._release()
 
     def _watch_for_barge_in(self) -> None:
-        """Speech of the user stops what is said or awaited, if it began later than that did."""
+        """A new onset of the user's speech, or a word, stops what is said or awaited."""
         current = self.agenda.current
+        onset = self.floor.interruption(current.spoken if current else "")
         is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
         self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
-        onset = self.floor.interruption(current.spoken if current else "")
         if onset is None:
             return
         over_speech = self.mode is Mode.SPEAK and onset < self._frames_in_mode

@@ -16,8 +16,7 @@ from engine.dialogue import events as ev
 from engine.dialogue.answers import Answers
 from engine.dialogue.marker import bang_table
 from engine.dialogue.personas import Persona, load_personas
-from engine.dialogue.session import Session
-from engine.dialogue.settings import Limits, SessionConfig
+from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.errors import BusyError, ClosingError
 from engine.runtime.backend import Backend
 from engine.runtime.metrics import Metrics

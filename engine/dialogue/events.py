@@ -99,16 +99,19 @@ class SetRouting:
 
 
 @dataclass(frozen=True, slots=True)
-class UserTurn:
-    """A finished turn of the user in words, for whoever decides what to do about it.
+class UserText:
+    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
 
-    An event of the director's; as a command it stands in for a transcript.
+    An event of the transcript; as a command it stands in for one.
     """
 
     text: str
+    start: float
+    end: float
+    final: bool  # the turn is over
 
 
-Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserTurn
+Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
 
 
 # -- events: leave with the frame they belong to ---------------------------------------------------
@@ -120,16 +123,6 @@ class Text:
 
     text: str
     given: bool
-
-
-@dataclass(frozen=True, slots=True)
-class UserText:
-    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3)."""
-
-    text: str
-    start: float
-    end: float
-    final: bool  # the turn is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +185,4 @@ class Closing:
     seconds_left: float
 
 
-Event = (
-    Text
-    | UserText
-    | UserTurn
-    | Saying
-    | Refused
-    | HoldEnded
-    | Triggered
-    | MarkerIgnored
-    | Route
-    | Closing
-)
+Event = Text | UserText | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | Route | Closing

@@ -66,7 +66,7 @@ class Routing:
         match event:
             case ev.Text(text) if self.on:
                 self._history.agent(text)
-            case ev.UserTurn(text) if self.on:
+            case ev.UserText(text, final=True) if self.on:
                 self._hear_turn(text)
             case ev.Triggered(source):
                 self._hand_over(source)

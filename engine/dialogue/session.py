@@ -10,20 +10,20 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import FRAME_SECONDS, SAMPLE_RATE
+from engine.config import FRAME_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.dialogue import events as ev
 from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.routing import Routing
-from engine.dialogue.settings import Limits, SessionConfig
+from engine.dialogue.transcript import Transcript
+from engine.dialogue.voices import choose_voice
 from engine.errors import (
-    BadParameterError,
     EndError,
     IdleError,
     RefusedError,
@@ -44,6 +44,27 @@ MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_EARLY_COMMANDS = 64  # before the handshake
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """What a client asked for (wire.md 2)."""
+
+    text_prompt: str | None = None  # None: the default persona; "": none
+    voice: str | None = None  # None: the default voice
+    seed: int = -1  # -1: random
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    routing: bool | None = None  # None: the server's default
+    transcribe: bool = True  # write down the user, where there is a recogniser
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a session ends by itself, in seconds."""
+
+    unheard_s: float = 60.0  # no message at all
+    silence_s: float = 300.0  # neither user speech nor anything said
+    session_s: float = 1800.0
 
 
 class Session:
@@ -88,7 +109,7 @@ class Session:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
         backend = self._engine.scheduler.backend
         self._opening = Opening(
-            voice=self._voice(backend.voices),
+            voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(self._persona(), backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
@@ -107,9 +128,9 @@ class Session:
 
     def _new_director(self) -> Director:
         backend = self._engine.scheduler.backend
-        transcription = backend.transcription if self.transcribes else None
         own = self.routing and self.routing.own_words(backend.tokenizer)
-        return Director(backend.tokenizer, transcription, own)
+        floor = Transcript(backend.transcription if self.transcribes else None)
+        return Director(backend.tokenizer, own, floor)
 
     @property
     def transcribes(self) -> bool:
@@ -120,17 +141,6 @@ class Session:
     def voice(self) -> str:
         assert self._opening, "connect first"
         return self._opening.voice
-
-    def _voice(self, voices: tuple[str, ...]) -> str:
-        wanted = self.config.voice
-        if wanted is None:
-            default = self._engine.default_voice
-            return default if default in voices else voices[0]
-        name = wanted.removesuffix(".pt").removesuffix(".wav")
-        if name not in voices:
-            names = ", ".join(voices)
-            raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {names}")
-        return name
 
     def _persona(self) -> str:
         text = self.config.text_prompt

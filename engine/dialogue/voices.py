@@ -11,13 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from engine.config import SAMPLE_RATE, VOICE_NAMES
-from engine.errors import ModelError
+from engine.errors import BadParameterError, ModelError
 
 TARGET_LUFS = -24.0
 BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
 SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
 SUFFIXES = (".pt", ".wav")  # the first found of a name is used
 ARCHIVE = "voices.tgz"
+
+
+def choose_voice(wanted: str | None, default: str, names: tuple[str, ...]) -> str:
+    """The name of a client's voice, or of the default. Raises BadParameterError."""
+    if wanted is None:
+        return default if default in names else names[0]
+    name = wanted.removesuffix(".pt").removesuffix(".wav")
+    if name not in names:
+        known = ", ".join(names)
+        raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {known}")
+    return name
 
 
 class Voices:

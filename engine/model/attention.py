@@ -10,11 +10,13 @@ the order of columns in the ring does not matter.
 """
 
 import math
+from copy import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.model.int8 import exact_columns, quantise_columns
 from engine.model.state import Active
 
 LANES = 16  # floats in 64 bytes: what starts on such a border is summed in the same order
@@ -50,6 +52,7 @@ class Rings:
 
     One column beyond the capacity takes what inactive slots write; it is never part of a window.
     `pushed` mirrors `position` on the host, for what must know lengths without asking the device.
+    With int8 every head and column has a float16 scale beside it: scale [L, 2, S, H, columns].
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Rings:
         columns = math.ceil((capacity + 1) / LANES) * LANES
         shape = (layers, 2, slots, heads, columns, 2 * rotation.pairs)
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
+        int8 = dtype == torch.int8
+        self.scale = torch.zeros(shape[:-1], device=device, dtype=torch.half) if int8 else None
         self.position = torch.zeros(slots, dtype=torch.int64, device=device)
         self.slots = torch.arange(slots, device=device)[:, None]  # [S, 1]
         self.column = torch.arange(columns, device=device)
@@ -77,12 +82,48 @@ class Rings:
         for slot in active.slots:
             self.pushed[slot] += columns
 
+    def narrow(self, slots: int) -> "Rings":
+        """The first slots of these rings: the same memory, the same counts."""
+        some = copy(self)
+        some.kv, some.position = self.kv[:, :, :slots], self.position[:slots]
+        some.scale = None if self.scale is None else self.scale[:, :, :slots]
+        some.slots = self.slots[:slots]
+        return some
+
     def used(self, slot: int) -> Tensor:
         """The filled part of a slot's ring, a view [L, 2, H, n, D]."""
         return self.kv[:, :, slot, :, : min(self.pushed[slot], self.capacity)]
 
+    def used_scale(self, slot: int) -> Tensor | None:
+        """The scales that belong to `used`, a view [L, 2, H, n]; None where there are none."""
+        end = min(self.pushed[slot], self.capacity)
+        return None if self.scale is None else self.scale[:, :, slot, :, :end]
+
+    def read(self, layer: int, slot: int, length: int, dtype: torch.dtype) -> Tensor:
+        """The first columns of one slot as numbers to compute with [2, 1, H, length, D]."""
+        kv = self.kv[layer, :, slot : slot + 1, :, :length]
+        if self.scale is None:
+            return kv
+        return exact_columns(kv, self.scale[layer, :, slot : slot + 1, :, :length], dtype)
+
+    def write(self, layer: int, target: Tensor, new: Tensor) -> None:
+        """One push of all slots: new [S, T, 2, H, D] into the columns target [S, T]."""
+        if self.scale is not None:
+            new, scale = quantise_columns(new)
+            self.scale[layer][:, self.slots, :, target] = scale
+        self.kv[layer][:, self.slots, :, target] = new
+
+    def write_one(self, layer: int, slot: int, target: Tensor, new: Tensor) -> None:
+        """Columns of one slot: new [2, H, T, D] into the columns target [T]."""
+        if self.scale is not None:
+            new, scale = quantise_columns(new)
+            self.scale[layer, :, slot][:, :, target] = scale
+        self.kv[layer, :, slot][:, :, target] = new
+
     def clear(self, slot: int) -> None:
-        self.kv[:, :, slot].zero_()
+        for kept in (self.kv, self.scale):
+            if kept is not None:
+                kept[:, :, slot].zero_()
         self.set_position(slot, 0)
 
     def set_position(self, slot: int, pushed: int) -> None:
@@ -108,22 +149,23 @@ class Step:
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """qkv [S, T, 3, H, D] -> [S, T, H * D]; writes the keys and values first."""
         rotate_(qkv[:, :, :2], self.turn)
-        kv = self.rings.kv[layer]  # [2, S, H, columns, D]
-        kv[:, self.rings.slots, :, self.target] = qkv[:, :, 1:]
-        return self._attend(qkv[:, :, 0], kv).flatten(2)
+        self.rings.write(layer, self.target, qkv[:, :, 1:])
+        return self._attend(qkv[:, :, 0], layer).flatten(2)
 
-    def _by_slot(self, query: Tensor, kv: Tensor) -> Tensor:
+    def _by_slot(self, query: Tensor, layer: int) -> Tensor:
         """Each active slot over its own length: neighbours cannot change a bit, nor cost time."""
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)  # [S, T, H, D]
         for slot, length, mask in self.spans:
             one = query[slot].transpose(0, 1)[None].clone()  # [1, H, T, D], on a 64-byte border
-            keys, values = kv[:, slot : slot + 1, :, :length]
+            keys, values = self.rings.read(layer, slot, length, query.dtype)
             heard = F.scaled_dot_product_attention(one, keys, values, attn_mask=mask)
             out[slot] = heard[0].transpose(0, 1)
         return out
 
-    def _masked(self, query: Tensor, kv: Tensor) -> Tensor:
+    def _masked(self, query: Tensor, layer: int) -> Tensor:
         """All slots over the whole ring: fixed shapes, no length known to the host."""
+        kv, scale = self.rings.kv[layer], self.rings.scale
+        kv = kv if scale is None else exact_columns(kv, scale[layer], query.dtype)
         query = query.transpose(1, 2)  # [S, H, T, D]
         heard = F.scaled_dot_product_attention(query, kv[0], kv[1], attn_mask=self.visible)
         return heard.transpose(1, 2)
@@ -175,12 +217,12 @@ class Chunk:
         """qkv [1, T, 3, H, D] -> [1, T, H * D]."""
         rotate_(qkv[:, :, :2], self.turn)
         query, *new = qkv.permute(2, 0, 3, 1, 4)  # each [1, H, T, D]
-        ring = self.rings.kv[layer, :, self.slot]  # [2, H, columns, D]
-        keys, values = (
-            torch.cat([old[None, :, : self.old], n], 2) for old, n in zip(ring, new, strict=True)
-        )
+        if self.rings.scale is not None:  # a chunk sees itself as later columns will see it
+            new = [exact_columns(*quantise_columns(n), n.dtype) for n in new]
+        ring = self.rings.read(layer, self.slot, self.old, query.dtype)  # [2, 1, H, old, D]
+        keys, values = (torch.cat(both, 2) for both in zip(ring, new, strict=True))
         heard = F.scaled_dot_product_attention(query, keys, values, attn_mask=self.visible)
-        ring[:, :, self.target] = torch.cat(new)[:, :, -self.kept :]
+        self.rings.write_one(layer, self.slot, self.target, torch.cat(new)[:, :, -self.kept :])
         return heard.transpose(1, 2).flatten(2)
 
     def advance(self) -> None:

@@ -18,6 +18,11 @@ def expect(good: bool, what: str, value: object, expected: str) -> None:
         raise ModelError(f"config.json: {what} is {value}; this engine needs {expected}")
 
 
+def expect_heads(what: str, dim: int, heads: int) -> None:
+    """Raises ModelError unless every head has a whole number of rotary pairs."""
+    expect(dim % (2 * heads) == 0, what, dim, f"a multiple of {2 * heads}, twice its heads")
+
+
 def from_dict(cls: type, values: dict, where: str):
     """A config dataclass from a json object; lists become tuples. Raises ModelError."""
     known = {f.name for f in fields(cls)}
@@ -36,6 +41,9 @@ class TransformerConfig:
     dim_feedforward: int = 2048
     context: int = 250  # columns of 40 ms
     max_period: float = 10_000
+
+    def __post_init__(self) -> None:
+        expect_heads("mimi.transformer.d_model", self.d_model, self.num_heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         q = self.codebooks
+        expect_heads("lm.dim", self.dim, self.num_heads)
         expect(self.n_q == 2 * q, "lm.n_q", self.n_q, "an even number: agent and user")
         expect(self.dep_q in (q, 2 * q), "lm.dep_q", self.dep_q, f"{q} or {2 * q}")
         good = len(self.delays) == self.n_q + 1 and set(self.delays) <= {0, 1}

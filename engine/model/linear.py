@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.model.int8 import quantise, w8a16
+
 ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
 
@@ -21,6 +23,12 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
         self.packed: Tensor | None = None
+        self.scale: Tensor | None = None  # [outputs] float32, where the weight is int8
+
+    def quantise(self) -> None:
+        """Trade the weight for its int8 form, before it is packed."""
+        weight, self.scale = quantise(self.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
     def pack(self) -> None:
         """Re-order the weight for this CPU and free the plain one. Elsewhere: nothing."""
@@ -32,6 +40,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., outputs]."""
+        if self.scale is not None:
+            return w8a16(x, self.weight, self.scale)
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")

@@ -5,6 +5,9 @@ which tokens go in, and what becomes of those that come out, is loop.py. The rec
 the temporal transformer's second user.
 """
 
+import importlib
+import importlib.util
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.model.attention import Chunk, Rings, Step
 from engine.model.config import LMConfig
-from engine.model.depformer import Depformer
+from engine.model.depformer import Depformer, Pick
 from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import GatedLayer, RMSNorm, Transformer
@@ -73,16 +76,27 @@ class Temporal(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
+        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
 
-    def rings(self, slots: int) -> Rings:
-        """Empty KV memory for a number of slots."""
-        return self.transformer.rings(slots, self.window)
+    def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
+        """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
+        return self.transformer.rings(slots, self.window, dtype)
+
+    def embed(self, column: Tensor) -> Tensor:
+        """One column of tokens [S, K] -> [S, dim]."""
+        if self.fast:
+            return self.fast.embedded(self.embedding, column)
+        return self.embedding(column)
 
     def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
         """One frame: embedded [S, dim] -> hidden [S, dim]."""
-        x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+        if self.fast:
+            hidden = self.fast.temporal(self, embedded, rings, active)
+        else:
+            x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+            hidden = self.out_norm(x[:, 0])
         rings.advance(active, 1)
-        return self.out_norm(x[:, 0])
+        return hidden
 
     def prefill(self, embedded: Tensor, rings: Rings, slot: int) -> Tensor:
         """Many frames of one slot at once: embedded [T, dim] -> hidden [T, dim]."""
@@ -93,7 +107,14 @@ class Temporal(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., dim] -> float32 [..., text_card]."""
+        if self.fast:
+            return self.fast.product(self.text_linear, hidden).float()
         return self.text_linear(hidden).float()
+
+    def hasten(self) -> None:
+        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
+        if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
+            self.fast = importlib.import_module("engine.model.fast")
 
 
 class LM(Temporal):
@@ -106,3 +127,9 @@ class LM(Temporal):
         super().__init__(config, config.context - 1)
         self.config = config
         self.depformer = Depformer(config)
+
+    def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
+        """The agent's codes of one frame [S, Q], as picked."""
+        if self.fast:
+            return self.fast.depth(self.depformer, hidden, text, pick)
+        return self.depformer(hidden, text, pick)

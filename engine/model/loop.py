@@ -5,6 +5,7 @@ goes in and makes the agent's frame. Between the two, whoever directs the conver
 the text. State lives here, at fixed addresses, first dimension = slot; weights live in the modules.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -29,20 +30,22 @@ class Ready:
     user_before: Tensor  # [Q]: the user's codes one frame earlier
     user_now: Tensor  # [Q]: the user's codes of the last prompt frame
     forced: Tensor  # [Q]: agent codes that are given in the bootstrap tick, or FREE
+    scale: Tensor | None = None  # [L, 2, H, n], where the ring is int8
 
     @property
     def bytes(self) -> int:
-        return self.kv.numel() * self.kv.element_size()
+        kept = [self.kv] if self.scale is None else [self.kv, self.scale]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 class Loop:
     """All conversations of one engine. Slots that are not active in a call do not change."""
 
-    def __init__(self, lm: LM, mimi: Mimi, slots: int) -> None:
+    def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
         self.device = lm.embedding.table.device
         config, q = lm.config, lm.config.codebooks
-        self.rings = lm.rings(slots)
+        self.rings = lm.rings(slots, kv_dtype)
         self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
         self.codebooks = q  # that are encoded; more than Q where a recogniser reads them too
         self.sampler = Sampler(slots, config, self.device)
@@ -54,6 +57,21 @@ class Loop:
         self.agent = self._tokens(1 + q)  # text and agent rows of the column to run next
         self.user_before, self.user_now, self.forced = (self._tokens(q) for _ in range(3))
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
+
+        if lm.fast:
+            self.sampler.fixed = True
+            self.sampler.picked_by = lm.fast.pick
+            self.encoder.push = self.decoder.push = lm.fast.Decode
+
+    def narrow(self, slots: int) -> "Loop":
+        """The first slots of this loop: the same memory and conversations, smaller tensors."""
+        some = copy(self)
+        some.slots = slots
+        for name in ("rings", "encoder", "decoder", "sampler"):
+            setattr(some, name, getattr(self, name).narrow(slots))
+        for name in ("agent", "user_before", "user_now", "forced"):
+            setattr(some, name, getattr(self, name)[:slots])
+        return some
 
     def _tokens(self, rows: int) -> Tensor:
         return torch.zeros(self.slots, rows, dtype=torch.int64, device=self.device)
@@ -79,8 +97,10 @@ class Loop:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after
         last, after = last.to(self.device), after.to(self.device)
+        scale = self.rings.used_scale(slot)
         return Ready(
             kv=self.rings.used(slot).clone(),
+            scale=None if scale is None else scale.clone(),
             columns=self.rings.pushed[slot],
             agent=last[: 1 + q],
             user_before=last[1 + q :],
@@ -92,6 +112,8 @@ class Loop:
         """Put a cleared slot just before its bootstrap tick."""
         self.rings.set_position(slot, ready.columns)
         self.rings.used(slot).copy_(ready.kv)
+        if ready.scale is not None:
+            self.rings.used_scale(slot).copy_(ready.scale)
         self.agent[slot], self.forced[slot] = ready.agent, ready.forced
         self.user_before[slot], self.user_now[slot] = ready.user_before, ready.user_now
         self.booting.add(slot)
@@ -110,28 +132,48 @@ class Loop:
 
         A slot's first tick runs the last column of its prompt; its pcm is not looked at.
         """
+        self.sampler.draw(active)
         hearing = self.active([s for s in active.slots if s not in self.booting])
+        text, codes = self.listened(pcm, active, hearing)
+        return self.chosen(text), codes
+
+    def chosen(self, text: Tensor) -> Tensor:
+        """The picked text [S], picked again where the settings of a slot ask for more."""
+        return self.sampler.pick_text(self.logits) if self.sampler.special else text
+
+    def listened(self, pcm: Tensor, active: Active, hearing: Active) -> tuple[Tensor, Tensor]:
+        """What `listen` launches: nothing here looks at a number on the host."""
         pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
         self.heard = self.mimi.encode(pcm, self.encoder, hearing, self.codebooks)
         own = self.heard[:, : self.lm.config.codebooks]
         codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
-        return self.think(codes, active), codes
+        return self.thought(codes, active), codes
 
     def think(self, codes: Tensor, active: Active) -> Tensor:
         """The user's codes [S, Q] of this frame -> text picked for the next one [S]."""
+        self.sampler.draw(active)
+        return self.chosen(self.thought(codes, active))
+
+    def thought(self, codes: Tensor, active: Active) -> Tensor:
+        """What `think` launches."""
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
-        self.hidden = self.lm.step(self.lm.embedding(column), self.rings, active)
+        self.hidden = self.lm.step(self.lm.embed(column), self.rings, active)
         active.keep(self.user_before, codes)
-        self.sampler.draw(active)
-        return self.sampler.pick_text(self.lm.text_logits(self.hidden))
+        self.logits = self.lm.text_logits(self.hidden)
+        if self.sampler.fixed:
+            return self.sampler.pick_text_fixed(self.logits)
+        return self.sampler.pick_text(self.logits)
 
     def speak(self, text: Tensor, hush: Tensor, active: Active) -> tuple[Tensor, Tensor]:
         """Feed text [S], silence where hush [S]: pcm [S, 1920] and codes [S, Q] of this frame."""
-        codes = self.say(text, hush, active)
-        pcm = self.mimi.decode(codes, self.decoder, active)
         self.booting.difference_update(active.slots)
-        return pcm, codes
+        return self.said(text, hush, active)
+
+    def said(self, text: Tensor, hush: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+        """What `speak` launches."""
+        codes = self.say(text, hush, active)
+        return self.mimi.decode(codes, self.decoder, active), codes
 
     def say(self, text: Tensor, hush: Tensor, active: Active) -> Tensor:
         """The tokens of `speak` alone: the agent's frame that is now complete [S, Q]."""
@@ -139,10 +181,9 @@ class Loop:
         given = torch.where(hush & ~self.agent_late, self.silence_now, self.forced)  # [S, Q]
 
         def pick(codebook: int, logits: Tensor) -> Tensor:
-            told = given[:, codebook]
-            return torch.where(told < 0, self.sampler.pick_audio(codebook, logits), told)
+            return self.sampler.pick_audio(codebook, logits, given[:, codebook])
 
-        picked = self.lm.depformer(self.hidden, text, pick)  # [S, Q]
+        picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
         complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
         self.sampler.feed(text, active)
         active.keep(self.agent, torch.cat([text[:, None], picked], 1))

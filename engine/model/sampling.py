@@ -5,6 +5,8 @@ so what it says does not depend on its neighbours. Source of the method: nvidia/
 kyutai-labs/moshi draw with the exponential race, argmax(p / q) with q ~ Exp(1).
 """
 
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from engine.config import EPAD, PAD, REPETITION_CONTEXT, SamplingConfig
 from engine.model.config import LMConfig
 from engine.model.state import Active
 
+FIXED_WIDTH = 256  # widest top-k of text that a captured pick can do
 HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the penalty
 
 
@@ -56,6 +59,12 @@ class Picker:
     def clear(self, slot: int) -> None:
         self.settings.pop(slot, None)
 
+    def narrow(self, slots: int) -> "Picker":
+        """The first slots, the same memory and settings."""
+        some = copy(self)
+        some.temperature, some.width = self.temperature[:slots], self.width[:slots]
+        return some
+
     def draws(self, slot: int) -> int:
         """How many random numbers one pick of this slot takes."""
         return self.settings[slot].top_k
@@ -69,16 +78,35 @@ class Picker:
             picked = some if picked is None else torch.where(self.width == width, some, picked)
         return picked
 
+    def pick_fixed(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """`pick` with shapes that depend on no setting, for widths up to FIXED_WIDTH."""
+        most = min(FIXED_WIDTH, self.vocabulary)
+        top, ids = torch.softmax(logits / self.temperature[:, None], -1).topk(most)  # [S, k]
+        kept = torch.arange(most, device=logits.device) < self.width[:, None]
+        winner = torch.where(kept, top / noise[:, :most], -1.0).argmax(-1, keepdim=True)
+        picked = ids.gather(1, winner)[:, 0]
+        return torch.where(self.width == 0, logits.argmax(-1), picked)
+
 
 class Sampler:
-    """Text and audio picks of all slots, with the random numbers of the current tick."""
+    """Text and audio picks of all slots, with the random numbers of the current tick.
+
+    `fixed`: picks are launched without a look at any setting, as a CUDA graph must be; where that
+    would be wrong, `special` says so and `pick_text` is to be asked again.
+    """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device) -> None:
         self.codebooks = config.codebooks
         self.text = Picker(slots, config.text_card, device)
         self.audio = Picker(slots, config.card, device)
-        self.text_noise = torch.ones(slots, config.text_card, device=device)
-        self.audio_noise = torch.ones(slots, config.codebooks, config.card, device=device)
+        draws = config.text_card + config.codebooks * config.card
+        self.noise = torch.ones(slots, draws, device=device)  # text, then every codebook
+        staged = device.type == "cuda"
+        self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
+        self._name_noise()
+        self.fixed = False
+        self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
+        self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
         self.penalty = torch.ones(slots, device=device)
@@ -88,7 +116,28 @@ class Sampler:
         self.count = torch.zeros(slots, dtype=torch.int64, device=device)
         self._age = torch.arange(HISTORY, device=device)
 
+    def _name_noise(self) -> None:
+        text = self.text.vocabulary
+        self.text_noise = self.noise[:, :text]
+        self.audio_noise = self.noise[:, text:].unflatten(1, (self.codebooks, -1))
+
+    def narrow(self, slots: int) -> "Sampler":
+        """The first slots: the same memory, settings and generators."""
+        some = copy(self)
+        some.text, some.audio = self.text.narrow(slots), self.audio.narrow(slots)
+        for name in ("noise", "staged", "pad_bias", "penalty", "span", "fed", "count"):
+            setattr(some, name, getattr(self, name)[:slots])
+        some._name_noise()
+        return some
+
+    @property
+    def special(self) -> bool:
+        """Whether some slot's text needs more than a fixed pick."""
+        wide = any(s.top_k > FIXED_WIDTH for s in self.text.settings.values())
+        return self.fixed and (wide or bool(self.penalised))
+
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        self.drawn.discard(slot)
         self.text.set(slot, sampling.text_temperature, sampling.text_top_k)
         self.audio.set(slot, sampling.audio_temperature, sampling.audio_top_k)
         self.pad_bias[slot] = sampling.pad_bias
@@ -100,6 +149,7 @@ class Sampler:
 
     def seed(self, slot: int, seed: int) -> None:
         self.generators[slot].manual_seed(seed)
+        self.drawn.discard(slot)
 
     def clear(self, slot: int) -> None:
         self.text.clear(slot)
@@ -111,13 +161,22 @@ class Sampler:
 
     def draw(self, active: Active) -> None:
         """New random numbers for the active slots; each from its own generator, as it needs."""
-        for slot in active.slots:
+        self.draw_ahead(active.slots)
+        self.drawn.difference_update(active.slots)
+        if self.noise.is_cuda:
+            self.noise.copy_(self.staged, non_blocking=True)
+
+    def draw_ahead(self, slots: Iterable[int]) -> None:
+        """The same, on the host alone: done while a device is busy, it costs no time."""
+        split, card = self.text.vocabulary, self.audio.vocabulary
+        for slot in set(slots) - self.drawn:
             text, audio = self.text.draws(slot), self.audio.draws(slot)
-            total = text + self.codebooks * audio
-            numbers = torch.empty(total).exponential_(generator=self.generators[slot])
-            numbers = numbers.to(self.text_noise.device, non_blocking=True)
-            self.text_noise[slot, :text] = numbers[:text]
-            self.audio_noise[slot, :, :audio] = numbers[text:].view(self.codebooks, audio)
+            numbers = torch.empty(text + self.codebooks * audio)
+            numbers.exponential_(generator=self.generators[slot])
+            row = self.staged[slot]
+            row[:text] = numbers[:text]
+            row[split:].view(-1, card)[:, :audio] = numbers[text:].view(self.codebooks, audio)
+            self.drawn.add(slot)
 
     def pick_text(self, logits: Tensor) -> Tensor:
         """logits [S, text_card] -> tokens [S], after penalty and bias; changes the logits."""
@@ -126,9 +185,20 @@ class Sampler:
         logits[:, PAD] += self.pad_bias
         return self.text.pick(logits, self.text_noise)
 
-    def pick_audio(self, codebook: int, logits: Tensor) -> Tensor:
-        """logits [S, card] -> tokens [S]."""
-        return self.audio.pick(logits, self.audio_noise[:, codebook])
+    def pick_text_fixed(self, logits: Tensor) -> Tensor:
+        """The same for settings that are not `special`; the logits stay."""
+        logits = logits.clone()
+        logits[:, PAD] += self.pad_bias
+        return self.text.pick_fixed(logits, self.text_noise)
+
+    def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
+        """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
+        noise, audio = self.audio_noise[:, codebook], self.audio
+        if told is None:
+            return audio.pick(logits.float(), noise)
+        if self.picked_by:
+            return self.picked_by(logits, noise, audio.temperature, audio.width, told)
+        return torch.where(told < 0, audio.pick(logits.float(), noise), told)
 
     def feed(self, text: Tensor, active: Active) -> None:
         """Remember the text tokens [S] that the active slots were really given."""

@@ -90,7 +90,12 @@ class CodecLayer(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
     def forward(self, x: Tensor, push: Attends, layer: int) -> Tensor:
-        x = x + self.self_attn(self.norm1(x), push, layer) * self.layer_scale_1
+        heard = self.self_attn(self.norm1(x), push, layer)
+        if x.is_cuda:  # one launch each, where launches cost
+            x = torch.addcmul(x, heard, self.layer_scale_1)
+            thought = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+            return torch.addcmul(x, thought, self.layer_scale_2)
+        x = x + heard * self.layer_scale_1
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x)))) * self.layer_scale_2
 
 
@@ -108,9 +113,9 @@ class Transformer(nn.Module):
             x = layer(x, push, index)
         return x
 
-    def rings(self, slots: int, capacity: int) -> Rings:
-        """Empty KV rings on the device, in the dtype of the weights."""
+    def rings(self, slots: int, capacity: int, dtype: torch.dtype | None = None) -> Rings:
+        """Empty KV rings on the device, in the dtype of the norms unless another is asked for."""
         first = self.layers[0]
         sample, heads = next(first.norm1.parameters()), first.self_attn.heads
         rotation = Rotation(sample.shape[0] // heads, self.max_period, sample.device)
-        return Rings(len(self.layers), slots, heads, rotation, capacity, sample.dtype)
+        return Rings(len(self.layers), slots, heads, rotation, capacity, dtype or sample.dtype)

@@ -55,7 +55,8 @@ def fetch(
         try:
             path = hf_hub_download(repository, name, revision=revision, tqdm_class=bar)
         except faults as error:
-            raise ModelError(reason(error, repository, revision, name)) from error
+            option = "--model" if files is FILES else "--transcribe"
+            raise ModelError(reason(error, repository, revision, name, option)) from error
     return Path(path).parent
 
 
@@ -75,13 +76,15 @@ def reporting(phase: str, progress: Progress) -> type:
     return Bar
 
 
-def reason(error: Exception, repository: str, revision: str, name: str) -> str:
+def reason(
+    error: Exception, repository: str, revision: str, name: str, option: str = "--model"
+) -> str:
     """One line: what went wrong with a download, and what to do."""
     from huggingface_hub import errors, get_token
 
     page = f"https://huggingface.co/{repository}"
     token = "a token from https://huggingface.co/settings/tokens (HF_TOKEN=... or `hf auth login`)"
-    resume = f"run `python -m engine download --model {repository}` again to resume"
+    resume = f"run `python -m engine download {option} {repository}` again to resume"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status in (401, 403):
         if not get_token():

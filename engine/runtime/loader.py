@@ -118,6 +118,7 @@ def load_checkpoint(
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
     mimi.prepare()
     fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name))
+    lm.hasten()
     tokenizer = Tokenizer(folder / TEXT_FILE)
     if len(tokenizer) > config.lm.text_card:
         raise ModelError(

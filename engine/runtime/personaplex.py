@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.model.graphs import Ticks
 from engine.model.loop import Loop, Ready
 from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
@@ -20,13 +21,14 @@ from engine.runtime.hub import Progress
 from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
 from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
+from engine.runtime.renewal import Renewal
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
-CACHE_MB = 2_000.0  # of prompt states: about 40 of 100 columns of the public model in bf16
+CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4
 MOST_SLOTS = 16
 ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
-RESERVE_BYTES = 2_000_000_000  # of the device, for activations and the prompt being prefilled
+RESERVE_BYTES = 2_000_000_000  # of the device, for activations and kept prompts
 
 
 class PersonaPlexBackend:
@@ -38,16 +40,26 @@ class PersonaPlexBackend:
         slots: int = CPU_SLOTS,
         cache_mb: float = CACHE_MB,
         recogniser: LoadedRecogniser | None = None,
+        *,
+        graphs: bool = True,
+        kv_dtype: torch.dtype | None = None,
+        renewal_frames: int = 0,
     ) -> None:
         self.checkpoint, self.name, self.slots = checkpoint, checkpoint.name, slots
         self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
         self.config = checkpoint.lm.config
-        self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots)
+        self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots, kv_dtype)
         self.cache = PromptCache(cache_mb)
         self._voices: dict[str, Voice] = {}  # by the hash of their file
-        self._active = self.loop.active([])
+        self._active = np.zeros(slots, bool)
         self.ear = Ear(recogniser, self.loop) if recogniser else None
         self.transcribing = self.transcribes = recogniser is not None
+        if self.ear:  # a graph encodes what the recogniser reads, whether it is on or not
+            self.loop.codebooks = self.ear.codebooks
+        with torch.inference_mode():
+            self.ticks = Ticks(self.loop, graphs)
+        self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
+        self._openings: dict[int, Opening] = {}  # what each slot was opened with
 
     # -- one conversation --------------------------------------------------------------------------
 
@@ -66,6 +78,18 @@ class PersonaPlexBackend:
             ready = self._ready(slot, prompt)
             self.cache.put(key, ready)
         self._start(slot, ready, opening)
+        self._openings[slot] = opening
+
+    def renew(self, slot: int) -> Iterator[None] | None:
+        """Work that gives a slot whose context runs out a new one; None where none is due."""
+        if self.renewal is None or not self.renewal.due(slot):
+            return None
+        opening = self._openings[slot]
+        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
+        frames = prompt_frames(self.config, opening.text_ids)
+        if not self.renewal.fits(build_prompt(self.config, voice, frames).frames):
+            return None
+        return self.renewal.run(slot, voice, frames)
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.loop.sampler.tune(slot, sampling)
@@ -73,6 +97,8 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def close(self, slot: int) -> None:
         self.loop.clear(slot)
+        if self.renewal:
+            self.renewal.forget(slot)
         if self.ear:
             self.ear.clear(slot)
 
@@ -84,21 +110,26 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
-        self._active = self.loop.active(np.flatnonzero(active).tolist())
-        self.loop.codebooks = self.ear.codebooks if self.transcribing else self.config.codebooks
-        text, codes = self.loop.listen(self._tensor(pcm), self._active)
-        stt_text, pause = self.ear.hear(self._active) if self.transcribing else (None, None)
-        return Heard(text.cpu().numpy(), codes.cpu().numpy(), stt_text, pause)
+        self._active = active
+        read = self.ear.codebooks if self.transcribing else self.config.codebooks
+        text, codes = self.ticks.listen(pcm, active, read)
+        self._user_codes = codes
+        if not self.transcribing:
+            return Heard(text, codes)
+        return Heard(text, codes, *self.ear.hear(self.loop.active(np.flatnonzero(active).tolist())))
 
     @torch.inference_mode()
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
-        fed = np.full(self.slots, PAD, np.int64)
-        rows = list(self._active.slots)
-        fed[rows] = text[rows]
+        fed = np.where(self._active, text, PAD)
         known = (fed >= 0) & (fed < self.config.text_card)
         assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
-        pcm, codes = self.loop.speak(self._tensor(fed), self._tensor(hush), self._active)
-        return Spoken(pcm=pcm.cpu().numpy(), codes=codes.cpu().numpy())
+        active = np.flatnonzero(self._active).tolist()
+        talking = [slot for slot in active if slot not in self.loop.booting]
+        pcm, codes = self.ticks.speak(fed, hush)
+        if self.renewal:
+            self.renewal.begin([slot for slot in active if slot not in talking], fed)
+            self.renewal.note(talking, fed, self._user_codes, codes)
+        return Spoken(pcm=pcm, codes=codes)
 
     @property
     def transcription(self) -> Transcription:
@@ -107,9 +138,6 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def flush(self, slots: list[int]) -> dict[int, HeardRow]:
         return self.ear.flush(slots) if self.transcribing else {}
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.loop.device)
 
     # -- prompts -----------------------------------------------------------------------------------
 
@@ -214,5 +242,6 @@ def fitting_slots(checkpoint: Checkpoint, recogniser: LoadedRecogniser | None = 
         rings.append(recogniser.stt.rings(1))
     each = sum(ring.kv.numel() * ring.kv.element_size() for ring in rings)
     del one, rings
+    torch.cuda.empty_cache()
     free, _total = torch.cuda.mem_get_info(device)
     return max(1, min(MOST_SLOTS, (free - RESERVE_BYTES) // each))

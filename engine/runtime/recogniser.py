@@ -99,6 +99,7 @@ def load_recogniser(
             f"{folder / _text_file(raw)} has {len(tokenizer)} pieces, text_card is "
             f"{config.text_card}; use the files of one release together"
         )
+    stt.hasten()
     return LoadedRecogniser(stt, tokenizer)
 
 

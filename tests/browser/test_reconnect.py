@@ -114,12 +114,12 @@ def test_when_all_places_are_taken_it_waits_for_its_turn(tab, api):
     tab.page.clock.run_for(1000)
     tab.see("Your turn in 2 s")
     tab.page.clock.run_for(2500)
-    tab.until(lambda: len(api.conversations) == 2)
+    tab.until(lambda: len(api.conversations) >= 2)  # the page's clock runs on by itself, too
     tab.see("Your turn in 3 s")
     api.script = talk
     tab.page.clock.run_for(3500)
     tab.see("You are live")
-    assert len(api.conversations) == 3
+    assert sum(talk.close_code is None for talk in api.conversations) == 1
 
 
 def test_waiting_for_a_turn_can_be_given_up(tab, api):

@@ -55,7 +55,7 @@ class Talk:
         hooks = Hooks(self._post, self._announce, self._new_say_id, Metrics())
         self.routing = Routing(answers, hooks, on)
         self.routing.transcribes = transcribes
-        self.director = Director(TOKENIZER, own=self.routing.own_words(TOKENIZER))
+        self.director = Director(TOKENIZER, self.routing.own_words(TOKENIZER))
         self.fed: list[int] = []
         self.events: list[ev.Event] = []  # all that a client could be shown
         self._inbox: list[ev.Command] = []
@@ -106,7 +106,7 @@ class Talk:
 
     async def turn(self, text: str) -> None:
         """The user says this, and the transcript has it (a test double)."""
-        self._post(ev.UserTurn(text))
+        self._post(ev.UserText(text, 0.0, 1.0, final=True))
         await self.frames(2)
 
     async def settled(self, count: int = 1) -> None:

@@ -25,7 +25,7 @@ class Rig:
     """A director, the tokens it fed and the events it reported."""
 
     def __init__(self, routing: bool = True) -> None:
-        self.director = Director(TOKENIZER, own=OwnWords(TOKENIZER, RULES, routing))
+        self.director = Director(TOKENIZER, OwnWords(TOKENIZER, RULES, routing))
         self.fed: list[int] = []
         self.hushed: list[bool] = []
         self.events: list[ev.Event] = []
@@ -54,7 +54,7 @@ class Rig:
 
     def asked(self, text: str = "What is the time?") -> None:
         """The user has said something, and a transcript has it."""
-        self.take(ev.UserTurn(text))
+        self.take(ev.UserText(text, 0.0, 1.0, final=True))
         self.steps(2)
 
     def run_until(self, done, limit: int = 400) -> int:
@@ -98,7 +98,7 @@ def test_without_routing_every_token_passes_untouched():
     plain, off = Rig(), Rig(routing=False)
     plain.director = Director(TOKENIZER)
     for rig in (plain, off):
-        rig.take(ev.UserTurn("What is the time?"))
+        rig.take(ev.UserText("What is the time?", 0.0, 1.0, final=True))
     for _ in range(3000):
         token = rng.choice([PAD, EPAD, *TOKENIZER.encode("!!! let me check it! yes")])
         peak = rng.choice([SILENT, LOUD])

@@ -5,6 +5,9 @@ import soundfile
 import torch
 
 from engine.config import FRAME_SAMPLES
+from engine.model.attention import Chunk
+from engine.model.mimi import Stream, transformed
+from engine.model.seanet import run
 from engine.model.state import Active
 from tests.model.conftest import CPU, TINY
 
@@ -37,6 +40,11 @@ def test_every_stage_of_the_encoder_is_the_references(mimi, expected, frames):
     columns = torch.cat([mimi.columns(f, stream, active) for f in frames], 2)
     torch.testing.assert_close(columns[0], want["enc_seanet_out"], atol=ENCODER_TOLERANCE, rtol=0)
     stream = mimi.encoder_stream(1)
+    seen = torch.cat(
+        [transformed(mimi.encoder_transformer, c, stream, active) for c in columns.split(2, 2)], 2
+    )
+    torch.testing.assert_close(seen[0], want["enc_transformer_out"], atol=ENCODER_TOLERANCE, rtol=0)
+    stream = mimi.encoder_stream(1)
     latent = torch.cat([mimi.latent(f, stream, active) for f in frames])
     torch.testing.assert_close(latent.T, want["enc_latent"], atol=ENCODER_TOLERANCE, rtol=0)
 
@@ -63,3 +71,33 @@ def test_dequantized_latent_is_the_references(mimi, expected):
     torch.testing.assert_close(
         got.T, want["dequantized_latent_codes8"], atol=ENCODER_TOLERANCE, rtol=0
     )
+
+
+def one_shot(mimi, parts: list, transformer) -> Stream:
+    """A codec that is given everything in one call: its attention has the plain window."""
+    return Stream(parts, transformer, 1, mimi.config.transformer.context)
+
+
+def test_one_call_on_the_whole_signal_is_the_references(mimi, expected, frames):
+    want, active, first = expected("codec"), only(0), torch.tensor([True])
+    stream = one_shot(mimi, [mimi.encoder, mimi.downsample], mimi.encoder_transformer)
+    columns = mimi.columns(frames.view(1, -1), stream, active)  # [1, dim, 164]
+    chunk = Chunk(stream.rings, 0, columns.shape[2])
+    seen = mimi.encoder_transformer(columns.transpose(1, 2), chunk).transpose(1, 2)
+    latent = mimi.downsample(seen, stream.tails, active, first)[0].T  # [82, dim]
+    assert torch.equal(mimi.quantizer.encode(latent, 32).T.int(), want["codes32_offline"])
+    stream = one_shot(mimi, [mimi.decoder, mimi.upsample], mimi.decoder_transformer)
+    pcm = want["pcm_from_codes8_offline_first_frames"]
+    codes = want["codes8_streaming"].long().T[: len(pcm) // FRAME_SAMPLES]
+    columns = mimi.upsample(mimi.quantizer.decode(codes).T[None], stream.tails, active, first)
+    chunk = Chunk(stream.rings, 0, columns.shape[2])
+    seen = mimi.decoder_transformer(columns.transpose(1, 2), chunk).transpose(1, 2)
+    got = run(mimi.decoder.model, seen, stream.tails, active, first)[0, 0]
+    torch.testing.assert_close(got, pcm, atol=PCM_TOLERANCE, rtol=0)
+
+
+def test_eight_codebooks_are_the_first_of_thirty_two(mimi, frames):
+    few, many = mimi.encoder_stream(1), mimi.encoder_stream(1)
+    for frame in frames[:4]:
+        eight = mimi.encode(frame, few, only(0))
+        assert torch.equal(eight, mimi.encode(frame, many, only(0), 32)[:, :8])

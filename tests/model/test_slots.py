@@ -13,7 +13,6 @@ from tests.model.conftest import CPU
 from tests.model.making import ODD, Held, checkpoint, on_meta
 
 SETTINGS = SamplingConfig(text_top_k=20, audio_top_k=12, repetition_penalty=1.3)
-FRAMES = 14  # both rings are shorter
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def odd():
     return lm, mimi
 
 
-def talk(loop: Loop, slot: int, others: tuple[int, ...] = ()) -> tuple[list, list]:
+def talk(loop: Loop, slot: int, frames: int, others: tuple[int, ...] = ()) -> tuple[list, list]:
     """Everything that came out of a slot, and its state after it."""
     generator, out = torch.Generator().manual_seed(3), []
     prompt = build_prompt(ODD.lm, Voice(), prompt_frames(ODD.lm, (5, 6, 7)))
@@ -37,7 +36,7 @@ def talk(loop: Loop, slot: int, others: tuple[int, ...] = ()) -> tuple[list, lis
         loop.start(seat, loop.ready(seat, prompt))
         loop.sampler.seed(seat, 11 if seat == slot else seat)
         loop.sampler.tune(seat, SETTINGS)
-    for step in range(FRAMES):
+    for step in range(frames):
         pcm = torch.rand(loop.slots, FRAME_SAMPLES) - 0.5
         pcm[slot] = torch.rand(FRAME_SAMPLES, generator=generator) - 0.5
         seats = [slot, *(s for s in others if (s + step) % 3)]
@@ -48,14 +47,21 @@ def talk(loop: Loop, slot: int, others: tuple[int, ...] = ()) -> tuple[list, lis
     return [x.clone() for x in out], [x.clone() for x in loop.state(slot)]
 
 
-@pytest.mark.parametrize(("slots", "threads"), [(2, 1), (7, 1), (5, 2)])
+@pytest.fixture
+def threads():
+    """threads(n) for one test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("slots", "cores", "frames"), [(2, 1, 14), (7, 1, 14), (3, 2, 3)])
 def test_a_row_is_the_same_to_the_bit_wherever_it_stands_and_whoever_is_beside_it(
-    odd, slots, threads
+    odd, threads, slots, cores, frames
 ):
-    torch.set_num_threads(threads)
+    threads(cores)
     loop = Loop(*odd, slots)
-    want = talk(loop, 0)
+    want = talk(loop, 0, frames)
     for slot in range(1, slots):
         others = tuple(s for s in range(slots) if s != slot)[: slot + 1]
-        for part, expected in zip(talk(loop, slot, others), want, strict=True):
+        for part, expected in zip(talk(loop, slot, frames, others), want, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(part, expected, strict=True))

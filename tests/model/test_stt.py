@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.model.attention import Step
 from engine.model.state import Active
 from engine.model.stt import Hearing, silence_codes
 from engine.runtime.drive import frames_of
@@ -98,3 +99,16 @@ def test_a_cleared_slot_is_like_new_and_its_neighbour_does_not_notice(stt):
     fresh = listen(Hearing(stt, 2), columns, 0)
     assert all(torch.equal(a, b) for a, b in zip(again, fresh, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(hearing.state(1), before, strict=True))
+
+
+def test_the_ring_as_a_gpu_reads_it_gives_the_references_tokens_too(stt, monkeypatch):
+    by_slot = Step.__init__
+
+    def masked(step: Step, *args, **options) -> None:
+        by_slot(step, *args, **options)
+        step.visible, step._attend = step._visible(), step._masked
+
+    monkeypatch.setattr(Step, "__init__", masked)
+    tokens, pause, _ = listen(Hearing(stt, 3), golden_columns(), 1, others=(0,))
+    assert torch.equal(tokens.int(), WANT["tokens"])
+    close(pause, WANT["pause"], 1e-4)

@@ -142,6 +142,7 @@ def test_a_missing_file_is_named(copy, file):
         ({"lm": {"n_q": 12}}, "lm.dep_q is 16"),
         ({"lm": {"dimension": 7}}, "lm.dimension is unknown"),
         ({"lm": {"silence_tokens": [99] * 8}}, "lm.silence_tokens"),
+        ({"lm": {"num_heads": 5}}, "lm.dim is 64; this engine needs a multiple of 10"),
         ({"mimi": {"frame_rate": 25}}, "mimi.frame_rate is 25"),
         ({"mimi": {"num_codebooks": 4}}, "mimi.num_codebooks is 4"),
     ],

@@ -1,0 +1,147 @@
+"""Whether a device computes what the CPU does: golden runs, graphs = eager, neighbours, idle slots.
+
+Correctness only, no times. Uses the tiny checkpoint and generated weights; needs no pytest, so
+that it runs on a machine that holds little more than torch.
+"""
+
+import argparse
+import json
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from engine.bench.device import add_model_arguments, device_of, loop_of, release
+from engine.bench.report import save, table
+from engine.config import FRAME_SAMPLES, GREEDY
+from engine.dialogue.prompt import prompt_ids
+from engine.dialogue.voices import Voices
+from engine.model.graphs import Ticks
+from engine.model.state import Active
+from engine.runtime.backend import Opening
+from engine.runtime.drive import conversation, frames_of
+from engine.runtime.generated import SMALL, generated
+from engine.runtime.loader import load_checkpoint
+from engine.runtime.personaplex import PersonaPlexBackend
+
+TINY = Path("tests/golden/tiny")
+GOLDEN = ("gen_voice_pt", "gen_forced_text")
+ROWS = 81
+Result = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
+
+
+def user_frames() -> np.ndarray:
+    with wave.open(str(TINY / "input_user.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    return frames_of(samples.astype(np.float32) / 32768)[:ROWS]
+
+
+def golden_runs(device: str) -> Iterator[Result]:
+    """Greedy conversations in float32, token for token, with graphs and without."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    for graphs in (False, True):
+        backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs)
+        for name in GOLDEN:
+            want = load_file(TINY / "expected" / f"{name}.safetensors")["tokens"][1:]
+            run = json.loads((TINY / "expected" / f"{name}.json").read_text())
+            got = golden_run(backend, run)
+            same = (got == want).all(1)
+            at = "all" if same.all() else f"differs at frame {int(same.argmin())}"
+            yield f"golden {name} float32 {'graphs' if graphs else 'eager'}", bool(same.all()), at
+
+
+def golden_run(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
+    """[T, 17] tokens of a greedy conversation with the golden prompt and forced text."""
+    forced, count = run.get("forced", {}), iter(range(10_000))
+    ids = prompt_ids(run["text_prompt"], backend.tokenizer)
+    opening = Opening(run["voice"].split(".")[0], ids, GREEDY)
+    frames = conversation(
+        backend, opening, user_frames(), lambda s, *_: (forced.get(str(next(count)), s), False)
+    )
+    return np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
+
+
+def teacher_forced(device: str) -> Iterator[Result]:
+    """bf16 hidden states against the reference's float32, within twice its own bf16 distance."""
+    want = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
+    lm = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.bfloat16).lm
+    rings, active = lm.rings(1), Active.of([0], 1, torch.device(device))
+    columns = torch.from_numpy(want["tokens"]).long().T.to(device)
+    hidden = torch.cat([lm.step(lm.embed(c[None]), rings, active) for c in columns])
+    exact = torch.from_numpy(want["hidden"])
+    off = (hidden.float().cpu() - exact).abs().max().item()
+    theirs = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
+    allowed = 2 * float(np.abs(_floats(theirs["hidden_bf16"]) - want["hidden"]).max())
+    yield "teacher forced bf16", off <= allowed, f"{off:.4f} of {allowed:.4f}"
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """bf16 kept as raw 16-bit numbers, or any float, as float32."""
+    if array.dtype.itemsize == 2 and array.dtype != np.float16:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """A few frames of these slots: tokens [T, S, 1 + Q], pcm [T, S, 1920]; the rest is idle."""
+    loop, rng = ticks.loop, np.random.default_rng(3)
+    for slot in range(loop.slots):
+        loop.clear(slot)
+        loop.sampler.tune(slot, GREEDY if slot % 2 else type(GREEDY)())
+        loop.sampler.seed(slot, slot)
+    active, tokens, pcms = np.isin(np.arange(loop.slots), slots), [], []
+    for _ in range(frames):
+        pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
+        text, _ = ticks.listen(pcm, active)
+        spoken, codes = ticks.speak(np.where(active, text, 3), np.zeros(loop.slots, bool))
+        tokens.append(np.concatenate([text[:, None], codes], 1)[slots])
+        pcms.append(spoken[slots])
+    return np.array(tokens), np.array(pcms)
+
+
+def same_paths(args: argparse.Namespace) -> Iterator[Result]:
+    """Graphs = eager bucket by bucket; a slot alone = the slot among others; idle slots unmoved."""
+    for weights, kv in (("bf16", "bf16"), ("int8", "int8")):
+        release()
+        lm, mimi = generated(SMALL, device_of(args), weights)
+        loop = loop_of(args, lm, mimi, 16, kv)
+        eager, quick = Ticks(loop, graphs=False, every=True), Ticks(loop, every=True)
+        for size in eager.buckets:
+            slots = list(range(size))
+            (a, x), (b, y) = play(eager, slots, 12), play(quick, slots, 12)
+            good = bool((a == b).all()) and np.array_equal(x, y)
+            yield f"graphs = eager, {size} slots, {weights}/{kv}", good, ""
+        among, alone = play(quick, list(range(16)), 12)[0], play(quick, [15], 12)[0]
+        good = bool((among[:, 15] == alone[:, 0]).all())
+        yield f"slot 15 alone = among 16, {weights}/{kv}", good, ""
+        idle = [t.clone() for t in loop.state(3)]
+        play_on(quick, [15], 4)
+        good = all(torch.equal(a, b) for a, b in zip(idle, loop.state(3), strict=True))
+        yield f"an idle slot does not move, {weights}/{kv}", good, ""
+
+
+def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
+    """More frames, without starting anew."""
+    active = np.isin(np.arange(ticks.loop.slots), slots)
+    for _ in range(frames):
+        text, _ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
+        ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> int:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device, results = device_of(args), []
+    for check in (golden_runs(device), teacher_forced(device), same_paths(args)):
+        results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
+    print(table(results))
+    print("written:", save("verify", {"device": device, "checks": results}, args.json))
+    return 0 if all(row["holds"] for row in results) else 1

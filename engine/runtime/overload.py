@@ -1,0 +1,97 @@
+"""When a server is too slow: close admission, then shed the recogniser, then the newest session.
+
+Source of the rules: performance.md 2.6. Fed with the seconds of every tick and asked on the
+scheduler's thread; knows no threads and no clock but the one it is given.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+import numpy as np
+
+from engine.runtime.capacity import TICK_LIMIT_SECONDS, TickTable
+
+WINDOW_SECONDS = 10.0  # that p95 looks back
+SHED_SECONDS = 0.078  # p95 above it is overload
+PATIENCE_SECONDS = 5.0  # of overload before something is given up
+LATE_SECONDS = 0.120  # a frame is late when it is sent so long after its user frame was complete
+KEPT_FRAMES = 3  # of a slot's backlog that are never dropped
+
+
+class Step(IntEnum):
+    """What overload asks for."""
+
+    NOTHING = 0
+    PAUSE_RECOGNISER = 1
+    END_NEWEST = 2
+
+
+class Overload:
+    """p95 of the tick over ten seconds, and what follows from it."""
+
+    def __init__(self, clock: Callable[[], float], table: TickTable | None = None) -> None:
+        self._clock, self._table = clock, table
+        self._ticks: deque[tuple[float, float]] = deque()  # (when, seconds)
+        self._since: float | None = None  # when p95 rose above the shedding limit
+        self.shedding = False
+        self.recogniser_paused = False
+
+    def ticked(self, seconds: float) -> None:
+        now = self._clock()
+        self._ticks.append((now, seconds))
+        while self._ticks and self._ticks[0][0] < now - WINDOW_SECONDS:
+            self._ticks.popleft()
+
+    @property
+    def p95(self) -> float:
+        """Seconds; 0 while nothing was measured in the last ten seconds."""
+        start = self._clock() - WINDOW_SECONDS
+        taken = [seconds for when, seconds in self._ticks if when >= start]
+        return float(np.percentile(taken, 95)) if taken else 0.0
+
+    def admits(self, live: int) -> bool:
+        """Whether one more than `live` conversations can be held in time."""
+        if self.p95 > TICK_LIMIT_SECONDS:
+            return False
+        return self._table is None or self._table.tick(live + 1) <= TICK_LIMIT_SECONDS
+
+    def step(self, transcribing: bool) -> Step:
+        """What to do now; each step is asked for once, the next after five more seconds."""
+        now = self._clock()
+        if self.p95 <= SHED_SECONDS:
+            self._since, self.shedding = None, False
+            if self.p95 <= TICK_LIMIT_SECONDS:
+                self.recogniser_paused = False
+            return Step.NOTHING
+        self.shedding = True
+        if self._since is None:
+            self._since = now
+        if now - self._since < PATIENCE_SECONDS:
+            return Step.NOTHING
+        self._since = now
+        self._ticks.clear()  # what comes next is judged by its own ticks
+        if transcribing and not self.recogniser_paused:
+            self.recogniser_paused = True
+            return Step.PAUSE_RECOGNISER
+        return Step.END_NEWEST
+
+
+class Slack:
+    """Whether a piece of a newcomer's prompt fits before somebody's frame would be late."""
+
+    def __init__(self) -> None:
+        self._piece = 0.0  # seconds of the slowest recent pieces
+        self._tick = 0.0
+
+    def piece_took(self, seconds: float) -> None:
+        self._piece = max(seconds, 0.9 * self._piece)
+
+    def tick_took(self, seconds: float) -> None:
+        self._tick = max(seconds, 0.9 * self._tick)
+
+    def allows(self, now: float, next_due: float | None) -> bool:
+        """next_due: when the earliest coming user frame will be complete; None: nobody is live."""
+        if next_due is None:
+            return True
+        return now + self._piece + self._tick <= next_due + LATE_SECONDS

@@ -1,0 +1,120 @@
+"""Conversations longer than the context: before a ring is full, a spare one is made of the prompt
+and the conversation's last N frames; between two ticks it takes the slot's place.
+
+What the codec and the sampler remember is untouched; only what the temporal transformer reads is
+made anew. After the swap a slot equals a fresh one that was given the same prompt and the same
+frames. Only the scheduler's thread calls it; each `next` is one piece of at most 64 columns.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config import PAD
+from engine.model.config import LMConfig
+from engine.model.loop import Loop
+from engine.model.prompt import Prompt, Voice, build_prompt
+
+PIECE = 64  # columns of one piece of work
+MARGIN = 2 * PIECE  # columns before the ring is full at which a renewal begins
+SHORT = 8  # columns that are caught up together with the swap
+
+
+class History:
+    """The whole frames of one slot, K small integers each, on the host."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames: deque[list[int]] = deque(maxlen=frames + MARGIN + PIECE)
+        self.total = 0  # frames of the conversation so far
+        self.text = PAD  # fed for the frame that comes next
+
+
+def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tensor) -> Prompt:
+    """The columns of a conversation that begins with this prompt and went through these frames."""
+    return build_prompt(config, voice, torch.cat([prompt, frames]))
+
+
+class Renewal:
+    """Makes a slot's ring anew, in pieces."""
+
+    def __init__(self, loop: Loop, frames: int) -> None:
+        self.loop, self.frames, self.config = loop, frames, loop.lm.config
+        self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
+        self.histories = [History(frames) for _ in range(loop.slots)]
+        self.margin = min(MARGIN, loop.rings.capacity // 8)
+        self.busy = False  # there is one spare: one renewal at a time
+
+    def fits(self, prompt_frames: int) -> bool:
+        """Whether a renewed slot has room to talk before it is due again."""
+        return prompt_frames + self.frames + self.margin < self.loop.rings.capacity
+
+    def due(self, slot: int) -> bool:
+        full = self.loop.rings.pushed[slot] >= self.loop.rings.capacity - self.margin
+        return full and not self.busy and self.histories[slot].total >= self.frames
+
+    def forget(self, slot: int) -> None:
+        """A slot begins a new conversation."""
+        self.histories[slot] = History(self.frames)
+
+    def note(self, slots: list[int], text: np.ndarray, heard: np.ndarray, said: np.ndarray) -> None:
+        """After a tick: text fed [S], user codes [S, Q] and complete agent codes [S, Q]."""
+        for slot in slots:
+            history = self.histories[slot]
+            history.frames.append([history.text, *said[slot].tolist(), *heard[slot].tolist()])
+            history.total += 1
+            history.text = int(text[slot])
+
+    def begin(self, slots: list[int], text: np.ndarray) -> None:
+        """After a bootstrap tick: only the text of the first frame is known."""
+        for slot in slots:
+            self.histories[slot].text = int(text[slot])
+
+    def run(self, slot: int, voice: Voice, prompt: Tensor) -> Iterator[None]:
+        """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames."""
+        self.busy = True
+        try:
+            self.spare.clear(0)
+            history = self.histories[slot]
+            first = history.total - self.frames  # the first frame that is kept
+            done = 0
+            while True:
+                embedded = self._embedded(slot, voice, prompt, first)[done:]
+                if len(embedded) <= SHORT and done:
+                    self._push(embedded)
+                    self._swap(slot)
+                    return
+                self._push(embedded[:PIECE])
+                done += min(PIECE, len(embedded))
+                yield
+        finally:
+            self.busy = False
+
+    @torch.inference_mode()
+    def _embedded(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Tensor:
+        """All columns from the prompt's first to the last that the slot has run [n, dim]."""
+        history = self.histories[slot]
+        frames = torch.tensor(list(history.frames)[first - history.total :])  # [n, K]
+        whole = renewed_prompt(self.config, voice, prompt, frames)
+        embedding, device = self.loop.lm.embedding, self.loop.device
+        tokens = embedding(whole.columns.to(device))
+        if whole.embeddings is None:
+            return tokens
+        return torch.cat([whole.embeddings.to(device, tokens.dtype), tokens])
+
+    @torch.inference_mode()
+    def _push(self, embedded: Tensor) -> None:
+        if len(embedded):
+            self.loop.lm.prefill(embedded, self.spare, 0)
+
+    @torch.inference_mode()
+    def _swap(self, slot: int) -> None:
+        """The spare's columns become the slot's."""
+        rings, spare = self.loop.rings, self.spare
+        rings.clear(slot)
+        rings.set_position(slot, spare.pushed[0])
+        rings.used(slot).copy_(spare.used(0))
+        if rings.scale is not None:
+            rings.used_scale(slot).copy_(spare.used_scale(0))

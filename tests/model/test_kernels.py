@@ -1,0 +1,199 @@
+"""Every Triton kernel against plain PyTorch: interpreted here, compiled where there is a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.model.attention import Rings, Rotation, Step, attend_few
+from engine.model.int8 import quantise
+from engine.model.kernels import add_norm, embed, matmul
+from engine.model.kernels_attention import Decode
+from engine.model.kernels_attention import attend_few as attend_few_kernel
+from engine.model.kernels_pick import pick
+from engine.model.sampling import race
+from engine.model.state import Active
+from engine.model.transformer import RMS_EPS
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
+TYPES = [torch.float32, torch.bfloat16]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Fresh numbers, other ones on every call."""
+    return torch.randn(*shape).to(dtype)
+
+
+def close(got: torch.Tensor, want: torch.Tensor, ulps: float = 1.0) -> None:
+    """Within so many steps of the last place of `got`'s type, relative to the largest value."""
+    last = {torch.float32: 1e-5, torch.bfloat16: 2**-7}[got.dtype]
+    allowed = ulps * last * want.abs().max().float().item()
+    assert torch.isfinite(got).all()
+    assert (got.float().cpu() - want.float().cpu()).abs().max().item() <= allowed
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (5, 70, 33), (16, 96, 300), (21, 33, 64)])
+def test_a_product_is_the_plain_one(m, n, k, dtype):
+    x, weight = draw(m, k, dtype=dtype), draw(n, k, dtype=dtype)
+    want = x.float() @ weight.float().T
+    close(matmul(x.to(DEVICE), weight.to(DEVICE)), want)
+    parts = matmul(x.to(DEVICE), weight.to(DEVICE), partial=True)
+    close(parts.sum(0), want, ulps=3)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 48, 96), (16, 130, 257)])
+def test_an_int8_product_is_that_of_the_dequantised_weight(m, n, k):
+    x, (weight, scale) = draw(m, k), quantise(draw(n, k))
+    want = x @ (weight.float() * scale[:, None]).T
+    close(matmul(x.to(DEVICE), weight.to(DEVICE), scale.to(DEVICE)), want)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_gated_product_is_silu_of_the_gate_times_the_rest(int8):
+    x, weight = draw(5, 80), draw(2 * 72, 80)
+    scale = None
+    exact = weight
+    if int8:
+        weight, scale = quantise(weight)
+        exact = weight.float() * scale[:, None]
+        scale = scale.to(DEVICE)
+    gate, up = F.linear(x, exact).chunk(2, -1)
+    got = matmul(x.to(DEVICE), weight.to(DEVICE), scale, gated=True)
+    close(got, F.silu(gate) * up, ulps=3)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_row_of_a_product_depends_on_no_other_row(dtype):
+    x, weight = draw(16, 128, dtype=dtype).to(DEVICE), draw(64, 128, dtype=dtype).to(DEVICE)
+    whole = matmul(x, weight)
+    assert torch.equal(matmul(x[3:4].contiguous(), weight)[0], whole[3])
+    assert torch.equal(matmul(x[:9].contiguous(), weight), whole[:9])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dim", [37, 128])
+def test_residual_and_norm_are_the_plain_ones(dim, dtype):
+    x, parts, alpha = draw(3, 2 * dim, dtype=dtype)[:, :dim], draw(2, 3, dim), draw(dim)
+    total, normed = add_norm(x.to(DEVICE), parts.to(DEVICE), alpha.to(DEVICE), RMS_EPS)
+    want = (x.float() + parts.sum(0).to(dtype).float()).to(dtype)
+    close(total, want, ulps=2)
+    close(normed, F.rms_norm(want.float(), (dim,), alpha, RMS_EPS), ulps=4)
+    _, only = add_norm(x.to(DEVICE), None, alpha.to(DEVICE), RMS_EPS)
+    close(only, F.rms_norm(x.float(), (dim,), alpha, RMS_EPS), ulps=4)
+
+
+def test_the_sum_of_embeddings_is_taken_in_the_references_order():
+    table = draw(40, 36).to(DEVICE)
+    offsets = torch.tensor([20, 1, 6, 11], device=DEVICE)
+    tokens = torch.tensor([[3, 0, -1, 4], [7, 4, 2, -1]], device=DEVICE)
+    rows = table[torch.where(tokens < 0, 0, tokens + offsets)] * (tokens >= 0)[..., None]
+    table[0] = 0
+    got = embed(tokens, offsets, table)
+    want = rows[:, 1] + rows[:, 2] + rows[:, 3] + rows[:, 0]
+    assert torch.equal(got, want)
+
+
+def twin_rings(slots: int, heads: int, width: int, capacity: int, dtype: torch.dtype):
+    """The same empty rings on a CPU and on the device of the kernels."""
+    return [
+        Rings(1, slots, heads, Rotation(width, 10_000, d), capacity, dtype) for d in (CPU, DEVICE)
+    ]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("heads", "width", "capacity"), [(2, 16, 19), (3, 10, 33)])
+def test_decode_attention_is_the_plain_one_through_a_ring_wrap(heads, width, capacity, int8):
+    slots, steps = 4, 2 * capacity + 3
+    columns = 2 if width == 10 and not int8 else 1  # the codec pushes two
+    plain, fast = twin_rings(slots, heads, width, capacity, torch.int8 if int8 else torch.float32)
+    generator = torch.Generator().manual_seed(capacity)
+    for step in range(steps):
+        some = [s for s in range(slots) if torch.rand(1, generator=generator) < 0.7]
+        if step in (0, capacity - 1, capacity + 1, steps - 1):
+            check_one_push(plain, fast, some, columns)
+        else:
+            push_only(plain, fast, some, columns)
+
+
+def push_only(plain: Rings, fast: Rings, some: list[int], columns: int) -> None:
+    """Grow both rings by the plain code, so that lengths differ between the slots."""
+    heads, width, slots = plain.kv.shape[3], plain.kv.shape[5], len(plain.pushed)
+    qkv = draw(slots, columns, 3, heads, width)
+    active = Active.of(some, slots, CPU)
+    Step(plain, active, columns).attend(0, qkv)
+    plain.advance(active, columns)
+    for s in range(slots):
+        fast.set_position(s, plain.pushed[s])
+    fast.kv.copy_(plain.kv)
+    if fast.scale is not None:
+        fast.scale.copy_(plain.scale)
+
+
+def check_one_push(plain: Rings, fast: Rings, some: list[int], columns: int) -> None:
+    """Same answer, same ring, idle slots untouched, every element written."""
+    heads, width, slots = plain.kv.shape[3], plain.kv.shape[5], len(plain.pushed)
+    qkv, before = draw(slots, columns, 3, heads, width), fast.kv.clone()
+    want = Step(plain, Active.of(some, slots, CPU), columns).attend(0, qkv.clone())
+    push = Decode(fast, Active.of(some, slots, DEVICE), columns, split=16, block=4)
+    push.part.fill_(float("nan"))
+    push.stat.fill_(float("nan"))
+    got = push.attend(0, qkv.to(DEVICE))
+    idle = [s for s in range(slots) if s not in some]
+    if some:
+        close(got[some], want[some], ulps=20)
+    assert not got[idle].any()
+    assert torch.equal(fast.kv[:, :, idle], before[:, :, idle])
+    used = slice(0, plain.capacity)
+    difference = fast.kv[:, :, some, :, used].cpu().float() - plain.kv[:, :, some, :, used].float()
+    if some:
+        assert difference.abs().max() <= (1 if fast.scale is not None else 1e-5)
+    for rings, device in ((plain, CPU), (fast, DEVICE)):
+        rings.advance(Active.of(some, slots, device), columns)
+    fast.kv.copy_(plain.kv)
+
+
+def test_a_slot_is_heard_the_same_alone_and_among_others():
+    _, rings = twin_rings(4, 2, 16, 19, torch.float32)
+    rings.kv.copy_(draw(*rings.kv.shape))
+    for slot, pushed in enumerate((0, 7, 18, 40)):
+        rings.set_position(slot, pushed)
+    qkv = draw(4, 1, 3, 2, 16).to(DEVICE)
+    among = Decode(rings, Active.of([0, 1, 2, 3], 4, DEVICE), 1, 16, 4).attend(0, qkv)
+    for slot in range(4):
+        alone = Decode(rings, Active.of([slot], 4, DEVICE), 1, 16, 4).attend(0, qkv)
+        assert torch.equal(alone[slot], among[slot])
+    narrow = rings.narrow(2)
+    few = Decode(narrow, Active.of([1], 2, DEVICE), 1, 16, 4).attend(0, qkv[:2])
+    assert torch.equal(few[1], among[1])
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+def test_the_depformers_attention_is_the_plain_one(step):
+    slots, heads, steps, width = 3, 2, 8, 12
+    kv, qkv = draw(2, slots, heads, steps, width), draw(slots, 3, heads, width)
+    kv[:, :, :, step + 1 :] = float("nan")
+    fast = kv.to(DEVICE).clone()
+    got = attend_few_kernel(qkv.to(DEVICE), fast, step)
+    kv[:, :, :, step] = qkv[:, 1:].transpose(0, 1)
+    seen = kv[:, :, :, : step + 1]
+    close(got, attend_few(qkv[:, 0], seen[0], seen[1]).flatten(1))
+    assert torch.equal(fast[:, :, :, : step + 1].cpu(), seen)
+
+
+@pytest.mark.parametrize("card", [30, 64, 100])
+def test_a_picked_token_is_that_of_the_plain_race(card):
+    slots = 6
+    logits, noise = draw(slots, card) * 3, torch.rand(slots, card) + 0.05
+    logits[5, 3] = logits[5, 9] = 50.0  # greedy takes the first of equals
+    width = torch.tensor([1, 5, card, 25, 0, 0])
+    temperature = torch.tensor([0.7, 0.8, 1.3, 0.1, 1.0, 1.0])
+    told = torch.full((slots, 2), -1)[:, 0]
+    told[3] = 11
+    got = pick(*(t.to(DEVICE) for t in (logits, noise, temperature, width, told))).tolist()
+    want = [
+        race(logits[i : i + 1], temperature[i : i + 1], int(w), noise[i : i + 1]).item()
+        for i, w in enumerate(width[:4])
+    ]
+    want[3] = 11
+    assert got == [*want, logits[4].argmax().item(), 3]

@@ -1,0 +1,131 @@
+"""Capacity, admission, overload and slack, on a fake clock."""
+
+import pytest
+
+from engine.runtime.capacity import (
+    RESERVE_BYTES,
+    WORK_BYTES,
+    TickTable,
+    slots_by_memory,
+    time_ticks,
+)
+from engine.runtime.overload import Overload, Slack, Step
+
+GB = 10**9
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def run(overload: Overload, clock: Clock, seconds: float, tick: float) -> None:
+    """Ticks of this length, one every 80 ms."""
+    for _ in range(int(seconds / 0.08)):
+        clock.now += 0.08
+        overload.ticked(tick)
+
+
+def test_slots_are_what_fits_beside_the_reserve():
+    room = RESERVE_BYTES + WORK_BYTES
+    assert slots_by_memory(room + int(4.9 * GB), GB) == 4
+    assert slots_by_memory(room + 99 * GB, GB) == 16
+    assert slots_by_memory(room // 2, GB) == 0
+
+
+def test_the_spec_states_four_eight_and_sixteen_for_an_a10g():
+    whole, codec, gib = 23_028 << 20, int(0.36 * (1 << 30)), 1 << 30
+    for weights, slot, slots in ((14.32, 1.49, 4), (14.32, 0.77, 8), (7.45, 1.49, 8)):
+        free = whole - codec - int(weights * gib)
+        assert slots_by_memory(free, int(slot * gib)) in (slots, slots + 1)
+    free = whole - codec - int(7.45 * gib)
+    assert slots_by_memory(free, int(0.77 * gib)) == 16
+
+
+def test_the_tick_of_a_bucket_is_the_slow_tenth_of_what_was_timed():
+    taken = iter([0.01] * 9 + [0.05] + [0.02] * 10)
+    table = time_ticks((1, 2), lambda slots: next(taken))
+    assert table.tick(1) == 0.05
+    assert table.tick(2) == 0.02
+    assert table.tick(3) == float("inf")
+
+
+def test_slots_in_time_are_those_of_the_largest_bucket_within_the_limit():
+    assert TickTable({1: 0.02, 4: 0.06, 8: 0.071}).slots_in_time() == 4
+    assert TickTable({1: 0.09}).slots_in_time() == 0
+
+
+def test_admission_asks_for_the_tick_with_one_more(clock):
+    overload = Overload(clock, TickTable({1: 0.03, 2: 0.05, 4: 0.09}))
+    assert overload.admits(0)
+    assert overload.admits(1)
+    assert not overload.admits(2)
+
+
+def test_slow_ticks_close_admission_until_ten_good_seconds_have_passed(clock):
+    overload = Overload(clock, TickTable({8: 0.05}))
+    run(overload, clock, 2, tick=0.072)
+    assert not overload.admits(3)
+    run(overload, clock, 12, tick=0.05)
+    assert overload.admits(3)
+
+
+def test_overload_pauses_the_recogniser_first_and_then_ends_the_newest(clock):
+    overload, asked = Overload(clock), []
+    for _ in range(4):
+        for _ in range(62):  # 5 s
+            clock.now += 0.081
+            overload.ticked(0.079)
+            asked.append((round(clock.now - 100, 1), overload.step(transcribing=True)))
+    asked = [(at, step) for at, step in asked if step is not Step.NOTHING]
+    assert [step for _, step in asked[:2]] == [Step.PAUSE_RECOGNISER, Step.END_NEWEST]
+    assert 5 <= asked[0][0] < 6
+    assert asked[1][0] - asked[0][0] >= 5
+
+
+def test_without_a_recogniser_the_newest_is_ended_at_once(clock):
+    overload = Overload(clock)
+    run(overload, clock, 1, 0.079)
+    assert overload.step(transcribing=False) is Step.NOTHING
+    run(overload, clock, 5.2, 0.079)
+    assert overload.step(transcribing=False) is Step.END_NEWEST
+
+
+def test_a_short_peak_is_no_overload(clock):
+    overload = Overload(clock)
+    run(overload, clock, 1, 0.079)
+    assert overload.step(True) is Step.NOTHING
+    assert overload.shedding
+    run(overload, clock, 12, 0.04)
+    assert overload.step(True) is Step.NOTHING
+    assert not overload.shedding
+
+
+def test_admission_never_lets_a_tick_be_late(clock):
+    table = TickTable({1: 0.03, 2: 0.04, 4: 0.06, 8: 0.085, 16: 0.13})
+    overload, live = Overload(clock, table), 0
+    for _ in range(2000):
+        live += overload.admits(live)
+        clock.now += max(0.08, table.tick(live))
+        overload.ticked(table.tick(live))
+        assert table.tick(live) <= 0.080
+    assert live == 4
+
+
+def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
+    slack = Slack()
+    slack.piece_took(0.030)
+    slack.tick_took(0.060)
+    assert slack.allows(now=1.0, next_due=None)
+    assert slack.allows(now=1.0, next_due=1.0)
+    assert not slack.allows(now=1.05, next_due=1.0)
