@@ -74,6 +74,9 @@ def setting(default: Any, env: str, help_text: str) -> Any:
     return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
 
 
+PRECISIONS = ("auto", "bf16", "int8")
+
+
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Everything an operator can set: `--name`, or `PERSONAPLEX_NAME` in the environment."""
@@ -87,6 +90,10 @@ class ServerConfig:
     )
     device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
     slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
+    weights: str = setting("auto", "WEIGHTS", "auto (as `bench drift` has judged), bf16 or int8")
+    kv: str = setting("auto", "KV", "keys and values: auto, bf16 or int8")
+    eager: bool = setting(False, "EAGER", "1: no CUDA graphs")
+    renewal_frames: int = setting(1000, "RENEWAL_FRAMES", "frames kept past the context; 0: off")
     token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")
     allowed_origins: tuple[str, ...] = setting(
         ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
@@ -112,6 +119,11 @@ class ServerConfig:
         Bounds(2, 3).check("marker_threshold", self.marker_threshold)
         Bounds(1, 600).check("asks_per_minute", self.asks_per_minute)
         Bounds(0, 10**9).check("asks_per_day", self.asks_per_day)
+        Bounds(0, 2900).check("renewal_frames", self.renewal_frames)
+        for name in ("weights", "kv"):
+            if getattr(self, name) not in PRECISIONS:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
 

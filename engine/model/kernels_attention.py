@@ -20,7 +20,7 @@ from engine.model.kernels import INTERPRETED
 from engine.model.state import Active
 
 SPLIT = 512  # columns of one program
-BLOCK = 64  # columns it reads at once
+BLOCK = 32  # columns it reads at once
 WARPS, STAGES = 4, 3
 LOG2E = 1.4426950408889634
 LOW = -1e30  # below every score: what has it weighs nothing
@@ -133,6 +133,9 @@ def _decode(
         query, base, turn, keys, values, key_scales, value_scales, pushed, capacity, row, start,
         end, H, D, BD, T, INT8, MOST, TINY, LOW,
     )  # fmt: skip
+    lane_top = tl.full((BN,), LOW, tl.float32)  # every lane has a softmax of its own: joined once
+    lane_weight = tl.zeros((BN,), tl.float32)
+    lanes = tl.zeros((BN, BD), tl.float32)
     for first in tl.range(start, end, BN, num_stages=STAGES):
         n = first + tl.arange(0, BN)
         seen = n < end
@@ -146,14 +149,20 @@ def _decode(
         if INT8:
             score *= tl.load(key_scales + n, mask=seen, other=0.0).to(tl.float32)
         score = tl.where(seen, score, LOW)
-        higher = tl.maximum(top, tl.max(score, 0))
-        kept = tl.exp2(top - higher)
+        higher = tl.maximum(lane_top, score)
+        kept = tl.exp2(lane_top - higher)
         p = tl.where(seen, tl.exp2(score - higher), 0.0)
-        weight = weight * kept + tl.sum(p, 0)
+        lane_weight = lane_weight * kept + p
         if INT8:
             p *= tl.load(value_scales + n, mask=seen, other=0.0).to(tl.float32)
-        total = total * kept + tl.sum(p[:, None] * v, 0)
-        top = higher
+        lanes = lanes * kept[:, None] + p[:, None] * v
+        lane_top = higher
+    higher = tl.maximum(top, tl.max(lane_top, 0))
+    share = tl.exp2(lane_top - higher)
+    kept = tl.exp2(top - higher)
+    weight = weight * kept + tl.sum(lane_weight * share, 0)
+    total = total * kept + tl.sum(lanes * share[:, None], 0)
+    top = higher
     if WHOLE:
         tl.store(answer, (total / weight).to(out.dtype.element_ty), mask=inside)
     else:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.config import SamplingConfig
+from engine.runtime.capacity import TickTable
 
 
 class Tokenizer(Protocol):
@@ -105,6 +106,7 @@ class Backend(Protocol):
     slots: int
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
+    ticks: TickTable | None  # how long a tick takes, where it was measured
     transcribes: bool  # whether a recogniser is loaded; only then there is what follows
     transcription: Transcription
     transcribing: bool  # the recogniser's switch, for all slots: off, it costs nothing
@@ -139,3 +141,6 @@ class Backend(Protocol):
 
     def context_used(self, slot: int) -> float:
         """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""
+
+    def renew(self, slot: int) -> Iterator[None] | None:
+        """Work that gives a slot whose context runs out a new one; None where none is due."""

@@ -94,13 +94,14 @@ def parameters(
         yield name, value
 
 
-def place(model: nn.Module, name: str, value: Tensor) -> None:
-    """Make a value the parameter of that name; products re-order it for a CPU at once."""
+def place(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> None:
+    """Make a value the parameter of that name; products become int8, or are re-ordered for a CPU,
+    at once: the plain weight of one of them is all that is held beside the rest."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     if isinstance(module, Linear):
-        module.pack()
+        module.quantise() if int8 else module.pack()
 
 
 def fill(
@@ -110,13 +111,14 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     report: Report = lambda percent: None,
+    int8: bool = False,
 ) -> None:
     """Give a model built on the meta device its values; report after each."""
     total = sum(parameter.numel() for parameter in model.parameters())
     done = 0
     for name, value in parameters(model, file, pieces, device, dtype):
         done += value.numel()
-        place(model, name, value)
+        place(model, name, value, int8)
         report(100 * done / total)
 
 
@@ -128,8 +130,9 @@ def load(
     dtype: torch.dtype,
     unused: Callable[[str], bool] = lambda name: False,
     report: Report = lambda percent: None,
+    int8: bool = False,
 ) -> None:
     """Check a file against a model built on the meta device, and fill it. Raises ModelError."""
     file, pieces = TensorFile(path), list(pieces)
     check(file, pieces, unused)
-    fill(model, file, pieces, device, dtype, report)
+    fill(model, file, pieces, device, dtype, report, int8)

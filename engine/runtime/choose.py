@@ -65,6 +65,9 @@ def load_backend(
         slots=config.slots,
         revision=config.revision or None,
         transcribe=config.transcribe,
+        precision=(config.weights, config.kv),
+        graphs=not config.eager,
+        renewal_frames=config.renewal_frames,
         progress=progress,
     )
 

@@ -224,6 +224,7 @@ class EmbeddedBackend:
 
     name = "embedded"
     transcribes = False
+    ticks = None
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots
@@ -255,6 +256,9 @@ class EmbeddedBackend:
 
     def close(self, slot: int) -> None:
         self._open.pop(slot, None)
+
+    def renew(self, slot: int) -> None:
+        """Nothing is remembered here that could run out."""
 
     def context_used(self, slot: int) -> float:
         return 0.0  # it remembers nothing

@@ -92,12 +92,14 @@ def load_checkpoint(
     *,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    int8: bool = False,
     revision: str | None = None,
     progress: Progress = lambda phase, percent: None,
 ) -> Checkpoint:
     """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
 
     dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
+    int8: the language model's products are kept so (engine/model/int8.py).
     """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
@@ -108,16 +110,18 @@ def load_checkpoint(
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
 
-    def fill(model: nn.Module, file: str, pieces: Pieces, dtype: torch.dtype, unused) -> None:
+    def fill(
+        model: nn.Module, file: str, pieces: Pieces, dtype, unused, int8: bool = False
+    ) -> None:
         phase = f"loading {file}"
         load(
             model, folder / file, pieces, where, dtype, unused,
-            report=lambda percent: progress(phase, percent),
+            report=lambda percent: progress(phase, percent), int8=int8,
         )  # fmt: skip
 
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
     mimi.prepare()
-    fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name))
+    fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name), int8)
     lm.hasten()
     tokenizer = Tokenizer(folder / TEXT_FILE)
     if len(tokenizer) > config.lm.text_card:

@@ -51,7 +51,9 @@ class Overload:
         return float(np.percentile(taken, 95)) if taken else 0.0
 
     def admits(self, live: int) -> bool:
-        """Whether one more than `live` conversations can be held in time."""
+        """Whether one more than `live` conversations can be held in time; one always may try."""
+        if live == 0:
+            return True
         if self.p95 > TICK_LIMIT_SECONDS:
             return False
         return self._table is None or self._table.tick(live + 1) <= TICK_LIMIT_SECONDS

@@ -3,6 +3,8 @@
 Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
 """
 
+import logging
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,17 +18,20 @@ from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.state import Active
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
+from engine.runtime.capacity import TickTable, time_ticks
 from engine.runtime.ear import Ear
-from engine.runtime.hub import Progress
+from engine.runtime.fitting import CPU_SLOTS, fitting_slots, has_room
+from engine.runtime.hub import Progress, find
 from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
 from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
 from engine.runtime.renewal import Renewal
+from engine.runtime.verdict import precise
+
+logger = logging.getLogger(__name__)
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
-CPU_SLOTS = 4
-MOST_SLOTS = 16
 ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
 RESERVE_BYTES = 2_000_000_000  # of the device, for activations and kept prompts
 
@@ -57,7 +62,8 @@ class PersonaPlexBackend:
         if self.ear:  # a graph encodes what the recogniser reads, whether it is on or not
             self.loop.codebooks = self.ear.codebooks
         with torch.inference_mode():
-            self.ticks = Ticks(self.loop, graphs)
+            self.runner = Ticks(self.loop, graphs)
+        self.ticks: TickTable | None = None
         self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
         self._openings: dict[int, Opening] = {}  # what each slot was opened with
 
@@ -106,13 +112,33 @@ class PersonaPlexBackend:
         """Columns in the ring, of those it holds, 0 to 1."""
         return min(1.0, self.loop.rings.pushed[slot] / self.loop.rings.capacity)
 
+    def measure(self) -> None:
+        """Time a tick of every bucket, where there is a choice of them; every slot is cleared."""
+        if len(self.runner.buckets) == 1:
+            return
+        for slot in range(self.slots):
+            self.loop.rings.set_position(slot, self.loop.rings.capacity)
+            self.tune(slot, SamplingConfig())
+        self.ticks = time_ticks(self.runner.buckets, self._timed)
+        for slot in range(self.slots):
+            self.close(slot)
+
+    @torch.inference_mode()
+    def _timed(self, slots: int) -> float:
+        """Seconds of one tick of the first slots."""
+        start = time.perf_counter()
+        active = np.arange(self.slots) < slots
+        text, _ = self.runner.listen(np.zeros((self.slots, FRAME_SAMPLES), np.float32), active)
+        self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
+        return time.perf_counter() - start
+
     # -- one tick ----------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
         self._active = active
         read = self.ear.codebooks if self.transcribing else self.config.codebooks
-        text, codes = self.ticks.listen(pcm, active, read)
+        text, codes = self.runner.listen(pcm, active, read)
         self._user_codes = codes
         if not self.transcribing:
             return Heard(text, codes)
@@ -125,7 +151,7 @@ class PersonaPlexBackend:
         assert known.all(), f"text tokens {fed[~known]} are not in the vocabulary"
         active = np.flatnonzero(self._active).tolist()
         talking = [slot for slot in active if slot not in self.loop.booting]
-        pcm, codes = self.ticks.speak(fed, hush)
+        pcm, codes = self.runner.speak(fed, hush)
         if self.renewal:
             self.renewal.begin([slot for slot in active if slot not in talking], fed)
             self.renewal.note(talking, fed, self._user_codes, codes)
@@ -207,41 +233,39 @@ def load_personaplex(
     slots: int = 0,
     revision: str | None = None,
     transcribe: str = "",
+    precision: tuple[str, str] = ("auto", "auto"),
+    graphs: bool = True,
+    renewal_frames: int = 0,
     progress: Progress | None = None,
 ) -> PersonaPlexBackend:
     """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
 
-    transcribe: a recogniser's folder or repository, or "". `progress(phase, percent)` is called
-    while it downloads and loads. Raises ModelError.
+    transcribe: a recogniser's folder or repository, or "". precision: of weights and of keys and
+    values; `auto` is what the verdict beside the weights allows. `progress(phase, percent)` is
+    called while it downloads and loads. Raises ModelError.
     """
     progress = progress or (lambda phase, percent: None)
-    checkpoint = load_checkpoint(source, shelf, device=device, revision=revision, progress=progress)
+    weights, kv = precise(precision, find(source, revision, progress))
+    checkpoint = load_checkpoint(
+        source, shelf, device=device, int8=weights == "int8", revision=revision, progress=progress
+    )
     if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
         torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
     recogniser = None
     if transcribe:
         where = checkpoint.lm.embedding.table.device
         recogniser = load_recogniser(transcribe, checkpoint.mimi, device=where, progress=progress)
-    slots = slots or fitting_slots(checkpoint, recogniser)
-    return PersonaPlexBackend(checkpoint, slots, recogniser=recogniser)
+    kv_dtype = torch.int8 if kv == "int8" else None
+    slots = slots or fitting_slots(checkpoint, recogniser, kv_dtype)
+    backend = PersonaPlexBackend(
+        checkpoint, slots, recogniser=recogniser, graphs=graphs, kv_dtype=kv_dtype,
+        renewal_frames=renewal_frames if has_room(checkpoint, kv_dtype) else 0,
+    )  # fmt: skip
+    backend.measure()
+    logger.info("weights %s, keys and values %s: %d slots", weights, kv, slots)
+    return backend
 
 
 def _weights(checkpoint: Checkpoint) -> int:
     """A measure of the model's size: the numbers of its largest table."""
     return checkpoint.lm.embedding.table.numel()
-
-
-def fitting_slots(checkpoint: Checkpoint, recogniser: LoadedRecogniser | None = None) -> int:
-    """How many conversations the memory of the device holds beside the weights."""
-    device = checkpoint.lm.embedding.table.device
-    if device.type != "cuda":
-        return CPU_SLOTS
-    one = Loop(checkpoint.lm, checkpoint.mimi, 1)
-    rings = [one.rings, one.encoder.rings, one.decoder.rings]
-    if recogniser:
-        rings.append(recogniser.stt.rings(1))
-    each = sum(ring.kv.numel() * ring.kv.element_size() for ring in rings)
-    del one, rings
-    torch.cuda.empty_cache()
-    free, _total = torch.cuda.mem_get_info(device)
-    return max(1, min(MOST_SLOTS, (free - RESERVE_BYTES) // each))

@@ -4,11 +4,12 @@ Not a place for conversation: which text is fed is each seat's director's affair
 how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
 """
 
+import itertools
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,10 +20,13 @@ from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.errors import BusyError, EngineError, InternalError
 from engine.runtime.backend import Backend, Heard, Opening, Spoken
 from engine.runtime.metrics import Metrics
-from engine.runtime.seat import Director, Ended, Frame, Notice, Output, Ready, Seat
+from engine.runtime.overload import KEPT_FRAMES, Overload, Slack
+from engine.runtime.overload import Step as Shed
+from engine.runtime.seat import Director, Ended, Frame, Notice, Output, Ready, Renewed, Seat
 
 logger = logging.getLogger(__name__)
 
+DONE = object()  # what an exhausted piece of work says
 RETRY_SECONDS = 3  # what a refused client is told
 
 
@@ -61,6 +65,10 @@ class Scheduler:
         self.metrics = metrics or Metrics()
         self.clock = clock
         self._on_death = on_death
+        self.overload = Overload(clock, backend.ticks)
+        self._slack = Slack()
+        self._count = itertools.count()  # of conversations, to know the newest
+        self._renewals: dict[Seat, Iterator[None]] = {}
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
         self._wake = threading.Condition()
@@ -100,7 +108,12 @@ class Scheduler:
                 raise BusyError(
                     f"all {self.backend.slots} conversations are taken; retry in {RETRY_SECONDS} s"
                 )
-            seat.slot = free[0]
+            if not self.overload.admits(len(self._seats)):
+                raise BusyError(
+                    f"{len(self._seats)} conversations are all this server holds in time; "
+                    f"retry in {RETRY_SECONDS} s"
+                )
+            seat.slot, seat.joined = free[0], next(self._count)
             self._seats[seat.slot] = seat
         self.metrics.opened()
         self.wake()
@@ -164,9 +177,55 @@ class Scheduler:
         if batch.seats:
             self._tick(batch)
             return self.clock()
-        if self._flush() or self._prepare():
+        if self._flush() or self._fill_slack():
             return self.clock()
         return self._next_at()
+
+    def _fill_slack(self) -> bool:
+        """One piece of a prompt or of a renewal, if nobody gets late by it; whether there was."""
+        started = self.clock()
+        if not self._slack.allows(started, self._next_due(started)):
+            return False
+        worked = self._prepare() or self._renew()
+        if worked:
+            self._slack.piece_took(self.clock() - started)
+        return worked
+
+    def _next_due(self, now: float) -> float | None:
+        """When the earliest coming user frame is complete; None: nobody is live."""
+        live = [seat.expected_at for seat in self._sitting() if seat.live and not seat.left]
+        return max(now, min(live)) if live else None
+
+    def _renew(self) -> bool:
+        """One piece of work for a conversation whose context runs out; whether there was one."""
+        for seat in self._sitting():
+            if seat.left or not seat.live:
+                self._renewals.pop(seat, None)
+                continue
+            work = self._renewals.get(seat) or self.backend.renew(seat.slot)
+            if work is None:
+                continue
+            self._renewals[seat] = work
+            if next(work, DONE) is DONE:
+                del self._renewals[seat]
+                seat.deliver([Renewed()])
+            return True
+        return False
+
+    def _shed(self) -> None:
+        """In overload: the recogniser goes first, then the newest conversation."""
+        backend, was_paused = self.backend, self.overload.recogniser_paused
+        step = self.overload.step(backend.transcribes and backend.transcribing)
+        if step is Shed.PAUSE_RECOGNISER:
+            logger.warning("overload: the recogniser is paused")
+            backend.transcribing = False
+        elif step is Shed.END_NEWEST:
+            seats = [seat for seat in self._sitting() if not seat.left]
+            if len(seats) > 1:  # the last one is better slow than gone
+                newest = max(seats, key=lambda seat: seat.joined)
+                self._give_up(newest, BusyError("the server is overloaded; retry in a minute"))
+        elif was_paused and not self.overload.recogniser_paused:
+            backend.transcribing = True
 
     def _tidy(self) -> None:
         """Carry out what other threads asked for; free the slots of those who left."""
@@ -252,6 +311,8 @@ class Scheduler:
             batch.seats.append(seat)
             batch.active[seat.slot] = True
             if not seat.bootstrapping:
+                if self.overload.shedding:
+                    self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES))
                 batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
                 self.metrics.queue.add(max(0.0, now - batch.due[seat]))
             batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())
@@ -269,6 +330,9 @@ class Scheduler:
         step = (listened - started) + (self.clock() - chosen)
         self._deliver(batch, spoken, before)
         self.metrics.ticked(len(batch.seats), step)
+        self.overload.ticked(step)
+        self._slack.tick_took(step)
+        self._shed()
 
     def _choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
         """Ask each seat's director which token is fed: text [S] int64, hush [S] bool."""

@@ -17,6 +17,7 @@ from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
+QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 FORGIVE_SECONDS = 1.0  # after a gap, late audio is dropped for so long against invented silence
@@ -70,13 +71,18 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewed:
+    """The model's memory of this conversation was made anew: prompt and its last frames."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The scheduler gave this seat up."""
 
     error: EngineError
 
 
-Output = Ready | Notice | Frame | Ended
+Output = Ready | Notice | Frame | Renewed | Ended
 
 
 @dataclass(eq=False)
@@ -115,6 +121,10 @@ class AudioRing:
             self.due.popleft()
         return frame
 
+    def quiet(self) -> bool:
+        """Whether nobody speaks in the oldest piece."""
+        return float(np.abs(self.chunks[0]).max(initial=0.0)) < QUIET_PEAK
+
     @property
     def frames(self) -> int:
         return self.samples // FRAME_SAMPLES
@@ -132,6 +142,7 @@ class Seat:
     ) -> None:
         self.deliver = deliver  # thread-safe; called in the scheduler's thread
         self.slot = -1
+        self.joined = 0  # the how many-th of its scheduler
         self.left = False
         self.dropped_frames = 0
         self._wake = wake
@@ -241,6 +252,22 @@ class Seat:
             self._next_silence = (now if whole or late else self._next_silence) + FRAME_SECONDS
             self._spend(now)
             return self._audio.pop(), due
+
+    @property
+    def expected_at(self) -> float:
+        """When the next user frame should be complete, at the pace of speech."""
+        with self._lock:
+            return self._audio.last_due + FRAME_SECONDS
+
+    def drop_quiet(self, kept: int) -> int:
+        """In overload: drop the oldest quiet frames beyond `kept`; how many were dropped."""
+        with self._lock:
+            dropped = 0
+            while self._audio.frames > kept and self._audio.quiet():
+                self._audio.pop()
+                dropped += 1
+            self.dropped_frames += dropped
+            return dropped
 
     def frames_waiting(self) -> int:
         with self._lock:

@@ -22,7 +22,7 @@ from engine.errors import (
     RefusedError,
     TooFastError,
 )
-from engine.runtime.seat import Frame, Notice, Ready
+from engine.runtime.seat import Frame, Notice, Ready, Renewed
 from engine.wire import metadata
 from engine.wire.opus import codec
 from engine.wire.protocol import MAX_MESSAGE_BYTES, VERSION, Control, Kind, decode, encode
@@ -167,6 +167,8 @@ class Conversation:
                 case Notice(events):
                     for event in events:
                         await self._send_event(event)
+                case Renewed() if self.query.events:
+                    await self._send_metadata(metadata.message("renewed", self.session.seconds_out))
                 case Frame():
                     await self._send_frame(output)
 

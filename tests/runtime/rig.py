@@ -17,7 +17,7 @@ from engine.runtime.seat import Frame, Notice, Output, Seat
 class NotingBackend:
     """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
 
-    name, voices, transcribes = "noting", ("V",), False
+    name, voices, transcribes, ticks = "noting", ("V",), False, None
 
     def __init__(self, slots: int, pieces: int = 0) -> None:
         self.slots, self.pieces = slots, pieces
@@ -50,6 +50,9 @@ class NotingBackend:
             pcm[slot] = 0.999 if self._made[slot] < 0 else self._made[slot] / 1000
             self._made[slot] += 1
         return Spoken(pcm)
+
+    def renew(self, slot):
+        return None
 
     def close(self, slot: int) -> None:
         self.log.append(("close", slot))

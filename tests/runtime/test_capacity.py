@@ -67,7 +67,6 @@ def test_slots_in_time_are_those_of_the_largest_bucket_within_the_limit():
 
 def test_admission_asks_for_the_tick_with_one_more(clock):
     overload = Overload(clock, TickTable({1: 0.03, 2: 0.05, 4: 0.09}))
-    assert overload.admits(0)
     assert overload.admits(1)
     assert not overload.admits(2)
 
