@@ -1,9 +1,10 @@
 """What an agent has been given to say: the text in hand, those waiting, what is reported of them.
 
-Order and bookkeeping only; when a word is said is the director's affair.
+Order and bookkeeping, and the wait for the floor; the words' pace is `utterance.py`'s affair.
 """
 
 from collections import deque
+from dataclasses import dataclass
 
 from engine.dialogue import events as ev
 from engine.dialogue.events import SayState
@@ -11,6 +12,25 @@ from engine.dialogue.utterance import Utterance, prepare
 from engine.runtime.backend import Tokenizer
 
 QUEUE_LIMIT = 10  # texts waiting to be said
+FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
+ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
+
+
+@dataclass(slots=True)
+class Arming:
+    """The wait for the moment to begin a text; one that is urgent begins as soon as it may."""
+
+    urgent: bool = False
+    _waited: int = 0
+    _for_the_floor: int = 0
+
+    def is_time(self, voted: bool, user_speaks: bool) -> bool:
+        """One more frame; voted: the model would start a word."""
+        if user_speaks and self._for_the_floor < FLOOR_WAIT_FRAMES:
+            self._for_the_floor += 1
+            return False
+        self._waited += 1
+        return self.urgent or self._waited >= (ARM_FRAMES if voted else ARM_LIMIT_FRAMES)
 
 
 class Agenda:
@@ -65,6 +85,13 @@ class Agenda:
             self.current.started = True
             self._report(SayState.SPEAKING)
         self.current.begin_word()
+
+    def feed_piece(self) -> int:
+        """The next piece of the word in hand; the word is shown with its first one."""
+        piece, shown = self.current.next_piece()
+        if shown:
+            self._events.append(ev.Text(f" {shown}", given=True))
+        return piece
 
     def finish(self, state: SayState) -> None:
         """The text in hand is over."""

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
-from engine.dialogue.agenda import Agenda
+from engine.dialogue.agenda import Agenda, Arming
 from engine.dialogue.events import SayState
 from engine.dialogue.hold import Held, Patience
 from engine.dialogue.transcript import Transcript
@@ -20,8 +20,6 @@ from engine.dialogue.trigger import OwnWords
 from engine.dialogue.utterance import Pace
 from engine.runtime.backend import HeardRow, Tokenizer
 
-FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
-ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
 SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
@@ -48,7 +46,7 @@ class Director:
         self._cancelling = False  # after the current word
         self._ending_turn = False  # at once
         self._frames_in_mode = self._awaited_frames = 0
-        self._waited = self._floor_waited = 0  # frames armed; of them, for the user to finish
+        self._arming = Arming()
         self._run = 0  # PADs fed in a row
         self._silent_frames = SILENT_CLIENT_FRAMES  # since there was something to say
 
@@ -109,8 +107,6 @@ class Director:
             if text.final:
                 self._own.latch.turned(text.text)
 
-    # -- commands ----------------------------------------------------------------------------------
-
     def _obey(self, command: ev.Command) -> None:
         match command:
             case ev.Say():
@@ -152,6 +148,7 @@ class Director:
     def _pause(self) -> None:
         if not self.paused and self.mode is Mode.SPEAK:
             self.agenda.current.step_back()  # nobody would hear the rest of this word
+            self._arming = Arming()
             self._enter(Mode.ARMED)
         self.paused = True
 
@@ -187,11 +184,7 @@ class Director:
     def _choose_armed(self, sampled: int, _peak_out: float) -> int:
         if self._cancelling:
             return self._stop(SayState.CANCELLED)
-        if self.floor.speaking and self._floor_waited < FLOOR_WAIT_FRAMES:
-            self._floor_waited += 1
-            return PAD
-        self._waited += 1
-        if self._waited < (ARM_FRAMES if sampled != PAD else ARM_LIMIT_FRAMES):
+        if not self._arming.is_time(sampled != PAD, self.floor.speaking):
             return PAD
         if not self.agenda.current.words:  # a growing text whose first clause has not come yet
             return PAD if self.agenda.current.growing else self._stop(SayState.DONE)
@@ -205,12 +198,12 @@ class Director:
             return self._stop(SayState.CANCELLED)
         match said.pace(sampled != PAD, peak_out < QUIET_OUT):
             case Pace.PIECE:
-                return self._feed_piece()
+                return self.agenda.feed_piece()
             case Pace.END:
                 return self._stop(SayState.DONE)
             case Pace.WORD:
                 self.agenda.begin()
-                return EPAD if sampled == EPAD or self._run else self._feed_piece()
+                return EPAD if sampled == EPAD or self._run else self.agenda.feed_piece()
             case _:
                 return PAD
 
@@ -240,12 +233,10 @@ class Director:
         if self.mode is Mode.FREE:
             self._show(self._own.leave())
         self.mode, self._frames_in_mode, self.hush = mode, 0, False
-        self._waited = self._floor_waited = 0
 
     def _arm(self) -> None:
-        urgent = self.agenda.take_next().urgent
+        self._arming = Arming(self.agenda.take_next().urgent)
         self._enter(Mode.ARMED)
-        self._waited = ARM_LIMIT_FRAMES if urgent else 0
 
     def _give_up(self) -> None:
         """Nothing came for too long: say so."""
@@ -259,11 +250,6 @@ class Director:
         self.held = None
         if self.mode is Mode.HOLD:
             self._enter(Mode.TAIL)
-
-    def _feed_piece(self) -> int:
-        piece, shown = self.agenda.current.next_piece()
-        self._show(shown and f" {shown}", given=True)
-        return piece
 
     def _end_turn(self) -> None:
         self._ending_turn = False
@@ -299,9 +285,9 @@ class Director:
         if over_speech or over_wait:
             self._end_hold("stale")
 
-    def _show(self, text: str, given: bool = False) -> None:
+    def _show(self, text: str) -> None:
         if text:
-            self._events.append(ev.Text(text, given))
+            self._events.append(ev.Text(text, given=False))
 
 
 CHOOSE: dict[Mode, Callable] = {
