@@ -15,6 +15,7 @@ from engine.dialogue.answerer import Answerer, AnswerError, Messages
 from engine.dialogue.clauses import Clauses
 from engine.dialogue.events import RouteState, SayState, Source
 from engine.dialogue.phrases import Phrases
+from engine.dialogue.speakable import spelled
 from engine.errors import RefusedError
 from engine.runtime.metrics import Metrics
 
@@ -162,6 +163,7 @@ class Asking:
         """The first clause begins the answer and ends the hold; the others follow."""
         if asked is not self._question:
             return
+        clause = spelled(clause)  # voice and transcript alike: what is shown is what was said
         asked.text = f"{asked.text} {clause}".strip()
         if asked.say_id:
             self._hooks.post_quietly(ev.More(asked.say_id, clause))

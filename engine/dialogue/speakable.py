@@ -84,6 +84,11 @@ def spell(token: str) -> list[str]:
     return words
 
 
+def spelled(text: str) -> str:
+    """A whole text as it is said, for texts of our own making: `$14` becomes `fourteen dollars`."""
+    return " ".join(word for token in clean(text).split() for word in spell(token) or [token])
+
+
 def _number_words(core: str) -> list[str]:
     """Words of a token that is a number with its sign, currency or unit; else nothing."""
     for pattern, speak in FORMS:

@@ -12,7 +12,7 @@ from tests.dialogue.talk import answers_for
 from tests.serving import ApiServer
 from tests.wire.peer import FRAME, Peer, connected, talking
 
-ANSWER = "It costs $14 now."
+ANSWER = "It costs fourteen dollars now."
 
 
 def reply(question: str) -> Reply:

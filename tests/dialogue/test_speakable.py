@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.dialogue.speakable import clean, spell
+from engine.dialogue.speakable import clean, spell, spelled
 from engine.dialogue.utterance import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
 from engine.runtime.embedded import ByteTokenizer
 
@@ -169,3 +169,10 @@ def test_cleaning_is_done_once_and_for_all():
 def test_a_token_of_punctuation_has_no_words():
     assert spell("—") == []
     assert spell("?!") == []
+
+
+def test_a_whole_text_is_spelled_as_it_is_said():
+    assert (
+        spelled("**It** costs $14 — for 20 hours!")
+        == "It costs fourteen dollars — for twenty hours!"
+    )

@@ -1,0 +1,86 @@
+"""Ask in a real browser: the real page, server and router; the text model is a local stand-in."""
+
+import socket
+
+import pytest
+from aiohttp import web
+from playwright.sync_api import expect
+
+from demo.app import build_app
+from engine.bench.standin import StandIn
+from engine.config import ServerConfig
+from engine.dialogue.engine import Engine
+from engine.runtime import espeak
+from engine.runtime.embedded import EmbeddedBackend
+from tests.browser.serving import Served
+from tests.dialogue.talk import answers_for
+
+
+@pytest.fixture
+def words_spoken(monkeypatch):
+    """Every word that reaches the synthesiser, in order."""
+    words: list[str] = []
+    say = espeak.say
+
+    def listening(text: str, *how: object):
+        words.append(text)
+        return say(text, *how)
+
+    monkeypatch.setattr(espeak, "say", listening)
+    return words
+
+
+@pytest.fixture
+def asking_server(chromium):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    answers = answers_for(f"http://127.0.0.1:{port}")
+    engine = Engine(lambda _progress: EmbeddedBackend(2), answers=answers)
+    engine.start()
+    engine.wait(30)
+
+    async def text_model(_app: web.Application):
+        async with StandIn(port=port):
+            yield
+            await answers.answerer.close()
+
+    def make() -> web.Application:
+        app = build_app(engine, ServerConfig())
+        app.cleanup_ctx.append(text_model)
+        return app
+
+    with Served(make) as served:
+        yield served
+    engine.stop()
+
+
+def ask(tab, question: str) -> None:
+    tab.page.locator("#pp-ask").locator("input, textarea").fill(question)
+    tab.page.click("#pp-ask-now")
+
+
+def test_an_asked_price_is_spoken_and_an_interrupted_answer_is_shown_as_such(
+    browser, asking_server, open_tab, words_spoken, artifacts
+):
+    tab = open_tab(browser, f"{asking_server.url}?raw=1")
+    tab.connect()
+    tab.mute()
+    ask(tab, "How much is the premium plan?")
+    question = tab.page.locator(".turn.user").first
+    expect(question).to_contain_text("How much is the premium plan?")
+    first = tab.page.locator(".turn.answer").first
+    expect(first.locator(".said")).to_contain_text("fourteen dollars", timeout=60_000)
+    assert "fourteen dollars" in " ".join(words_spoken)
+    expect(first).to_contain_text("from the product facts")
+    expect(first.locator(".said")).to_contain_text("ten dollars a month.", timeout=60_000)
+
+    ask(tab, "And what does the business plan cost?")
+    second = tab.page.locator(".turn.answer").nth(1)
+    expect(second.locator(".said")).to_contain_text("Business", timeout=60_000)
+    tab.page.click("#pp-mute")  # the microphone is open again: the user speaks
+    expect(second.locator("s.cut")).to_contain_text("yearly", timeout=60_000)
+    tab.page.screenshot(path=artifacts / "asking.png", full_page=True)
+    said = second.locator(".said").inner_text()
+    assert "yearly" not in said
+    assert "yearly" not in " ".join(words_spoken).split("Business")[-1]
