@@ -13,7 +13,7 @@ HELPERS = (
     "scripted",
     "standin",
     "talks",
-)  # measure nothing themselves
+)
 
 
 def subjects() -> list[str]:
