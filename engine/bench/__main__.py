@@ -6,14 +6,8 @@ import pkgutil
 
 import engine.bench as room
 
-HELPERS = (
-    "__main__",
-    "device",
-    "report",
-    "scripted",
-    "standin",
-    "talks",
-)
+# modules of this room that measure nothing themselves
+HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")
 
 
 def subjects() -> list[str]:
