@@ -4,9 +4,11 @@ import torch
 
 from engine.bench.drift import compare
 from engine.dialogue.voices import Voices
+from engine.model.graphs import Ticks
 from engine.model.int8 import quantise, w8a16
 from engine.model.linear import Linear
 from engine.runtime.loader import load_checkpoint
+from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.verdict import keep, precise
 from tests.runtime.conftest import TINY
 
@@ -41,3 +43,13 @@ def test_drift_passes_what_is_the_same_and_refuses_what_is_not():
     plain = torch.randn(50, 30)
     assert compare("same", plain, plain.clone())["good"]
     assert not compare("other", plain, torch.randn(50, 30))["good"]
+
+
+def test_starting_times_every_bucket_and_leaves_the_slots_as_new(tiny):
+    backend = PersonaPlexBackend(tiny, slots=3)
+    backend.runner = Ticks(backend.loop, graphs=False, every=True)
+    backend.measure()
+    assert set(backend.ticks.seconds) == {1, 2, 3}
+    assert backend.ticks.tick(3) > 0
+    assert backend.loop.rings.pushed == [0, 0, 0]
+    assert not backend.loop.rings.kv[:, :, :, :, : backend.loop.rings.capacity].any()
