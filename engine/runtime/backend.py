@@ -106,6 +106,7 @@ class Backend(Protocol):
     slots: int
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
+    kept_frames: int  # of a conversation whose memory is renewed; 0: it never is
     ticks: TickTable | None  # how long a tick takes, where it was measured
     transcribes: bool  # whether a recogniser is loaded; only then there is what follows
     transcription: Transcription

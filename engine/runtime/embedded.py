@@ -224,7 +224,7 @@ class EmbeddedBackend:
 
     name = "embedded"
     transcribes = False
-    ticks = None
+    ticks, kept_frames = None, 0
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots

@@ -85,6 +85,7 @@ class Slack:
     def __init__(self) -> None:
         self._piece = 0.0  # seconds of the slowest recent pieces
         self._tick = 0.0
+        self._refused: float | None = None  # since when a newcomer has been held back
 
     def piece_took(self, seconds: float) -> None:
         self._piece = max(seconds, 0.9 * self._piece)
@@ -94,6 +95,10 @@ class Slack:
 
     def allows(self, now: float, next_due: float | None) -> bool:
         """next_due: when the earliest coming user frame will be complete; None: nobody is live."""
-        if next_due is None:
+        fits = next_due is None or now + self._piece + self._tick <= next_due + LATE_SECONDS
+        if not fits and self._refused is None:
+            self._refused = now
+        if fits or now - self._refused > PATIENCE_SECONDS:
+            self._refused = None  # a machine that never has slack still serves
             return True
-        return now + self._piece + self._tick <= next_due + LATE_SECONDS
+        return False

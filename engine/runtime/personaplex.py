@@ -64,6 +64,7 @@ class PersonaPlexBackend:
         with torch.inference_mode():
             self.runner = Ticks(self.loop, graphs)
         self.ticks: TickTable | None = None
+        self.kept_frames = renewal_frames
         self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
         self._openings: dict[int, Opening] = {}  # what each slot was opened with
 

@@ -208,7 +208,7 @@ class Scheduler:
             self._renewals[seat] = work
             if next(work, DONE) is DONE:
                 del self._renewals[seat]
-                seat.deliver([Renewed()])
+                seat.deliver([Renewed(self.backend.kept_frames)])
             return True
         return False
 

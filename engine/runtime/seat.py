@@ -74,6 +74,8 @@ class Frame:
 class Renewed:
     """The model's memory of this conversation was made anew: prompt and its last frames."""
 
+    frames: int
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:

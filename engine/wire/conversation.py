@@ -167,8 +167,9 @@ class Conversation:
                 case Notice(events):
                     for event in events:
                         await self._send_event(event)
-                case Renewed() if self.query.events:
-                    await self._send_metadata(metadata.message("renewed", self.session.seconds_out))
+                case Renewed(frames) if self.query.events:
+                    at = self.session.seconds_out
+                    await self._send_metadata(metadata.message("renewed", at, frames=frames))
                 case Frame():
                     await self._send_frame(output)
 

@@ -17,7 +17,7 @@ from engine.runtime.seat import Frame, Notice, Output, Seat
 class NotingBackend:
     """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
 
-    name, voices, transcribes, ticks = "noting", ("V",), False, None
+    name, voices, transcribes, ticks, kept_frames = "noting", ("V",), False, None, 7
 
     def __init__(self, slots: int, pieces: int = 0) -> None:
         self.slots, self.pieces = slots, pieces
@@ -27,6 +27,7 @@ class NotingBackend:
         self.fed: list[list[int]] = []
         self.log: list[Any] = []
         self._made = [0] * slots
+        self.renewals: dict[int, Any] = {}  # slot -> the work of a renewal that is due
 
     def open(self, slot: int, opening: Opening):
         self.log.append(("open", slot, opening.sampling.text_temperature))
@@ -51,8 +52,8 @@ class NotingBackend:
             self._made[slot] += 1
         return Spoken(pcm)
 
-    def renew(self, slot):
-        return None
+    def renew(self, slot: int):
+        return self.renewals.pop(slot, None)
 
     def close(self, slot: int) -> None:
         self.log.append(("close", slot))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.errors import BusyError
 from engine.runtime.capacity import (
     RESERVE_BYTES,
     WORK_BYTES,
@@ -10,6 +11,8 @@ from engine.runtime.capacity import (
     time_ticks,
 )
 from engine.runtime.overload import Overload, Slack, Step
+from engine.runtime.seat import Ended, Renewed
+from tests.runtime.rig import Rig
 
 GB = 10**9
 
@@ -128,3 +131,43 @@ def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     assert slack.allows(now=1.0, next_due=None)
     assert slack.allows(now=1.0, next_due=1.0)
     assert not slack.allows(now=1.05, next_due=1.0)
+    assert slack.allows(now=6.06, next_due=6.01)  # after five seconds it gets its turn
+
+
+def test_a_renewal_runs_between_ticks_and_is_told_to_the_client():
+    rig, done = Rig(), []
+    seat = rig.join()
+
+    def work():
+        for piece in range(3):
+            done.append(piece)
+            yield
+
+    rig.backend.renewals[seat.slot] = work()
+    rig.hear(seat, 1)
+    rig.advance(0.2)
+    assert done == [0, 1, 2]
+    assert Renewed(7) in rig.outputs[seat]
+
+
+def test_lasting_overload_ends_the_newest_conversation_but_never_the_last():
+    rig = Rig(slots=2)
+    first, second = rig.join(), rig.join()
+    speak, rig.backend.speak = rig.backend.speak, None
+
+    def slow(text, hush):
+        rig.now += 0.085
+        return speak(text, hush)
+
+    rig.backend.speak = slow
+    for _ in range(300):
+        for seat in (first, second):
+            if not seat.left:
+                rig.hear(seat, 1)
+        rig.turn()
+        rig.now += 0.001
+    assert second.left
+    assert not first.left
+    assert isinstance(rig.outputs[second][-1], Ended)
+    with pytest.raises(BusyError, match="retry"):
+        rig.join()
