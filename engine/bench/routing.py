@@ -2,7 +2,7 @@
 
 Runs tests/dialogues in real time through session, scheduler, director, marker and router, with a
 scripted text head and a local stand-in for the API that takes half a second. The user's words come
-from a test double of the transcript.
+from a test double of the transcript; how well the end of a turn is told stands beside (turns.py).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from engine.bench.report import save, table
 from engine.bench.scripted import ScriptedBackend
 from engine.bench.standin import Reply, StandIn, by_heart
 from engine.bench.talks import Script, Talk, Turn, load_scripts
+from engine.bench.turns import measure_turns
 from engine.config import FRAME_SECONDS, DeepSeekConfig, ServerConfig
 from engine.dialogue.answerer import Answerer
 from engine.dialogue.answers import build_answers
@@ -111,9 +112,11 @@ def summary(talks: Sequence[Talk]) -> dict[str, Any]:
 def _pace(turns: Sequence[Turn], talks: Sequence[Talk]) -> dict[str, Any]:
     paces = [60 * t.words / (t.frames * FRAME_SECONDS) for t in turns if t.frames]
     low, mid, high = np.percentile(paces, (0, 50, 100)) if paces else (0.0, 0.0, 0.0)
+    said, frames = sum(t.words for t in turns), sum(t.frames for t in turns)
     spoken = sum(talk.probe.spoken_frames for talk in talks)
     padding = sum(talk.probe.padding_frames for talk in talks)
     return {
+        "words/min": 60 * said / max(1.0, frames * FRAME_SECONDS),
         "words/min, slowest": float(low),
         "words/min, p50": float(mid),
         "words/min, fastest": float(high),
@@ -151,13 +154,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(scripts)} dialogues, {args.at_once} at once, in real time …", flush=True)
     talks, asked = asyncio.run(act(scripts, args.at_once))
     turns = [turn for talk in talks for turn in talk.turns]
-    by_kind, figures = rows(turns), summary(talks)
+    by_kind, figures, ends = rows(turns), summary(talks), measure_turns()
     print(table(by_kind), end="\n\n")
+    print(table(ends), end="\n\n")
     print(table([{"figure": name, "value": value} for name, value in figures.items()]))
     for turn in turns:
         if turn.handed_over != turn.expected:
             wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
             print(f"wanted {wanted}, was {got}: {turn.user}")
-    result = {"rows": by_kind, "summary": figures, "turns": [asdict(turn) for turn in turns]}
-    print(f"json: {save('routing', {'asked': asked, **result}, args.json)}")
+    told = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
+    path = save("routing", told | {"turns": [asdict(turn) for turn in turns]}, args.json)
+    print(f"written: {path}")
     return 0

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import EPAD, FRAME_SAMPLES, PAD, VOICE_NAMES, SamplingConfig
-from engine.dialogue.director import BARGE_IN_FRAMES, Director, Mode
+from engine.dialogue.director import Director, Mode
+from engine.dialogue.transcript import BARGE_IN_FRAMES
 from engine.runtime.backend import Heard, Opening, Spoken
 from engine.runtime.embedded import ByteTokenizer
 
@@ -88,6 +89,7 @@ class ScriptedBackend:
     """The contract of `backend.py` for scripts; a conversation's seed names its head and probe."""
 
     name = "scripted"
+    ticks = None
     transcribes = False
     voices = VOICE_NAMES
 
@@ -130,3 +132,6 @@ class ScriptedBackend:
 
     def context_used(self, slot: int) -> float:
         return 0.0
+
+    def renew(self, slot: int) -> None:
+        """A script has no memory to fill."""

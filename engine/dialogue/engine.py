@@ -79,13 +79,13 @@ class Engine:
     def _wake_up(self) -> None:
         try:
             backend = self._load(self._progress)
+            if self.answers:
+                bang_table(backend.tokenizer)  # now, so that no conversation waits for the scan
+            self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: whoever owns the process must know
             self._failure = error
             self._warm.set()
             return self._died(error)
-        if self.answers:
-            bang_table(backend.tokenizer)  # now, so that no conversation waits for the scan
-        self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         self._scheduler.start()
         self.model = backend.name
         self.waking = None
