@@ -13,7 +13,8 @@ ASKS_FIRST = re.compile(
     r"any|tell|explain|describe|show|give|list|compare|remind)\b"
 )
 ASKS_ANYWHERE = re.compile(
-    r"\?|\b(?:tell me|let me know|i(?:'d| would) like to know|i (?:want|need|wanted) to know|"
+    r"\?|\b(?:tell me|let me know|i(?:'d| would) like to (?:know|hear|learn)|"
+    r"i (?:want|need|wanted) to know|"
     r"i(?:'m| am| was) (?:just )?(?:wondering|curious|asking)|(?:do|would) you know|what about|"
     r"how about|how much|how many|how long|can you|could you|what is|what's)\b"
 )
