@@ -40,6 +40,8 @@ def test_the_users_words_appear_as_they_are_spoken_and_can_be_saved(
     expect(tab.page.locator(".hint")).to_be_hidden()
     tab.until(lambda: tab.page.locator(".turn.agent").count())
     tab.page.screenshot(path=artifacts / "user-words.png")
+    tab.page.click("#pp-connect")  # both files are then of the same words
+    tab.see("Conversation ended")
     turns = {}
     for ending in ("srt", "json"):
         with tab.page.expect_download() as download:
