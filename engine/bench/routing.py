@@ -25,7 +25,7 @@ from engine.dialogue.answers import build_answers
 from engine.dialogue.engine import Engine
 
 API_SECONDS = 0.5  # until the stand-in's first word
-AT_ONCE = 32  # conversations in real time beside each other
+AT_ONCE = 16  # conversations in real time beside each other: two cores keep their pace
 
 
 def replies(scripts: Sequence[Script]) -> dict[str, float]:
