@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 DONE = object()  # what an exhausted piece of work says
 RETRY_SECONDS = 3  # what a refused client is told
+LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
 
 
 def logged_fault(what: str) -> InternalError:
@@ -364,5 +365,8 @@ class Scheduler:
     def _next_at(self) -> float | None:
         """When the earliest seat's next frame may run."""
         now = self.clock()
-        times = [seat.next_tick_at(now) for seat in self._sitting() if not seat.left]
+        seats = [seat for seat in self._sitting() if not seat.left]
+        times = [seat.next_tick_at(now) for seat in seats]
+        if any(not (seat.live or seat.bootstrapping) for seat in seats):
+            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits for slack: nobody else wakes us
         return min((at for at in times if at is not None), default=None)
