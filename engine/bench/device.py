@@ -83,7 +83,7 @@ def tick(ticks: Ticks, slots: int, pcm: np.ndarray) -> float:
     """One tick of the first slots; seconds."""
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
-    text, _ = ticks.listen(pcm, active)
+    text, *_ = ticks.listen(pcm, active)
     ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
     return time.perf_counter() - start
 

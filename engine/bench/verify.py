@@ -95,7 +95,7 @@ def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.nd
     active, tokens, pcms = np.isin(np.arange(loop.slots), slots), [], []
     for _ in range(frames):
         pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
-        text, _ = ticks.listen(pcm, active)
+        text, *_ = ticks.listen(pcm, active)
         spoken, codes = ticks.speak(np.where(active, text, 3), np.zeros(loop.slots, bool))
         tokens.append(np.concatenate([text[:, None], codes], 1)[slots])
         pcms.append(spoken[slots])
@@ -127,7 +127,7 @@ def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
     """More frames, without starting anew."""
     active = np.isin(np.arange(ticks.loop.slots), slots)
     for _ in range(frames):
-        text, _ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
+        text, *_ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
         ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
 
 

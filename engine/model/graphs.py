@@ -2,11 +2,13 @@
 
 A bucket is the first 1, 2, 4, 8 or 16 slots of one loop: the same memory, smaller tensors; the
 smallest that covers the active slots runs. Input goes up in one copy, output comes down in one,
-and the host waits once a graph. `graphs` False launches the same work piece by piece.
+and the host waits once a graph. `graphs` False launches the same work piece by piece. With a
+recogniser there are two more: `transcribe`, which is `listen` and the recogniser's step, and
+`flush`, that step alone; where nobody is transcribed, plain `listen` runs.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +19,16 @@ from engine.config import FRAME_SAMPLES
 from engine.model.attention import Rings
 from engine.model.loop import Loop
 from engine.model.state import Active
+from engine.model.stt import Hearing
 
 logger = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16)
-ACTIVE, HEARING = FRAME_SAMPLES, FRAME_SAMPLES + 1  # columns of the input behind the samples
+# Columns of the input behind the samples: who advances, whose samples count, who is transcribed.
+ACTIVE, HEARING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
 WARM_UPS = 3
+
+Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
 
 
 def buckets_for(slots: int, every: bool) -> tuple[int, ...]:
@@ -38,27 +44,50 @@ class Captured:
     out: Tensor
 
 
+class Block:
+    """Rows of all slots on the host, pinned where there is a GPU, and on the device."""
+
+    def __init__(self, slots: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = torch.zeros(slots, columns, dtype=dtype, device=device)
+        self.host = torch.zeros(slots, columns, dtype=dtype)
+        if device.type == "cuda":
+            self.host = self.host.pin_memory()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The host's side, to write into."""
+        return self.host.numpy()
+
+    def send(self, slots: int) -> None:
+        """Copy the first rows up."""
+        self.device[:slots].copy_(self.host[:slots], non_blocking=True)
+
+
 class Ticks:
     """Runs ticks of a loop; `listen` and `speak` take and give numpy, as the backend does."""
 
-    def __init__(self, loop: Loop, graphs: bool = True, every: bool = False) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        graphs: bool = True,
+        every: bool = False,
+        hearing: Hearing | None = None,
+    ) -> None:
         self.loop, device = loop, loop.device
         self.cuda = cuda = device.type == "cuda"
         self.graphs = graphs and cuda
         self.buckets = buckets_for(loop.slots, every or cuda)
         self.loops = {size: loop.narrow(size) for size in self.buckets}
-        q = loop.lm.config.codebooks
-        shapes = ((FRAME_SAMPLES + 2, torch.float32), (2, torch.int64))
-        self.up = [torch.zeros(loop.slots, n, dtype=t, device=device) for n, t in shapes]
-        self.up_host = [torch.zeros_like(u, device="cpu") for u in self.up]
-        shapes = ((1 + q, torch.int64), (FRAME_SAMPLES + q, torch.float32))
-        self.down = [torch.zeros(loop.slots, n, dtype=t) for n, t in shapes]
-        if cuda:
-            self.up_host, self.down = (
-                [t.pin_memory() for t in ts] for ts in (self.up_host, self.down)
-            )
+        self.hearings = {size: hearing.narrow(size) for size in self.buckets if hearing}
+        self.hearing = hearing
+        self.up = Block(loop.slots, FRAME_SAMPLES + 3, torch.float32, device)
+        self.up_text = Block(loop.slots, 2, torch.int64, device)
+        self.up_flush = Block(loop.slots, 1, torch.float32, device)
+        self.down: dict[str, Tensor] = {}  # by verb: where results arrive, pinned
         self.captured: dict[tuple[str, int], Captured] = {}
-        self._taking: dict[int, list[int]] = {ACTIVE: [], HEARING: []}  # slots of this tick
+        # Which slots take part in this tick, and in a flush.
+        self._taking: dict[int, list[int]] = {ACTIVE: [], HEARING: [], WRITING: []}
+        self._flushing: list[int] = []
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32 (performance.md 2.5)
@@ -68,62 +97,65 @@ class Ticks:
     # -- a tick ------------------------------------------------------------------------------------
 
     def listen(
-        self, pcm: np.ndarray, active: np.ndarray, codebooks: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q].
+        self, pcm: np.ndarray, active: np.ndarray, writing: Iterable[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray, Words | None]:
+        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q], the recogniser's tokens.
 
-        codebooks: how many to encode, for a recogniser; a graph has its number from the start.
+        writing: active slots for which the recogniser takes its step; the last is None without.
         """
-        slots = np.flatnonzero(active).tolist()
-        loop = self.bucket(slots)
-        if codebooks and not self.graphs:
-            loop.codebooks = codebooks
+        slots, writing = np.flatnonzero(active).tolist(), list(writing)
+        self._size = self._bucket(slots)
+        loop = self.loops[self._size]
         hearing = [slot for slot in slots if slot not in loop.booting]
-        self._taking = {ACTIVE: slots, HEARING: hearing}
-        host = self.up_host[0].numpy()
-        host[:, :FRAME_SAMPLES] = pcm
-        host[:, ACTIVE], host[:, HEARING] = active, 0
-        host[hearing, HEARING] = 1
-        self.up[0][: self._size].copy_(self.up_host[0][: self._size], non_blocking=True)
-        loop.sampler.draw(Active(self.up[0][: self._size, ACTIVE], tuple(slots)))
-        out = self._launch("listen", loop)
-        self.loop.heard = self._all_rows(loop.heard)
+        self._taking = {ACTIVE: slots, HEARING: hearing, WRITING: writing}
+        rows = self.up.rows
+        rows[:, :FRAME_SAMPLES], rows[:, FRAME_SAMPLES:] = pcm, 0
+        for column, some in self._taking.items():
+            rows[some, column] = 1
+        self.up.send(self._size)
+        loop.sampler.draw(Active(self.up.device[: self._size, ACTIVE], tuple(slots)))
+        verb = "transcribe" if writing else "listen"
+        out = self._launch(verb, self._size)
         if loop.sampler.special:
-            out[:, 0] = loop.chosen(out[:, 0])
-        heard = self._fetch(0, out, self._count_heard)
-        return heard[:, 0], heard[:, 1:]
+            out[:, 0] = loop.chosen(out[:, 0].long())
+        heard = self._fetch(verb, out, self._count_heard)
+        q = loop.lm.config.codebooks
+        text, codes = heard[:, 0].astype(np.int64), heard[:, 1 : 1 + q].astype(np.int64)
+        return text, codes, _words(heard[:, 1 + q :]) if writing else None
 
     def speak(self, text: np.ndarray, hush: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """text [S], hush [S] -> pcm [S, 1920], codes [S, Q] of the slots of the last listen."""
-        loop = self.loops[self._size]
-        host = self.up_host[1].numpy()
-        host[:, 0], host[:, 1] = text, hush
-        self.up[1][: self._size].copy_(self.up_host[1][: self._size], non_blocking=True)
-        spoken = self._fetch(1, self._launch("speak", loop), self._count_spoken)
+        loop, rows = self.loops[self._size], self.up_text.rows
+        rows[:, 0], rows[:, 1] = text, hush
+        self.up_text.send(self._size)
+        out = self._launch("speak", self._size)
+        spoken = self._fetch("speak", out, self._count_spoken)
         loop.booting.difference_update(self._taking[ACTIVE])
         return spoken[:, :FRAME_SAMPLES], spoken[:, FRAME_SAMPLES:].astype(np.int64)
 
-    def _all_rows(self, rows: Tensor) -> Tensor:
-        """Rows of a bucket among those of all slots, for who reads the codes after a tick."""
-        missing = self.loop.slots - len(rows)
-        return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+    def flush(self, slots: list[int]) -> Words:
+        """The recogniser's step on silence for these slots, between two ticks."""
+        self._flushing, size = slots, self._bucket(slots)
+        rows = self.up_flush.rows
+        rows[:], rows[slots, 0] = 0, 1
+        self.up_flush.send(size)
+        return _words(self._fetch("flush", self._launch("flush", size), self._count_flushed))
 
-    def bucket(self, slots: list[int]) -> Loop:
-        """The smallest loop that covers these slots."""
+    def _bucket(self, slots: list[int]) -> int:
+        """The smallest bucket that covers these slots."""
         need = max(slots, default=0) + 1
-        self._size = next(size for size in self.buckets if size >= need)
-        return self.loops[self._size]
+        return next(size for size in self.buckets if size >= need)
 
-    def _launch(self, verb: str, loop: Loop) -> Tensor:
+    def _launch(self, verb: str, size: int) -> Tensor:
         if self.graphs:
-            captured = self.captured[verb, loop.slots]
+            captured = self.captured[verb, size]
             captured.graph.replay()
             return captured.out
-        return getattr(self, f"_{verb}")(loop)
+        return getattr(self, f"_{verb}")(size)
 
-    def _fetch(self, which: int, out: Tensor, meanwhile: Callable[[], None]) -> np.ndarray:
+    def _fetch(self, verb: str, out: Tensor, meanwhile: Callable[[], None]) -> np.ndarray:
         """Results of a bucket on the host, as rows of all slots; works while it waits."""
-        rows = self.down[which]
+        rows = self._arrivals(verb, out)
         rows[: len(out)].copy_(out, non_blocking=True)
         if out.is_cuda:
             done = torch.cuda.Event()
@@ -132,56 +164,98 @@ class Ticks:
             done.synchronize()
         return rows.numpy().copy()
 
+    def _arrivals(self, verb: str, out: Tensor) -> Tensor:
+        """Where the results of a verb arrive, made when it first runs."""
+        if verb not in self.down:
+            rows = torch.zeros(self.loop.slots, out.shape[1], dtype=out.dtype)
+            self.down[verb] = rows.pin_memory() if self.cuda else rows
+        return self.down[verb]
+
+    # What a graph pushes is counted on the host's side of the rings here, as it counts nothing.
+
     def _count_heard(self) -> None:
-        """What `listen` pushes on a GPU, on the host's side of the counts."""
-        self._count(self.loop.rings, ACTIVE, 1)
-        self._count(self.loop.encoder.rings, HEARING, self.loop.mimi.config.columns)
+        taking = self._taking
+        self._count(self.loop.rings, taking[ACTIVE], 1)
+        self._count(self.loop.encoder.rings, taking[HEARING], self.loop.mimi.config.columns)
+        if taking[WRITING]:
+            self._count(self.hearing.rings, taking[WRITING], 1)
 
     def _count_spoken(self) -> None:
         """The same for `speak`; and the random numbers of the next tick are drawn."""
-        self._count(self.loop.decoder.rings, ACTIVE, self.loop.mimi.config.columns)
-        self.loop.sampler.draw_ahead(self._taking[ACTIVE])
+        speaking = self._taking[ACTIVE]
+        self._count(self.loop.decoder.rings, speaking, self.loop.mimi.config.columns)
+        self.loop.sampler.draw_ahead(speaking)
 
-    def _count(self, rings: Rings, who: int, columns: int) -> None:
-        for slot in self._taking[who]:
+    def _count_flushed(self) -> None:
+        self._count(self.hearing.rings, self._flushing, 1)
+
+    def _count(self, rings: Rings, slots: list[int], columns: int) -> None:
+        for slot in slots:
             rings.pushed[slot] += columns
 
-    # -- what is launched --------------------------------------------------------------------------
+    # -- what is launched, for a bucket of `size` slots --------------------------------------------
 
-    def _listen(self, loop: Loop) -> Tensor:
-        """-> [B, 1 + Q]: text and the user's codes."""
-        given = self.up[0][: loop.slots]
-        active, hearing = self._who(loop, ACTIVE), self._who(loop, HEARING)
-        text, codes = loop.listened(given[:, :FRAME_SAMPLES], active, hearing)
-        return torch.cat([text[:, None], codes], 1)
+    def _listen(self, size: int) -> Tensor:
+        """-> [B, 1 + Q] float32, which holds such tokens exactly: text and the user's codes."""
+        pcm = self.up.device[:size, :FRAME_SAMPLES]
+        active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
+        text, codes, _ = self.loops[size].listened(pcm, active, hearing)
+        return torch.cat([text[:, None], codes], 1).float()
 
-    def _speak(self, loop: Loop) -> Tensor:
+    def _transcribe(self, size: int) -> Tensor:
+        """-> the same, then the recogniser's token and pauses [B, 1 + Q + 1 + heads]."""
+        ear, pcm = self.hearings[size], self.up.device[:size, :FRAME_SAMPLES]
+        active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
+        read = ear.stt.config.n_q
+        most = max(read, self.loop.lm.config.codebooks)
+        text, codes, heard = self.loops[size].listened(pcm, active, hearing, most)
+        written = _row(*ear.step(heard[:, :read], self._who(size, WRITING)))
+        return torch.cat([text[:, None].float(), codes.float(), written], 1)
+
+    def _flush(self, size: int) -> Tensor:
+        """-> the recogniser's token and pauses [B, 1 + heads]."""
+        slots = () if self.cuda else tuple(self._flushing)
+        active = Active(self.up_flush.device[:size, 0] > 0.5, slots)
+        return _row(*self.hearings[size].flushed(active))
+
+    def _speak(self, size: int) -> Tensor:
         """-> [B, 1920 + Q]: the agent's samples and codes."""
-        given = self.up[1][: loop.slots]
-        pcm, codes = loop.said(given[:, 0], given[:, 1] != 0, self._who(loop, ACTIVE))
+        given = self.up_text.device[:size]
+        who = self._who(size, ACTIVE)
+        pcm, codes = self.loops[size].said(given[:, 0], given[:, 1] != 0, who)
         return torch.cat([pcm, codes.float()], 1)
 
-    def _who(self, loop: Loop, who: int) -> Active:
+    def _who(self, size: int, who: int) -> Active:
         """Who takes part: on a GPU only the device is told, so that a graph can be replayed."""
         slots = () if self.cuda else tuple(self._taking[who])
-        return Active(self.up[0][: loop.slots, who] > 0.5, slots)
+        return Active(self.up.device[:size, who] > 0.5, slots)
 
     # -- graphs ------------------------------------------------------------------------------------
 
     def capture(self) -> None:
-        """Record both halves of a tick for every bucket; no slot is active meanwhile."""
+        """Record every verb for every bucket; no slot is active meanwhile."""
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        verbs = ["listen", "speak"] + (["transcribe", "flush"] if self.hearing else [])
         for size in reversed(self.buckets):
-            loop = self.loops[size]
-            for verb in ("listen", "speak"):
+            for verb in verbs:
                 run = getattr(self, f"_{verb}")
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     for _ in range(WARM_UPS):
-                        run(loop)
+                        run(size)
                 torch.cuda.current_stream().wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    out = run(loop)
+                    out = run(size)
                 self.captured[verb, size] = Captured(graph, out)
         logger.info("captured %d graphs for %s slots", len(self.captured), self.buckets)
+
+
+def _row(text: Tensor, pause: Tensor | None) -> Tensor:
+    """The recogniser's token [B] and pauses [B, heads] as one block."""
+    return text[:, None].float() if pause is None else torch.cat([text[:, None], pause], 1)
+
+
+def _words(rows: np.ndarray) -> Words:
+    """`_row` taken apart again."""
+    return rows[:, 0].astype(np.int64), rows[:, 1:] if rows.shape[1] > 1 else None

@@ -47,7 +47,6 @@ class Loop:
         config, q = lm.config, lm.config.codebooks
         self.rings = lm.rings(slots, kv_dtype)
         self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
-        self.codebooks = q  # that are encoded; more than Q where a recogniser reads them too
         self.sampler = Sampler(slots, config, self.device)
         delays = torch.tensor(config.delays, device=self.device) == 1
         self.agent_late, self.user_late = delays[1 : 1 + q], delays[1 + q :]
@@ -134,20 +133,25 @@ class Loop:
         """
         self.sampler.draw(active)
         hearing = self.active([s for s in active.slots if s not in self.booting])
-        text, codes = self.listened(pcm, active, hearing)
+        text, codes, _ = self.listened(pcm, active, hearing)
         return self.chosen(text), codes
 
     def chosen(self, text: Tensor) -> Tensor:
         """The picked text [S], picked again where the settings of a slot ask for more."""
         return self.sampler.pick_text(self.logits) if self.sampler.special else text
 
-    def listened(self, pcm: Tensor, active: Active, hearing: Active) -> tuple[Tensor, Tensor]:
-        """What `listen` launches: nothing here looks at a number on the host."""
+    def listened(
+        self, pcm: Tensor, active: Active, hearing: Active, codebooks: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `listen` launches: nothing here looks at a number on the host.
+
+        codebooks: how many to encode, where a recogniser reads more than Q; all come back last.
+        """
         pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
-        self.heard = self.mimi.encode(pcm, self.encoder, hearing, self.codebooks)
-        own = self.heard[:, : self.lm.config.codebooks]
+        heard = self.mimi.encode(pcm, self.encoder, hearing, codebooks)
+        own = heard[:, : self.lm.config.codebooks]
         codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
-        return self.thought(codes, active), codes
+        return self.thought(codes, active), codes, heard
 
     def think(self, codes: Tensor, active: Active) -> Tensor:
         """The user's codes [S, Q] of this frame -> text picked for the next one [S]."""

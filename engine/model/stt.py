@@ -5,6 +5,7 @@ its tokens mean as words and turns is not known here. Source: kyutai-labs/moshi,
 `model_type stt` (step 0 sees initial tokens only, step i the codes of frame i - 1).
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -85,14 +86,23 @@ class Recogniser(Temporal):
 
 
 class Hearing:
-    """The recogniser at work for a number of slots. Slots not active in a step do not change."""
+    """The recogniser at work for a number of slots. Slots not active in a step do not change.
 
-    def __init__(self, stt: Recogniser, slots: int) -> None:
-        self.stt, self.rings = stt, stt.rings(slots)
+    silence: the codes [n_q] that `flushed` reads.
+    """
+
+    def __init__(self, stt: Recogniser, slots: int, silence: Tensor | None = None) -> None:
+        self.stt, self.rings, self.silence = stt, stt.rings(slots), silence
         device, config = self.rings.position.device, stt.config
         initial = [config.text_card, *(config.card,) * config.n_q]
         self.initial = torch.tensor(initial, device=device)  # [1 + n_q]
         self.text = torch.zeros(slots, dtype=torch.int64, device=device)  # of the last step
+
+    def narrow(self, slots: int) -> "Hearing":
+        """The first slots: the same memory."""
+        some = copy(self)
+        some.rings, some.text = self.rings.narrow(slots), self.text[:slots]
+        return some
 
     def clear(self, slot: int) -> None:
         """Back to before step 0."""
@@ -109,11 +119,15 @@ class Hearing:
         A slot's first step does not look at its codes.
         """
         column = self.column(codes)
-        self.hidden = self.stt.step(self.stt.embedding(column), self.rings, active)
+        self.hidden = self.stt.step(self.stt.embed(column), self.rings, active)
         text = self.stt.text_logits(self.hidden).argmax(-1)
         active.keep(self.text, text)
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
+
+    def flushed(self, active: Active) -> tuple[Tensor, Tensor | None]:
+        """The step on digital silence, which brings out what is still to be written."""
+        return self.step(self.silence.expand(len(self.text), -1), active)
 
     def column(self, codes: Tensor) -> Tensor:
         """What the step reads [S, 1 + n_q]: the last text token and the codes."""

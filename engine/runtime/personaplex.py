@@ -19,7 +19,7 @@ from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.state import Active
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.capacity import TickTable, time_ticks
-from engine.runtime.ear import Ear
+from engine.runtime.ear import Ear, rows, written
 from engine.runtime.fitting import CPU_SLOTS, fitting_slots, has_room
 from engine.runtime.hub import Progress, find
 from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
@@ -57,12 +57,10 @@ class PersonaPlexBackend:
         self.cache = PromptCache(cache_mb)
         self._voices: dict[str, Voice] = {}  # by the hash of their file
         self._active = np.zeros(slots, bool)
-        self.ear = Ear(recogniser, self.loop) if recogniser else None
         self.transcribing = self.transcribes = recogniser is not None
-        if self.ear:  # a graph encodes what the recogniser reads, whether it is on or not
-            self.loop.codebooks = self.ear.codebooks
         with torch.inference_mode():
-            self.runner = Ticks(self.loop, graphs)
+            self.ear = Ear(recogniser, self.loop) if recogniser else None
+            self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
         self.kept_frames = renewal_frames
         self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
@@ -126,10 +124,11 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def _timed(self, slots: int) -> float:
-        """Seconds of one tick of the first slots."""
+        """Seconds of one tick of the first slots, all transcribed where that is possible."""
         start = time.perf_counter()
         active = np.arange(self.slots) < slots
-        text, _ = self.runner.listen(np.zeros((self.slots, FRAME_SAMPLES), np.float32), active)
+        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)
+        text, *_ = self.runner.listen(pcm, active, range(slots) if self.ear else ())
         self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
         return time.perf_counter() - start
 
@@ -138,12 +137,10 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
         self._active = active
-        read = self.ear.codebooks if self.transcribing else self.config.codebooks
-        text, codes = self.runner.listen(pcm, active, read)
+        writing = self.ear.among(np.flatnonzero(active).tolist()) if self.transcribing else []
+        text, codes, words = self.runner.listen(pcm, active, writing)
         self._user_codes = codes
-        if not self.transcribing:
-            return Heard(text, codes)
-        return Heard(text, codes, *self.ear.hear(self.loop.active(np.flatnonzero(active).tolist())))
+        return Heard(text, codes, *(written(words, writing) if words else ()))
 
     @torch.inference_mode()
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
@@ -164,7 +161,8 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def flush(self, slots: list[int]) -> dict[int, HeardRow]:
-        return self.ear.flush(slots) if self.transcribing else {}
+        slots = self.ear.among(slots) if self.transcribing else []
+        return rows(self.runner.flush(slots), slots) if slots else {}
 
     # -- prompts -----------------------------------------------------------------------------------
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine.bench.recogniser import random_recogniser
 from engine.bench.tick import launches
 from engine.bench.verify import play, play_on
-from engine.config import GREEDY
+from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.graphs import Ticks, buckets_for
 from engine.model.loop import Loop
+from engine.model.stt import Hearing, SttConfig
 from engine.runtime.generated import SMALL, generated
 
 MOST_LAUNCHES = 1200  # on a GPU
@@ -46,6 +48,35 @@ def test_a_neighbour_changes_no_token_and_an_idle_slot_does_not_move(loop):
     before = [t.clone() for t in loop.state(1)]
     play_on(ticks, [2], 2)
     assert all(torch.equal(a, b) for a, b in zip(before, loop.state(1), strict=True))
+
+
+def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_asked(loop):
+    config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
+    stt = random_recogniser(config, loop.device, torch.float32)
+    silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
+    seen = []
+    for every in (True, False):
+        hearing = Hearing(stt, loop.slots, silence)
+        ticks = Ticks(loop, graphs=False, every=every, hearing=hearing)
+        play(ticks, [1], 1)  # everybody is new
+        untouched = [t.clone() for t in hearing.state(1)]
+        seen.append([write(ticks, 0.1 * number) for number in range(4)])
+        assert all(map(torch.equal, untouched, hearing.state(1)))
+        assert hearing.rings.pushed == [5, 0, 0, 0]
+    for one, other in zip(*seen, strict=True):
+        assert one[0] == other[0]
+        np.testing.assert_allclose(one[1], other[1], atol=1e-6)
+
+
+def write(ticks: Ticks, level: float) -> tuple[int, np.ndarray]:
+    """A tick of slots 0 and 1, slot 0 transcribed; on the first a flush too: what was written."""
+    active = np.arange(ticks.loop.slots) < 2
+    pcm = np.full((ticks.loop.slots, FRAME_SAMPLES), level, np.float32)
+    text, _, (tokens, pauses) = ticks.listen(pcm, active, [0])
+    ticks.speak(np.where(active, text, 3), np.zeros(ticks.loop.slots, bool))
+    if level == 0:
+        tokens, pauses = ticks.flush([0])
+    return int(tokens[0]), pauses[0]
 
 
 @pytest.mark.filterwarnings("ignore")  # the profiler's own

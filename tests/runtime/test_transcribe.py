@@ -99,15 +99,20 @@ def test_personaplex_is_bit_identical_with_and_without_the_recogniser(tiny, back
     assert backend.transcribes
 
 
-def test_switched_off_it_runs_no_step_and_encodes_no_more_than_the_model_needs(backend, user):
+def test_switched_off_it_runs_no_step_and_encodes_no_more_than_the_model_needs(
+    backend, user, monkeypatch
+):
     enter(backend, 0)
+    quantizer, encoded = backend.loop.mimi.quantizer, []
+    encode = quantizer.encode
+    monkeypatch.setattr(quantizer, "encode", lambda x, n: encoded.append(n) or encode(x, n))
     tick(backend, user[0], (0,))
     before = [tensor.clone() for tensor in backend.ear.hearing.state(0)]
     backend.transcribing = False
     heard = tick(backend, user[1], (0,))
     assert heard.stt_text is None
     assert heard.row(0).stt_text is None
-    assert backend.loop.heard.shape[1] == heard.user_codes.shape[1] == 8
+    assert encoded == [32, 8]
     assert backend.flush([0]) == {}
     assert all(map(torch.equal, before, backend.ear.hearing.state(0)))
     backend.transcribing = True
