@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.bench.recogniser import SMALL as SMALL_STT
+from engine.bench.recogniser import random_recogniser
 from engine.model.attention import Rings
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop
+from engine.model.stt import Hearing, SttConfig
 from engine.runtime.generated import FULL, SMALL, generated
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
@@ -64,11 +67,26 @@ def loop_of(args: argparse.Namespace, lm, mimi, slots: int, kv: str) -> Loop:
     return loop
 
 
+def hearing_of(args: argparse.Namespace, weights: str, slots: int) -> Hearing:
+    """A recogniser of generated weights whose rings are full."""
+    device = torch.device(device_of(args))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = SMALL_STT if args.small else SttConfig()
+    stt = random_recogniser(config, device, dtype, int8=weights == "int8")
+    hearing = Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=device))
+    fill(hearing.rings, config.context)
+    return hearing
+
+
 def fill_context(loop: Loop, columns: int) -> None:
     """Give every slot a past of so many columns; the numbers are drawn, not zeros."""
-    draw(loop.rings)
-    for slot in range(loop.slots):
-        loop.rings.set_position(slot, columns)
+    fill(loop.rings, columns)
+
+
+def fill(rings: Rings, columns: int) -> None:
+    draw(rings)
+    for slot in range(len(rings.pushed)):
+        rings.set_position(slot, columns)
 
 
 def draw(rings: Rings) -> None:
@@ -79,11 +97,11 @@ def draw(rings: Rings) -> None:
         rings.scale.fill_(0.02)
 
 
-def tick(ticks: Ticks, slots: int, pcm: np.ndarray) -> float:
-    """One tick of the first slots; seconds."""
+def tick(ticks: Ticks, slots: int, pcm: np.ndarray, writing: bool = False) -> float:
+    """One tick of the first slots, all of them transcribed if `writing`; seconds."""
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
-    text, *_ = ticks.listen(pcm, active)
+    text, *_ = ticks.listen(pcm, active, range(slots) if writing else ())
     ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
     return time.perf_counter() - start
 

@@ -12,7 +12,7 @@ import torch
 from engine.bench.model import BATCHES, CODEC, FILLED, milliseconds
 from engine.bench.report import save, table
 from engine.model.config import MimiConfig
-from engine.model.linear import pack
+from engine.model.linear import pack, quantise
 from engine.model.mimi import Mimi
 from engine.model.state import Active
 from engine.model.stt import Hearing, Recogniser, SttConfig
@@ -21,7 +21,9 @@ SMALL = SttConfig(dim=256, num_heads=4, num_layers=4, hidden=704)
 MODEL_CODEBOOKS = 8
 
 
-def random_recogniser(config: SttConfig, device: torch.device, dtype: torch.dtype) -> Recogniser:
+def random_recogniser(
+    config: SttConfig, device: torch.device, dtype: torch.dtype, int8: bool = False
+) -> Recogniser:
     """Seeded weights, ready to run."""
     with torch.device("meta"):
         stt = Recogniser(config)
@@ -29,7 +31,10 @@ def random_recogniser(config: SttConfig, device: torch.device, dtype: torch.dtyp
     generator = torch.Generator(device).manual_seed(0)
     for parameter in stt.parameters():
         parameter.normal_(0, 0.02, generator=generator)
+    if int8:
+        quantise(stt)
     pack(stt)
+    stt.hasten()
     return stt
 
 

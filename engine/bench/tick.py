@@ -20,6 +20,7 @@ from engine.bench.device import (
     config_of,
     device_of,
     fill_context,
+    hearing_of,
     loop_of,
     models,
     tick,
@@ -65,15 +66,17 @@ def launches(loop, slots: int) -> int:
     return sum(e.name.startswith("aten::") and not e.cpu_children for e in events)
 
 
-def measure(ticks: Ticks, slots: int, columns: int, args: argparse.Namespace) -> list[float]:
-    """Seconds of each tick."""
+def measure(
+    ticks: Ticks, slots: int, columns: int, args: argparse.Namespace, writing: bool = False
+) -> np.ndarray:
+    """Milliseconds of each tick."""
     loop = ticks.loop
     fill_context(loop, columns)
     rng = np.random.default_rng(0)
     pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
     for _ in range(args.warm_up):
-        tick(ticks, slots, pcm)
-    return [tick(ticks, slots, pcm) for _ in range(args.ticks)]
+        tick(ticks, slots, pcm, writing)
+    return np.array([tick(ticks, slots, pcm, writing) for _ in range(args.ticks)]) * 1e3
 
 
 def rows_of(args: argparse.Namespace, lm, mimi, weights: str, speed: float) -> list[dict[str, Any]]:
@@ -84,7 +87,7 @@ def rows_of(args: argparse.Namespace, lm, mimi, weights: str, speed: float) -> l
         ticks = Ticks(loop, not args.eager)
         for columns in args.context:
             for slots in args.slots:
-                taken = np.array(measure(ticks, slots, columns, args)) * 1e3
+                taken = measure(ticks, slots, columns, args)
                 read = weight_bytes(lm) + slots * kv_bytes(loop, columns)
                 read += 0 if args.small else MIMI_BYTES
                 p50, p99 = np.percentile(taken, (50, 99))
@@ -97,6 +100,21 @@ def rows_of(args: argparse.Namespace, lm, mimi, weights: str, speed: float) -> l
                 }  # fmt: skip
                 rows.append(row)
         del ticks, loop
+    return rows
+
+
+def recogniser_rows(args: argparse.Namespace, lm, mimi, weights: str) -> list[dict[str, Any]]:
+    """What the recogniser adds to a tick of every bucket, both contexts full."""
+    kv, columns, rows = args.kv[-1], max(args.context), []
+    loop = loop_of(args, lm, mimi, max(args.slots), kv)
+    ticks = Ticks(loop, not args.eager, hearing=hearing_of(args, weights, loop.slots))
+    for slots in args.slots:
+        plain, heard = (
+            float(np.median(measure(ticks, slots, columns, args, writing)))
+            for writing in (False, True)
+        )
+        row = {"weights": weights, "kv": kv, "slots": slots, "context": columns}
+        rows.append(row | {"p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain})
     return rows
 
 
@@ -114,13 +132,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     args.context = [min(c, config_of(args).lm.context - 1) for c in args.context]
     args.context = sorted(set(args.context))
-    speed, rows = bandwidth(device_of(args)), []
+    speed, rows, heard = bandwidth(device_of(args)), [], []
     for weights in args.weights:
         lm, mimi = models(args, weights)
         rows += rows_of(args, lm, mimi, weights, speed)
+        heard += recogniser_rows(args, lm, mimi, weights)
         del lm, mimi
     print(table(rows))
     print(f"copy: {speed / 1e9:.0f} GB/s, read and written")
+    print("\nwith the recogniser (its weights as the model's, its context full):")
+    print(table(heard))
     result = {"device": device_of(args), "copy_gb_per_s": speed / 1e9, "rows": rows}
+    result["recogniser"] = heard
     print("written:", save("tick", result, args.json))
     return 0

@@ -21,13 +21,14 @@ from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
 from engine.model.graphs import Ticks
 from engine.model.state import Active
-from engine.runtime.backend import Opening
+from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.drive import conversation, frames_of
 from engine.runtime.generated import SMALL, generated
 from engine.runtime.loader import load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.recogniser import load_recogniser
 
-TINY = Path("tests/golden/tiny")
+TINY, STT_TINY = Path("tests/golden/tiny"), Path("tests/golden/stt_tiny")
 GOLDEN = ("gen_voice_pt", "gen_forced_text")
 ROWS = 81
 Result = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
@@ -36,7 +37,7 @@ Result = tuple[str, bool, str]  # what was checked, whether it holds, a number o
 def user_frames() -> np.ndarray:
     with wave.open(str(TINY / "input_user.wav")) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-    return frames_of(samples.astype(np.float32) / 32768)[:ROWS]
+    return frames_of(samples.astype(np.float32) / 32768)
 
 
 def golden_runs(device: str) -> Iterator[Result]:
@@ -59,9 +60,27 @@ def golden_run(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
     ids = prompt_ids(run["text_prompt"], backend.tokenizer)
     opening = Opening(run["voice"].split(".")[0], ids, GREEDY)
     frames = conversation(
-        backend, opening, user_frames(), lambda s, *_: (forced.get(str(next(count)), s), False)
+        backend,
+        opening,
+        user_frames()[:ROWS],
+        lambda s, *_: (forced.get(str(next(count)), s), False),
     )
     return np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
+
+
+def recogniser_runs(device: str) -> Iterator[Result]:
+    """The recogniser's words in float32, in the graphs of a tick and without, then its flush."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    where, want = torch.device(device), load_file(STT_TINY / "expected" / "stt.safetensors")
+    stt = load_recogniser(str(STT_TINY), checkpoint.mimi, device=where, dtype=torch.float32)
+    opening = Opening("TINYF0", (), GREEDY, transcribe=True)
+    for graphs in (False, True):
+        backend = PersonaPlexBackend(checkpoint, slots=2, recogniser=stt, graphs=graphs)
+        flushed: list[HeardRow] = []
+        frames = list(conversation(backend, opening, user_frames(), flushed=flushed))
+        got = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
+        same = got == want["tokens"][1:].tolist()
+        yield f"recogniser float32 {'graphs' if graphs else 'eager'}", same, f"{len(got)} steps"
 
 
 def teacher_forced(device: str) -> Iterator[Result]:
@@ -140,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device, results = device_of(args), []
-    for check in (golden_runs(device), teacher_forced(device), same_paths(args)):
+    checks = golden_runs(device), recogniser_runs(device), teacher_forced(device), same_paths(args)
+    for check in checks:
         results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
     print(table(results))
     print("written:", save("verify", {"device": device, "checks": results}, args.json))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.model.int8 import quantise, w8a16
+from engine.model import int8
 
 ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
     def quantise(self) -> None:
         """Trade the weight for its int8 form, before it is packed."""
-        weight, self.scale = quantise(self.weight.detach())
+        weight, self.scale = int8.quantise(self.weight.detach())
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def pack(self) -> None:
@@ -41,7 +41,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., outputs]."""
         if self.scale is not None:
-            return w8a16(x, self.weight, self.scale)
+            return int8.w8a16(x, self.weight, self.scale)
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
@@ -52,3 +52,10 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear) and module.weight is not None:
             module.pack()
+
+
+def quantise(model: nn.Module) -> None:
+    """Make every product of a model int8, in place."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.quantise()
