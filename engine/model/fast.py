@@ -16,7 +16,7 @@ from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import RMS_EPS, Gating, RMSNorm
 
-__all__ = ["Decode", "depth", "embedded", "pick", "product", "temporal"]
+__all__ = ["depth", "embedded", "pick", "product", "temporal"]
 
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:

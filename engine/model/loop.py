@@ -60,7 +60,6 @@ class Loop:
         if lm.fast:
             self.sampler.fixed = True
             self.sampler.picked_by = lm.fast.pick
-            self.encoder.push = self.decoder.push = lm.fast.Decode
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""

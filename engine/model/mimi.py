@@ -4,19 +4,22 @@ The modules hold weights only. A `Stream` is the memory of one direction for a n
 the encoder's and the decoder's are independent. Source: kyutai-labs/moshi, MimiModel.
 """
 
-from collections.abc import Callable
+import importlib
+import importlib.util
 from copy import copy
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.model.attention import Rings, Step
+from engine.model.attention import Step
 from engine.model.config import MimiConfig
 from engine.model.conv import Conv, ConvTranspose, Tails
-from engine.model.quantizer import Codebook, Quantizer
+from engine.model.quantizer import Quantizer
 from engine.model.seanet import SeanetDecoder, SeanetEncoder, run
 from engine.model.state import Active
-from engine.model.transformer import Attends, CodecLayer, Transformer
+from engine.model.transformer import CodecLayer, Transformer
 
 
 class Stream:
@@ -27,7 +30,6 @@ class Stream:
         convs = [m for part in parts for m in part.modules() if isinstance(m, kinds)]
         self.tails: Tails = {conv: conv.tail(slots) for conv in convs}
         self.rings = transformer.rings(slots, capacity)
-        self.push: Callable[[Rings, Active, int], Attends] | None = None  # a faster `Step`
 
     def narrow(self, slots: int) -> "Stream":
         """The first slots: the same memory."""
@@ -59,27 +61,38 @@ class Mimi(nn.Module):
         self.downsample = Conv(dim, dim, 2 * stride, stride, replicate=True)
         self.upsample = ConvTranspose(dim, dim, stride, depthwise=True)
         self.quantizer = Quantizer(config)
+        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
+        self.filters: dict[nn.Module, Any] = {}  # its weights
 
     def prepare(self) -> None:
         """Derive the codebooks, once the weights are in place."""
-        for module in self.modules():
-            if isinstance(module, Codebook):
-                module.prepare()
+        self.quantizer.prepare()
+
+    def hasten(self) -> None:
+        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
+        if self.downsample.conv.weight.is_cuda and importlib.util.find_spec("triton"):
+            self.fast = importlib.import_module("engine.model.fast_codec")
+            self.filters = self.fast.filters(self)
 
     def encoder_stream(self, slots: int) -> Stream:
-        capacity = self.config.transformer.context - 1
-        parts = [self.encoder, self.downsample]
-        return Stream(parts, self.encoder_transformer, slots, capacity)
+        return self._stream([self.encoder, self.downsample], self.encoder_transformer, slots)
 
     def decoder_stream(self, slots: int) -> Stream:
+        return self._stream([self.decoder, self.upsample], self.decoder_transformer, slots)
+
+    def _stream(self, parts: list[nn.Module], transformer: Transformer, slots: int) -> Stream:
         capacity = self.config.transformer.context - 1
-        parts = [self.decoder, self.upsample]
-        return Stream(parts, self.decoder_transformer, slots, capacity)
+        if self.fast:
+            return self.fast.Stream(parts, transformer, self.filters, slots, capacity)
+        return Stream(parts, transformer, slots, capacity)
 
     def encode(self, pcm: Tensor, stream: Stream, active: Active, codebooks: int = 0) -> Tensor:
         """One frame: pcm [S, 1920] -> codes [S, codebooks] (8 unless asked for more)."""
+        codebooks = codebooks or self.config.num_codebooks
+        if self.fast:
+            return self.fast.encode(self, pcm, stream, active, codebooks)
         latent = self.latent(pcm, stream, active)
-        return self.quantizer.encode(latent, codebooks or self.config.num_codebooks)
+        return self.quantizer.encode(latent, codebooks)
 
     def latent(self, pcm: Tensor, stream: Stream, active: Active) -> Tensor:
         """The encoder before the quantizer: pcm [S, 1920] -> [S, dim]."""
@@ -95,6 +108,8 @@ class Mimi(nn.Module):
 
     def decode(self, codes: Tensor, stream: Stream, active: Active) -> Tensor:
         """One frame: codes [S, levels] -> pcm [S, 1920]."""
+        if self.fast:
+            return self.fast.decode(self, codes, stream, active)
         first = stream.rings.position == 0
         latent = self.quantizer.decode(codes)[..., None]  # [S, dim, 1]
         columns = self.upsample(latent, stream.tails, active, first)  # [S, dim, 2]
@@ -114,7 +129,6 @@ def codec_transformer(config: MimiConfig) -> Transformer:
 def transformed(transformer: Transformer, x: Tensor, stream: Stream, active: Active) -> Tensor:
     """x [S, dim, T] through a transformer and its rings -> [S, dim, T]."""
     columns = x.shape[-1]
-    push = (stream.push or Step)(stream.rings, active, columns)
-    y = transformer(x.transpose(1, 2), push)
+    y = transformer(x.transpose(1, 2), Step(stream.rings, active, columns))
     stream.rings.advance(active, columns)
     return torch.transpose(y, 1, 2)

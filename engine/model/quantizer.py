@@ -21,11 +21,11 @@ class Codebook(nn.Module):
         self.entries: Tensor | None = None  # [bins, dim]
         self.match: Linear | None = None
 
-    def prepare(self) -> None:
-        """Once, when the weights are in place."""
+    def prepare(self, entries: Tensor, half_norm: Tensor) -> None:
+        """Once, when the weights are in place: derive what is kept in the tensors given."""
         usage = self.cluster_usage.clamp(min=MIN_USAGE)[:, None]
-        self.entries = self.embedding_sum.detach() / usage
-        self.half_norm = self.entries.square().sum(1) / 2  # [bins]
+        self.entries = torch.div(self.embedding_sum.detach(), usage, out=entries)
+        self.half_norm = half_norm.copy_(self.entries.square().sum(1) / 2)  # [bins]
         self.match = Linear(self.entries.shape[1], 0)
         self.match.weight = nn.Parameter(self.entries, requires_grad=False)
         self.match.pack()
@@ -44,6 +44,15 @@ class Residuals(nn.Module):
         self.input_proj, self.output_proj = Linear(dim, inner), Linear(inner, dim)
         self.vq = nn.Module()
         self.vq.layers = nn.ModuleList(Codebook(bins, inner) for _ in range(levels))
+
+    def prepare(self) -> None:
+        """Once: the entries of all levels, side by side [L, bins, inner] and [L, bins]."""
+        usages = [book.cluster_usage for book in self.vq.layers]
+        shape = (len(usages), *self.vq.layers[0].embedding_sum.shape)
+        self.tables = torch.empty(shape, device=usages[0].device)
+        self.half_norms = torch.empty(shape[:2], device=usages[0].device)
+        for book, *kept in zip(self.vq.layers, self.tables, self.half_norms, strict=True):
+            book.prepare(*kept)
 
     def encode(self, latent: Tensor, levels: int) -> list[Tensor]:
         """latent [S, dim] -> `levels` code columns [S]."""
@@ -67,6 +76,10 @@ class Quantizer(nn.Module):
         super().__init__()
         self.rvq_first = Residuals(config, 1)
         self.rvq_rest = Residuals(config, config.quantizer.n_q - 1)
+
+    def prepare(self) -> None:
+        self.rvq_first.prepare()
+        self.rvq_rest.prepare()
 
     def encode(self, latent: Tensor, codebooks: int) -> Tensor:
         """latent [S, dim] -> codes [S, codebooks]."""

@@ -65,6 +65,7 @@ def generated(
         lm, mimi = LM(config.lm), Mimi(config.mimi)
     fill(mimi, torch.float32, generator, int8=False)
     mimi.prepare()
+    mimi.hasten()
     fill(lm, dtype, generator, int8=weights == "int8")
     lm.hasten()
     return lm, mimi

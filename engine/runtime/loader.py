@@ -121,6 +121,7 @@ def load_checkpoint(
 
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
     mimi.prepare()
+    mimi.hasten()
     fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name), int8)
     lm.hasten()
     tokenizer = Tokenizer(folder / TEXT_FILE)

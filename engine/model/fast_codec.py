@@ -1,0 +1,167 @@
+"""The codec in few, large kernels: one launch a layer of SEANet, five a transformer layer.
+
+The same weights as the plain modules, which are its oracle; float32 throughout. Imported only
+where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
+"""
+
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.conv import Conv, ConvTranspose
+from engine.model.kernels_attention import Decode
+from engine.model.kernels_conv import Filter, Moment, convolve, upsample
+from engine.model.kernels_quantizer import nearest, sum_entries
+from engine.model.linear import Linear
+from engine.model.seanet import Elu, Residual
+from engine.model.state import Active
+from engine.model.transformer import Transformer
+
+Filters = dict[nn.Module, Filter]
+
+
+def filters(mimi: nn.Module) -> Filters:
+    """Every convolution and product of the codec as its kernel reads it."""
+    found = {}
+    for module in mimi.modules():
+        if isinstance(module, Conv):
+            found[module] = _conv(module)
+        elif isinstance(module, ConvTranspose) and module.convtr.groups == 1:
+            found[module] = _transposed(module)
+        elif isinstance(module, Linear):
+            found[module] = Filter(module.weight)
+    return found
+
+
+def _conv(module: Conv) -> Filter:
+    conv = module.conv
+    return Filter(
+        conv.weight.flatten(1), conv.bias, conv.kernel_size[0], conv.stride[0], module.past,
+        replicate=module.replicate,
+    )  # fmt: skip
+
+
+def _transposed(module: ConvTranspose) -> Filter:
+    """Each output reads two columns: the former through the kernel's second half, and its own."""
+    late, fresh = module.convtr.weight.unflatten(-1, (2, module.stride)).flip(2).unbind(2)
+    weight = torch.stack([late, fresh], -1)  # [Cin, Cout, stride, 2]
+    weight = weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1).contiguous()
+    return Filter(weight, module.convtr.bias, kernel=2, past=1, shuffle=module.stride)
+
+
+class Stream:
+    """What one direction of the codec remembers of each slot, as the kernels want it."""
+
+    def __init__(
+        self,
+        parts: list[nn.Module],
+        transformer: Transformer,
+        by: Filters,
+        slots: int,
+        capacity: int,
+    ) -> None:
+        self.rings = transformer.rings(slots, capacity)
+        device = self.rings.kv.device
+        modules = [m for part in parts for m in part.modules()]
+        self.pasts = {  # [2, S, Cin, P]
+            m: torch.zeros(2, slots, by[m].inputs, by[m].past, device=device)
+            for m in modules
+            if m in by and by[m].past
+        }
+        for module in modules:
+            if isinstance(module, ConvTranspose) and module not in by:
+                self.pasts[module] = torch.zeros(1, slots, module.convtr.in_channels, device=device)
+
+    def narrow(self, slots: int) -> "Stream":
+        """The first slots: the same memory."""
+        some = copy(self)
+        some.pasts = {module: past[:, :slots] for module, past in self.pasts.items()}
+        some.rings = self.rings.narrow(slots)
+        return some
+
+    def clear(self, slot: int) -> None:
+        """Back to silence before the first frame."""
+        for past in self.pasts.values():
+            past[:, slot].zero_()
+        self.rings.clear(slot)
+
+    def of(self, slot: int) -> list[Tensor]:
+        """Every tensor of a slot's memory, as views (tests compare them)."""
+        pasts = [past[:, slot] for past in self.pasts.values()]
+        return [*pasts, self.rings.used(slot), self.rings.position[slot]]
+
+
+def encode(mimi, pcm: Tensor, stream: Stream, active: Active, codebooks: int) -> Tensor:
+    """One frame: pcm [S, 1920] -> codes [S, codebooks]."""
+    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    x = seanet(mimi.encoder.model, pcm[:, None], mimi.filters, stream, now)  # [S, dim, 2]
+    x = transformed(mimi.encoder_transformer, x, mimi.filters, stream, active, now)
+    down = mimi.downsample
+    latent = convolve(x, mimi.filters[down], now, stream.pasts[down])  # [S, dim, 1]
+    codes = torch.empty(len(pcm), codebooks, dtype=torch.int64, device=pcm.device)
+    for part, some in _halves(mimi, codes):
+        inner = convolve(latent, mimi.filters[part.input_proj], now)[..., 0]  # [S, inner]
+        nearest(inner, part.tables, part.half_norms, some)
+    stream.rings.advance(active, mimi.config.columns)
+    return codes
+
+
+def decode(mimi, codes: Tensor, stream: Stream, active: Active) -> Tensor:
+    """One frame: codes [S, levels] -> pcm [S, 1920]."""
+    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    latent = None
+    for part, some in _halves(mimi, codes):
+        entries = sum_entries(some, part.tables)[..., None]  # [S, inner, 1]
+        latent = convolve(entries, mimi.filters[part.output_proj], now, residual=latent)
+    up = mimi.upsample
+    x = upsample(latent[..., 0], stream.pasts[up][0], up.convtr.weight, active.mask)  # [S, dim, 2]
+    x = transformed(mimi.decoder_transformer, x, mimi.filters, stream, active, now)
+    x = seanet(mimi.decoder.model, x, mimi.filters, stream, now)
+    stream.rings.advance(active, mimi.config.columns)
+    return x[:, 0]
+
+
+def _halves(mimi, codes: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Both quantizers, each with its columns of codes, if there are any."""
+    quantizer = mimi.quantizer
+    both = [(quantizer.rvq_first, codes[:, :1]), (quantizer.rvq_rest, codes[:, 1:])]
+    return [(part, some) for part, some in both if some.shape[1]]
+
+
+def seanet(layers: nn.ModuleList, x: Tensor, by: Filters, stream: Stream, now: Moment) -> Tensor:
+    """One launch a convolution: an ELU is part of the one behind it."""
+
+    def through(x: Tensor, module: Conv, **more) -> Tensor:
+        return convolve(x, by[module], now, stream.pasts.get(module), **more)
+
+    elu = False
+    for layer in layers:
+        if isinstance(layer, Residual):
+            _, narrow, _, wide = layer.block
+            x = through(through(x, narrow, elu=True), wide, elu=True, residual=x)
+        elif not isinstance(layer, Elu):
+            x = through(x, layer, elu=elu)
+        elu = isinstance(layer, Elu)
+    return x
+
+
+def transformed(
+    transformer: Transformer, x: Tensor, by: Filters, stream: Stream, active: Active, now: Moment
+) -> Tensor:
+    """x [S, dim, T] through the layers and their rings, which are written, not advanced."""
+    slots, _, columns = x.shape
+    push = Decode(stream.rings, active, columns)
+    for index, layer in enumerate(transformer.layers):
+        attention = layer.self_attn
+        qkv = convolve(x, by[attention.in_proj], now, norm=layer.norm1, rows=True)
+        qkv = qkv.transpose(1, 2).view(slots, columns, 3, attention.heads, -1)
+        heard = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
+        x = convolve(
+            heard, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
+        )
+        thought = convolve(x, by[layer.linear1], now, norm=layer.norm2, gelu=True, rows=True)
+        x = convolve(
+            thought, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
+        )
+    return x

@@ -1,0 +1,243 @@
+"""One Triton convolution for all of the codec, in float32, and its upsampling.
+
+`convolve` is a causal convolution over rows (slot, column) with what stands around it: the past
+kept per slot, ELU or a layer norm before, GELU, scale and residual after. A product is the one of
+kernel 1; a transposed one of two strides is the one of kernel 2 whose outputs are interleaved.
+The past is kept twice, and a frame's number tells which half it reads: programs that still read
+are never overtaken by those that write. Idle slots change nothing. Oracle: conv.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.model.kernels import INTERPRETED
+from engine.model.tiles import ROWS
+
+PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
+LONG_COLUMNS = 64  # outputs of a slot from which its rows fill tiles of 64
+KEPT_BLOCK = 1024  # numbers of the past that are moved at once
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A convolution's weights as the kernel reads them."""
+
+    weight: Tensor  # [cout * shuffle, cin * kernel]
+    bias: Tensor | None = None  # [cout]
+    kernel: int = 1
+    stride: int = 1
+    past: int = 0  # columns before the first that it reads
+    shuffle: int = 1  # outputs of a channel between two columns
+    replicate: bool = False  # the first column ever stands for what was before it
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape[1] // self.kernel
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0] // self.shuffle
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Which frame of every slot it is, and who takes part."""
+
+    position: Tensor  # [S] int64, columns pushed before this frame
+    pushed: int  # columns of a frame
+    active: Tensor  # [S] bool
+
+
+@triton.jit
+def _elu(x):
+    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+
+
+@triton.jit
+def _keep(
+    x, past, position, active, slots, columns, cin, x_slot, x_channel, x_column,
+    past_half, past_slot, PUSHED: tl.constexpr, PAST: tl.constexpr, ELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The last PAST columns of [past | x], for every active slot of this program."""
+    for slot in range(tl.program_id(1), slots, tl.num_programs(1)):
+        half = (tl.load(position + slot) // PUSHED) % 2
+        mine, here = x + slot * x_slot, past + slot * past_slot
+        numbers = tl.where(tl.load(active + slot) != 0, cin * PAST, 0)
+        for first in range(0, numbers, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            inside = i < numbers
+            channel, column = i // PAST, columns - PAST + i % PAST  # of x; below 0: the past's
+            place = mine + channel * x_channel + column * x_column
+            new = tl.load(place, mask=inside & (column >= 0), other=0.0)
+            if ELU:
+                new = _elu(new)
+            place = here + half * past_half + channel * PAST + column + PAST
+            old = tl.load(place, mask=inside & (column < 0), other=0.0)
+            place = here + (1 - half) * past_half + i
+            tl.store(place, tl.where(column < 0, old, new), mask=inside)
+
+
+@triton.jit(do_not_specialize=["slots"])
+def _convolve(
+    x, past, weight, bias, norm, shift, scale, residual, out, position, active,
+    slots, columns, outputs, cin, cout, x_slot, x_channel, x_column, o_slot, o_channel, o_column,
+    r_slot, r_channel, r_column, past_half, past_slot, eps,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAST: tl.constexpr, SHUFFLE: tl.constexpr,
+    PUSHED: tl.constexpr, REPLICATE: tl.constexpr, ELU: tl.constexpr, NORM: tl.constexpr,
+    GELU: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows (slot, column) and outputs (channel, place between two columns)."""
+    if PAST > 0:  # noqa: SIM102 (the first is decided when compiling)
+        if tl.program_id(0) == tl.num_programs(0) - 1:
+            _keep(x, past, position, active, slots, columns, cin, x_slot, x_channel, x_column,
+                  past_half, past_slot, PUSHED, PAST, ELU, BLOCK)  # fmt: skip
+            return
+    row = tl.program_id(1) * BM + tl.arange(0, BM)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    row_in, n_in = row < slots * outputs, n < cout * SHUFFLE
+    slot, t = row // outputs, row % outputs
+    mine = x + slot * x_slot
+    k_all = cin * KERNEL
+    if PAST > 0:
+        at = tl.load(position + slot, mask=row_in, other=0)
+        before = past + ((at // PUSHED) % 2) * past_half + slot * past_slot
+    if NORM:
+        c = tl.arange(0, BC)
+        whole_in = row_in[:, None] & (c < cin)[None, :]
+        place = mine[:, None] + t[:, None] * x_column + c[None, :] * x_channel
+        whole = tl.load(place, mask=whole_in, other=0.0)
+        mean = tl.sum(whole, 1) / cin
+        off = tl.where(whole_in, whole - mean[:, None], 0.0)
+        spread = 1.0 / tl.sqrt(tl.sum(off * off, 1) / cin + eps)
+    total = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, k_all, BK):
+        k = first + tl.arange(0, BK)
+        k_in = k < k_all
+        channel = k // KERNEL
+        column = (t * STRIDE)[:, None] + (k % KERNEL - PAST)[None, :]
+        inside = row_in[:, None] & k_in[None, :]
+        place = mine[:, None] + channel[None, :] * x_channel
+        if REPLICATE:
+            fresh = (at == 0)[:, None]
+            seen = inside & (fresh | (column >= 0))
+            a = tl.load(place + tl.maximum(column, 0) * x_column, mask=seen, other=0.0)
+        else:
+            seen = inside & (column >= 0)
+            a = tl.load(place + column * x_column, mask=seen, other=0.0)
+        if ELU:
+            a = _elu(a)
+        if NORM:
+            a = (a - mean[:, None]) * spread[:, None]
+            a = a * tl.load(norm + channel, mask=k_in, other=0.0)[None, :]
+            a = a + tl.load(shift + channel, mask=k_in, other=0.0)[None, :]
+        if PAST > 0:
+            old = tl.load(
+                before[:, None] + (channel * PAST)[None, :] + column + PAST,
+                mask=inside & (column < 0), other=0.0,
+            )  # fmt: skip
+            a = tl.where(inside & (column < 0) & (seen == 0), old, a)
+        b = tl.load(
+            weight + n[None, :] * k_all + k[:, None],
+            mask=k_in[:, None] & n_in[None, :], other=0.0,
+        )  # fmt: skip
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    channel, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
+    column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
+    if BIAS:
+        total += tl.load(bias + channel, mask=n_in, other=0.0)[None, :]
+    if GELU:
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+    if SCALE:
+        total *= tl.load(scale + channel, mask=n_in, other=0.0)[None, :]
+    if RESIDUAL:
+        place = residual + (slot * r_slot)[:, None] + (channel * r_channel)[None, :]
+        total += tl.load(place + column * r_column, mask=both, other=0.0)
+    place = out + (slot * o_slot)[:, None] + (channel * o_channel)[None, :]
+    tl.store(place + column * o_column, total, mask=both)
+
+
+def tile(outputs: int, n: int, k: int) -> dict[str, int]:
+    """How a convolution is cut: by its own sizes, never by the number of slots."""
+    if outputs >= LONG_COLUMNS:
+        wide = min(64, max(16, triton.next_power_of_2(n)))
+        return {"BM": 64, "BN": wide, "BK": 32, "num_warps": 4, "num_stages": 3}
+    deep = min(128, max(16, triton.next_power_of_2(k)))
+    return {"BM": ROWS, "BN": 16, "BK": deep, "num_warps": 4, "num_stages": 4}
+
+
+def convolve(
+    x: Tensor,
+    by: Filter,
+    now: Moment,
+    past: Tensor | None = None,
+    *,
+    elu: bool = False,
+    norm: torch.nn.LayerNorm | None = None,
+    gelu: bool = False,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    rows: bool = False,
+) -> Tensor:
+    """x [S, Cin, T] in any layout, past [2, S, Cin, P] -> [S, Cout, T / stride * shuffle].
+
+    residual: added, of the result's shape. rows: the result lies in memory as [S, T, Cout].
+    """
+    slots, cin, columns = x.shape
+    outputs, cout = columns // by.stride, by.outputs
+    shape = (slots, outputs * by.shuffle, cout) if rows else (slots, cout, outputs * by.shuffle)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)
+    out = out.transpose(1, 2) if rows else out
+    cut = tile(outputs, cout * by.shuffle, cin * by.kernel)
+    blocks = triton.cdiv(cout * by.shuffle, cut["BN"])
+    other = out if residual is None else residual
+    pasts = (0, 0) if past is None else past.stride()[:2]
+    _convolve[(blocks + (by.past > 0), triton.cdiv(slots * outputs, cut["BM"]))](
+        x, x if past is None else past, by.weight, by.weight if by.bias is None else by.bias,
+        by.weight if norm is None else norm.weight, by.weight if norm is None else norm.bias,
+        by.weight if scale is None else scale, other, out, now.position, now.active,
+        slots, columns, outputs, cin, cout, *x.stride(), *out.stride(), *other.stride(),
+        *pasts, 0.0 if norm is None else norm.eps,
+        KERNEL=by.kernel, STRIDE=by.stride, PAST=by.past, SHUFFLE=by.shuffle, PUSHED=now.pushed,
+        REPLICATE=by.replicate, ELU=elu, NORM=norm is not None, GELU=gelu,
+        BIAS=by.bias is not None, SCALE=scale is not None, RESIDUAL=residual is not None,
+        BC=triton.next_power_of_2(cin), BLOCK=KEPT_BLOCK, PRECISION=PRECISION, **cut,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _upsample(x, before, weight, out, active, channels, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    slot = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < channels
+    now = tl.load(x + slot * channels + c, mask=inside, other=0.0)
+    then = tl.load(before + slot * channels + c, mask=inside, other=0.0)
+    for place in tl.static_range(STRIDE):
+        fresh = tl.load(weight + c * 2 * STRIDE + place, mask=inside, other=0.0)
+        late = tl.load(weight + c * 2 * STRIDE + STRIDE + place, mask=inside, other=0.0)
+        at = out + (slot * channels + c) * STRIDE + place
+        tl.store(at, now * fresh + then * late, mask=inside)
+    kept = tl.where(tl.load(active + slot) != 0, now, then)
+    tl.store(before + slot * channels + c, kept, mask=inside)
+
+
+def upsample(x: Tensor, before: Tensor, weight: Tensor, active: Tensor) -> Tensor:
+    """The depthwise transposed convolution of one column: x, before [S, C] -> [S, C, stride].
+
+    weight [C, 1, 2 * stride]; `before` becomes x for the active slots.
+    """
+    slots, channels = x.shape
+    stride = weight.shape[-1] // 2
+    out = torch.empty(slots, channels, stride, dtype=torch.float32, device=x.device)
+    block = min(256, triton.next_power_of_2(channels))
+    _upsample[(slots, triton.cdiv(channels, block))](
+        x, before, weight, out, active, channels, STRIDE=stride, BLOCK=block, num_warps=2
+    )
+    return out
