@@ -18,7 +18,8 @@ from engine.model.kernels import INTERPRETED
 from engine.model.tiles import ROWS
 
 PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
-LONG_COLUMNS = 64  # outputs of a slot from which its rows fill tiles of 64
+LONG_COLUMNS = 64  # outputs of a slot from which its rows fill larger tiles
+LONG_ROWS = 512 if INTERPRETED else 64  # of such a tile; the interpreter pays by the program
 KEPT_BLOCK = 1024  # numbers of the past that are moved at once
 
 
@@ -167,7 +168,7 @@ def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     """How a convolution is cut: by its own sizes, never by the number of slots."""
     if outputs >= LONG_COLUMNS:
         wide = min(64, max(16, triton.next_power_of_2(n)))
-        return {"BM": 64, "BN": wide, "BK": 32, "num_warps": 4, "num_stages": 3}
+        return {"BM": LONG_ROWS, "BN": wide, "BK": 32, "num_warps": 4, "num_stages": 3}
     deep = min(128, max(16, triton.next_power_of_2(k)))
     return {"BM": ROWS, "BN": 16, "BK": deep, "num_warps": 4, "num_stages": 4}
 
