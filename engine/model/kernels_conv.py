@@ -112,8 +112,8 @@ def _convolve(
     if NORM:
         c = tl.arange(0, BC)
         whole_in = row_in[:, None] & (c < cin)[None, :]
-        place = mine[:, None] + t[:, None] * x_column + c[None, :] * x_channel
-        whole = tl.load(place, mask=whole_in, other=0.0)
+        vectors = mine[:, None] + t[:, None] * x_column + c[None, :] * x_channel
+        whole = tl.load(vectors, mask=whole_in, other=0.0)
         mean = tl.sum(whole, 1) / cin
         off = tl.where(whole_in, whole - mean[:, None], 0.0)
         spread = 1.0 / tl.sqrt(tl.sum(off * off, 1) / cin + eps)
@@ -124,14 +124,14 @@ def _convolve(
         channel = k // KERNEL
         column = (t * STRIDE)[:, None] + (k % KERNEL - PAST)[None, :]
         inside = row_in[:, None] & k_in[None, :]
-        place = mine[:, None] + channel[None, :] * x_channel
+        source = mine[:, None] + channel[None, :] * x_channel
         if REPLICATE:
             fresh = (at == 0)[:, None]
             seen = inside & (fresh | (column >= 0))
-            a = tl.load(place + tl.maximum(column, 0) * x_column, mask=seen, other=0.0)
+            a = tl.load(source + tl.maximum(column, 0) * x_column, mask=seen, other=0.0)
         else:
             seen = inside & (column >= 0)
-            a = tl.load(place + column * x_column, mask=seen, other=0.0)
+            a = tl.load(source + column * x_column, mask=seen, other=0.0)
         if ELU:
             a = _elu(a)
         if NORM:
@@ -149,19 +149,19 @@ def _convolve(
             mask=k_in[:, None] & n_in[None, :], other=0.0,
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    channel, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
-    column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
+    to, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
+    at_column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
     if BIAS:
-        total += tl.load(bias + channel, mask=n_in, other=0.0)[None, :]
+        total += tl.load(bias + to, mask=n_in, other=0.0)[None, :]
     if GELU:
         total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
     if SCALE:
-        total *= tl.load(scale + channel, mask=n_in, other=0.0)[None, :]
+        total *= tl.load(scale + to, mask=n_in, other=0.0)[None, :]
     if RESIDUAL:
-        place = residual + (slot * r_slot)[:, None] + (channel * r_channel)[None, :]
-        total += tl.load(place + column * r_column, mask=both, other=0.0)
-    place = out + (slot * o_slot)[:, None] + (channel * o_channel)[None, :]
-    tl.store(place + column * o_column, total, mask=both)
+        added = residual + (slot * r_slot)[:, None] + (to * r_channel)[None, :]
+        total += tl.load(added + at_column * r_column, mask=both, other=0.0)
+    place = out + (slot * o_slot)[:, None] + (to * o_channel)[None, :]
+    tl.store(place + at_column * o_column, total, mask=both)
 
 
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
@@ -169,7 +169,7 @@ def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     if outputs >= LONG_COLUMNS:
         wide = min(64, max(16, triton.next_power_of_2(n)))
         return {"BM": LONG_ROWS, "BN": wide, "BK": 32, "num_warps": 4, "num_stages": 3}
-    deep = min(128, max(16, triton.next_power_of_2(k)))
+    deep = min(64, max(16, triton.next_power_of_2(k)))
     return {"BM": ROWS, "BN": 16, "BK": deep, "num_warps": 4, "num_stages": 4}
 
 
