@@ -11,12 +11,12 @@ from engine.model.attention import Rings
 from engine.model.depformer import Depformer, DepthLayer, Pick
 from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode, attend_few
-from engine.model.kernels_pick import pick
+from engine.model.kernels_pick import pick, pick_text
 from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.transformer import RMS_EPS, Gating, RMSNorm
 
-__all__ = ["depth", "embedded", "pick", "product", "temporal"]
+__all__ = ["depth", "embedded", "pick", "pick_text", "product", "temporal"]
 
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:

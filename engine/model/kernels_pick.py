@@ -1,6 +1,8 @@
-"""Picking an audio token of every slot in one Triton launch: sort, top-k, race, and what is told.
+"""Picking a token of every slot in one Triton launch: top-k, race, and what is told.
 
-Ranks by a full sort of the vocabulary (2048 entries: one program a slot). Oracle: sampling.race.
+One program a slot. Audio's vocabulary (2048 entries) is ranked by a full sort; text's (32 000) is
+first cut to what can win: the width-th largest logit is found by halving the range of the keys.
+Oracle: sampling.race.
 """
 
 import torch
@@ -8,13 +10,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WARPS = 8
+from engine.config import PAD
+
+WARPS, TEXT_WARPS = 8, 16
+KEY_BITS = 32
 
 
 @triton.jit
 def _order(bits):
     """Float bits as integers that sort like the floats; its own inverse."""
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _race(packed, temperature, most, noise, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`."""
+    i = tl.arange(0, WIDTH)
+    packed = tl.sort(packed, descending=True)
+    index = BLOCK - 1 - (packed & 0xFFFFFFFF).to(tl.int32)
+    ranked = _order((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+    kept = i < most
+    chance = tl.exp((ranked - tl.max(tl.where(kept, ranked, float("-inf")), 0)) / temperature)
+    race = chance / tl.load(noise + i, mask=kept, other=1.0)
+    winner = tl.argmax(tl.where(kept, race, -1.0), 0)
+    return tl.sum(tl.where(i == winner, index, 0), 0).to(tl.int64)
 
 
 @triton.jit
@@ -28,14 +47,10 @@ def _pick(
     key = _order(value.to(tl.float32).to(tl.int32, bitcast=True))
     # The later the index the smaller the key: of equals, the first wins.
     packed = (key.to(tl.int64) << 32) | (BLOCK - 1 - i).to(tl.int64)
-    packed = tl.sort(packed, descending=True)
-    index = BLOCK - 1 - (packed & 0xFFFFFFFF).to(tl.int32)
-    ranked = _order((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
-    chance = tl.exp((ranked - tl.max(ranked, 0)) / tl.load(temperature + slot))
-    kept = (i < tl.maximum(tl.load(width + slot), 1)) & (i < card)
-    race = chance / tl.load(noise + slot * n_stride + i, mask=kept, other=1.0)
-    winner = tl.argmax(tl.where(kept, race, -1.0), 0)
-    picked = tl.sum(tl.where(i == winner, index, 0), 0).to(tl.int64)
+    most = tl.maximum(tl.load(width + slot), 1)
+    noises = noise + slot * n_stride
+    heat, most = tl.load(temperature + slot), tl.minimum(most, card)
+    picked = _race(packed, heat, most, noises, BLOCK, BLOCK)
     given = tl.load(told + slot * t_stride)
     tl.store(out + slot, tl.where(given < 0, picked, given))
 
@@ -48,5 +63,53 @@ def pick(logits: Tensor, noise: Tensor, temperature: Tensor, width: Tensor, told
         logits, noise, temperature, width, told, out, card,
         logits.stride(0), noise.stride(0), told.stride(0),
         BLOCK=triton.next_power_of_2(card), num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _pick_text(
+    logits, noise, temperature, width, bias, kept, out, card, pad, l_stride, n_stride, b_stride,
+    BITS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    value = tl.load(logits + slot * l_stride + i, mask=i < card, other=float("-inf"))
+    value += tl.where(i == pad, tl.load(bias + slot * b_stride), 0.0)
+    key = _order(value.to(tl.int32, bitcast=True)).to(tl.int64)
+    most = tl.minimum(tl.maximum(tl.load(width + slot), 1), WIDTH)
+    low, high = tl.full((), -(2**31), tl.int64), tl.full((), 2**31 - 1, tl.int64)
+    for _ in range(BITS):  # low: the largest key that `most` entries reach
+        middle = (low + high + 1) >> 1
+        enough = tl.sum((key >= middle).to(tl.int32), 0) >= most
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    above, equal = (key > low).to(tl.int64), (key == low).to(tl.int64)
+    so_far = tl.cumsum(above + (equal << 32), 0)
+    place = tl.where(above != 0, so_far & 0xFFFFFFFF, tl.sum(above, 0) + (so_far >> 32)) - 1
+    wins = ((above + equal) != 0) & (place < most)
+    packed = (key << 32) | (BLOCK - 1 - i).to(tl.int64)
+    tl.store(kept + slot * WIDTH + place, packed, mask=wins)
+    tl.debug_barrier()  # what one thread has stored another reads
+    j = tl.arange(0, WIDTH)
+    packed = tl.load(kept + slot * WIDTH + j, mask=j < most, other=-(2**63))
+    picked = _race(packed, tl.load(temperature + slot), most, noise + slot * n_stride, WIDTH, BLOCK)
+    tl.store(out + slot, picked)
+
+
+def pick_text(
+    logits: Tensor, noise: Tensor, temperature: Tensor, width: Tensor, bias: Tensor, most: int
+) -> Tensor:
+    """logits [S, V] float32, noise [S, >= most] by rank, width [S] up to `most` (0: greedy) -> [S].
+
+    bias [S] is added to the logit of PAD.
+    """
+    slots, card = logits.shape
+    out = torch.empty(slots, dtype=torch.int64, device=logits.device)
+    kept = torch.empty(slots, most, dtype=torch.int64, device=logits.device)
+    _pick_text[(slots,)](
+        logits, noise, temperature, width, bias, kept, out, card, PAD,
+        logits.stride(0), noise.stride(0), bias.stride(0),
+        BITS=KEY_BITS, WIDTH=most, BLOCK=triton.next_power_of_2(card), num_warps=TEXT_WARPS,
     )  # fmt: skip
     return out

@@ -60,6 +60,7 @@ class Loop:
         if lm.fast:
             self.sampler.fixed = True
             self.sampler.picked_by = lm.fast.pick
+            self.sampler.text_picked_by = lm.fast.pick_text
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""

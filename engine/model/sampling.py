@@ -106,6 +106,7 @@ class Sampler:
         self._name_noise()
         self.fixed = False
         self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
+        self.text_picked_by: Callable[..., Tensor] | None = None  # and one for text
         self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
@@ -187,9 +188,13 @@ class Sampler:
 
     def pick_text_fixed(self, logits: Tensor) -> Tensor:
         """The same for settings that are not `special`; the logits stay."""
+        noise, text = self.text_noise, self.text
+        if self.text_picked_by:
+            settings = text.temperature, text.width, self.pad_bias
+            return self.text_picked_by(logits, noise, *settings, FIXED_WIDTH)
         logits = logits.clone()
         logits[:, PAD] += self.pad_bias
-        return self.text.pick_fixed(logits, self.text_noise)
+        return text.pick_fixed(logits, noise)
 
     def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
         """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.config import PAD
 from engine.model.attention import Rings, Rotation, Step, attend_few
 from engine.model.int8 import quantise
 from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode
 from engine.model.kernels_attention import attend_few as attend_few_kernel
-from engine.model.kernels_pick import pick
+from engine.model.kernels_pick import pick, pick_text
 from engine.model.sampling import race
 from engine.model.state import Active
 from engine.model.transformer import RMS_EPS
@@ -197,3 +198,31 @@ def test_a_picked_token_is_that_of_the_plain_race(card):
     ]
     want[3] = 11
     assert got == [*want, logits[4].argmax().item(), 3]
+
+
+@pytest.mark.parametrize("card", [13, 70, 1000])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_picked_text_token_is_that_of_the_plain_race(card, coarse):
+    slots, most = 6, 64
+    logits, noise = draw(slots, card) * 3, torch.rand(slots, card) + 0.05
+    if coarse:  # as bf16 logits are: many are equal
+        logits = torch.round(logits * 2) / 2 + torch.arange(card) * 2e-6
+    width = torch.tensor([1, 5, 25, most, 0, 0]).clamp(max=card)
+    temperature = torch.tensor([0.7, 0.8, 1.3, 0.1, 1.0, 1.0])
+    bias = torch.tensor([0.0, 2.0, -4.0, 0.5, 4.0, 0.0])
+    logits[5, 7] = logits[5, 11] = 50.0  # greedy takes the first of equals
+    got = pick_text(*(t.to(DEVICE) for t in (logits, noise, temperature, width, bias)), most)
+    logits[:, PAD] += bias
+    want = [
+        race(logits[i : i + 1], temperature[i : i + 1], int(w), noise[i : i + 1]).item()
+        for i, w in enumerate(width[:4])
+    ]
+    assert got.tolist() == [*want, logits[4].argmax().item(), 7]
+
+
+def test_of_equal_text_logits_the_first_are_kept():
+    logits, noise = torch.zeros(2, 50), torch.ones(2, 50)
+    noise[:, 3] = 0.5  # the fourth in rank wins
+    width, one = torch.tensor([8, 3]), torch.ones(2)
+    given = (t.to(DEVICE) for t in (logits, noise, one, width, torch.zeros(2)))
+    assert pick_text(*given, 16).tolist() == [3, 0]
