@@ -15,6 +15,7 @@ from engine.bench.device import (
     models,
     tick,
 )
+from engine.bench.profiled import kernels
 from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=2999)
     parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--times", type=int, default=30)
+    parser.add_argument("--kernels", type=int, default=0, help="costliest kernels to print as well")
 
 
 def rows_of(args: argparse.Namespace, weights: str) -> list[dict]:
@@ -88,6 +90,8 @@ def rows_of(args: argparse.Namespace, weights: str) -> list[dict]:
             )
             row[f"{name}_ms"] = seconds(work, args, graphs) * 1e3
         row["sum_ms"] = sum(v for k, v in row.items() if k.endswith("_ms"))
+        if args.kernels:
+            print(f"{weights}, {slots} slots:\n{table(kernels(loop, slots)[: args.kernels])}")
         fill_context(loop, context)
         ticks, pcm = Ticks(loop, not args.eager), np.zeros((slots, FRAME_SAMPLES), np.float32)
         row["tick_ms"] = (

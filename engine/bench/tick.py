@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from engine.bench.device import (
     MIMI_BYTES,
@@ -25,6 +24,7 @@ from engine.bench.device import (
     models,
     tick,
 )
+from engine.bench.profiled import launches
 from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
@@ -49,21 +49,6 @@ def kv_bytes(loop, columns: int) -> int:
     layers, _, _, heads, _, width = kv.shape
     each = width * kv.element_size() + (0 if scale is None else 2)
     return 2 * layers * heads * each * min(columns, loop.rings.capacity)
-
-
-def launches(loop, slots: int) -> int:
-    """Kernels of one tick without graphs; on a CPU, operators that compute, as a stand-in."""
-    ticks = Ticks(loop, graphs=False)
-    pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
-    tick(ticks, slots, pcm)
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if loop.device.type == "cuda" else [])
-    with profile(activities=kinds) as profiled:
-        tick(ticks, slots, pcm)
-    events = profiled.events()
-    if loop.device.type == "cuda":
-        on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-        return sum(not e.name.startswith("Mem") for e in on_device)
-    return sum(e.name.startswith("aten::") and not e.cpu_children for e in events)
 
 
 def measure(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.config import PAD
 
-WARPS, TEXT_WARPS = 8, 16
+WARPS, TEXT_WARPS = 8, 32
 KEY_BITS = 32
 
 
@@ -76,25 +76,27 @@ def _pick_text(
     i = tl.arange(0, BLOCK)
     value = tl.load(logits + slot * l_stride + i, mask=i < card, other=float("-inf"))
     value += tl.where(i == pad, tl.load(bias + slot * b_stride), 0.0)
-    key = _order(value.to(tl.int32, bitcast=True)).to(tl.int64)
-    most = tl.minimum(tl.maximum(tl.load(width + slot), 1), WIDTH)
+    key = _order(value.to(tl.int32, bitcast=True))
+    most = tl.minimum(tl.maximum(tl.load(width + slot), 1), WIDTH).to(tl.int32)
     low, high = tl.full((), -(2**31), tl.int64), tl.full((), 2**31 - 1, tl.int64)
     for _ in range(BITS):  # low: the largest key that `most` entries reach
         middle = (low + high + 1) >> 1
-        enough = tl.sum((key >= middle).to(tl.int32), 0) >= most
+        enough = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 0) >= most
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
-    above, equal = (key > low).to(tl.int64), (key == low).to(tl.int64)
-    so_far = tl.cumsum(above + (equal << 32), 0)
-    place = tl.where(above != 0, so_far & 0xFFFFFFFF, tl.sum(above, 0) + (so_far >> 32)) - 1
-    wins = ((above + equal) != 0) & (place < most)
-    packed = (key << 32) | (BLOCK - 1 - i).to(tl.int64)
+    above, equal = key > low.to(tl.int32), key == low.to(tl.int32)
+    # Both counted in one number: there are less than `most` above.
+    so_far = tl.cumsum(above.to(tl.int32) + equal.to(tl.int32) * (2 * WIDTH), 0)
+    whole = tl.sum(above.to(tl.int32), 0)
+    place = tl.where(above, so_far % (2 * WIDTH), whole + so_far // (2 * WIDTH)) - 1
+    packed = (key.to(tl.int64) << 32) | (BLOCK - 1 - i).to(tl.int64)
+    wins = (above | equal) & (place < most)
     tl.store(kept + slot * WIDTH + place, packed, mask=wins)
     tl.debug_barrier()  # what one thread has stored another reads
     j = tl.arange(0, WIDTH)
-    packed = tl.load(kept + slot * WIDTH + j, mask=j < most, other=-(2**63))
-    picked = _race(packed, tl.load(temperature + slot), most, noise + slot * n_stride, WIDTH, BLOCK)
-    tl.store(out + slot, picked)
+    finalists = tl.load(kept + slot * WIDTH + j, mask=j < most, other=-(2**63))
+    heat, noises = tl.load(temperature + slot), noise + slot * n_stride
+    tl.store(out + slot, _race(finalists, heat, most, noises, WIDTH, BLOCK))
 
 
 def pick_text(

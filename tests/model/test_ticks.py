@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.bench.profiled import launches
 from engine.bench.recogniser import random_recogniser
-from engine.bench.tick import launches
 from engine.bench.verify import play, play_on
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.graphs import Ticks, buckets_for
