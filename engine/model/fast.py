@@ -61,7 +61,12 @@ def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> T
     slots, width = len(hidden), inputs.shape[-1]
     shape = (len(depformer.layers), 2, slots, heads, steps, width // heads)
     kv = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
-    said, codes = depformer.text_emb(text), []
+    first = torch.zeros(1, dtype=torch.int64, device=hidden.device)  # where a table begins
+
+    def told(embedding: torch.nn.Embedding, tokens: Tensor) -> Tensor:
+        return embed(tokens[:, None], first, embedding.weight)
+
+    said, codes = told(depformer.text_emb, text), []
     for step in range(steps):
         x, y = inputs[:, step], said  # [S, dim]
         for layer, columns in zip(depformer.layers, kv, strict=True):
@@ -69,7 +74,7 @@ def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> T
         x, _ = add_norm(x, y, None)
         codes.append(decide(step, product(depformer.linears[step], x)))
         if step + 1 < steps:
-            said = depformer.emb[step](codes[-1])
+            said = told(depformer.emb[step], codes[-1])
     return torch.stack(codes, 1)
 
 

@@ -4,10 +4,12 @@
 kept per slot, ELU or a layer norm before, GELU, scale and residual after. A product is the one of
 kernel 1; a transposed one of two strides is the one of kernel 2 whose outputs are interleaved.
 The past is kept twice, and a frame's number tells which half it reads: programs that still read
-are never overtaken by those that write. Idle slots change nothing. Oracle: conv.py.
+are never overtaken by those that write. Where a tile's inputs are split over programs, the last of
+them to arrive adds the parts, always in the same order. Idle slots change nothing. Oracle: conv.py.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -20,6 +22,7 @@ from engine.model.tiles import ROWS
 PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
 LONG_COLUMNS = 64  # outputs of a slot from which its rows fill larger tiles
 LONG_ROWS = 512 if INTERPRETED else 64  # of such a tile; the interpreter pays by the program
+MOST_SPLITS, MOST_TILES = 16, 8192
 KEPT_BLOCK = 1024  # numbers of the past that are moved at once
 
 
@@ -83,22 +86,24 @@ def _keep(
             tl.store(place, tl.where(column < 0, old, new), mask=inside)
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit(do_not_specialize=["slots", "splits"])
 def _convolve(
-    x, past, weight, bias, norm, shift, scale, residual, out, position, active,
-    slots, columns, outputs, cin, cout, x_slot, x_channel, x_column, o_slot, o_channel, o_column,
-    r_slot, r_channel, r_column, past_half, past_slot, eps,
+    x, past, weight, bias, norm, shift, scale, residual, out, position, active, parts, arrived,
+    slots, splits, columns, outputs, cin, cout,
+    x_slot, x_channel, x_column, o_slot, o_channel, o_column, r_slot, r_channel, r_column,
+    past_half, past_slot, eps,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAST: tl.constexpr, SHUFFLE: tl.constexpr,
     PUSHED: tl.constexpr, REPLICATE: tl.constexpr, ELU: tl.constexpr, NORM: tl.constexpr,
     GELU: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows (slot, column) and outputs (channel, place between two columns)."""
     if PAST > 0:  # noqa: SIM102 (the first is decided when compiling)
         if tl.program_id(0) == tl.num_programs(0) - 1:
-            _keep(x, past, position, active, slots, columns, cin, x_slot, x_channel, x_column,
-                  past_half, past_slot, PUSHED, PAST, ELU, BLOCK)  # fmt: skip
+            if tl.program_id(2) == 0:
+                _keep(x, past, position, active, slots, columns, cin, x_slot, x_channel, x_column,
+                      past_half, past_slot, PUSHED, PAST, ELU, BLOCK)  # fmt: skip
             return
     row = tl.program_id(1) * BM + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -118,7 +123,10 @@ def _convolve(
         off = tl.where(whole_in, whole - mean[:, None], 0.0)
         spread = 1.0 / tl.sqrt(tl.sum(off * off, 1) / cin + eps)
     total = tl.zeros((BM, BN), tl.float32)
-    for first in range(0, k_all, BK):
+    each = tl.cdiv(tl.cdiv(k_all, BK), splits) * BK
+    for first in range(
+        tl.program_id(2) * each, tl.minimum((tl.program_id(2) + 1) * each, k_all), BK
+    ):
         k = first + tl.arange(0, BK)
         k_in = k < k_all
         channel = k // KERNEL
@@ -150,6 +158,18 @@ def _convolve(
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
     to, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
+    if SPLIT:
+        here = parts + row[:, None] * (cout * SHUFFLE) + n[None, :]
+        part = slots * outputs * cout * SHUFFLE
+        tl.store(here + tl.program_id(2) * part, total, mask=both)
+        tl.debug_barrier()  # all of this program's numbers, before it says that they are there
+        counter = arrived + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(counter, 1, sem="acq_rel") != splits - 1:
+            return
+        tl.store(counter, 0)  # for the next launch
+        total = tl.zeros((BM, BN), tl.float32)
+        for split in range(splits):  # in this order, whoever came last
+            total += tl.load(here + split * part, mask=both, other=0.0, cache_modifier=".cg")
     at_column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
     if BIAS:
         total += tl.load(bias + to, mask=n_in, other=0.0)[None, :]
@@ -164,13 +184,20 @@ def _convolve(
     tl.store(place + at_column * o_column, total, mask=both)
 
 
+@cache
+def counters(device: torch.device) -> Tensor:
+    """How many programs of a tile have arrived: zeros between two launches."""
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     """How a convolution is cut: by its own sizes, never by the number of slots."""
     if outputs >= LONG_COLUMNS:
         wide = min(64, max(16, triton.next_power_of_2(n)))
-        return {"BM": LONG_ROWS, "BN": wide, "BK": 32, "num_warps": 4, "num_stages": 3}
+        return {"BM": LONG_ROWS, "BN": wide, "BK": 32, "splits": 1, "num_warps": 4, "num_stages": 3}
     deep = min(64, max(16, triton.next_power_of_2(k)))
-    return {"BM": ROWS, "BN": 16, "BK": deep, "num_warps": 4, "num_stages": 4}
+    splits = max(1, min(MOST_SPLITS, k // (2 * deep)))
+    return {"BM": ROWS, "BN": 16, "BK": deep, "splits": splits, "num_warps": 4, "num_stages": 3}
 
 
 def convolve(
@@ -199,16 +226,22 @@ def convolve(
     blocks = triton.cdiv(cout * by.shuffle, cut["BN"])
     other = out if residual is None else residual
     pasts = (0, 0) if past is None else past.stride()[:2]
-    _convolve[(blocks + (by.past > 0), triton.cdiv(slots * outputs, cut["BM"]))](
+    splits, tiles = cut.pop("splits"), triton.cdiv(slots * outputs, cut["BM"])
+    if splits > 1:
+        parts = torch.empty(splits, *shape, dtype=torch.float32, device=x.device)
+    assert splits == 1 or (blocks + 1) * tiles <= MOST_TILES, "too few counters"
+    _convolve[(blocks + (by.past > 0), tiles, splits)](
         x, x if past is None else past, by.weight, by.weight if by.bias is None else by.bias,
         by.weight if norm is None else norm.weight, by.weight if norm is None else norm.bias,
         by.weight if scale is None else scale, other, out, now.position, now.active,
-        slots, columns, outputs, cin, cout, *x.stride(), *out.stride(), *other.stride(),
+        parts if splits > 1 else out, counters(x.device), slots, splits, columns, outputs,
+        cin, cout, *x.stride(), *out.stride(), *other.stride(),
         *pasts, 0.0 if norm is None else norm.eps,
         KERNEL=by.kernel, STRIDE=by.stride, PAST=by.past, SHUFFLE=by.shuffle, PUSHED=now.pushed,
         REPLICATE=by.replicate, ELU=elu, NORM=norm is not None, GELU=gelu,
         BIAS=by.bias is not None, SCALE=scale is not None, RESIDUAL=residual is not None,
-        BC=triton.next_power_of_2(cin), BLOCK=KEPT_BLOCK, PRECISION=PRECISION, **cut,
+        BC=triton.next_power_of_2(cin), BLOCK=KEPT_BLOCK, PRECISION=PRECISION,
+        SPLIT=splits > 1, **cut,
     )  # fmt: skip
     return out
 

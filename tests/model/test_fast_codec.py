@@ -18,6 +18,14 @@ SLOTS, TOLERANCE = 3, 2e-5
 COLUMNS = 2  # that the rings count for a frame
 
 
+@pytest.fixture(autouse=True)
+def _exact():
+    """The plain modules in float32 throughout, on a GPU too."""
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def drawn(module: nn.Module) -> nn.Module:
     """Fresh random weights on the device."""
     for parameter in module.parameters():
@@ -81,9 +89,11 @@ def test_a_convolution_is_the_plain_one_frame_after_frame(make, columns, elu, mo
 
 
 @pytest.mark.parametrize("columns", [1, 2, 70])
-def test_a_product_may_have_norm_gelu_scale_and_residual(columns):
-    norm, by = drawn(nn.LayerNorm(21)), Filter(torch.randn(37, 21, device=DEVICE))
-    x, scale = torch.randn(SLOTS, 21, columns, device=DEVICE), torch.randn(37, device=DEVICE)
+@pytest.mark.parametrize("inputs", [21, 700])  # the second is split over programs
+def test_a_product_may_have_norm_gelu_scale_and_residual(columns, inputs):
+    weight = torch.randn(37, inputs, device=DEVICE) / inputs**0.5
+    norm, by = drawn(nn.LayerNorm(inputs)), Filter(weight)
+    x, scale = torch.randn(SLOTS, inputs, columns, device=DEVICE), torch.randn(37, device=DEVICE)
     residual = torch.randn(SLOTS, columns, 37, device=DEVICE).transpose(1, 2)
     now = moment(torch.zeros(SLOTS, dtype=int, device=DEVICE), Active.of([], SLOTS, DEVICE))
     got = convolve(x, by, now, norm=norm, gelu=True, scale=scale, residual=residual, rows=True)
