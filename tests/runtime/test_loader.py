@@ -30,14 +30,6 @@ LM_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the tiny checkpoint that a test may change."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("expected", "*.wav"))
-    return folder
-
-
 def change(folder: Path, file: str, edit) -> None:
     """Rewrite a file's tensors; `edit` changes the dict in place."""
     tensors = load_file(folder / file)
