@@ -5,6 +5,7 @@ The weights are those of `generated`, written as a release is laid out. What is 
 """
 
 import argparse
+import ctypes
 import os
 import tempfile
 import threading
@@ -34,6 +35,13 @@ def anonymous_bytes() -> int:
     return 0
 
 
+def give_back() -> None:
+    """Let the C library return what it keeps of freed memory, or growth would not be seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
 class Watch(threading.Thread):
     """The highest anonymous memory while it runs."""
 
@@ -54,6 +62,7 @@ class Watch(threading.Thread):
 def phase(name: str, files: list[Path], work: Callable[[], object]) -> dict:
     """One row: seconds of some work, the bytes of its files, growth of the host's memory."""
     release()
+    give_back()
     before, watch, start = anonymous_bytes(), Watch(), time.perf_counter()
     watch.start()
     kept = work()
@@ -107,9 +116,7 @@ def phases(folder: Path, args: argparse.Namespace) -> list[dict]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument(
-        "--folder", type=Path, help="kept; what is there is used"
-    )
+    parser.add_argument("--folder", type=Path, help="kept; what is there is used")
     parser.add_argument("--cold", action="store_true", help="drop files from memory before reading")
 
 

@@ -23,12 +23,10 @@ from engine.runtime.int8_cache import fingerprint
 from engine.runtime.loader import load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
 from engine.runtime.recogniser import load_recogniser
-from tests.runtime.conftest import TINY
+from tests.model.listening import CPU, STT_TINY
 from tests.runtime.playing import MINE, Guest, play
 
 LM_FILE, CACHE = "model.safetensors", "model.int8.safetensors"
-STT_TINY = TINY.parent / "stt_tiny"
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
