@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.dialogue.prompt import prompt_ids
+from engine.dialogue.voices import Voices
 from engine.model.prompt import Prompt
 from engine.runtime.backend import Opening
 from engine.runtime.drive import conversation, frames_of
 from engine.runtime.loader import file_hash
-from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
 from tests.runtime.conftest import TINY
 
 PCM_TOLERANCE = 1e-5
@@ -76,6 +77,18 @@ def test_a_greedy_conversation_has_the_references_tokens(backend, user, name):
     assert np.array_equal([f.text for f in frames], rows[:, 0])
     assert np.array_equal([f.agent_codes for f in frames], rows[:, 1:9])
     assert np.array_equal([f.user_codes for f in frames], rows[:, 9:])
+
+
+@pytest.mark.parametrize("transcribe", ["", str(TINY.parent / "stt_tiny")])
+def test_the_way_a_server_loads_has_the_references_tokens_too(user, transcribe):
+    want, parameters = run("gen_voice_pt")
+    threads = torch.get_num_threads()
+    served = load_personaplex(str(TINY), Voices, slots=3, transcribe=transcribe)
+    torch.set_num_threads(threads)
+    opening = opening_of(parameters, served.tokenizer)
+    frames = list(conversation(served, opening, user[:LIVE_ROWS], forcing({}), slot=2))
+    got = [[f.text, *f.agent_codes, *f.user_codes] for f in frames]
+    assert np.array_equal(got, want["tokens"][1:])
 
 
 def test_the_agents_audio_is_the_references(backend, user):
