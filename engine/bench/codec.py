@@ -13,7 +13,8 @@ import torch
 
 from engine.bench.device import median
 from engine.bench.report import save, table
-from engine.runtime.generated import FULL, generated_mimi
+from engine.model.config import ModelConfig
+from engine.runtime.generated import FULL, SMALL, generated
 
 REPLAYS = 20  # of a layer in one graph
 SHORT = {"BM": (16,), "BN": (16, 32), "BK": (32, 64, 128), "num_warps": (2, 4)}
@@ -32,6 +33,11 @@ def candidates(outputs: int, n: int, k: int, precisions: list[str]) -> list[dict
         fits = cut["BK"] <= max(32, k) and cut["BN"] <= max(16, n)
         found += [cut | {"num_stages": 3}] if fits else []
     return found
+
+
+def codec():
+    """The full codec with generated weights, on the GPU."""
+    return generated(ModelConfig(SMALL.lm, FULL.mimi), "cuda")[1]
 
 
 def layers(mimi, slots: int) -> list[tuple[tuple[int, int, int], object]]:
@@ -91,7 +97,7 @@ def compile_some(worker: int, workers: int, precisions: list[str]) -> None:
     """A worker's share of what must be compiled."""
     from triton.runtime.errors import OutOfResources
 
-    mimi = generated_mimi(FULL.mimi, torch.device("cuda"))
+    mimi = codec()
     jobs = [
         (launch, cut | {"splits": splits})
         for shape, launch in layers(mimi, 2)
@@ -118,7 +124,7 @@ def sweep(slots: int, precisions: list[str]) -> list[dict]:
     """One row a layer and candidate, layer by layer, the fastest first."""
     from triton.runtime.errors import OutOfResources
 
-    mimi, rows = generated_mimi(FULL.mimi, torch.device("cuda")), []
+    mimi, rows = codec(), []
     for shape, launch in layers(mimi, slots):
         some = []
         for cut in trials(shape, precisions):

@@ -15,6 +15,7 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "connect": [],
     "memory": ["--kv", "int8"],
     "load": [],
+    "peer": ["--context", "2999", "--ticks", "80", "--kind", "step", "frame"],
 }
 SMALL = {  # the same at a size for two CPU cores
     "verify": [],
@@ -23,6 +24,7 @@ SMALL = {  # the same at a size for two CPU cores
     "connect": ["--columns", "80"],
     "memory": ["--slots", "2"],
     "load": [],
+    "peer": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
 }
 
 
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed: part `peer`")
     parser.add_argument("--json", help="where to write the result")
 
 
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.json or "bench-gpu.json")
     results, worst = {}, 0
     for part in args.parts:
+        if part == "peer" and not args.moshi:
+            continue
         started = time.perf_counter()
         print(f"== {part}", flush=True)
         module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
@@ -45,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         path = target.with_suffix(f".{part}.json")
         options = [*(SMALL if args.small else PARTS)[part], "--json", str(path)]
         options += ["--small"] if args.small and "--small" not in options else []
+        options += ["--moshi", args.moshi] if part == "peer" else []
         worst = max(worst, module.run(parser.parse_args(options)))
         seconds = time.perf_counter() - started
         results[part] = {"seconds": seconds, **json.loads(path.read_text())}

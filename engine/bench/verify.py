@@ -8,6 +8,7 @@ import argparse
 import json
 import wave
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
