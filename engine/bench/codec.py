@@ -17,9 +17,9 @@ from engine.model.config import ModelConfig
 from engine.runtime.generated import FULL, SMALL, generated
 
 REPLAYS = 20  # of a layer in one graph
-SHORT = {"BM": (16,), "BN": (16, 32), "BK": (32, 64, 128), "num_warps": (2, 4)}
-LONG = {"BM": (32, 64), "BN": (32, 64), "BK": (32, 64), "num_warps": (4,)}
-SPLITS = (1, 2, 4, 8, 16, 32)
+SHORT = {"BM": (16,), "BN": (16, 32), "BK": (32, 64), "num_warps": (4,)}
+LONG = {"BM": (32, 64), "BN": (32, 64), "BK": (32,), "num_warps": (4,)}
+SPLITS = (1, 2, 4, 8, 16)
 
 
 def candidates(outputs: int, n: int, k: int, precisions: list[str]) -> list[dict]:
@@ -113,15 +113,15 @@ def compile_some(worker: int, workers: int, precisions: list[str]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--precisions", nargs="+", default=["tf32x3", "ieee"])
+    parser.add_argument("--precisions", nargs="+", default=["tf32x3"])
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--best", type=int, default=3, help="tiles to print per layer")
     parser.add_argument("--json")
 
 
 @torch.inference_mode()
-def sweep(slots: int, precisions: list[str]) -> list[dict]:
-    """One row a layer and candidate, layer by layer, the fastest first."""
+def sweep(slots: int, precisions: list[str], best: int) -> list[list[dict]]:
+    """A layer's rows, one a candidate, the fastest first; printed as they come."""
     from triton.runtime.errors import OutOfResources
 
     mimi, rows = codec(), []
@@ -135,6 +135,7 @@ def sweep(slots: int, precisions: list[str]) -> list[dict]:
             names = dict(zip(("columns", "n", "k"), shape, strict=True))
             some.append({"slots": slots, **names, **cut, "us": taken * 1e6})
         rows.append(sorted(some, key=lambda row: row["us"]))
+        print(table(rows[-1][:best]), flush=True)
     return rows
 
 
@@ -148,8 +149,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         for job in jobs:
             job.result()
-    found = [rows for slots in args.slots for rows in sweep(slots, args.precisions)]
-    print(table([row for rows in found for row in rows[: args.best]]))
+    found = [rows for slots in args.slots for rows in sweep(slots, args.precisions, args.best)]
     for slots in args.slots:
         best = sum(rows[0]["us"] for rows in found if rows[0]["slots"] == slots)
         print(f"{slots} slots: {best:.0f} us for one of each layer at its best")

@@ -23,15 +23,15 @@ class Steps(Ticks):
     As in a whole tick, the picked text stops at the host between the two halves.
     """
 
-    def _listen(self, loop: Loop) -> Tensor:
-        loop.heard = self.up[0][: loop.slots, : loop.lm.config.codebooks].long()
-        text = loop.thought(loop.heard, self._who(loop, ACTIVE))
-        return torch.cat([text[:, None], loop.heard], 1)
+    def _listen(self, size: int) -> Tensor:
+        heard = self.up.device[:size, : self.loop.lm.config.codebooks].long()
+        text = self.loops[size].thought(heard, self._who(size, ACTIVE))
+        return torch.cat([text[:, None], heard], 1).float()
 
-    def _speak(self, loop: Loop) -> Tensor:
-        given = self.up[1][: loop.slots]
-        codes = loop.say(given[:, 0], given[:, 1] != 0, self._who(loop, ACTIVE))
-        silent = torch.zeros(loop.slots, FRAME_SAMPLES, device=loop.device)
+    def _speak(self, size: int) -> Tensor:
+        given = self.up_text.device[:size]
+        codes = self.loops[size].say(given[:, 0], given[:, 1] != 0, self._who(size, ACTIVE))
+        silent = torch.zeros(size, FRAME_SAMPLES, device=codes.device)
         return torch.cat([silent, codes.float()], 1)
 
 
@@ -47,7 +47,7 @@ def turn(
     taken = measure(ticks, slots, context, args)
     del loop, ticks
     release()
-    return [1e3 * seconds for seconds in taken]
+    return taken.tolist()
 
 
 def user_codes(checkpoint: Checkpoint, frames: int) -> list[list[int]]:
@@ -69,7 +69,7 @@ def tokens(checkpoint: Checkpoint, codes: list[list[int]]) -> np.ndarray:
     for heard in [loop.user_now[0].tolist(), *codes[1:]]:
         text_now = loop.agent[0, 0].item()
         pcm[0, : config.codebooks] = heard
-        text, _ = steps.listen(pcm, np.ones(1, bool))
+        text, *_ = steps.listen(pcm, np.ones(1, bool))
         _, spoken = steps.speak(text, np.zeros(1, bool))
         rows.append([text_now, *spoken[0]])
     return np.array(rows)
