@@ -17,8 +17,8 @@ from engine.model.config import ModelConfig
 from engine.runtime.generated import FULL, SMALL, generated
 
 REPLAYS = 20  # of a layer in one graph
-SHORT = {"BM": (16,), "BN": (16, 32), "BK": (32, 64), "num_warps": (4,)}
-LONG = {"BM": (32, 64), "BN": (32, 64), "BK": (32,), "num_warps": (4,)}
+SHORT = {"BM": (16,), "BN": (32,), "BK": (32, 64), "num_warps": (4,)}
+LONG = {"BM": (32, 64, 128), "BN": (32, 64), "BK": (32,), "num_warps": (4,)}
 SPLITS = (1, 2, 4, 8, 16)
 
 
@@ -30,9 +30,14 @@ def candidates(outputs: int, n: int, k: int, precisions: list[str]) -> list[dict
     found = []
     for values in itertools.product(*axes.values(), precisions):
         cut = dict(zip((*axes, "PRECISION"), values, strict=True))
-        fits = cut["BK"] <= max(32, k) and cut["BN"] <= max(16, n)
-        found += [cut | {"num_stages": 3}] if fits else []
-    return found
+        found.append(cut | {"num_stages": 3, "BN": 16 if n <= 16 else cut["BN"]})
+    most = 4 if axes is LONG else 16
+    return [
+        cut | {"splits": splits}
+        for cut in found
+        for splits in SPLITS
+        if splits <= most and (splits == 1 or splits * cut["BK"] <= k)
+    ]
 
 
 def codec():
@@ -47,11 +52,13 @@ def layers(mimi, slots: int) -> list[tuple[tuple[int, int, int], object]]:
 
     seen, real = {}, kernels_conv.convolve
 
-    def noting(x, by, now, past=None, **more):
-        shape = (x.shape[-1] // by.stride, len(by.weight), by.weight.shape[1])
+    def noting(x, by, now, past=None, rows=False, **more):
+        columns = x.shape[-1] // by.stride
+        shape = (columns, len(by.weight), by.weight.shape[1])
         key = (*shape, by.kernel, tuple(sorted(k for k, v in more.items() if v is not None)))
-        seen.setdefault(key, (shape, lambda: real(x, by, now, past, **more)))
-        return real(x, by, now, past, **more)
+        seen.setdefault(key, (shape, lambda: real(x, by, now, past, rows=rows, **more)))
+        out = torch.randn(slots, columns * by.shuffle, by.outputs, device="cuda")
+        return out.transpose(1, 2) if rows else out.transpose(1, 2).contiguous()
 
     active = Active.of([], slots, torch.device("cuda"))
     fast_codec.convolve = noting
@@ -72,17 +79,6 @@ def seconds(launch) -> float:
     return median(graph.replay, 3) / REPLAYS
 
 
-def trials(shape: tuple[int, int, int], precisions: list[str]) -> list[dict]:
-    """Every candidate of a layer with every split that leaves a program some work."""
-    cuts = candidates(*shape, precisions)
-    return [
-        cut | {"splits": splits}
-        for cut in cuts
-        for splits in SPLITS
-        if splits == 1 or splits * cut["BK"] <= shape[2]
-    ]
-
-
 def tried(launch, cut: dict) -> None:
     """Launch a layer cut this way."""
     from engine.model import kernels_conv
@@ -98,12 +94,7 @@ def compile_some(worker: int, workers: int, precisions: list[str]) -> None:
     from triton.runtime.errors import OutOfResources
 
     mimi = codec()
-    jobs = [
-        (launch, cut | {"splits": splits})
-        for shape, launch in layers(mimi, 2)
-        for cut in candidates(*shape, precisions)
-        for splits in (1, 2)
-    ]
+    jobs = [(go, cut) for shape, go in layers(mimi, 2) for cut in candidates(*shape, precisions)]
     for launch, cut in jobs[worker::workers]:
         try:
             tried(launch, cut)
@@ -124,18 +115,22 @@ def sweep(slots: int, precisions: list[str], best: int) -> list[list[dict]]:
     """A layer's rows, one a candidate, the fastest first; printed as they come."""
     from triton.runtime.errors import OutOfResources
 
-    mimi, rows = codec(), []
+    from engine.model import kernels_conv
+
+    mimi, rows, usual = codec(), [], kernels_conv.tile
     for shape, launch in layers(mimi, slots):
-        some = []
-        for cut in trials(shape, precisions):
+        some, now = [], usual(*shape) | {"PRECISION": "tf32x3"}
+        for cut in [now, *candidates(*shape, precisions)]:
             try:
                 taken = seconds(lambda cut=cut, launch=launch: tried(launch, cut))
             except OutOfResources:
                 continue
             names = dict(zip(("columns", "n", "k"), shape, strict=True))
-            some.append({"slots": slots, **names, **cut, "us": taken * 1e6})
+            mark = "now" if cut is now else ""
+            some.append({"slots": slots, **names, **cut, "us": taken * 1e6, "mark": mark})
         rows.append(sorted(some, key=lambda row: row["us"]))
         print(table(rows[-1][:best]), flush=True)
+    kernels_conv.tile = usual
     return rows
 
 
@@ -152,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
     found = [rows for slots in args.slots for rows in sweep(slots, args.precisions, args.best)]
     for slots in args.slots:
         best = sum(rows[0]["us"] for rows in found if rows[0]["slots"] == slots)
-        print(f"{slots} slots: {best:.0f} us for one of each layer at its best")
+        now = sum(r["us"] for rows in found for r in rows if r["slots"] == slots and r["mark"])
+        print(f"{slots} slots, one of each layer: {best:.0f} us at its best, {now:.0f} now")
     print("written:", save("codec", {"rows": [r for rows in found for r in rows]}, args.json))
     return 0

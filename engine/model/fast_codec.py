@@ -1,4 +1,4 @@
-"""The codec in few, large kernels: one launch a layer of SEANet, five a transformer layer.
+"""The codec in few, large kernels: one launch a layer of SEANet, seven a transformer layer.
 
 The same weights as the plain modules, which are its oracle; float32 throughout. Imported only
 where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
@@ -154,14 +154,20 @@ def transformed(
     push = Decode(stream.rings, active, columns)
     for index, layer in enumerate(transformer.layers):
         attention = layer.self_attn
-        qkv = convolve(x, by[attention.in_proj], now, norm=layer.norm1, rows=True)
+        qkv = convolve(normed(layer.norm1, x), by[attention.in_proj], now, rows=True)
         qkv = qkv.transpose(1, 2).view(slots, columns, 3, attention.heads, -1)
         heard = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
         x = convolve(
             heard, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
         )
-        thought = convolve(x, by[layer.linear1], now, norm=layer.norm2, gelu=True, rows=True)
+        h = normed(layer.norm2, x)
+        thought = convolve(h, by[layer.linear1], now, gelu=True, rows=True)
         x = convolve(
             thought, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
         )
     return x
+
+
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """x [S, dim, T], each column over its channels."""
+    return norm(x.transpose(1, 2)).transpose(1, 2)

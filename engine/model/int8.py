@@ -7,6 +7,8 @@ path, compiled or not, meets the same function: Triton on a GPU, plain sums on a
 import torch
 from torch import Tensor
 
+from engine.model.tiles import ROWS
+
 MOST = 127  # steps on either side of zero
 TINY_SCALE = 6e-8  # smallest float16: keeps zeros from dividing by zero
 
@@ -36,7 +38,9 @@ def exact_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K] times int8 weight [N, K] transposed, times scale [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
-    if x.is_cuda:
+    if x.is_cuda and len(rows) > ROWS:  # a prompt's piece: worth a plain copy of the weight
+        out = torch.nn.functional.linear(rows, weight.to(rows.dtype)) * scale
+    elif x.is_cuda:
         from engine.model.kernels import matmul  # triton: only where there is a GPU
 
         out = matmul(rows.contiguous(), weight, scale)

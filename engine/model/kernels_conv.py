@@ -1,7 +1,7 @@
 """One Triton convolution for all of the codec, in float32, and its upsampling.
 
 `convolve` is a causal convolution over rows (slot, column) with what stands around it: the past
-kept per slot, ELU or a layer norm before, GELU, scale and residual after. A product is the one of
+kept per slot, ELU before, GELU, scale and residual after. A product is the one of
 kernel 1; a transposed one of two strides is the one of kernel 2 whose outputs are interleaved.
 The past is kept twice, and a frame's number tells which half it reads: programs that still read
 are never overtaken by those that write. Where a tile's inputs are split over programs, the last of
@@ -21,8 +21,9 @@ from engine.model.tiles import ROWS
 
 PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
 LONG_COLUMNS = 64  # outputs of a slot from which its rows fill larger tiles
-LONG_ROWS = 512 if INTERPRETED else 64  # of such a tile; the interpreter pays by the program
-MOST_SPLITS, MOST_TILES = 16, 8192
+LONG_ROWS = 512 if INTERPRETED else 32  # of such a tile; the interpreter pays by the program
+LONG_INPUTS, SHORT_INPUTS = 128, 64  # that a program reads at least, where inputs are split
+MOST_TILES = 1 << 15
 KEPT_BLOCK = 1024  # numbers of the past that are moved at once
 
 
@@ -86,17 +87,17 @@ def _keep(
             tl.store(place, tl.where(column < 0, old, new), mask=inside)
 
 
-@triton.jit(do_not_specialize=["slots", "splits"])
+@triton.jit(do_not_specialize=["slots"])
 def _convolve(
-    x, past, weight, bias, norm, shift, scale, residual, out, position, active, parts, arrived,
-    slots, splits, columns, outputs, cin, cout,
+    x, past, weight, bias, scale, residual, out, position, active, parts, arrived,
+    slots, columns, outputs, cin, cout,
     x_slot, x_channel, x_column, o_slot, o_channel, o_column, r_slot, r_channel, r_column,
-    past_half, past_slot, eps,
+    past_half, past_slot,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAST: tl.constexpr, SHUFFLE: tl.constexpr,
-    PUSHED: tl.constexpr, REPLICATE: tl.constexpr, ELU: tl.constexpr, NORM: tl.constexpr,
-    GELU: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    BLOCK: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
+    PUSHED: tl.constexpr, REPLICATE: tl.constexpr, ELU: tl.constexpr, GELU: tl.constexpr,
+    BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows (slot, column) and outputs (channel, place between two columns)."""
     if PAST > 0:  # noqa: SIM102 (the first is decided when compiling)
@@ -114,16 +115,8 @@ def _convolve(
     if PAST > 0:
         at = tl.load(position + slot, mask=row_in, other=0)
         before = past + ((at // PUSHED) % 2) * past_half + slot * past_slot
-    if NORM:
-        c = tl.arange(0, BC)
-        whole_in = row_in[:, None] & (c < cin)[None, :]
-        vectors = mine[:, None] + t[:, None] * x_column + c[None, :] * x_channel
-        whole = tl.load(vectors, mask=whole_in, other=0.0)
-        mean = tl.sum(whole, 1) / cin
-        off = tl.where(whole_in, whole - mean[:, None], 0.0)
-        spread = 1.0 / tl.sqrt(tl.sum(off * off, 1) / cin + eps)
     total = tl.zeros((BM, BN), tl.float32)
-    each = tl.cdiv(tl.cdiv(k_all, BK), splits) * BK
+    each = tl.cdiv(tl.cdiv(k_all, BK), SPLITS) * BK
     for first in range(
         tl.program_id(2) * each, tl.minimum((tl.program_id(2) + 1) * each, k_all), BK
     ):
@@ -142,10 +135,6 @@ def _convolve(
             a = tl.load(source + column * x_column, mask=seen, other=0.0)
         if ELU:
             a = _elu(a)
-        if NORM:
-            a = (a - mean[:, None]) * spread[:, None]
-            a = a * tl.load(norm + channel, mask=k_in, other=0.0)[None, :]
-            a = a + tl.load(shift + channel, mask=k_in, other=0.0)[None, :]
         if PAST > 0:
             old = tl.load(
                 before[:, None] + (channel * PAST)[None, :] + column + PAST,
@@ -158,17 +147,17 @@ def _convolve(
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
     to, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
-    if SPLIT:
+    if SPLITS > 1:
         here = parts + row[:, None] * (cout * SHUFFLE) + n[None, :]
         part = slots * outputs * cout * SHUFFLE
         tl.store(here + tl.program_id(2) * part, total, mask=both)
         tl.debug_barrier()  # all of this program's numbers, before it says that they are there
         counter = arrived + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        if tl.atomic_add(counter, 1, sem="acq_rel") != splits - 1:
+        if tl.atomic_add(counter, 1, sem="acq_rel") != SPLITS - 1:
             return
         tl.store(counter, 0)  # for the next launch
         total = tl.zeros((BM, BN), tl.float32)
-        for split in range(splits):  # in this order, whoever came last
+        for split in tl.static_range(SPLITS):  # in this order, whoever came last
             total += tl.load(here + split * part, mask=both, other=0.0, cache_modifier=".cg")
     at_column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
     if BIAS:
@@ -193,11 +182,17 @@ def counters(device: torch.device) -> Tensor:
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     """How a convolution is cut: by its own sizes, never by the number of slots."""
     if outputs >= LONG_COLUMNS:
-        wide = min(64, max(16, triton.next_power_of_2(n)))
-        return {"BM": LONG_ROWS, "BN": wide, "BK": 32, "splits": 1, "num_warps": 4, "num_stages": 3}
-    deep = min(64, max(16, triton.next_power_of_2(k)))
-    splits = max(1, min(MOST_SPLITS, k // (2 * deep)))
-    return {"BM": ROWS, "BN": 16, "BK": deep, "splits": splits, "num_warps": 4, "num_stages": 3}
+        cut = {"BM": LONG_ROWS, "BN": 32 if n > 16 else 16, "BK": 32}
+        splits = power(k // LONG_INPUTS, 4)
+    else:
+        cut = {"BM": ROWS, "BN": 32 if n > 16 else 16, "BK": 32}
+        splits = power(k // SHORT_INPUTS, 16)
+    return cut | {"splits": splits, "num_warps": 4, "num_stages": 3}
+
+
+def power(wanted: int, most: int) -> int:
+    """The power of two at or below what is wanted, from 1 to `most`."""
+    return max(1, min(most, 1 << wanted.bit_length() >> 1))
 
 
 def convolve(
@@ -207,7 +202,6 @@ def convolve(
     past: Tensor | None = None,
     *,
     elu: bool = False,
-    norm: torch.nn.LayerNorm | None = None,
     gelu: bool = False,
     scale: Tensor | None = None,
     residual: Tensor | None = None,
@@ -232,16 +226,15 @@ def convolve(
     assert splits == 1 or (blocks + 1) * tiles <= MOST_TILES, "too few counters"
     _convolve[(blocks + (by.past > 0), tiles, splits)](
         x, x if past is None else past, by.weight, by.weight if by.bias is None else by.bias,
-        by.weight if norm is None else norm.weight, by.weight if norm is None else norm.bias,
         by.weight if scale is None else scale, other, out, now.position, now.active,
-        parts if splits > 1 else out, counters(x.device), slots, splits, columns, outputs,
+        parts if splits > 1 else out, counters(x.device), slots, columns, outputs,
         cin, cout, *x.stride(), *out.stride(), *other.stride(),
-        *pasts, 0.0 if norm is None else norm.eps,
+        *pasts,
         KERNEL=by.kernel, STRIDE=by.stride, PAST=by.past, SHUFFLE=by.shuffle, PUSHED=now.pushed,
-        REPLICATE=by.replicate, ELU=elu, NORM=norm is not None, GELU=gelu,
+        REPLICATE=by.replicate, ELU=elu, GELU=gelu,
         BIAS=by.bias is not None, SCALE=scale is not None, RESIDUAL=residual is not None,
-        BC=triton.next_power_of_2(cin), BLOCK=KEPT_BLOCK, PRECISION=PRECISION,
-        SPLIT=splits > 1, **cut,
+        BLOCK=KEPT_BLOCK, PRECISION=PRECISION,
+        SPLITS=splits, **cut,
     )  # fmt: skip
     return out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.config import PAD
 
 WARPS, TEXT_WARPS = 8, 32
-KEY_BITS = 32
+KEY_BITS, COUNT_BITS = 32, 20  # of a logit's key, and room for a count of entries
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def pick(logits: Tensor, noise: Tensor, temperature: Tensor, width: Tensor, told
 @triton.jit
 def _pick_text(
     logits, noise, temperature, width, bias, kept, out, card, pad, l_stride, n_stride, b_stride,
-    BITS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    BITS: tl.constexpr, COUNT_BITS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -78,12 +78,17 @@ def _pick_text(
     value += tl.where(i == pad, tl.load(bias + slot * b_stride), 0.0)
     key = _order(value.to(tl.int32, bitcast=True))
     most = tl.minimum(tl.maximum(tl.load(width + slot), 1), WIDTH).to(tl.int32)
-    low, high = tl.full((), -(2**31), tl.int64), tl.full((), 2**31 - 1, tl.int64)
-    for _ in range(BITS):  # low: the largest key that `most` entries reach
-        middle = (low + high + 1) >> 1
-        enough = tl.sum((key >= middle.to(tl.int32)).to(tl.int32), 0) >= most
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
+    low = tl.full((), -(2**31), tl.int64)  # becomes the largest key that `most` entries reach
+    for turn in tl.static_range(BITS // 2):  # two bits a turn: three counts in one number
+        step = 1 << (BITS - 2 - 2 * turn)
+        counts = tl.zeros((BLOCK,), tl.int64)
+        for part in tl.static_range(3):
+            reached = key >= (low + (part + 1) * step).to(tl.int32)
+            counts += reached.to(tl.int64) << (COUNT_BITS * part)
+        count = tl.sum(counts, 0)
+        for _ in tl.static_range(3):  # counts fall: each that still suffices is a step up
+            low += tl.where((count & ((1 << COUNT_BITS) - 1)) >= most, step, 0)
+            count = count >> COUNT_BITS
     above, equal = key > low.to(tl.int32), key == low.to(tl.int32)
     # Both counted in one number: there are less than `most` above.
     so_far = tl.cumsum(above.to(tl.int32) + equal.to(tl.int32) * (2 * WIDTH), 0)
@@ -112,6 +117,7 @@ def pick_text(
     _pick_text[(slots,)](
         logits, noise, temperature, width, bias, kept, out, card, PAD,
         logits.stride(0), noise.stride(0), bias.stride(0),
-        BITS=KEY_BITS, WIDTH=most, BLOCK=triton.next_power_of_2(card), num_warps=TEXT_WARPS,
+        BITS=KEY_BITS, COUNT_BITS=COUNT_BITS, WIDTH=most, BLOCK=triton.next_power_of_2(card),
+        num_warps=TEXT_WARPS,
     )  # fmt: skip
     return out

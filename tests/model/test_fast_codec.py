@@ -90,14 +90,14 @@ def test_a_convolution_is_the_plain_one_frame_after_frame(make, columns, elu, mo
 
 @pytest.mark.parametrize("columns", [1, 2, 70])
 @pytest.mark.parametrize("inputs", [21, 700])  # the second is split over programs
-def test_a_product_may_have_norm_gelu_scale_and_residual(columns, inputs):
+def test_a_product_may_have_gelu_scale_and_residual(columns, inputs):
     weight = torch.randn(37, inputs, device=DEVICE) / inputs**0.5
-    norm, by = drawn(nn.LayerNorm(inputs)), Filter(weight)
+    by = Filter(weight)
     x, scale = torch.randn(SLOTS, inputs, columns, device=DEVICE), torch.randn(37, device=DEVICE)
     residual = torch.randn(SLOTS, columns, 37, device=DEVICE).transpose(1, 2)
     now = moment(torch.zeros(SLOTS, dtype=int, device=DEVICE), Active.of([], SLOTS, DEVICE))
-    got = convolve(x, by, now, norm=norm, gelu=True, scale=scale, residual=residual, rows=True)
-    inner = F.gelu(norm(x.transpose(1, 2)) @ by.weight.T) * scale
+    got = convolve(x, by, now, gelu=True, scale=scale, residual=residual, rows=True)
+    inner = F.gelu(x.transpose(1, 2) @ by.weight.T) * scale
     close(got, residual + inner.transpose(1, 2))
 
 
