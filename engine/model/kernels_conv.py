@@ -21,8 +21,8 @@ from engine.model.tiles import ROWS
 
 PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
 LONG_COLUMNS = 64  # outputs of a slot from which its rows fill larger tiles
-LONG_ROWS = 512 if INTERPRETED else 32  # of such a tile; the interpreter pays by the program
-LONG_INPUTS, SHORT_INPUTS = 128, 64  # that a program reads at least, where inputs are split
+LONG_ROWS = 512 if INTERPRETED else 64  # of such a tile; the interpreter pays by the program
+MOST_PROGRAMS = 512  # into which the inputs of one row tile are split
 MOST_TILES = 1 << 15
 KEPT_BLOCK = 1024  # numbers of the past that are moved at once
 
@@ -180,14 +180,20 @@ def counters(device: torch.device) -> Tensor:
 
 
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
-    """How a convolution is cut: by its own sizes, never by the number of slots."""
-    if outputs >= LONG_COLUMNS:
-        cut = {"BM": LONG_ROWS, "BN": 32 if n > 16 else 16, "BK": 32}
-        splits = power(k // LONG_INPUTS, 4)
+    """How a convolution is cut: by its own sizes, never by the number of slots.
+
+    From a sweep over the codec's layers on an H100 for 1 and 16 slots (`bench codec`, 2026-11-24).
+    """
+    bn = 32 if n > 16 else 16
+    if outputs < LONG_COLUMNS:
+        splits = power(min(k // 64, MOST_PROGRAMS * bn // n), 16)
+        cut = {"BM": ROWS, "BN": bn, "splits": splits}
+    elif k <= 192:
+        rows = LONG_ROWS if k >= 32 and n > 16 else LONG_ROWS // 2
+        cut = {"BM": rows, "BN": bn, "splits": power(k // 96, 2)}
     else:
-        cut = {"BM": ROWS, "BN": 32 if n > 16 else 16, "BK": 32}
-        splits = power(k // SHORT_INPUTS, 16)
-    return cut | {"splits": splits, "num_warps": 4, "num_stages": 3}
+        cut = {"BM": LONG_ROWS // 2, "BN": 64 if n == 128 else bn, "splits": power(k // 96, 4)}
+    return cut | {"BK": 32, "num_warps": 4, "num_stages": 3}
 
 
 def power(wanted: int, most: int) -> int:
