@@ -4,13 +4,19 @@ Source of the rules: performance.md 2.6. Fed with the seconds of every tick and 
 scheduler's thread; knows no threads and no clock but the one it is given.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
 
+from engine.errors import BusyError, EngineError
+from engine.runtime.backend import Backend
 from engine.runtime.capacity import TICK_LIMIT_SECONDS, TickTable
+from engine.runtime.seat import Seat
+
+logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 10.0  # that p95 looks back
 SHED_SECONDS = 0.078  # p95 above it is overload
@@ -79,26 +85,27 @@ class Overload:
         return Step.END_NEWEST
 
 
-class Slack:
-    """Whether a piece of a newcomer's prompt fits before somebody's frame would be late."""
+class Shedding:
+    """Does what overload asks for."""
 
-    def __init__(self) -> None:
-        self._piece = 0.0  # seconds of the slowest recent pieces
-        self._tick = 0.0
-        self._refused: float | None = None  # since when a newcomer has been held back
+    def __init__(
+        self, overload: Overload, backend: Backend, give_up: Callable[[Seat, EngineError], None]
+    ) -> None:
+        self._overload, self._backend, self._give_up = overload, backend, give_up
 
-    def piece_took(self, seconds: float) -> None:
-        self._piece = max(seconds, 0.9 * self._piece)
+    def act(self, seats: list[Seat]) -> None:
+        """After a tick: the recogniser goes first, then the newest conversation."""
+        backend, was_paused = self._backend, self._overload.recogniser_paused
+        step = self._overload.step(backend.transcribes and backend.transcribing)
+        if step is Step.PAUSE_RECOGNISER:
+            logger.warning("overload: the recogniser is paused")
+            backend.transcribing = False
+        elif step is Step.END_NEWEST:
+            self._end_newest([seat for seat in seats if not seat.left])
+        elif was_paused and not self._overload.recogniser_paused:
+            backend.transcribing = True
 
-    def tick_took(self, seconds: float) -> None:
-        self._tick = max(seconds, 0.9 * self._tick)
-
-    def allows(self, now: float, next_due: float | None) -> bool:
-        """next_due: when the earliest coming user frame will be complete; None: nobody is live."""
-        fits = next_due is None or now + self._piece + self._tick <= next_due + LATE_SECONDS
-        if not fits and self._refused is None:
-            self._refused = now
-        if fits or now - self._refused > PATIENCE_SECONDS:
-            self._refused = None  # a machine that never has slack still serves
-            return True
-        return False
+    def _end_newest(self, seats: list[Seat]) -> None:
+        if len(seats) > 1:  # the last one is better slow than gone
+            newest = max(seats, key=lambda seat: seat.joined)
+            self._give_up(newest, BusyError("the server is overloaded; retry in a minute"))

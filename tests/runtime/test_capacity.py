@@ -10,8 +10,9 @@ from engine.runtime.capacity import (
     slots_by_memory,
     time_ticks,
 )
-from engine.runtime.overload import Overload, Slack, Step
+from engine.runtime.overload import Overload, Step
 from engine.runtime.seat import Ended, Renewed
+from engine.runtime.slack import Slack
 from tests.runtime.rig import Rig
 
 GB = 10**9
