@@ -23,6 +23,7 @@ class TickTable:
     """Measured seconds of a tick per bucket, with every slot's context full."""
 
     seconds: Mapping[int, float]  # slots of a bucket -> its tick
+    piece: float = 0.0  # seconds of the longest piece of a prompt
 
     def tick(self, slots: int) -> float:
         """Of the smallest bucket that covers so many slots; beyond the largest, never in time."""

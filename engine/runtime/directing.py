@@ -6,7 +6,7 @@ One conversation's fault ends that conversation, never its neighbours'. Schedule
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,8 @@ class Batch:
     seats: list[Seat]
     pcm: np.ndarray  # [S, 1920] float32
     active: np.ndarray  # [S] bool
-    peaks: dict[Seat, float]  # of the user frames
-    due: dict[Seat, float]  # when the user frames were complete
+    peaks: dict[Seat, float] = field(default_factory=dict)  # of the user frames
+    due: dict[Seat, float] = field(default_factory=dict)  # when the user frames were complete
 
 
 class Directing:

@@ -19,7 +19,7 @@ from engine.runtime.directing import Batch, Directing, logged_fault
 from engine.runtime.metrics import Metrics
 from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
 from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
-from engine.runtime.slack import SlackWork
+from engine.runtime.slack import SlackWork, next_due
 
 RETRY_SECONDS = 3  # what a refused client is told
 LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
@@ -151,11 +151,13 @@ class Scheduler:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
         self._tidy()
         self._directing.read_inboxes(self._sitting())
-        batch = self._collect(self.clock())
-        if batch.seats:
-            self._tick(batch)
+        now, between, seats = self.clock(), self._between, self._sitting()
+        if between.starves(seats, now) and between.piece(seats):
             return self.clock()
-        if self._directing.flush(self._sitting()) or self._between.piece(self._sitting()):
+        if ready := self._ready(now):
+            self._tick(self._collect(ready, now))
+            return self.clock()
+        if self._directing.flush(seats) or between.piece(seats):
             return self.clock()
         return self._next_at()
 
@@ -167,16 +169,19 @@ class Scheduler:
         for task in tasks:
             task()
         for seat in left:
-            if seat.is_open:
-                self.backend.close(seat.slot)
+            self._close(seat)
             with self._wake:
                 del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
-            if seat.is_open:
-                self.backend.close(seat.slot)
+            self._close(seat)
             seat.restart(opening, director)
+
+    def _close(self, seat: Seat) -> None:
+        self._between.drop(seat)
+        if seat.is_open:
+            self.backend.close(seat.slot)
 
     def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
         if seat.left:
@@ -192,15 +197,24 @@ class Scheduler:
         seat.deliver([Ended(error)])
         self.leave(seat, "error")
 
-    def _collect(self, now: float) -> Batch:
-        """Every seat that has a whole frame, or must get one."""
+    def _ready(self, now: float) -> list[Seat]:
+        """Every seat that has a whole frame, or must get one; nobody, if all of them can wait."""
+        seats = [seat for seat in self._sitting() if not seat.left]
+        ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
+        others = [seat for seat in seats if seat not in ready]
+        return ready if any(self._may_start(seat, others, now) for seat in ready) else []
+
+    def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
+        """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
+        if seat.bootstrapping:  # a newcomer makes nobody late
+            return self._between.slack.allows(now, next_due(others, now), "tick")
+        return not (seat.catches_up(now) and any(other.is_late(now) for other in others))
+
+    def _collect(self, seats: list[Seat], now: float) -> Batch:
+        """Take one frame of each of them."""
         size = self.backend.slots
-        batch = Batch([], np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool), {}, {})
-        for seat in self._sitting():
-            at = seat.next_tick_at(now)
-            if seat.left or at is None or at > now:
-                continue
-            batch.seats.append(seat)
+        batch = Batch(seats, np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool))
+        for seat in seats:
             batch.active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
@@ -236,13 +250,15 @@ class Scheduler:
                 seat.deliver([Ready()])
                 continue
             seat.peak_out = float(np.abs(pcm).max())
+            seat.answered(batch.due[seat], self.clock())
             seat.deliver([Frame(pcm, before[seat], batch.due[seat])])
 
     def _next_at(self) -> float | None:
-        """When the earliest seat's next frame may run."""
+        """When the earliest seat's next frame may run; soon, where somebody waits for slack."""
         now = self.clock()
         seats = [seat for seat in self._sitting() if not seat.left]
-        times = [seat.next_tick_at(now) for seat in seats]
+        times = [at for seat in seats if (at := seat.next_tick_at(now)) is not None]
+        times = [at if at > now else now + LOOK_AGAIN_SECONDS for at in times]
         if any(not (seat.live or seat.bootstrapping) for seat in seats):
-            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits for slack: nobody else wakes us
-        return min((at for at in times if at is not None), default=None)
+            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits: nobody else wakes us
+        return min(times, default=None)
