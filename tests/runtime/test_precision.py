@@ -10,7 +10,6 @@ from engine.model.linear import Linear
 from engine.runtime.loader import load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.verdict import keep, precise
-from tests.runtime.conftest import TINY
 
 
 def test_an_int8_product_is_the_dequantised_one_on_a_cpu():
@@ -25,8 +24,8 @@ def test_a_row_of_an_int8_product_depends_on_no_other_row():
     assert all(torch.equal(w8a16(x[i : i + 1], weight, scale)[0], whole[i]) for i in range(16))
 
 
-def test_loading_in_int8_leaves_no_plain_product_behind():
-    lm = load_checkpoint(str(TINY), Voices, int8=True).lm
+def test_loading_in_int8_leaves_no_plain_product_behind(copy):
+    lm = load_checkpoint(str(copy), Voices, int8=True).lm
     products = [m for m in lm.modules() if isinstance(m, Linear)]
     assert all(p.weight.dtype == torch.int8 and p.packed is None for p in products)
     assert lm.embedding.table.dtype == torch.float32
