@@ -107,9 +107,7 @@ def phases(folder: Path, args: argparse.Namespace) -> list[dict]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument(
-        "--folder", type=Path, help="kept; what is there is used"
-    )
+    parser.add_argument("--folder", type=Path, help="kept; what is there is used")
     parser.add_argument("--cold", action="store_true", help="drop files from memory before reading")
 
 

@@ -104,6 +104,7 @@ class Backend(Protocol):
 
     name: str  # what `/healthz` and `ready` call the model
     slots: int
+    limited_by: str  # what made that number: memory, time, asked, most, cpu
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
     kept_frames: int  # of a conversation whose memory is renewed; 0: it never is

@@ -17,6 +17,7 @@ from engine.runtime.seat import Frame, Notice, Output, Seat
 class NotingBackend:
     """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
 
+    limited_by = "asked"
     name, voices, transcribes, ticks, kept_frames = "noting", ("V",), False, None, 7
 
     transcription = Transcription(ByteTokenizer(), 6)
