@@ -15,7 +15,7 @@ from engine.runtime.overload import PATIENCE_SECONDS
 from engine.runtime.seat import Renewed, Seat
 
 AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
-STARVED_SECONDS = FRAME_SECONDS  # without a gap between ticks: work may now go before a tick
+STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
 DONE = object()  # what an exhausted piece of work says
 
 

@@ -62,6 +62,19 @@ class NotingBackend:
     def renew(self, slot: int):
         return self.renewals.pop(slot, None)
 
+    def make_due(self, slot: int, pieces: int = 3) -> None:
+        """This slot's memory is to be renewed."""
+        self.renewals[slot] = self._renewal(slot, pieces)
+
+    def _renewal(self, slot: int, pieces: int):
+        try:
+            for _ in range(pieces):
+                self.log.append(("renewing", slot))
+                self.works(self.piece_seconds)
+                yield
+        finally:
+            self.log.append(("renewal over", slot))
+
     def close(self, slot: int) -> None:
         self.log.append(("close", slot))
 
