@@ -110,9 +110,16 @@ class NotingDirector:
 class Rig:
     """Time stands still but for `advance` and `play`, and for what ticks and pieces take."""
 
-    def __init__(self, slots: int = 2, pieces: int = 0, tick: float = 0, piece: float = 0) -> None:
+    def __init__(
+        self,
+        slots: int = 2,
+        pieces: int = 0,
+        tick: float = 0,
+        piece: float = 0,
+        backend: NotingBackend | None = None,
+    ) -> None:
         self.now = 1000.0
-        self.backend = NotingBackend(slots, pieces)
+        self.backend = backend or NotingBackend(slots, pieces)
         self.backend.tick_seconds, self.backend.piece_seconds = tick, piece
         self.backend.works = self._work
         self.metrics = Metrics()

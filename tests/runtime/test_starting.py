@@ -200,3 +200,12 @@ def test_on_a_cpu_nothing_is_measured_and_the_log_says_so(tiny, caplog):
         backend = fitted(tiny, None, Mode(), Options())
     assert (backend.slots, backend.limited_by, backend.ticks) == (4, "cpu", None)
     assert "slots: 4 here (weights bf16, KV bf16, not measured on a CPU)" in caplog.text
+
+
+def test_on_an_a10g_only_int8_throughout_leaves_memory_for_a_renewal():
+    left = []
+    for mode in MODES:
+        model = public_model(int8=mode.weights == "int8")
+        memory = Memory(model, None, mode, beside(model.lm, model.mimi))
+        left.append(memory.left(memory.slots()) >= memory.spare_bytes())
+    assert left == [False, False, False, True]
