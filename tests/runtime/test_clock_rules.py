@@ -191,7 +191,7 @@ def test_a_newcomers_prompt_makes_no_frame_of_a_live_seat_late(phase):
     assert max(rig.delays[talking]) <= LATE_SECONDS
 
 
-@pytest.mark.parametrize(("tick", "piece"), [(0.04, 0.045), (0.055, 0.03), (0.02, 0.08)])
+@pytest.mark.parametrize(("tick", "piece"), [(0.04, 0.045), (0.055, 0.03), (0.015, 0.13)])
 def test_nor_do_pieces_that_fit_only_at_some_moments(tick, piece):
     rig = Rig(slots=3, pieces=9, tick=tick, piece=piece)
     rig.scheduler._between.slack = Slack(piece)  # as timed at the start
