@@ -182,7 +182,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with assembled(args) as source:
-        config = ServerConfig(model=source, device=args.device, slots=1, transcribe=args.transcribe)
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
         backend = load_backend(config, lambda phase, percent: None, Voices)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)

@@ -111,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = frames_of(read_wav(args.input))[: args.frames]
     with assembled(args) as source:
-        config = ServerConfig(model=source, device=args.device, slots=1, transcribe=args.transcribe)
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
         backend = load_backend(config, show, Voices)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")

@@ -192,7 +192,11 @@ def tile(outputs: int, n: int, k: int) -> dict[str, int]:
         rows = LONG_ROWS if k >= 32 and n > 16 else LONG_ROWS // 2
         cut = {"BM": rows, "BN": bn, "splits": power(k // 96, 2)}
     else:
-        cut = {"BM": LONG_ROWS // 2, "BN": 64 if n == 128 else bn, "splits": power(k // 96, 4)}
+        cut = {
+            "BM": LONG_ROWS // 2,
+            "BN": 64 if n == 128 and outputs > 96 else bn,
+            "splits": power(k // 96, 4),
+        }
     return cut | {"BK": 32, "num_warps": 4, "num_stages": 3}
 
 

@@ -56,7 +56,7 @@ def load_backend(
         if config.transcribe:
             logger.warning("the embedded voice has no codec that a recogniser could read: no words")
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
-    from engine.runtime.personaplex import load_personaplex  # torch: only where it is needed
+    from engine.runtime.starting import load_personaplex  # torch: only where it is needed
 
     return load_personaplex(
         source,

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from engine.config import LATE_SECONDS
+
 WINDOW = 512  # ticks or frames a percentile looks back
-LATE_SECONDS = 0.120  # a frame sent later than this after its user frame was complete is late
 STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.12, 0.25)
 
 

@@ -21,8 +21,9 @@ from engine.model.linear import Linear
 from engine.runtime import checkpoint, tensors
 from engine.runtime.int8_cache import fingerprint
 from engine.runtime.loader import load_checkpoint
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.recogniser import load_recogniser
+from engine.runtime.starting import load_personaplex
 from tests.model.listening import CPU, STT_TINY
 from tests.runtime.playing import MINE, Guest, play
 

@@ -21,7 +21,8 @@ from engine.model.names import lm_pieces, unused_by_lm
 from engine.runtime.backend import Opening
 from engine.runtime.checkpoint import TensorFile, check, parameters
 from engine.runtime.loader import load_checkpoint, read_saved_voice
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.starting import load_personaplex
 from tests.model.making import ODD, checkpoint
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, play

@@ -16,7 +16,8 @@ from engine.model.prompt import Prompt
 from engine.runtime.backend import Opening
 from engine.runtime.drive import conversation, frames_of
 from engine.runtime.loader import file_hash
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.starting import load_personaplex
 from tests.runtime.conftest import TINY
 
 PCM_TOLERANCE = 1e-5

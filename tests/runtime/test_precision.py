@@ -15,9 +15,9 @@ from engine.model.linear import Linear
 from engine.model.state import Active
 from engine.model.stt import Hearing
 from engine.runtime.loader import load_checkpoint
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.recogniser import load_recogniser
-from engine.runtime.verdict import keep, precise
+from engine.runtime.starting import load_personaplex
 from tests.model.listening import STT_TINY, golden_columns, listen
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, Guest, audio, enter, play, tick
@@ -114,13 +114,6 @@ def test_the_recogniser_in_int8_hears_the_same_alone_and_among_others(tiny, tmp_
     alone = listen(Hearing(stt, 1), columns)
     among = listen(Hearing(stt, 3), columns, 1, others=(0,))
     assert all(torch.equal(a, b) for a, b in zip(alone, among, strict=True))
-
-
-def test_auto_is_bf16_without_a_verdict_and_what_it_allows_with_one(tmp_path):
-    assert precise(("auto", "int8"), tmp_path) == ("bf16", "int8")
-    keep(tmp_path, weights_good=True, kv_good=False, measured={"frames": 10})
-    assert precise(("auto", "auto"), tmp_path) == ("int8", "bf16")
-    assert precise(("bf16", "int8"), tmp_path) == ("bf16", "int8")
 
 
 def test_drift_passes_what_is_the_same_and_refuses_what_is_not():

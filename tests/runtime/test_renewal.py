@@ -1,40 +1,48 @@
-"""After a renewal a conversation equals a fresh one with the same prompt and the same frames."""
+"""After a renewal a conversation equals a fresh one with the same prompt and the same frames.
+
+What was fed and made is taken down here, tick by tick, and given to a fresh conversation through
+the frame loop; nothing of the renewal's own history or columns is used for it.
+"""
 
 import json
+from collections.abc import Generator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine.config import FRAME_SAMPLES, GREEDY
+from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
-from engine.model.attention import Rings
 from engine.model.loop import Loop
-from engine.model.prompt import prompt_frames
-from engine.model.state import Active
 from engine.runtime.backend import Opening
 from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.renewal import Renewal, renewed_prompt
+from engine.runtime.renewal import MARGIN, PIECE
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
 FRAMES = 6  # that a renewal keeps
-TURNS = 30  # after which the ring is nearly full
+SLOT = 1
+FUTURE = 30  # frames that are compared
 
 
-@pytest.fixture(scope="module")
-def roomy(tmp_path_factory) -> Checkpoint:
+def roomy_folder(folder: Path) -> Path:
     """The tiny checkpoint with a longer context."""
-    folder = tmp_path_factory.mktemp("roomy")
     for path in TINY.iterdir():
         if path.name != "config.json":
             (folder / path.name).symlink_to(path)
     config = json.loads((TINY / "config.json").read_text())
     config["lm"]["context"] = CONTEXT
     (folder / "config.json").write_text(json.dumps(config))
-    return load_checkpoint(str(folder), Voices)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory) -> Checkpoint:
+    torch.set_num_threads(1)
+    return load_checkpoint(str(roomy_folder(tmp_path_factory.mktemp("roomy"))), Voices)
 
 
 @pytest.fixture(params=["float", "int8"])
@@ -43,98 +51,234 @@ def backend(roomy, request) -> PersonaPlexBackend:
     return PersonaPlexBackend(roomy, slots=2, kv_dtype=kv, renewal_frames=FRAMES)
 
 
-def tick(backend: PersonaPlexBackend, pcm: np.ndarray) -> tuple[int, list[int]]:
-    """One frame of slot 1: the text fed and the agent's codes."""
-    batch, active = np.zeros((2, FRAME_SAMPLES), np.float32), np.array([False, True])
-    batch[1] = pcm
-    heard = backend.listen(batch, active)
-    spoken = backend.speak(heard.text, np.zeros(2, bool))
-    return int(heard.text[1]), spoken.codes[1].tolist()
+class Call:
+    """One conversation of a slot, with all that was fed and made."""
+
+    def __init__(self, backend: PersonaPlexBackend, opening: Opening, slot: int = SLOT) -> None:
+        self.backend, self.slot, self.sound = backend, slot, np.random.default_rng(5)
+        self.frames: list[tuple[int, list[int], list[int]]] = []  # text fed, agent's codes, user's
+        for _ in backend.open(slot, opening):
+            pass
+        self.next_text = 0
+        self.tick()  # the bootstrap
+        self.frames.clear()
+
+    def tick(self) -> tuple[int, list[int]]:
+        """One frame; now and then a director feeds another text, or silences the agent."""
+        pcm = np.zeros((2, FRAME_SAMPLES), np.float32)
+        pcm[self.slot] = self.sound.standard_normal(FRAME_SAMPLES) / 9
+        heard = self.backend.listen(pcm, np.arange(2) == self.slot)
+        text = heard.text.copy()
+        if len(self.frames) % 5 == 3:
+            text[self.slot] = 20 + len(self.frames) % 7
+        spoken = self.backend.speak(text, np.full(2, len(self.frames) % 11 == 6))
+        said, user = spoken.codes[self.slot].tolist(), heard.user_codes[self.slot].tolist()
+        self.frames.append((self.next_text, said, user))
+        self.next_text = int(text[self.slot])
+        return int(heard.text[self.slot]), said
+
+    def until_due(self) -> Generator[None]:
+        for _ in range(2 * CONTEXT):
+            if work := self.backend.renew(self.slot):
+                return work
+            self.tick()
+        raise AssertionError("never due")
+
+    def renew(self, ticks_between: tuple[int, ...] = (1, 2)) -> int:
+        """Renew, with so many ticks after each piece; how many frames the new memory knows."""
+        work, before = self.until_due(), len(self.frames)
+        counts = iter(ticks_between)
+        for _ in work:
+            for _ in range(next(counts, 0)):
+                self.tick()
+        return FRAMES + len(self.frames) - before
 
 
-def speech(turns: int) -> np.ndarray:
-    return np.random.default_rng(5).standard_normal((turns, FRAME_SAMPLES)).astype(np.float32) / 9
-
-
-def test_after_the_swap_the_ring_is_a_fresh_conversations(backend):
-    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), GREEDY)
-    for _ in backend.open(1, opening):
+@torch.inference_mode()
+def fresh(call: Call, opening: Opening, known: int) -> PersonaPlexBackend:
+    """A new conversation that was given the same prompt and the last `known` frames of a call."""
+    old = call.backend
+    kv = old.loop.rings.kv.dtype if old.loop.rings.scale is not None else None
+    backend = PersonaPlexBackend(old.checkpoint, slots=2, kv_dtype=kv)
+    for _ in backend.open(SLOT, opening):
         pass
-    pcm = speech(TURNS + 10)
-    for frame in pcm[:TURNS]:
-        tick(backend, frame)
-    work = backend.renew(1)
-    spoken_meanwhile = 0
-    for _ in work:  # the conversation goes on between the pieces
-        if spoken_meanwhile < 3:
-            tick(backend, pcm[TURNS + spoken_meanwhile])
-            spoken_meanwhile += 1
-    loop, history = backend.loop, backend.renewal.histories[1]
-    kept = FRAMES + spoken_meanwhile
-    fresh = fresh_ring(backend, opening, torch.tensor(list(history.frames)[-kept:]))
-    assert loop.rings.pushed[1] == fresh.pushed[0] < loop.rings.capacity
-    atol = 1e-5 if fresh.scale is None else 1.0  # a step of int8
-    torch.testing.assert_close(loop.rings.used(1).float(), fresh.used(0).float(), atol=atol, rtol=0)
-    check_future(backend, fresh, pcm[TURNS + spoken_meanwhile :][:5])
+    loop, hush = backend.loop, torch.zeros(2, dtype=torch.bool)
+    active, frames = loop.active([SLOT]), call.frames[-known:]
+    loop.listen(torch.zeros(2, FRAME_SAMPLES), active)  # the bootstrap: the last prompt column
+    feed(loop, frames[0][0], frames[0][1], late=None, hush=hush)
+    for number, (_, said, user) in enumerate(frames):
+        loop.think(torch.tensor([user, user]), active)
+        if number + 1 < known:
+            text, soon = frames[number + 1][0], frames[number + 1][1]
+        else:  # the frame that comes: only its text and its first codebook are picked already
+            text, *soon = old.loop.agent[SLOT].tolist()
+        feed(loop, text, soon, late=said, hush=hush)
+    return backend
 
 
-def fresh_ring(backend: PersonaPlexBackend, opening: Opening, frames: torch.Tensor) -> Rings:
-    """A ring that was given the prompt and these frames, column by column."""
-    [voice] = backend._voices.values()
-    prompt = prompt_frames(backend.config, opening.text_ids)
-    whole = renewed_prompt(backend.config, voice, prompt, frames)
-    lm, rings = backend.loop.lm, Renewal(backend.loop, FRAMES).spare
-    with torch.inference_mode():
-        active = Active.of([0], 1, rings.kv.device)
-        for column in torch.cat([whole.embeddings, lm.embedding(whole.columns)]):
-            lm.step(column[None], rings, active)
-    return rings
+def feed(loop: Loop, text: int, soon: list[int], late: list[int] | None, hush: torch.Tensor):
+    """Say what is given: `soon`, a frame's rows without delay, and the frame before's others."""
+    given = torch.where(loop.agent_late, torch.tensor(late or soon), torch.tensor(soon))
+    if late is None:  # the rows with delay are the prompt's
+        given = torch.where(loop.agent_late, loop.forced[SLOT], given)
+    loop.forced[SLOT] = given
+    loop.booting.discard(SLOT)
+    loop.say(torch.tensor([text, text]), hush, loop.active([SLOT]))
 
 
-def check_future(backend: PersonaPlexBackend, fresh: Rings, pcm: np.ndarray) -> None:
-    """The same tokens come from the renewed ring and from the fresh one put in its place."""
-    loop = backend.loop
-    before = [t.clone() for t in loop.state(1)[2:]]
-    renewed = [tick(backend, frame) for frame in pcm]
-    with torch.inference_mode():
-        loop.rings.clear(1)
-        loop.rings.set_position(1, fresh.pushed[0])
-        loop.rings.used(1).copy_(fresh.used(0))
-        if fresh.scale is not None:
-            loop.rings.used_scale(1).copy_(fresh.used_scale(0))
-        restore(loop, before, len(pcm))
-    assert [tick(backend, frame) for frame in pcm] == renewed
+@torch.inference_mode()
+def hand_over(old: Loop, new: Loop) -> None:
+    """What a renewal leaves as it is: the codec's past, the sampler's numbers, what is forced."""
+    for name in ("encoder", "decoder"):
+        source, target = getattr(old, name), getattr(new, name)
+        target.rings.kv.copy_(source.rings.kv)
+        target.rings.set_position(SLOT, source.rings.pushed[SLOT])
+        for mine, yours in zip(target.tails.values(), source.tails.values(), strict=True):
+            mine.copy_(yours)
+    new.sampler.fed.copy_(old.sampler.fed)
+    new.sampler.count.copy_(old.sampler.count)
+    new.sampler.generators[SLOT].set_state(old.sampler.generators[SLOT].get_state())
+    new.forced[SLOT] = old.forced[SLOT]
 
 
-def restore(loop: Loop, before: list[torch.Tensor], ticks: int) -> None:
-    """Everything but the temporal ring back to what it was."""
-    for stream in (loop.encoder, loop.decoder):
-        stream.rings.set_position(1, stream.rings.pushed[1] - ticks * loop.mimi.config.columns)
-    for now, then in zip(loop.state(1)[2:], before, strict=True):
-        now.copy_(then)
+def check(call: Call, opening: Opening, known: int) -> None:
+    """Token for token, for as long as `FUTURE` frames."""
+    other = fresh(call, opening, known)
+    mine, yours = call.backend.loop, other.loop
+    assert mine.rings.pushed[SLOT] == yours.rings.pushed[SLOT] < mine.rings.capacity
+    assert torch.equal(mine.agent[SLOT], yours.agent[SLOT])
+    assert torch.equal(mine.user_before[SLOT], yours.user_before[SLOT])
+    atol = 1e-5 if mine.rings.scale is None else 1.0  # a step of int8
+    pair = (mine.rings.used(SLOT).float(), yours.rings.used(SLOT).float())
+    torch.testing.assert_close(*pair, atol=atol, rtol=0)
+    hand_over(mine, yours)
+    twin = Call.__new__(Call)
+    twin.__dict__ = {**call.__dict__, "backend": other, "frames": list(call.frames)}
+    twin.sound = np.random.default_rng(9)
+    call.sound = np.random.default_rng(9)
+    assert [twin.tick() for _ in range(FUTURE)] == [call.tick() for _ in range(FUTURE)]
+
+
+SAMPLED = SamplingConfig()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_after_the_swap_it_is_a_fresh_conversation_token_for_token(backend, sampling):
+    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), sampling, seed=3)
+    call = Call(backend, opening)
+    known = call.renew()
+    assert known > FRAMES  # it went on between the pieces
+    check(call, opening, known)
+
+
+def test_a_long_call_is_renewed_again_and_again(backend):
+    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), SAMPLED, seed=4)
+    call = Call(backend, opening)
+    for _ in range(3):
+        known = call.renew()
+        assert backend.loop.rings.pushed[SLOT] < backend.loop.rings.capacity
+    check(call, opening, known)
+
+
+def test_so_long_between_two_pieces_that_history_is_lost_it_begins_again(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), SAMPLED, seed=5)
+    call = Call(backend, opening)
+    work = call.until_due()
+    next(work)
+    for _ in range(MARGIN + PIECE + FRAMES):
+        call.tick()
+    assert list(work)  # more pieces, from the beginning
+    check(call, opening, FRAMES)
+
+
+def test_the_proof_can_fail(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), GREEDY)
+    call = Call(backend, opening)
+    known = call.renew()
+    text, said, user = call.frames[-3]
+    call.frames[-3] = ((text + 1) % 100, said, user)
+    with pytest.raises(AssertionError):
+        check(call, opening, known)
+
+
+# -- one spare for all slots, and its end ----------------------------------------------------------
+
+
+def due(backend: PersonaPlexBackend, slot: int) -> Call:
+    """A call just before its memory is full."""
+    call = Call(backend, Opening("TINYF0", (), SAMPLED, seed=6), slot)
+    for _ in range(2 * CONTEXT):
+        if backend.renewal.due(slot):
+            return call
+        call.tick()
+    raise AssertionError("never due")
+
+
+def test_while_one_is_renewed_the_other_waits_and_then_has_its_turn(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    due(backend, 0)
+    due(backend, 1)
+    work = backend.renew(0)
+    next(work)
+    assert backend.renew(1) is None
+    for _ in work:
+        pass
+    assert not backend.renewal.due(0)
+    for _ in backend.renew(1):
+        pass
+    assert not backend.renewal.due(1)
+
+
+def test_with_more_slots_it_begins_earlier_for_there_is_one_spare(roomy):
+    margins = [PersonaPlexBackend(roomy, n, renewal_frames=FRAMES).renewal.margin for n in (1, 16)]
+    assert margins == [11, 11]  # an eighth of so short a context at most
+    backend = PersonaPlexBackend(roomy, 16, renewal_frames=FRAMES)
+    backend.loop.rings.capacity = 2999
+    assert type(backend.renewal)(backend.loop, FRAMES).margin == 368
+
+
+def test_who_leaves_in_the_midst_of_its_renewal_leaves_nothing_to_the_next(roomy):
+    opening = Opening("TINYF0", prompt_ids("Hi", roomy.tokenizer), SAMPLED, seed=8)
+    alone = Call(PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES), opening)
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    work = due(backend, SLOT).backend.renew(SLOT)
+    next(work)
+    assert backend.renewal.busy
+    work.close()
+    assert not backend.renewal.busy  # at once: the spare is free for the others
+    backend.close(SLOT)
+    after = Call(backend, opening)
+    for _ in range(40):
+        assert after.tick() == alone.tick()
+
+
+# -- when it is off --------------------------------------------------------------------------------
 
 
 def test_a_slot_is_due_shortly_before_its_ring_is_full(backend):
+    call = Call(backend, Opening("TINYF0", (), GREEDY))
+    assert backend.renew(SLOT) is None
+    call.until_due()
+    rings = backend.loop.rings
+    assert rings.capacity - backend.renewal.margin <= rings.pushed[SLOT] < rings.capacity
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_renewal_is_off_where_prompt_and_frames_leave_no_room(roomy, more):
+    prompt = PersonaPlexBackend(roomy, slots=2)
     opening = Opening("TINYF0", (), GREEDY)
-    for _ in backend.open(1, opening):
-        pass
-    assert backend.renew(1) is None
-    due = []
-    for frame in speech(TURNS + 15):
-        tick(backend, frame)
-        due.append(backend.renewal.due(1))
-    assert due[-1]
-    assert not due[0]
-
-
-def test_renewal_is_off_where_prompt_and_frames_leave_no_room(roomy):
-    backend = PersonaPlexBackend(roomy, slots=1, renewal_frames=50)
-    for _ in backend.open(0, Opening("TINYF0", (), GREEDY)):
-        pass
-    backend.loop.rings.set_position(0, CONTEXT)
-    backend.renewal.histories[0].total = 60
-    assert backend.renewal.due(0)
-    assert backend.renew(0) is None
+    Call(prompt, opening)
+    columns = prompt.prompt_frames(opening)
+    margin = PersonaPlexBackend(roomy, slots=2, renewal_frames=1).renewal.margin
+    most = CONTEXT - 1 - margin - columns - 1  # with one more it would be due again at once
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=most + more)
+    call = Call(backend, opening)
+    for _ in range(CONTEXT):
+        call.tick()
+    assert backend.renewal.due(SLOT)
+    assert (backend.renew(SLOT) is None) == bool(more)
 
 
 def test_without_renewal_nothing_is_kept(roomy):

@@ -48,8 +48,7 @@ class Flushing(NotingDirector):
 
 
 def hearing_rig(*directors: NotingDirector) -> tuple[Rig, list]:
-    rig = Rig(slots=len(directors))
-    rig.backend = rig.scheduler.backend = Hearing(len(directors))
+    rig = Rig(backend=Hearing(len(directors)))
     seats = []
     for director in directors:
         seats.append(rig.join(director, ready=False))

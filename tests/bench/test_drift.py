@@ -1,0 +1,124 @@
+"""`bench drift` end to end on the tiny checkpoint: it passes what is good and nothing else."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.bench import drift
+from engine.model import int8, linear
+from engine.runtime.verdict import VERDICT, precise, precise_recogniser
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FRAMES = 30
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("expected", "*.int8.safetensors")
+    return shutil.copytree(GOLDEN / name, folder / name, ignore=ignored)
+
+
+@pytest.fixture
+def places(tmp_path) -> tuple[Path, Path]:
+    """Copies of the tiny model and of the tiny recogniser."""
+    torch.set_num_threads(1)
+    return unpacked("tiny", tmp_path), unpacked("stt_tiny", tmp_path)
+
+
+def run(model: Path, stt: Path | None, *more: str) -> dict:
+    """The result of the bench, as its file has it."""
+    parser = argparse.ArgumentParser()
+    drift.add_arguments(parser)
+    target = model.parent / "drift.json"
+    words = ["--model", str(model), "--frames", str(FRAMES), "--json", str(target), *more]
+    words += ["--transcribe", str(stt)] if stt else []
+    assert drift.run(parser.parse_args(words)) == 0
+    return json.loads(target.read_text())
+
+
+def quantised(folder: Path) -> None:
+    """Make the products such that int8 says exactly what they are."""
+    path = folder / "model.safetensors"
+    tensors = {name: value.float() for name, value in load_file(path).items()}
+    for name, value in tensors.items():
+        if value.dim() == 2:
+            steps, scale = int8.quantise(value)
+            tensors[name] = steps.float() * scale[:, None]
+    save_file(tensors, path)
+
+
+def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys):
+    model, stt = places
+    quantised(model)
+    quantised(stt)
+    result = run(model, stt, "--verdict")
+    rows = {row["what"]: row for row in result["rows"]}
+    assert list(rows) == ["int8 weights", "int8 KV", "both", "int8 recogniser"]
+    assert rows["int8 weights"]["good"]
+    assert rows["int8 weights"]["top1"] == rows["int8 weights"]["audio_top1"] == 1
+    assert rows["int8 weights"]["kl"] < 1e-6
+    assert rows["int8 recogniser"]["good"]
+    assert precise(("auto", "bf16"), model) == ("int8", "bf16")
+    assert precise_recogniser("auto", model, stt) == "int8"
+    assert "int8 recogniser" in capsys.readouterr().out
+
+
+def coarse(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three values for each weight: what no verdict may let through."""
+    steps, scale = int8.quantise(weight)
+    return (steps.float() / 127).round().to(torch.int8), scale * 127
+
+
+def test_weights_that_were_made_worse_are_refused_and_auto_stays_bf16(places, monkeypatch):
+    model, stt = places
+    monkeypatch.setattr(linear, "quantise", coarse)
+    result = run(model, stt, "--verdict")
+    good = {row["what"]: row["good"] for row in result["rows"]}
+    assert not good["int8 weights"]
+    assert not good["both"]
+    assert not good["int8 recogniser"]
+    assert precise(("auto", "auto"), model) == ("bf16", "bf16")
+    assert precise_recogniser("auto", model, stt) == "bf16"
+
+
+def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
+    model, _ = places
+    result = run(model, None, "--verdict")
+    kept = json.loads((model / VERDICT).read_text())
+    assert kept["rows"] == result["rows"]
+    assert kept["limits"] == {"top1": 0.97, "rise of mean": 0.5, "rise": 1e-3}
+    assert kept["frames"] == FRAMES
+    weights, kv, both = (row["good"] for row in result["rows"])
+    assert (kept["weights"], kept["kv"]) == (weights, kv and both)
+    assert "recogniser" not in kept
+
+
+def logits(frames: int = 1500) -> torch.Tensor:
+    return torch.randn(frames, 50, generator=torch.Generator().manual_seed(1)) * 4
+
+
+def test_a_kl_that_grows_over_the_run_is_refused_though_every_choice_is_the_same():
+    plain = logits()
+    growing = torch.linspace(1.0, 1.4, len(plain))[:, None]  # flatter or sharper: the same top
+    row = drift.compare("drifting", plain, plain * growing)
+    assert row["top1"] == 1
+    assert not row["good"]
+
+
+def test_one_other_choice_in_thirty_is_refused_though_nothing_grows():
+    plain = logits()
+    other = plain + 0.05 * torch.randn_like(plain)
+    assert drift.compare("near", plain, other)["good"]
+    other[::30] = -plain[::30]
+    row = drift.compare("other", plain, other)
+    assert row["top1"] < 0.97
+    assert not row["good"]
+
+
+def test_what_is_no_number_is_refused():
+    plain = logits(50)
+    assert not drift.compare("broken", plain, torch.full_like(plain, float("nan")))["good"]

@@ -1,0 +1,164 @@
+"""Renewal as calls meet it: between ticks, over sockets, and who has it at all."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from engine import offline, trace
+from engine.cli import main
+from engine.config import FRAME_SAMPLES, LATE_SECONDS, ServerConfig
+from engine.dialogue.voices import Voices
+from engine.errors import ModelError
+from engine.runtime.backend import Opening
+from engine.runtime.choose import load_backend
+from engine.runtime.seat import Ready, Renewed
+from engine.wire.client import Client
+from engine.wire.protocol import Kind
+from tests.runtime.rig import NotingDirector, Rig
+from tests.runtime.test_renewal import FRAMES, roomy_folder
+from tests.serving import ApiServer
+
+# -- between ticks, on a fake clock ----------------------------------------------------------------
+
+
+def test_a_renewal_makes_nobody_late_and_is_told_to_its_client_alone():
+    rig = Rig(slots=2, tick=0.05, piece=0.025)
+    seats = [rig.join() for _ in range(2)]
+    rig.play({seats[0]: 0.0, seats[1]: 0.03}, 1.0)
+    rig.backend.make_due(0, pieces=20)
+    rig.play({seats[0]: 0.0, seats[1]: 0.03}, 4.0)
+    assert Renewed(7) in rig.outputs[seats[0]]
+    assert Renewed(7) not in rig.outputs[seats[1]]
+    assert max(max(rig.delays[seat]) for seat in seats) <= LATE_SECONDS
+
+
+def test_two_that_are_due_at_once_are_renewed_one_after_the_other():
+    rig = Rig(slots=2)
+    seats = [rig.join() for _ in range(2)]
+    for slot in (0, 1):
+        rig.backend.make_due(slot)
+    rig.backend.log.clear()
+    rig.advance(0)
+    order = [slot for what, slot in rig.backend.log if what == "renewing"]
+    assert order == [0, 0, 0, 1, 1, 1]
+    assert all(Renewed(7) in rig.outputs[seat] for seat in seats)
+
+
+def test_sixteen_that_are_due_at_once_are_served_within_the_margin():
+    rig = Rig(slots=16, tick=0.044, piece=0.02)  # as projected for an A10G in int8
+    seats = [rig.join() for _ in range(16)]
+    talking = {seat: 0.005 * number for number, seat in enumerate(seats)}
+    rig.play(talking, 0.5)
+    for seat in seats:
+        rig.backend.make_due(seat.slot, pieces=20)  # 150 columns of prompt and 1 000 frames
+    frames = [len(rig.delays[seat]) for seat in seats]
+    while not all(Renewed(7) in rig.outputs[seat] for seat in seats):
+        rig.play(talking, 1.0)
+    taken = max(len(rig.delays[seat]) - before for seat, before in zip(seats, frames, strict=True))
+    assert taken <= 368  # MARGIN and 15 more slots (renewal.py)
+    assert max(max(rig.delays[seat]) for seat in seats) <= LATE_SECONDS
+
+
+def mid_renewal() -> Rig:
+    rig = Rig(slots=2)
+    seat = rig.join()
+    rig.backend.make_due(0)
+    rig.backend.log.clear()
+    rig.turn()
+    assert rig.backend.log == [("renewing", 0)]
+    assert seat.live
+    return rig
+
+
+def test_who_leaves_in_the_midst_of_a_renewal_ends_it_before_the_slot_is_closed():
+    rig = mid_renewal()
+    [seat] = rig.outputs
+    rig.scheduler.leave(seat, "left")
+    rig.turn()
+    assert rig.backend.log == [("renewing", 0), ("renewal over", 0), ("close", 0)]
+    other = rig.join()
+    rig.backend.make_due(other.slot)
+    rig.advance(0)
+    assert list(rig.outputs[other]) == [Ready(), Renewed(7)]
+
+
+def test_who_restarts_in_the_midst_of_a_renewal_is_not_renewed_with_its_old_words():
+    rig = mid_renewal()
+    [seat] = rig.outputs
+    rig.scheduler.restart(seat, Opening("V"), NotingDirector())
+    rig.advance(1)
+    assert rig.backend.log[:3] == [("renewing", 0), ("renewal over", 0), ("close", 0)]
+    assert list(rig.outputs[seat]) == [Ready(), Ready()]
+
+
+# -- over a real socket ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_calls(tmp_path_factory):
+    """A server with the tiny model and a context of 90 frames."""
+    folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
+    config = ServerConfig(model=str(folder), device="cpu", slots=1, renewal_frames=FRAMES)
+    backend = load_backend(config, lambda phase, percent: None, Voices)
+    with ApiServer(load=lambda progress: backend) as server:
+        yield server
+
+
+async def events_of_a_long_call(url: str, frames: int) -> list[dict]:
+    """All events of a call in which so many frames are sent and heard."""
+    events, heard = [], 0
+    async with asyncio.timeout(60), Client(url, text_prompt="Hi", events=1) as client:
+        async for message in client.messages():
+            if message.kind is Kind.HANDSHAKE:
+                for _ in range(frames):
+                    await client.hear(np.zeros(FRAME_SAMPLES, np.float32))
+            elif message.kind is Kind.METADATA:
+                events.append(message.data)
+            elif message.kind is Kind.AUDIO:
+                heard += len(message.pcm)
+            if heard >= frames * FRAME_SAMPLES:
+                return events
+            assert message.kind is not Kind.ERROR, message.text
+    raise AssertionError(f"closed with {client.close_code}")
+
+
+def test_a_client_sees_its_context_fill_and_is_told_of_the_renewal(long_calls):
+    events = asyncio.run(events_of_a_long_call(long_calls.url, 100))
+    renewed = [event for event in events if event["type"] == "renewed"]
+    assert renewed
+    assert renewed[0]["frames"] == FRAMES
+    at = renewed[0]["t"]
+    used = [(event["t"], event["context_used"]) for event in events if event["type"] == "stats"]
+    before = [share for t, share in used if t < at]
+    after = [share for t, share in used if t > at]
+    assert before == sorted(before)
+    assert after[0] < before[-1] < 1
+
+
+# -- who has it ------------------------------------------------------------------------------------
+
+
+def test_serve_and_demo_have_it_by_default():
+    assert ServerConfig().renewal_frames == 1000
+    assert ServerConfig.from_environment({"PERSONAPLEX_RENEWAL_FRAMES": "0"}).renewal_frames == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (trace, ["trace", "--input", "x.wav", "--out", "o.safetensors"]),
+        (offline, ["offline", "--input-wav", "x.wav", "--output-wav", "o", "--output-text", "o"]),
+    ],
+)
+def test_trace_and_offline_never_have_it(module, words, monkeypatch, capsys):
+    asked = []
+
+    def load(config, *rest):
+        asked.append(config.renewal_frames)
+        raise ModelError("enough")
+
+    monkeypatch.setattr(module, "load_backend", load)
+    monkeypatch.setattr(module, "read_wav", lambda path: np.zeros(FRAME_SAMPLES, np.float32))
+    main([*words, "--model", "embedded"])
+    assert asked == [0]
