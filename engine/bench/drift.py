@@ -25,6 +25,8 @@ from engine.runtime.verdict import keep
 
 LEAST_TOP1 = 0.97  # of frames
 MOST_DRIFT = 0.5  # of the mean KL, that a straight line may rise over the whole run
+SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
+LIMITS = {"top1": LEAST_TOP1, "rise of mean": MOST_DRIFT, "rise": SMALL_RISE}  # kept with a result
 
 
 def talk(loop: Loop, frames: int) -> Tensor:
@@ -58,7 +60,7 @@ def compare(name: str, plain: Tensor, other: Tensor) -> dict:
     rise = float(np.polyfit(np.arange(len(kl)), kl, 1)[0] * len(kl))
     mean = float(kl.mean())
     top1 = float((plain.argmax(-1) == other.argmax(-1)).float().mean())
-    good = top1 >= LEAST_TOP1 and abs(rise) <= max(MOST_DRIFT * mean, 1e-3)
+    good = top1 >= LEAST_TOP1 and abs(rise) <= max(MOST_DRIFT * mean, SMALL_RISE)
     rms = float((plain - other).square().mean().sqrt())
     return {"what": name, "kl": mean, "kl_rise": rise, "rms": rms, "top1": top1, "good": good}
 
@@ -87,5 +89,6 @@ def run(args: argparse.Namespace) -> int:
     if args.verdict:
         folder = Path(find(args.model, None, lambda phase, percent: None))
         print("verdict:", keep(folder, weights, kv and both, {"frames": args.frames}))
-    print("written:", save("drift", {"frames": args.frames, "rows": rows}, args.json))
+    result = {"frames": args.frames, "limits": LIMITS, "rows": rows}
+    print("written:", save("drift", result, args.json))
     return 0
