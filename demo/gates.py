@@ -5,11 +5,11 @@ A drift that is too large is a result and leaves bf16; a run that breaks ends in
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from demo.judging import AUTO, FAITHFUL, WHOLE, Bench, Effort, Judge, Mode, in_a_process
+from demo.judging import AUTO, FAITHFUL, WHOLE, Bench, Capacity, Effort, Judge, Mode, in_a_process
 from demo.preflight import printing
 from demo.settings import container_config
 from demo.volume import Commit, device_name, fetch, keep_compiled, pinned_to_local
@@ -38,18 +38,18 @@ def gates(
         keep_compiled(os.environ, cache)
         local = pinned_to_local(config)
         folder = hub.find(local.model, local.revision or None, printing())
-        judge = Judge(folder, config.device, commit, effort, bench)
-        drift, held = judge.drift(), judge.capacities()
+        judge = Judge(folder, config, commit, effort, bench)
+        drift, measured = judge.drift(), judge.capacities()
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None
     taken = f"{effort.frames} frames, {time.monotonic() - started:.0f} s"
     print(f"\ngates of {config.model} on {device_name()}: {taken}")
     for line in [
         *drift_lines(drift),
-        *capacity_lines(held),
-        *verdict_lines(config, folder, held),
-        f"results     {judge.results}",
-        *advice(folder, removal(folder / VERDICT, cache, volume)),
+        *capacity_lines(measured),
+        *verdict_lines(config, folder, measured),
+        f"results     {on_volume('get', judge.results, cache, volume)}",
+        *advice(folder, on_volume("rm", folder / VERDICT, cache, volume)),
     ]:
         print(line, flush=True)
 
@@ -93,22 +93,22 @@ def drift_lines(drift: dict) -> Iterator[str]:
     )
 
 
-def capacity_lines(held: dict[Mode, int]) -> Iterator[str]:
-    yield "\nconversations at once on this GPU"
-    for mode, conversations in held.items():
-        yield f"{spoken(mode):<40}  {conversations:3}"
+def capacity_lines(measured: dict[Mode, Capacity]) -> Iterator[str]:
+    yield "\nconversations held in time"
+    for mode, capacity in measured.items():
+        yield f"{spoken(mode):<40}  {capacity.held:2} of {capacity.slots} places"
 
 
-def verdict_lines(config: ServerConfig, folder: Path, held: dict[Mode, int]) -> Iterator[str]:
+def verdict_lines(config: ServerConfig, folder: Path, modes: Collection[Mode]) -> Iterator[str]:
     """What is allowed now, and what the next start takes, which a setting may have fixed."""
     allowed, asked = precise(AUTO, folder), (config.weights, config.kv)
-    fewer = allowed not in held or (allowed == FAITHFUL and len(held) > 1)
+    fewer = allowed == FAITHFUL and len(modes) > 1  # int8 was tried, and lost its verdict
     yield f"\nverdict     {spoken(allowed)}{', for int8 holds fewer' if fewer else ''}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {spoken(precise(asked, folder))}{forced}"
 
 
-def advice(folder: Path, removal: str) -> Iterator[str]:
+def advice(folder: Path, remove: str) -> Iterator[str]:
     """What there is to do, with the commands."""
     if precise(AUTO, folder) == FAITHFUL:
         yield "\nNothing to do: bf16 stays."
@@ -117,15 +117,14 @@ def advice(folder: Path, removal: str) -> Iterator[str]:
     yield "  modal app rollover personaplex"
     yield "Listen to it before you rely on it. To use bf16 all the same, deploy with"
     yield "  PERSONAPLEX_WEIGHTS=bf16 PERSONAPLEX_KV=bf16 modal deploy modal_app.py"
-    yield "To withdraw the verdict:"
-    yield f"  {removal}"
+    yield "To withdraw the verdict, delete it:"
+    yield f"  {remove}"
 
 
-def removal(path: Path, cache: Path, volume: str) -> str:
-    """The command that deletes a file of the volume, or of this disk."""
-    if path.is_relative_to(cache):
-        return f"modal volume rm {volume} {path.relative_to(cache)}"
-    return f"rm {path}"
+def on_volume(verb: str, path: Path, cache: Path, volume: str) -> str:
+    """The command for a path of the volume; for one elsewhere, the path itself."""
+    inside = path.is_relative_to(cache)
+    return f"modal volume {verb} {volume} {path.relative_to(cache)}" if inside else str(path)
 
 
 def spoken(mode: Mode) -> str:

@@ -5,7 +5,6 @@ Results and verdict lie in the model's folder, where every later start looks for
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.volume import Commit
+from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.runtime.verdict import VERDICT, precise
 
@@ -28,25 +28,29 @@ Bench = Callable[[list[str]], int]  # subject and options -> exit code
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """Of one server: conversations that it holds in time, of the places that it has."""
+
+    held: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured: less of it is for tests."""
 
     frames: int = 1500  # of the conversation that drift compares, two minutes
-    seconds: float = 60.0  # of the conversations that decide about capacity
-    step_seconds: float = 15.0  # of every smaller number that is tried before
+    seconds: float = 180.0  # for which conversations must be held
+    step_seconds: float = 10.0  # of each number of them that is tried before
 
 
 WHOLE = Effort()
 
 
 def in_a_process(words: list[str]) -> int:
-    """`python -m engine bench …`, its lines beside ours; the exit code.
-
-    The server's settings stay behind: what is measured is what the command line says.
-    """
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAPLEX_")}
+    """`python -m engine bench …`, its lines beside ours; the exit code."""
     command = [sys.executable, "-m", "engine", "bench", *words]
-    return subprocess.run(command, cwd=CODE, env=plain, check=False).returncode
+    return subprocess.run(command, cwd=CODE, check=False).returncode
 
 
 class Judge:
@@ -55,12 +59,12 @@ class Judge:
     def __init__(
         self,
         folder: Path,
-        device: str,
+        config: ServerConfig,
         commit: Commit,
         effort: Effort = WHOLE,
         bench: Bench = in_a_process,
     ) -> None:
-        self._folder, self._device, self._effort = folder, device, effort
+        self._folder, self._config, self._effort = folder, config, effort
         self._commit, self._bench = commit, bench
         self.results = folder / RESULTS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self.results.mkdir(parents=True, exist_ok=True)
@@ -75,8 +79,8 @@ class Judge:
         self._commit()  # whatever becomes of the rest
         return result
 
-    def capacities(self) -> dict[Mode, int]:
-        """Conversations that the device holds in bf16, and in what the verdict allows.
+    def capacities(self) -> dict[Mode, Capacity]:
+        """What the device holds in bf16, and in what the verdict allows.
 
         int8 stays allowed only if it runs here and holds no less. Raises ModelError.
         """
@@ -86,22 +90,32 @@ class Judge:
         except ModelError:
             self._withdraw()
             raise
-        if held[allowed] < held[FAITHFUL]:
+        if held[allowed].held < held[FAITHFUL].held:
             self._withdraw()
         self._commit()
         return held
 
-    def _capacity(self, mode: Mode) -> int:
+    def _capacity(self, mode: Mode) -> Capacity:
         weights, kv = mode
         options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
         options += ["--step-seconds", f"{self._effort.step_seconds:g}"]
+        if self._config.transcribe:  # takes its share of places
+            options += ["--transcribe", self._config.transcribe]
         name, otherwise = f"capacity-{weights}-{kv}", "there is no verdict now, so bf16 stays"
-        return self._run("capacity", name, options, otherwise)["conversations"]
+        (server,) = self._run("capacity", name, options, otherwise)["servers"]
+        return Capacity(server["held"], server["slots"])
 
     def _run(self, subject: str, name: str, options: list[str], otherwise: str) -> dict:
         path = self.results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
-        common = ["--model", str(self._folder), "--device", self._device, "--json", str(path)]
+        common = [
+            "--model",
+            str(self._folder),
+            "--device",
+            self._config.device,
+            "--json",
+            str(path),
+        ]
         if code := self._bench([subject, *common, *options]):
             raise ModelError(
                 f"bench {subject} ended with exit code {code}, what it said is above; {otherwise}"

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from demo import gates as gates_module
 from demo.gates import gates
+from demo.judging import AUTO, Effort
 from demo.settings import container_config
 from demo.volume import pinned_to_local
 from engine.bench.drift import LIMITS
@@ -20,7 +21,7 @@ from engine.dialogue.voices import Voices
 from engine.model.linear import Linear
 from engine.runtime import hub
 from engine.runtime.choose import load_backend
-from engine.runtime.verdict import VERDICT, keep
+from engine.runtime.verdict import VERDICT, keep, precise
 from tests.modal.hub import RefusingHub
 from tests.modal.rehearsal import ROOT, clean
 
@@ -84,7 +85,7 @@ class Benches:
             self.said.append(mode)
             if mode not in self._held:
                 return 1
-            result = {"conversations": self._held[mode]}
+            result = {"servers": [{"held": self._held[mode], "slots": 16}]}
         Path(given["--json"]).write_text(json.dumps(result))
         return 0
 
@@ -95,8 +96,8 @@ def test_a_good_verdict_is_kept_and_committed_and_said(cache, capsys):
     order = ["drift", "committed a verdict", "bf16", "int8", "committed a verdict"]
     assert benches.said == order
     said = capsys.readouterr().out
-    assert "weights bf16, keys and values bf16          4\n" in said
-    assert "weights int8, keys and values int8         16\n" in said
+    assert "weights bf16, keys and values bf16         4 of 16 places\n" in said
+    assert "weights int8, keys and values int8        16 of 16 places\n" in said
     assert "verdict     weights int8, keys and values int8\n" in said
     assert "next start  weights int8, keys and values int8\n" in said
     path = (snapshot_of(cache) / VERDICT).relative_to(cache)
@@ -141,6 +142,24 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
     benches = Benches(cache, good=True, held={"bf16": 4, "int8": 16})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert "next start  weights bf16, keys and values int8, as PERS" in capsys.readouterr().out
+
+
+def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, capfd):
+    """150 frames are enough for these weights to pass; how many are held is this machine's."""
+    committed: list[bool] = []
+    effort = Effort(frames=150, seconds=0.5, step_seconds=0.3)
+    gates(cache, VOLUME, lambda: committed.append((snapshot_of(cache) / VERDICT).exists()), effort)
+    (results,) = (snapshot_of(cache) / "gates").iterdir()
+    drift = json.loads((results / "drift.json").read_text())
+    assert (drift["frames"], len(drift["rows"])) == (150, 3)
+    tried = [path.stem for path in sorted(results.glob("capacity-*"))]
+    assert tried[0] == "capacity-bf16-bf16"
+    assert committed[0]
+    allowed = precise(AUTO, snapshot_of(cache))
+    assert "capacity-{}-{}".format(*allowed) in tried
+    said = capfd.readouterr().out
+    assert "next start  weights {}, keys and values {}".format(*allowed) in said
+    assert precision(start()) == tuple(name.replace("bf16", "plain") for name in allowed)
 
 
 # -- what a start makes of it ----------------------------------------------------------------------
