@@ -7,7 +7,10 @@ import pkgutil
 import engine.bench as room
 
 # modules of this room that measure nothing themselves
-HELPERS = ("__main__", "device", "report", "scripted", "standin", "talks")
+HELPERS = (
+    *("__main__", "device", "paced", "process", "report"),
+    *("scripted", "source", "standin", "talks"),
+)
 
 
 def subjects() -> list[str]:

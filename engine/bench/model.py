@@ -16,7 +16,6 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from engine.bench.report import save, table
 from engine.model.config import LMConfig, MimiConfig, ModelConfig, TransformerConfig
@@ -28,6 +27,7 @@ from engine.model.names import lm_pieces, unused_by_lm
 from engine.model.prompt import Voice, build_prompt, prompt_frames
 from engine.model.state import Active
 from engine.runtime.checkpoint import load
+from engine.runtime.generated_files import write_model
 
 BATCHES = (1, 2, 4, 8)
 FILLED = (100, 749)  # frames in the ring
@@ -159,28 +159,15 @@ def loading() -> dict[str, float]:
     """Write the model as bf16, load it again as the engine does, on the CPU in float32."""
     lm = random_lm()
     pieces = list(lm_pieces(lm))
-    values = {}
-    for name, group in pieces:
-        for piece in group:
-            value = lm.get_parameter(name).detach()
-            end = None if piece.rows is None else piece.start + piece.rows
-            values.setdefault(piece.name, []).append(value[piece.start : end])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        whole = {name: torch.cat(parts).bfloat16() for name, parts in values.items()}
-        save_file(_shaped(whole, pieces), path)
+        write_model(path, pieces, lm.named_parameters(), torch.bfloat16)
         size = path.stat().st_size
         with torch.device("meta"):
             empty = LM(CONFIG)
         start = time.perf_counter()
         load(empty, path, pieces, torch.device("cpu"), torch.float32, unused=_unused(empty))
     return {"file, MB": size / 1e6, "load, s": time.perf_counter() - start}
-
-
-def _shaped(values: dict[str, torch.Tensor], pieces) -> dict[str, torch.Tensor]:
-    """Values in the shapes of a file of 8 depth steps."""
-    shapes = {piece.name: piece.shapes[-1] for _, group in pieces for piece in group}
-    return {name: value.view(shapes[name]).contiguous() for name, value in values.items()}
 
 
 def _unused(lm: LM) -> Callable[[str], bool]:

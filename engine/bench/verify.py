@@ -8,7 +8,6 @@ import argparse
 import json
 import wave
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,10 +23,10 @@ from engine.model.state import Active
 from engine.runtime.backend import Opening
 from engine.runtime.drive import conversation, frames_of
 from engine.runtime.generated import SMALL, generated
+from engine.runtime.generated_files import TINY
 from engine.runtime.loader import load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
 
-TINY = Path("tests/golden/tiny")
 GOLDEN = ("gen_voice_pt", "gen_forced_text")
 ROWS = 81
 Result = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place

@@ -4,6 +4,8 @@ The shapes are the checkpoint's, the numbers a seeded draw, so that speed and me
 words are not. Nothing here is for talking to people.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,9 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.linear import Linear
-from engine.model.lm import LM
+from engine.model.lm import LM, ZERO_ROW
 from engine.model.mimi import Mimi
+from engine.runtime.checkpoint import place
 
 FULL = ModelConfig()
 SMALL = ModelConfig(  # the public design at a width that two CPU cores run in real time
@@ -40,18 +42,24 @@ def value_of(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor
     inputs = shape[1:].numel() if len(shape) > 1 else 1
     spread = 1.0 if "embedding" in name or "emb." in name else max(1, inputs) ** -0.5
     value = torch.empty(shape, device=generator.device)
-    return value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
+    value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
+    if name == "embedding.table":
+        value[ZERO_ROW] = 0
+    return value
 
 
-def fill(model: nn.Module, dtype: torch.dtype, generator: torch.Generator, int8: bool) -> None:
-    """Give every parameter of a model on the meta device its value, one after the other."""
+def values(
+    model: nn.Module, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter of a model on the meta device, one after the other."""
     for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        value = value_of(name, parameter.shape, generator).to(dtype)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
-        if isinstance(module, Linear):
-            module.quantise() if int8 else module.pack()
+        yield name, value_of(name, parameter.shape, generator).to(dtype)
+
+
+def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
+    """Both models without memory."""
+    with torch.device("meta"):
+        return LM(config.lm), Mimi(config.mimi)
 
 
 def generated(
@@ -61,10 +69,11 @@ def generated(
     where = torch.device(device)
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     generator = torch.Generator(where).manual_seed(seed)
-    with torch.device("meta"):
-        lm, mimi = LM(config.lm), Mimi(config.mimi)
-    fill(mimi, torch.float32, generator, int8=False)
+    lm, mimi = on_meta(config)
+    for name, value in values(mimi, torch.float32, generator):
+        place(mimi, name, value)
     mimi.prepare()
-    fill(lm, dtype, generator, int8=weights == "int8")
+    for name, value in values(lm, dtype, generator):
+        place(lm, name, value, int8=weights == "int8")
     lm.hasten()
     return lm, mimi

@@ -12,9 +12,8 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM
-from engine.model.mimi import Mimi
 from engine.model.names import Piece, lm_pieces, mimi_pieces
+from engine.runtime.generated import on_meta
 
 ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache line holds
     lm=LMConfig(
@@ -29,12 +28,6 @@ ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache lin
         quantizer=QuantizerConfig(10, 9, 30),
     ),
 )  # fmt: skip
-
-
-def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
-    """Both models without memory."""
-    with torch.device("meta"):
-        return LM(config.lm), Mimi(config.mimi)
 
 
 def tensors(

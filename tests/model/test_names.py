@@ -7,7 +7,7 @@ import pytest
 
 from engine.model.config import ModelConfig
 from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
-from tests.model.making import on_meta
+from engine.runtime.generated import on_meta
 
 SHAPES = json.loads((Path(__file__).parent / "checkpoint_shapes.json").read_text())
 PUBLIC = ModelConfig.from_json({})  # what the public config.json says: nothing of this

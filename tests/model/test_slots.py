@@ -9,8 +9,9 @@ from engine.model.names import lm_pieces, mimi_pieces
 from engine.model.prompt import Voice, build_prompt, prompt_frames
 from engine.model.state import Active
 from engine.runtime.checkpoint import fill
+from engine.runtime.generated import on_meta
 from tests.model.conftest import CPU
-from tests.model.making import ODD, Held, checkpoint, on_meta
+from tests.model.making import ODD, Held, checkpoint
 
 SETTINGS = SamplingConfig(text_top_k=20, audio_top_k=12, repetition_penalty=1.3)
 
