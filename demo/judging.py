@@ -108,15 +108,8 @@ class Judge:
     def _run(self, subject: str, name: str, options: list[str], otherwise: str) -> dict:
         path = self.results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
-        common = [
-            "--model",
-            str(self._folder),
-            "--device",
-            self._config.device,
-            "--json",
-            str(path),
-        ]
-        if code := self._bench([subject, *common, *options]):
+        options = [*options, "--model", str(self._folder), "--device", self._config.device]
+        if code := self._bench([subject, *options, "--json", str(path)]):
             raise ModelError(
                 f"bench {subject} ended with exit code {code}, what it said is above; {otherwise}"
             )
