@@ -15,7 +15,14 @@ from pathlib import Path
 from demo.app import build_app
 from demo.growing import Growing, Spare, grow_with
 from demo.settings import container_config
-from demo.volume import Commit, fetch, keep_compiled, pinned_to_local
+from demo.volume import (
+    Commit,
+    converted,
+    fetch,
+    keep_compiled,
+    pinned_to_local,
+    save_converted,
+)
 from engine.cli import LOG_FORMAT
 from engine.dialogue.engine import Engine, Progress
 from engine.errors import EngineError
@@ -87,10 +94,15 @@ class Container:
     def _make_engine(self) -> None:
         local = pinned_to_local(self._config)
 
+        before = converted()
+
         def prepare(progress: Progress) -> None:
             fetch(local, progress, self._save)
 
-        self._engine = build_engine(local, on_death=self._died, prepare=prepare)
+        def loaded(progress: Progress) -> None:
+            save_converted(before, progress, self._save)
+
+        self._engine = build_engine(local, self._died, prepare, loaded)
 
     def _open(self) -> None:
         threading.Thread(target=self._run, name="server", daemon=True).start()

@@ -17,7 +17,7 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError
 from engine.runtime import hub
 from engine.runtime.choose import has_cuda
-from engine.runtime.verdict import VERDICT, precise
+from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
 
 def gates(
@@ -48,6 +48,7 @@ def gates(
         *drift_lines(drift),
         *capacity_lines(measured),
         *verdict_lines(config, folder, measured),
+        *recogniser_lines(config, folder),
         f"results     {on_volume('get', judge.results, cache, volume)}",
         *advice(folder, on_volume("rm", folder / VERDICT, cache, volume)),
     ]:
@@ -106,6 +107,15 @@ def verdict_lines(config: ServerConfig, folder: Path, modes: Collection[Mode]) -
     yield f"\nverdict     {spoken(allowed)}{', for int8 holds fewer' if fewer else ''}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {spoken(precise(asked, folder))}{forced}"
+
+
+def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
+    """What the next start takes for the recogniser, where it is turned on."""
+    if config.transcribe:
+        from engine.runtime.recogniser import download_recogniser  # brings torch along
+
+        weights = precise_recogniser(config.weights, folder, download_recogniser(config.transcribe))
+        yield f"recogniser  weights {weights}"
 
 
 def advice(folder: Path, remove: str) -> Iterator[str]:

@@ -74,7 +74,7 @@ class Judge:
 
         Raises ModelError, and then the verdict is what it was.
         """
-        options = ["--frames", str(self._effort.frames), "--verdict"]
+        options = ["--frames", str(self._effort.frames), "--verdict", *self._heard()]
         result = self._run("drift", "drift", options, "the verdict is what it was")
         self._commit()  # whatever becomes of the rest
         return result
@@ -98,12 +98,14 @@ class Judge:
     def _capacity(self, mode: Mode) -> Capacity:
         weights, kv = mode
         options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
-        options += ["--step-seconds", f"{self._effort.step_seconds:g}"]
-        if self._config.transcribe:  # takes its share of places
-            options += ["--transcribe", self._config.transcribe]
+        options += ["--step-seconds", f"{self._effort.step_seconds:g}", *self._heard()]
         name, otherwise = f"capacity-{weights}-{kv}", "there is no verdict now, so bf16 stays"
         (server,) = self._run("capacity", name, options, otherwise)["servers"]
         return Capacity(server["held"], server["slots"])
+
+    def _heard(self) -> list[str]:
+        """The recogniser, where it is turned on: it has weights too, and takes its share."""
+        return ["--transcribe", self._config.transcribe] if self._config.transcribe else []
 
     def _run(self, subject: str, name: str, options: list[str], otherwise: str) -> dict:
         path = self.results / f"{name}.json"

@@ -78,6 +78,21 @@ def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
     return True
 
 
+def converted() -> dict[Path, int]:
+    """The int8 weights that lie beside downloaded ones, and when each was written."""
+    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def save_converted(before: dict[Path, int], progress: hub.Progress, commit: Commit) -> bool:
+    """Commit the volume if loading has written int8 weights since; whether it had."""
+    if converted() == before:
+        return False
+    progress("saving the int8 weights to the volume", 0.0)
+    commit()
+    return True
+
+
 def keep_compiled(environ: MutableMapping[str, str], cache: Path) -> None:
     """Let compilers keep their work on the volume, apart for every device and every version."""
     versions = "-".join(_version(name) for name in ("torch", "triton"))

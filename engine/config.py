@@ -13,6 +13,7 @@ SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
 FRAME_SAMPLES = int(SAMPLE_RATE / FRAME_RATE)  # 1920 samples, 80 ms: the budget of one step
 FRAME_SECONDS = 1 / FRAME_RATE
+LATE_SECONDS = 0.120  # an agent frame sent so long after its user frame was complete is late
 
 PAD = 3  # text token "no new word in this frame"
 EPAD = 0  # text token "a word starts in the next frame" (end of padding)

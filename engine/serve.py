@@ -53,17 +53,21 @@ def build_engine(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
     prepare: Callable[[Progress], None] = lambda progress: None,
+    loaded: Callable[[Progress], None] = lambda progress: None,
 ) -> Engine:
     """An engine for this configuration; `start` it to load the model.
 
-    `prepare` runs before that, in the loader's thread; what it raises ends the engine.
+    `prepare` runs before that and `loaded` after it, in the loader's thread; what they raise ends
+    the engine.
     """
     source, why = choose_model(config.model)
     print(f"model: {source} ({why})", flush=True)
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
-        return load_backend(config, progress, Voices)
+        backend = load_backend(config, progress, Voices)
+        loaded(progress)
+        return backend
 
     engine = Engine(
         load,

@@ -1,7 +1,8 @@
 """Does int8 say the same? Teacher forced over one conversation: KL and top-1 of the text.
 
 The plain model talks to silence; the same columns then go through int8 weights, and through int8
-keys and values. The verdict is kept beside the weights, where `--weights auto` and `--kv auto`
+keys and values. With `--transcribe` a recogniser reads what the model said, and once more with int8
+weights. The verdict is kept beside the model's weights, where `--weights auto` and `--kv auto`
 look. It is a gate for numbers: before a default changes, people should listen too.
 """
 
@@ -16,11 +17,14 @@ from engine.bench.device import release
 from engine.bench.report import save, table
 from engine.config import SamplingConfig
 from engine.dialogue.voices import Voices
-from engine.model.lm import LM
+from engine.model.lm import LM, Temporal
 from engine.model.loop import Loop
+from engine.model.mimi import Mimi
 from engine.model.state import Active
+from engine.model.stt import Hearing
 from engine.runtime.hub import find
 from engine.runtime.loader import load_checkpoint
+from engine.runtime.recogniser import download_recogniser, load_recogniser
 from engine.runtime.verdict import keep
 
 LEAST_TOP1 = 0.97  # of frames
@@ -29,28 +33,58 @@ SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
 LIMITS = {"top1": LEAST_TOP1, "rise of mean": MOST_DRIFT, "rise": SMALL_RISE}  # kept with a result
 
 
-def talk(loop: Loop, frames: int) -> Tensor:
-    """The columns [T, K] of a conversation of slot 0 with silence."""
-    active, columns = loop.active([0]), []
+def talk(loop: Loop, frames: int) -> tuple[Tensor, Tensor]:
+    """A conversation of slot 0 with silence: its columns [T, K], its sound [T, 1920]."""
+    active, columns, sound = loop.active([0]), [], []
     user = torch.tensor(loop.lm.config.silence_tokens, device=loop.device).expand(loop.slots, -1)
     hush = torch.zeros(loop.slots, dtype=torch.bool, device=loop.device)
     loop.sampler.tune(0, SamplingConfig())
     loop.sampler.seed(0, 1)
     for _ in range(frames):
         columns.append(torch.cat([loop.agent[0], user[0]]))
-        loop.say(loop.think(user, active), hush, active)
-    return torch.stack(columns)
+        codes = loop.say(loop.think(user, active), hush, active)
+        sound.append(loop.mimi.decode(codes, loop.decoder, active)[0])
+    return torch.stack(columns), torch.stack(sound)
 
 
-def forced_logits(lm: LM, columns: Tensor, kv: torch.dtype | None) -> Tensor:
+def forced_logits(lm: Temporal, columns: Tensor, kv: torch.dtype | None = None) -> Tensor:
     """Text logits [T, V] on the host, frame by frame, as a conversation would meet them."""
-    rings, rows = lm.rings(1, kv), []
-    device = rings.kv.device
-    active = Active.of([0], 1, device)
-    for column in columns.to(device):
+    return forced(lm, columns, kv)[0]
+
+
+def forced(lm: Temporal, columns: Tensor, kv: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """Text logits [T, V], and the likeliest agent codes of every next frame [T - 1, Q]."""
+    rings, rows, codes = lm.rings(1, kv), [], []
+    columns = columns.to(rings.kv.device)
+    active = Active.of([0], 1, columns.device)
+    for now, column in enumerate(columns):
         hidden = lm.step(lm.embed(column[None]), rings, active)
         rows.append(lm.text_logits(hidden)[0].cpu())
-    return torch.stack(rows)
+        if isinstance(lm, LM) and now + 1 < len(columns):
+            codes.append(likeliest_codes(lm, hidden, columns[now + 1]))
+    return torch.stack(rows), torch.stack(codes) if codes else torch.empty(0)
+
+
+def likeliest_codes(lm: LM, hidden: Tensor, after: Tensor) -> Tensor:
+    """What the depformer would pick [Q], each step told the codes that really came after [K]."""
+    picked: list[Tensor] = []
+
+    def pick(step: int, logits: Tensor) -> Tensor:
+        picked.append(logits[0].argmax().cpu())
+        return after[1 + step : 2 + step]
+
+    lm.depth(hidden, after[:1], pick)
+    return torch.stack(picked)
+
+
+def heard_columns(hearing: Hearing, mimi: Mimi, sound: Tensor) -> Tensor:
+    """What a recogniser reads [T, 1 + n_q] of a sound [T, 1920], its own words included."""
+    stream, active, columns = mimi.encoder_stream(1), Active.of([0], 1, sound.device), []
+    for pcm in sound:
+        codes = mimi.encode(pcm[None], stream, active, hearing.stt.config.n_q)
+        columns.append(hearing.column(codes)[0])
+        hearing.step(codes, active)
+    return torch.stack(columns)
 
 
 def compare(name: str, plain: Tensor, other: Tensor) -> dict:
@@ -67,6 +101,7 @@ def compare(name: str, plain: Tensor, other: Tensor) -> dict:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tests/golden/tiny", help="a folder or a repository")
+    parser.add_argument("--transcribe", default="", help="a recogniser to be judged too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=1500)
     parser.add_argument("--verdict", action="store_true", help="keep the verdict by the weights")
@@ -74,21 +109,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.inference_mode()
-def run(args: argparse.Namespace) -> int:
-    base = load_checkpoint(args.model, Voices, device=args.device)
-    columns = talk(Loop(base.lm, base.mimi, 1), args.frames)
-    plain = forced_logits(base.lm, columns, None)
-    rows = [compare("int8 KV", plain, forced_logits(base.lm, columns, torch.int8))]
+def judge_model(model: str, device: str, frames: int) -> tuple[list[dict], Mimi, Tensor]:
+    """Rows of int8 weights, int8 keys and values, and both; the codec; the sound that was made."""
+    base = load_checkpoint(model, Voices, device=device)
+    mimi = base.mimi
+    columns, sound = talk(Loop(base.lm, mimi, 1), frames)
+    plain, codes = forced(base.lm, columns, None)
+    kv, kv_codes = forced(base.lm, columns, torch.int8)
     del base
     release()
-    lm = load_checkpoint(args.model, Voices, device=args.device, int8=True).lm
-    rows.insert(0, compare("int8 weights", plain, forced_logits(lm, columns, None)))
-    rows.append(compare("both", plain, forced_logits(lm, columns, torch.int8)))
-    print(table(rows))
+    lm = load_checkpoint(model, Voices, device=device, int8=True).lm
+    tried = {
+        "int8 weights": forced(lm, columns, None),
+        "int8 KV": (kv, kv_codes),
+        "both": forced(lm, columns, torch.int8),
+    }
+    rows = []
+    for name, (logits, said) in tried.items():
+        audio = float((said == codes).float().mean())  # told, not judged: most codes are a toss-up
+        rows.append({**compare(name, plain, logits), "audio_top1": audio})
+    return rows, mimi, sound
+
+
+@torch.inference_mode()
+def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
+    """The row of a recogniser's int8 weights, over the sound of the model's conversation."""
+    stt = load_recogniser(source, mimi, device=sound.device).stt
+    columns = heard_columns(Hearing(stt, 1), mimi, sound)
+    plain = forced_logits(stt, columns)
+    del stt
+    release()
+    other = load_recogniser(source, mimi, device=sound.device, int8=True).stt
+    return compare("int8 recogniser", plain, forced_logits(other, columns))
+
+
+def run(args: argparse.Namespace) -> int:
+    rows, mimi, sound = judge_model(args.model, args.device, args.frames)
     weights, kv, both = (row["good"] for row in rows)
+    recogniser = None
+    if args.transcribe:
+        rows.append(judge_recogniser(args.transcribe, mimi, sound))
+        recogniser = download_recogniser(args.transcribe), rows[-1]["good"]
+    print(table(rows))
+    result = {"frames": args.frames, "limits": LIMITS, "rows": rows}
     if args.verdict:
         folder = Path(find(args.model, None, lambda phase, percent: None))
-        print("verdict:", keep(folder, weights, kv and both, {"frames": args.frames}))
-    result = {"frames": args.frames, "limits": LIMITS, "rows": rows}
+        print("verdict:", keep(folder, weights, kv and both, result, recogniser))
     print("written:", save("drift", result, args.json))
     return 0

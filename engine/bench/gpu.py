@@ -14,6 +14,7 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "stages": ["--slots", "1", "16"],
     "connect": [],
     "memory": ["--kv", "int8"],
+    "load": [],
 }
 SMALL = {  # the same at a size for two CPU cores
     "verify": [],
@@ -21,6 +22,7 @@ SMALL = {  # the same at a size for two CPU cores
     "stages": ["--slots", "1", "--times", "2"],
     "connect": ["--columns", "80"],
     "memory": ["--slots", "2"],
+    "load": [],
 }
 
 

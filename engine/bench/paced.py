@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
-from engine.runtime.metrics import LATE_SECONDS
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 

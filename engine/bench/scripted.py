@@ -89,7 +89,7 @@ class ScriptedBackend:
     """The contract of `backend.py` for scripts; a conversation's seed names its head and probe."""
 
     name = "scripted"
-    ticks = None
+    ticks, limited_by = None, "asked"
     transcribes = False
     voices = VOICE_NAMES
 

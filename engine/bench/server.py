@@ -17,8 +17,7 @@ import numpy as np
 from engine.bench.paced import Talk, converse, voice
 from engine.bench.process import Server
 from engine.bench.report import save, table
-from engine.config import FRAME_SECONDS
-from engine.runtime.metrics import LATE_SECONDS
+from engine.config import FRAME_SECONDS, LATE_SECONDS
 
 
 async def _all(args: argparse.Namespace, url: str) -> list[Talk]:

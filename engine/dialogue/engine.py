@@ -131,6 +131,11 @@ class Engine:
         return self._scheduler.backend.slots if self._scheduler else 0
 
     @property
+    def limited_by(self) -> str:
+        """What made the number of slots."""
+        return self._scheduler.backend.limited_by if self._scheduler else ""
+
+    @property
     def free(self) -> int:
         return self._scheduler.free if self._scheduler else 0
 

@@ -27,8 +27,11 @@ class Linear(nn.Module):
 
     def quantise(self) -> None:
         """Trade the weight for its int8 form, before it is packed."""
-        weight, self.scale = quantise(self.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.keep(*quantise(self.weight.detach()))
+
+    def keep(self, weight: Tensor, scale: Tensor) -> None:
+        """Take an int8 weight and its scale, as `quantise` makes them."""
+        self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 
     def pack(self) -> None:
         """Re-order the weight for this CPU and free the plain one. Elsewhere: nothing."""

@@ -4,7 +4,7 @@ Not an implementation and not a registry: `embedded.py` and `personaplex.py` kee
 All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -104,6 +104,7 @@ class Backend(Protocol):
 
     name: str  # what `/healthz` and `ready` call the model
     slots: int
+    limited_by: str  # what made that number: memory, time, asked, most, cpu
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
     kept_frames: int  # of a conversation whose memory is renewed; 0: it never is
@@ -143,5 +144,8 @@ class Backend(Protocol):
     def context_used(self, slot: int) -> float:
         """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""
 
-    def renew(self, slot: int) -> Iterator[None] | None:
-        """Work that gives a slot whose context runs out a new one; None where none is due."""
+    def renew(self, slot: int) -> Generator[None] | None:
+        """Work that gives a slot whose context runs out a new one; None where none is due.
+
+        Whoever closes the slot before the work is exhausted closes the work first.
+        """

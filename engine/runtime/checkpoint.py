@@ -37,6 +37,7 @@ class TensorFile:
                 f"{path} cannot be read ({error}); it is missing or cut short: "
                 "run `python -m engine download` to fetch it again"
             ) from error
+        self.metadata: dict[str, str] = self._file.metadata() or {}
         self._names = {modern(name): name for name in self._file.keys()}  # noqa: SIM118
 
     def names(self) -> set[str]:
@@ -44,6 +45,10 @@ class TensorFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(self._names[name]).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As the format spells it: BF16, F32, I8."""
+        return self._file.get_slice(self._names[name]).get_dtype()
 
     def read(self, piece: Piece) -> Tensor:
         """The rows of a piece, still backed by the file."""
@@ -92,6 +97,7 @@ def parameters(
             target = value[piece.start : end]
             target.copy_(file.read(piece).view(target.shape))
         yield name, value
+        del value  # before the next one is made
 
 
 def place(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> None:
@@ -112,13 +118,16 @@ def fill(
     dtype: torch.dtype,
     report: Report = lambda percent: None,
     int8: bool = False,
+    placed: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Give a model built on the meta device its values; report after each."""
+    """Give a model built on the meta device its values; tell and report after each."""
     total = sum(parameter.numel() for parameter in model.parameters())
     done = 0
     for name, value in parameters(model, file, pieces, device, dtype):
         done += value.numel()
         place(model, name, value, int8)
+        del value  # the plain weight, where the model keeps another form of it
+        placed(name)
         report(100 * done / total)
 
 
@@ -130,9 +139,8 @@ def load(
     dtype: torch.dtype,
     unused: Callable[[str], bool] = lambda name: False,
     report: Report = lambda percent: None,
-    int8: bool = False,
 ) -> None:
     """Check a file against a model built on the meta device, and fill it. Raises ModelError."""
     file, pieces = TensorFile(path), list(pieces)
     check(file, pieces, unused)
-    fill(model, file, pieces, device, dtype, report, int8)
+    fill(model, file, pieces, device, dtype, report)

@@ -57,7 +57,7 @@ def load_backend(
         from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
 
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
-    from engine.runtime.personaplex import load_personaplex  # torch: only where it is needed
+    from engine.runtime.starting import load_personaplex  # torch: only where it is needed
 
     return load_personaplex(
         source,

@@ -225,6 +225,7 @@ class EmbeddedBackend:
     name = "embedded"
     transcribes = False
     ticks, kept_frames = None, 0
+    limited_by = "asked"  # neither memory nor time limits it
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots

@@ -1,45 +1,127 @@
-"""How much of a device's memory conversations take, and so how many fit beside the weights."""
+"""What conversations and weights take of a device's memory, and so how many conversations fit.
+
+Arithmetic over the loaded models, in the precision they have and in the others; nothing here knows
+a card's name. How fast a tick is, is capacity.py's affair.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from engine.model.loop import Loop
-from engine.runtime.capacity import slots_by_memory
+from engine.errors import ModelError
+from engine.model.attention import Rings, Rotation
+from engine.model.linear import Linear
+from engine.model.lm import Temporal
+from engine.runtime.capacity import MOST_SLOTS, room, slots_by_memory
 from engine.runtime.loader import Checkpoint
 from engine.runtime.recogniser import LoadedRecogniser
 
-CPU_SLOTS = 4
+SCALE_BYTES = 4  # of every output of an int8 product
 
 
-def ring_bytes(checkpoint: Checkpoint, kv_dtype: torch.dtype | None) -> int:
-    """What one conversation's memory takes, the codec's included."""
-    one = Loop(checkpoint.lm, checkpoint.mimi, 1, kv_dtype)
-    kept = [one.rings.kv, one.encoder.rings.kv, one.decoder.rings.kv]
-    kept += [] if one.rings.scale is None else [one.rings.scale]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A precision of the weights, and one of keys and values."""
+
+    weights: str = "bf16"
+    kv: str = "bf16"
+
+    def __str__(self) -> str:
+        return f"weights {self.weights}, KV {self.kv}"
+
+    @property
+    def kv_dtype(self) -> torch.dtype | None:
+        return torch.int8 if self.kv == "int8" else None
 
 
-def free_bytes(device: torch.device) -> int:
+MODES = (Mode(), Mode("bf16", "int8"), Mode("int8", "bf16"), Mode("int8", "int8"))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU; None on a CPU, whose memory is not counted."""
+    if device.type != "cuda":
+        return None
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
-def fitting_slots(
-    checkpoint: Checkpoint,
-    recogniser: LoadedRecogniser | None = None,
-    kv_dtype: torch.dtype | None = None,
-) -> int:
-    """How many conversations the memory of the device holds beside the weights."""
-    device = checkpoint.lm.embedding.table.device
-    if device.type != "cuda":
-        return CPU_SLOTS
-    each = ring_bytes(checkpoint, kv_dtype)
-    if recogniser:
-        rings = recogniser.stt.rings(1)
-        each += rings.kv.numel() * rings.kv.element_size()
-    return max(1, slots_by_memory(free_bytes(device), each))
+class Memory:
+    """A device with `free` bytes beside the loaded weights, which are in the precision `mode`."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Mode, free: int
+    ) -> None:
+        self.mode, self._free = mode, free
+        self._lm, self._stt = checkpoint.lm, recogniser.stt if recogniser else None
+        mimi = checkpoint.mimi
+        streams = (mimi.encoder_stream(1), mimi.decoder_stream(1))
+        self._codec = sum(bytes_of([s.rings.kv, *s.tails.values()]) for s in streams)
+
+    def slots(self, mode: Mode | None = None, most: int = MOST_SLOTS) -> int:
+        """How many conversations fit, at most so many; of another mode: how many would."""
+        mode = mode or self.mode
+        return slots_by_memory(self._free_in(mode), self.slot_bytes(mode), most)
+
+    def left(self, slots: int) -> int:
+        """Bytes beside so many conversations and the reserve."""
+        return room(self._free) - slots * self.slot_bytes(self.mode)
+
+    def slot_bytes(self, mode: Mode) -> int:
+        """What one conversation keeps: all its rings, and the codec's past."""
+        heard = ring_bytes(self._stt, None) if self._stt else 0
+        return ring_bytes(self._lm, mode.kv_dtype) + heard + self._codec
+
+    def spare_bytes(self) -> int:
+        """What a renewal needs beside the conversations."""
+        return ring_bytes(self._lm, self.mode.kv_dtype)
+
+    def check(self, asked: int) -> None:
+        """Raises ModelError if so many conversations (0: one at least) do not fit."""
+        wanted = max(1, asked)
+        if self.slots(most=wanted) >= wanted:
+            return
+        fits = self.slots(most=wanted)
+        others = [f"{m} ({self.slots(m, wanted)})" for m in MODES if self.slots(m, wanted) > fits]
+        advice = [f"--slots {fits}"] if fits else []
+        advice += [f"another precision: {'; '.join(others)}"] if others else []
+        raise ModelError(
+            f"slots is {asked or 'as many as fit'}, but {self._free / 1e9:.1f} GB beside the "
+            f"weights hold {fits} ({self.mode}): {self.slot_bytes(self.mode) / 1e9:.2f} GB each "
+            f"and a reserve; use {' or '.join([*advice, 'a larger GPU'])}"
+        )
+
+    def _free_in(self, mode: Mode) -> int:
+        """What would be free with the weights of another mode; a recogniser stays as it is."""
+        if mode.weights == self.mode.weights:
+            return self._free
+        other = product_bytes(self._lm, mode.weights == "int8")
+        return self._free + product_bytes(self._lm) - other
 
 
-def has_room(checkpoint: Checkpoint, kv_dtype: torch.dtype | None) -> bool:
-    """Whether memory is left for the spare state of a renewal."""
-    device = checkpoint.lm.embedding.table.device
-    return device.type != "cuda" or free_bytes(device) > ring_bytes(checkpoint, kv_dtype)
+def product_bytes(model: Temporal, int8: bool | None = None) -> int:
+    """Bytes of a model's products: as they are (None), as int8 with scales, or plain."""
+    plain, total = model.embedding.table.element_size(), 0
+    for product in products(model):
+        outputs, numbers = product.weight.shape[0], product.weight.numel()
+        quantised = product.scale is not None if int8 is None else int8
+        total += numbers + outputs * SCALE_BYTES if quantised else numbers * plain
+    return total
+
+
+def products(model: nn.Module) -> Iterable[Linear]:
+    return (m for m in model.modules() if isinstance(m, Linear) and m.weight is not None)
+
+
+def ring_bytes(model: Temporal, kv_dtype: torch.dtype | None) -> int:
+    """What the keys and values of one conversation take; nothing is allocated."""
+    table, layers = model.embedding.table, model.transformer.layers
+    heads = layers[0].self_attn.heads
+    rotation = Rotation(table.shape[1] // heads, 1.0, torch.device("meta"))
+    one = Rings(len(layers), 1, heads, rotation, model.window, kv_dtype or table.dtype)
+    return bytes_of([one.kv] if one.scale is None else [one.kv, one.scale])
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

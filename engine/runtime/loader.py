@@ -24,6 +24,7 @@ from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
 from engine.model.prompt import RING, Voice
 from engine.runtime.checkpoint import Pieces, load
 from engine.runtime.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, find
+from engine.runtime.int8_cache import load_int8
 
 
 class VoiceShelf(Protocol):
@@ -99,7 +100,8 @@ def load_checkpoint(
     """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
 
     dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
-    int8: the language model's products are kept so (engine/model/int8.py).
+    int8: the language model's products are kept so (engine/model/int8.py), on disk too
+    (int8_cache.py).
     """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
@@ -114,9 +116,9 @@ def load_checkpoint(
         model: nn.Module, file: str, pieces: Pieces, dtype, unused, int8: bool = False
     ) -> None:
         phase = f"loading {file}"
-        load(
+        (load_int8 if int8 else load)(
             model, folder / file, pieces, where, dtype, unused,
-            report=lambda percent: progress(phase, percent), int8=int8,
+            report=lambda percent: progress(phase, percent),
         )  # fmt: skip
 
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from engine.config import LATE_SECONDS
+
 WINDOW = 512  # ticks or frames a percentile looks back
-LATE_SECONDS = 0.120  # a frame sent later than this after its user frame was complete is late
 STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.010, 0.012, 0.014, 0.016),
     *(0.018, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050, 0.055, 0.060, 0.065, 0.070, 0.075),

@@ -3,9 +3,8 @@
 Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
 """
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -20,24 +19,21 @@ from engine.model.state import Active
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.capacity import TickTable, time_ticks
 from engine.runtime.ear import Ear
-from engine.runtime.fitting import CPU_SLOTS, fitting_slots, has_room
-from engine.runtime.hub import Progress, find
-from engine.runtime.loader import Checkpoint, Shelf, file_hash, load_checkpoint, read_saved_voice
+from engine.runtime.loader import Checkpoint, file_hash, read_saved_voice
 from engine.runtime.prompt_cache import PromptCache
-from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
-from engine.runtime.renewal import Renewal
-from engine.runtime.verdict import precise
-
-logger = logging.getLogger(__name__)
+from engine.runtime.recogniser import LoadedRecogniser
+from engine.runtime.renewal import Renewal, settle
 
 CHUNK_COLUMNS = 64  # of a prompt in one piece of work
+VOICE_FRAMES = 8  # of a recorded voice in one piece: the codec takes them one by one
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
-ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
-RESERVE_BYTES = 2_000_000_000  # of the device, for activations and kept prompts
+CPU_SLOTS = 4  # on a CPU neither memory nor ticks are measured
 
 
 class PersonaPlexBackend:
     """Keeps the contract of `runtime/backend.py`."""
+
+    limited_by = "asked"  # what made the number of slots; whoever chose them says so
 
     def __init__(
         self,
@@ -66,12 +62,12 @@ class PersonaPlexBackend:
         self.ticks: TickTable | None = None
         self.kept_frames = renewal_frames
         self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
-        self._openings: dict[int, Opening] = {}  # what each slot was opened with
+        self._prompts: dict[int, tuple[Voice, Tensor]] = {}  # of slots that can be renewed
 
     # -- one conversation --------------------------------------------------------------------------
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        """Each `next` runs at most 64 columns (or 64 frames of a voice) for this slot."""
+        """Each `next` runs at most 64 columns (or 8 frames of a voice) for this slot."""
         self.close(slot)
         path = self.checkpoint.voices.path(opening.voice)
         key = file_hash(path), opening.text_ids
@@ -85,18 +81,15 @@ class PersonaPlexBackend:
             ready = self._ready(slot, prompt)
             self.cache.put(key, ready)
         self._start(slot, ready, opening)
-        self._openings[slot] = opening
+        if self.renewal and self.renewal.fits(ready.columns + 1):
+            frames = prompt_frames(self.config, opening.text_ids)
+            self._prompts[slot] = self._voices[key[0]], frames
 
-    def renew(self, slot: int) -> Iterator[None] | None:
+    def renew(self, slot: int) -> Generator[None] | None:
         """Work that gives a slot whose context runs out a new one; None where none is due."""
-        if self.renewal is None or not self.renewal.due(slot):
+        if slot not in self._prompts or not self.renewal.due(slot):
             return None
-        opening = self._openings[slot]
-        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
-        frames = prompt_frames(self.config, opening.text_ids)
-        if not self.renewal.fits(build_prompt(self.config, voice, frames).frames):
-            return None
-        return self.renewal.run(slot, voice, frames)
+        return self.renewal.run(slot, *self._prompts[slot])
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.loop.sampler.tune(slot, sampling)
@@ -104,6 +97,7 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def close(self, slot: int) -> None:
         self.loop.clear(slot)
+        self._prompts.pop(slot, None)
         if self.renewal:
             self.renewal.forget(slot)
         if self.ear:
@@ -120,7 +114,7 @@ class PersonaPlexBackend:
         for slot in range(self.slots):
             self.loop.rings.set_position(slot, self.loop.rings.capacity)
             self.tune(slot, SamplingConfig())
-        self.ticks = time_ticks(self.runner.buckets, self._timed)
+        self.ticks = time_ticks(self.runner.buckets, self._timed, self._timed_piece)
         for slot in range(self.slots):
             self.close(slot)
 
@@ -131,6 +125,13 @@ class PersonaPlexBackend:
         active = np.arange(self.slots) < slots
         text, _ = self.runner.listen(np.zeros((self.slots, FRAME_SAMPLES), np.float32), active)
         self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
+        return time.perf_counter() - start
+
+    def _timed_piece(self) -> float:
+        """Seconds of one piece of a prompt, behind a full context."""
+        start = time.perf_counter()
+        table = self.checkpoint.lm.embedding.table
+        self._prefill(0, table.new_zeros(CHUNK_COLUMNS, table.shape[1]))
         return time.perf_counter() - start
 
     # -- one tick ----------------------------------------------------------------------------------
@@ -188,6 +189,7 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:
         self.loop.prefill(slot, embedded)
+        settle(self.loop.device)
 
     @torch.inference_mode()
     def _ready(self, slot: int, prompt: Prompt) -> Ready:
@@ -202,7 +204,7 @@ class PersonaPlexBackend:
             self.ear.open(slot)
 
     def _load_voice(self, name: str, digest: str) -> Iterator[None]:
-        """Read a saved voice, or encode a recorded one, 64 frames a piece."""
+        """Read a saved voice, or encode a recorded one, 8 frames a piece."""
         if digest in self._voices:
             return
         path = self.checkpoint.voices.path(name)
@@ -213,7 +215,7 @@ class PersonaPlexBackend:
         pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
         frames = torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES)  # [T, 1, 1920]
         stream, codes = self.checkpoint.mimi.encoder_stream(1), []
-        for part in frames.split(CHUNK_COLUMNS):
+        for part in frames.split(VOICE_FRAMES):
             codes += self._encode(part, stream)
             yield
         self._voices[digest] = Voice(codes=torch.cat(codes))
@@ -224,49 +226,3 @@ class PersonaPlexBackend:
         mimi, device = self.checkpoint.mimi, self.loop.device
         active = Active.of([0], 1, device)
         return [mimi.encode(frame.to(device), stream, active).cpu() for frame in frames]
-
-
-def load_personaplex(
-    source: str,
-    shelf: Shelf,
-    *,
-    device: str = "cpu",
-    slots: int = 0,
-    revision: str | None = None,
-    transcribe: str = "",
-    precision: tuple[str, str] = ("auto", "auto"),
-    graphs: bool = True,
-    renewal_frames: int = 0,
-    progress: Progress | None = None,
-) -> PersonaPlexBackend:
-    """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
-
-    transcribe: a recogniser's folder or repository, or "". precision: of weights and of keys and
-    values; `auto` is what the verdict beside the weights allows. `progress(phase, percent)` is
-    called while it downloads and loads. Raises ModelError.
-    """
-    progress = progress or (lambda phase, percent: None)
-    weights, kv = precise(precision, find(source, revision, progress))
-    checkpoint = load_checkpoint(
-        source, shelf, device=device, int8=weights == "int8", revision=revision, progress=progress
-    )
-    if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
-        torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
-    recogniser = None
-    if transcribe:
-        where = checkpoint.lm.embedding.table.device
-        recogniser = load_recogniser(transcribe, checkpoint.mimi, device=where, progress=progress)
-    kv_dtype = torch.int8 if kv == "int8" else None
-    slots = slots or fitting_slots(checkpoint, recogniser, kv_dtype)
-    backend = PersonaPlexBackend(
-        checkpoint, slots, recogniser=recogniser, graphs=graphs, kv_dtype=kv_dtype,
-        renewal_frames=renewal_frames if has_room(checkpoint, kv_dtype) else 0,
-    )  # fmt: skip
-    backend.measure()
-    logger.info("weights %s, keys and values %s: %d slots", weights, kv, slots)
-    return backend
-
-
-def _weights(checkpoint: Checkpoint) -> int:
-    """A measure of the model's size: the numbers of its largest table."""
-    return checkpoint.lm.embedding.table.numel()

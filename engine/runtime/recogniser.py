@@ -18,6 +18,7 @@ from engine.model.names import stt_pieces, unused_by_stt
 from engine.model.stt import Recogniser, SttConfig
 from engine.runtime.checkpoint import TensorFile, load
 from engine.runtime.hub import CONFIG, LM_FILE, Progress, fetch
+from engine.runtime.int8_cache import load_int8
 from engine.runtime.loader import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -74,11 +75,12 @@ def load_recogniser(
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
     progress: Progress = lambda phase, percent: None,
 ) -> LoadedRecogniser:
     """Find or fetch a recogniser that reads the codes of `mimi`. Raises ModelError.
 
-    dtype None: bfloat16 on a GPU, float32 on a CPU.
+    dtype None: bfloat16 on a GPU, float32 on a CPU. int8: its products are kept so, on disk too.
     """
     folder = download_recogniser(source, progress)
     raw = read_json(folder)
@@ -89,7 +91,7 @@ def load_recogniser(
         stt = Recogniser(config)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     pieces, phase = list(stt_pieces(stt, file.names())), "loading the recogniser"
-    load(
+    (load_int8 if int8 else load)(
         stt, file.path, pieces, device, dtype, unused_by_stt,
         report=lambda percent: progress(phase, percent),
     )  # fmt: skip

@@ -7,7 +7,7 @@ frames. Only the scheduler's thread calls it; each `next` is one piece of at mos
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -20,7 +20,14 @@ from engine.model.prompt import Prompt, Voice, build_prompt
 
 PIECE = 64  # columns of one piece of work
 MARGIN = 2 * PIECE  # columns before the ring is full at which a renewal begins
+MARGIN_PER_SLOT = 16  # columns more: all slots may be due at once, and there is one spare
 SHORT = 8  # columns that are caught up together with the swap
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a piece of work is done, so that what it took is known when it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class History:
@@ -44,7 +51,8 @@ class Renewal:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
         self.histories = [History(frames) for _ in range(loop.slots)]
-        self.margin = min(MARGIN, loop.rings.capacity // 8)
+        wanted = MARGIN + (loop.slots - 1) * MARGIN_PER_SLOT
+        self.margin = min(wanted, loop.rings.capacity // 8)
         self.busy = False  # there is one spare: one renewal at a time
 
     def fits(self, prompt_frames: int) -> bool:
@@ -72,22 +80,25 @@ class Renewal:
         for slot in slots:
             self.histories[slot].text = int(text[slot])
 
-    def run(self, slot: int, voice: Voice, prompt: Tensor) -> Iterator[None]:
-        """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames."""
+    def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None]:
+        """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames.
+
+        Where so little slack was left that the history has lost a frame by now, from the beginning.
+        """
         self.busy = True
         try:
-            self.spare.clear(0)
             history = self.histories[slot]
-            first = history.total - self.frames  # the first frame that is kept
-            done = 0
+            first = done = None
             while True:
+                if first is None or first < history.total - len(history.frames):
+                    first, done = history.total - self.frames, 0  # the first frame that is kept
+                    self.spare.clear(0)
                 embedded = self._embedded(slot, voice, prompt, first)[done:]
-                if len(embedded) <= SHORT and done:
-                    self._push(embedded)
-                    self._swap(slot)
-                    return
                 self._push(embedded[:PIECE])
                 done += min(PIECE, len(embedded))
+                if len(embedded) <= SHORT:
+                    self._swap(slot)
+                    return
                 yield
         finally:
             self.busy = False
@@ -108,6 +119,7 @@ class Renewal:
     def _push(self, embedded: Tensor) -> None:
         if len(embedded):
             self.loop.lm.prefill(embedded, self.spare, 0)
+            settle(self.loop.device)
 
     @torch.inference_mode()
     def _swap(self, slot: int) -> None:

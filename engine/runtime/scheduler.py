@@ -5,48 +5,24 @@ how long the session's. Source of the clock rules: performance.md 2.6 (public ba
 """
 
 import itertools
-import logging
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, InternalError
-from engine.runtime.backend import Backend, Heard, Opening, Spoken
+from engine.config import FRAME_SAMPLES, SamplingConfig
+from engine.errors import BusyError, EngineError
+from engine.runtime.backend import Backend, Opening, Spoken
+from engine.runtime.directing import Batch, Directing, logged_fault
 from engine.runtime.metrics import Metrics
-from engine.runtime.overload import KEPT_FRAMES, Overload, Slack
-from engine.runtime.overload import Step as Shed
-from engine.runtime.seat import Director, Ended, Frame, Notice, Output, Ready, Renewed, Seat
+from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
+from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
+from engine.runtime.slack import SlackWork, next_due
 
-logger = logging.getLogger(__name__)
-
-DONE = object()  # what an exhausted piece of work says
 RETRY_SECONDS = 3  # what a refused client is told
 LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
-
-
-def logged_fault(what: str) -> InternalError:
-    """Log the exception at hand under an id; the error that tells a client that id."""
-    error_id = uuid.uuid4().hex[:8]
-    logger.exception("%s, error %s", what, error_id)
-    return InternalError(f"{error_id}; the server's log has the details")
-
-
-@dataclass(slots=True)
-class Batch:
-    """Who takes part in a tick."""
-
-    seats: list[Seat]
-    pcm: np.ndarray  # [S, 1920] float32
-    active: np.ndarray  # [S] bool
-    peaks: dict[Seat, float]  # of the user frames
-    due: dict[Seat, float]  # when the user frames were complete
 
 
 class Scheduler:
@@ -67,9 +43,10 @@ class Scheduler:
         self.clock = clock
         self._on_death = on_death
         self.overload = Overload(clock, backend.ticks)
-        self._slack = Slack()
+        self._shedding = Shedding(self.overload, backend, self._give_up)
+        self._directing = Directing(backend, self._give_up)
+        self._between = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
-        self._renewals: dict[Seat, Iterator[None]] = {}
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
         self._wake = threading.Condition()
@@ -173,60 +150,16 @@ class Scheduler:
     def turn(self) -> float | None:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
         self._tidy()
-        self._read_inboxes()
-        batch = self._collect(self.clock())
-        if batch.seats:
-            self._tick(batch)
+        self._directing.read_inboxes(self._sitting())
+        now, between, seats = self.clock(), self._between, self._sitting()
+        if between.starves(seats, now) and between.piece(seats):
             return self.clock()
-        if self._flush() or self._fill_slack():
+        if ready := self._ready(now):
+            self._tick(self._collect(ready, now))
+            return self.clock()
+        if self._directing.flush(seats) or between.piece(seats):
             return self.clock()
         return self._next_at()
-
-    def _fill_slack(self) -> bool:
-        """One piece of a prompt or of a renewal, if nobody gets late by it; whether there was."""
-        started = self.clock()
-        if not self._slack.allows(started, self._next_due(started)):
-            return False
-        worked = self._prepare() or self._renew()
-        if worked:
-            self._slack.piece_took(self.clock() - started)
-        return worked
-
-    def _next_due(self, now: float) -> float | None:
-        """When the earliest coming user frame is complete; None: nobody is live."""
-        live = [seat.expected_at for seat in self._sitting() if seat.live and not seat.left]
-        return max(now, min(live)) if live else None
-
-    def _renew(self) -> bool:
-        """One piece of work for a conversation whose context runs out; whether there was one."""
-        for seat in self._sitting():
-            if seat.left or not seat.live:
-                self._renewals.pop(seat, None)
-                continue
-            work = self._renewals.get(seat) or self.backend.renew(seat.slot)
-            if work is None:
-                continue
-            self._renewals[seat] = work
-            if next(work, DONE) is DONE:
-                del self._renewals[seat]
-                seat.deliver([Renewed(self.backend.kept_frames)])
-            return True
-        return False
-
-    def _shed(self) -> None:
-        """In overload: the recogniser goes first, then the newest conversation."""
-        backend, was_paused = self.backend, self.overload.recogniser_paused
-        step = self.overload.step(backend.transcribes and backend.transcribing)
-        if step is Shed.PAUSE_RECOGNISER:
-            logger.warning("overload: the recogniser is paused")
-            backend.transcribing = False
-        elif step is Shed.END_NEWEST:
-            seats = [seat for seat in self._sitting() if not seat.left]
-            if len(seats) > 1:  # the last one is better slow than gone
-                newest = max(seats, key=lambda seat: seat.joined)
-                self._give_up(newest, BusyError("the server is overloaded; retry in a minute"))
-        elif was_paused and not self.overload.recogniser_paused:
-            backend.transcribing = True
 
     def _tidy(self) -> None:
         """Carry out what other threads asked for; free the slots of those who left."""
@@ -236,16 +169,19 @@ class Scheduler:
         for task in tasks:
             task()
         for seat in left:
-            if seat.is_open:
-                self.backend.close(seat.slot)
+            self._close(seat)
             with self._wake:
                 del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
-            if seat.is_open:
-                self.backend.close(seat.slot)
+            self._close(seat)
             seat.restart(opening, director)
+
+    def _close(self, seat: Seat) -> None:
+        self._between.drop(seat)
+        if seat.is_open:
+            self.backend.close(seat.slot)
 
     def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
         if seat.left:
@@ -257,59 +193,28 @@ class Scheduler:
         else:  # its prompts are going in: when they are in
             self.tune(seat, sampling)
 
-    def _read_inboxes(self) -> None:
-        for seat in self._sitting():
-            self._tell(seat, seat.obey)
-
-    def _flush(self) -> bool:
-        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
-        if not (self.backend.transcribes and self.backend.transcribing):
-            return False
-        seats = {seat.slot: seat for seat in self._sitting() if seat.flushing and not seat.left}
-        if seats:
-            for slot, heard in self.backend.flush(list(seats)).items():
-                self._tell(seats[slot], partial(seats[slot].director.flush, heard))
-        return bool(seats)
-
-    def _tell(self, seat: Seat, report: Callable[[], list[Any]]) -> None:
-        """Deliver what a director reports between two frames."""
-        try:
-            events = report()
-        except Exception:  # one conversation's fault must not reach its neighbours
-            self._give_up(seat, logged_fault("director failed"))
-            return
-        if events:
-            seat.deliver([Notice(events)])
-
-    def _prepare(self) -> bool:
-        """One bounded piece of one newcomer's prompt; whether there was one."""
-        for seat in self._sitting():
-            if seat.left or seat.live or seat.bootstrapping:
-                continue
-            try:
-                if seat.work is None:
-                    seat.work = self.backend.open(seat.slot, seat.opening)
-                next(seat.work)
-            except StopIteration:
-                seat.bootstrapping = True
-            except EngineError as error:  # this conversation's own fault, a voice for example
-                self._give_up(seat, error)
-            return True
-        return False
-
     def _give_up(self, seat: Seat, error: EngineError) -> None:
         seat.deliver([Ended(error)])
         self.leave(seat, "error")
 
-    def _collect(self, now: float) -> Batch:
-        """Every seat that has a whole frame, or must get one."""
+    def _ready(self, now: float) -> list[Seat]:
+        """Every seat that has a whole frame, or must get one; nobody, if all of them can wait."""
+        seats = [seat for seat in self._sitting() if not seat.left]
+        ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
+        others = [seat for seat in seats if seat not in ready]
+        return ready if any(self._may_start(seat, others, now) for seat in ready) else []
+
+    def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
+        """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
+        if seat.bootstrapping:  # a newcomer makes nobody late
+            return self._between.slack.allows(now, next_due(others, now), "tick")
+        return not (seat.catches_up(now) and any(other.is_late(now) for other in others))
+
+    def _collect(self, seats: list[Seat], now: float) -> Batch:
+        """Take one frame of each of them."""
         size = self.backend.slots
-        batch = Batch([], np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool), {}, {})
-        for seat in self._sitting():
-            at = seat.next_tick_at(now)
-            if seat.left or at is None or at > now:
-                continue
-            batch.seats.append(seat)
+        batch = Batch(seats, np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool))
+        for seat in seats:
             batch.active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
@@ -325,30 +230,15 @@ class Scheduler:
         heard = self.backend.listen(batch.pcm, batch.active)
         listened = self.clock()
         before = {seat: seat.chosen for seat in batch.seats}  # events of the frame made now
-        text, hush = self._choose(batch, heard)
+        text, hush = self._directing.choose(batch, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         step = (listened - started) + (self.clock() - chosen)
         self._deliver(batch, spoken, before)
         self.metrics.ticked(len(batch.seats), step)
         self.overload.ticked(step)
-        self._slack.tick_took(step)
-        self._shed()
-
-    def _choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
-        """Ask each seat's director which token is fed: text [S] int64, hush [S] bool."""
-        text = np.full(self.backend.slots, PAD, np.int64)
-        hush = np.zeros(self.backend.slots, bool)
-        for seat in batch.seats:
-            slot = seat.slot
-            try:
-                text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), heard.row(slot), batch.peaks[seat], seat.peak_out
-                )
-                seat.chosen = seat.director.events()
-            except Exception:  # one conversation's fault must not reach its neighbours
-                self._give_up(seat, logged_fault("director failed"))
-        return text, hush
+        self._between.slack.tick_took(step)
+        self._shedding.act(self._sitting())
 
     def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:
         for seat in batch.seats:
@@ -360,13 +250,15 @@ class Scheduler:
                 seat.deliver([Ready()])
                 continue
             seat.peak_out = float(np.abs(pcm).max())
+            seat.answered(batch.due[seat], self.clock())
             seat.deliver([Frame(pcm, before[seat], batch.due[seat])])
 
     def _next_at(self) -> float | None:
-        """When the earliest seat's next frame may run."""
+        """When the earliest seat's next frame may run; soon, where somebody waits for slack."""
         now = self.clock()
         seats = [seat for seat in self._sitting() if not seat.left]
-        times = [seat.next_tick_at(now) for seat in seats]
+        times = [at for seat in seats if (at := seat.next_tick_at(now)) is not None]
+        times = [at if at > now else now + LOOK_AGAIN_SECONDS for at in times]
         if any(not (seat.live or seat.bootstrapping) for seat in seats):
-            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits for slack: nobody else wakes us
-        return min((at for at in times if at is not None), default=None)
+            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits: nobody else wakes us
+        return min(times, default=None)

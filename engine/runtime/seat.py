@@ -7,20 +7,21 @@ What a seat may not do is decide anything about other seats.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
+from engine.runtime.user_audio import AudioRing
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
-QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 FORGIVE_SECONDS = 1.0  # after a gap, late audio is dropped for so long against invented silence
+MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
 EXTRA_RATE = 2 / FRAME_SECONDS  # ticks a second for a slot that catches up: one extra each 80 ms
 
 
@@ -87,51 +88,6 @@ class Ended:
 Output = Ready | Notice | Frame | Renewed | Ended
 
 
-@dataclass(eq=False)
-class AudioRing:
-    """User samples on their way to ticks, with the time each whole frame was complete.
-
-    A burst is dated on the 80 ms clock, not on its arrival: its frames are due one after another.
-    """
-
-    chunks: deque[np.ndarray] = field(default_factory=deque)
-    samples: int = 0
-    due: deque[float] = field(default_factory=deque)
-    last_due: float = 0.0
-
-    def push(self, pcm: np.ndarray, now: float) -> None:
-        before = self.samples // FRAME_SAMPLES
-        self.chunks.append(pcm)
-        self.samples += len(pcm)
-        for _ in range(self.samples // FRAME_SAMPLES - before):
-            self.last_due = max(now, self.last_due + FRAME_SECONDS)
-            self.due.append(self.last_due)
-
-    def pop(self) -> np.ndarray:
-        """The oldest 1920 samples; what is missing is silence."""
-        frame = np.zeros(FRAME_SAMPLES, np.float32)
-        filled = 0
-        while self.chunks and filled < FRAME_SAMPLES:
-            chunk = self.chunks.popleft()
-            taken = chunk[: FRAME_SAMPLES - filled]
-            frame[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            if len(taken) < len(chunk):
-                self.chunks.appendleft(chunk[len(taken) :])
-        self.samples -= filled
-        if self.due and filled == FRAME_SAMPLES:
-            self.due.popleft()
-        return frame
-
-    def quiet(self) -> bool:
-        """Whether nobody speaks in the oldest piece."""
-        return float(np.abs(self.chunks[0]).max(initial=0.0)) < QUIET_PEAK
-
-    @property
-    def frames(self) -> int:
-        return self.samples // FRAME_SAMPLES
-
-
 class Seat:
     """The boxes of one conversation."""
 
@@ -166,7 +122,8 @@ class Seat:
         self._next_silence = 0.0
         self._owed = 0  # frames of silence invented in the gap before the last audio
         self._forgive_until = 0.0
-        self._allowance, self._allowed_at = 2.0, 0.0
+        self._allowance, self._ticked_at = 2.0, 0.0
+        self._was_late = False  # its last frame
 
     # -- any thread --------------------------------------------------------------------------------
 
@@ -255,19 +212,37 @@ class Seat:
             self._spend(now)
             return self._audio.pop(), due
 
-    @property
-    def expected_at(self) -> float:
-        """When the next user frame should be complete, at the pace of speech."""
+    def expected_at(self, now: float) -> float:
+        """When the next user frame is or will be complete, at the pace of speech.
+
+        Of a client that is silent nobody knows: it may be at any moment, so 0.
+        """
         with self._lock:
-            return self._audio.last_due + FRAME_SECONDS
+            if self._audio.frames:
+                return self._audio.due[0]
+            if self._is_heard(now):
+                return self._last_heard + self._audio.missing_seconds
+            return self._next_silence if self.director.wants_frames else 0.0
+
+    def catches_up(self, now: float) -> bool:
+        """Whether a tick now would be an extra one: of a backlog, not 80 ms after the last."""
+        with self._lock:
+            return self._audio.frames > 1 and now < self._ticked_at + FRAME_SECONDS - MOMENT
+
+    def answered(self, due: float, now: float) -> None:
+        """The agent's frame for the user frame of `due` was made."""
+        self._was_late = now - due > LATE_SECONDS
+
+    def is_late(self, now: float) -> bool:
+        """Whether this conversation's frames come too late at present."""
+        with self._lock:
+            overdue = self._audio.frames and now - self._audio.due[0] > LATE_SECONDS
+            return bool(overdue or (self._was_late and self._is_heard(now)))
 
     def drop_quiet(self, kept: int) -> int:
         """In overload: drop the oldest quiet frames beyond `kept`; how many were dropped."""
         with self._lock:
-            dropped = 0
-            while self._audio.frames > kept and self._audio.quiet():
-                self._audio.pop()
-                dropped += 1
+            dropped = self._audio.drop_quiet(kept)
             self.dropped_frames += dropped
             return dropped
 
@@ -275,18 +250,21 @@ class Seat:
         with self._lock:
             return self._audio.frames
 
+    def _is_heard(self, now: float) -> bool:
+        return self._last_heard is not None and now - self._last_heard <= SILENT_AFTER_SECONDS
+
     def _catch_up_at(self, now: float) -> float:
         """A steady client is never held back; a backlog gets one extra tick each 80 ms."""
-        allowance = min(2.0, self._allowance + (now - self._allowed_at) * EXTRA_RATE)
+        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
         return now if allowance >= 1 else now + (1 - allowance) / EXTRA_RATE
 
     def _spend(self, now: float) -> None:
-        allowance = min(2.0, self._allowance + (now - self._allowed_at) * EXTRA_RATE)
-        self._allowance, self._allowed_at = allowance - 1, now
+        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
+        self._allowance, self._ticked_at = allowance - 1, now
 
     def _forget_late_audio(self, now: float) -> None:
         """After a gap that was filled with silence, the late audio would only add delay."""
-        if self._last_heard is None or now - self._last_heard > SILENT_AFTER_SECONDS:
+        if not self._is_heard(now):
             self._forgive_until = now + FORGIVE_SECONDS
         elif now > self._forgive_until:
             self._owed = 0

@@ -87,6 +87,7 @@ async def healthz(request: web.Request) -> web.Response:
         return web.json_response(body, status=503)
     status = "closing" if engine.closing else "ok"
     body = {"status": status, "model": engine.model, "slots": engine.slots, "free": engine.free}
+    body["limited_by"] = engine.limited_by
     return web.json_response(body, status=503 if engine.closing else 200)
 
 

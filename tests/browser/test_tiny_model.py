@@ -17,7 +17,7 @@ CONVERSATIONS = 3
 
 @pytest.fixture
 def tiny_server(chromium):
-    from engine.runtime.personaplex import load_personaplex
+    from engine.runtime.starting import load_personaplex
 
     engine = Engine(lambda _progress: load_personaplex(str(TINY), Voices, slots=CONVERSATIONS))
     engine.start()

@@ -157,3 +157,21 @@ def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_
     assert not volume.fetch(folder, lambda *_: None, pytest.fail)
     embedded = ServerConfig(model="embedded", transcribe="1")
     assert not volume.fetch(embedded, lambda *_: None, pytest.fail)
+
+
+def test_int8_weights_that_a_load_has_written_are_committed_once(hf_home):
+    downloaded(hf_home, "c0ffee")
+    happened: list[str] = []
+
+    def save(before: dict[Path, int]) -> bool:
+        return volume.save_converted(
+            before, lambda phase, _: happened.append(phase), lambda: happened.append("committed")
+        )
+
+    before = volume.converted()
+    assert not save(before)
+    snapshot = hf_home / "hub/models--nvidia--personaplex-7b-v1/snapshots/c0ffee"
+    (snapshot / "model.int8.safetensors").touch()
+    assert save(before)
+    assert happened == ["saving the int8 weights to the volume", "committed"]
+    assert not save(volume.converted())

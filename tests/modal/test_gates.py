@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,13 +149,14 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 @pytest.mark.timeout(400)  # five processes load PyTorch, on a machine that others use
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
     """150 frames are enough for these weights to pass; how many are held is this machine's."""
+    monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(TINY.parent / "stt_tiny"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
     committed: list[bool] = []
     effort = Effort(frames=150, seconds=0.5, step_seconds=0.3)
     gates(cache, VOLUME, lambda: committed.append((snapshot_of(cache) / VERDICT).exists()), effort)
     (results,) = (snapshot_of(cache) / "gates").iterdir()
     drift = json.loads((results / "drift.json").read_text())
-    assert (drift["frames"], len(drift["rows"])) == (150, 3)
+    assert (drift["frames"], len(drift["rows"])) == (150, 4)
     tried = [path.stem for path in sorted(results.glob("capacity-*"))]
     assert tried[0] == "capacity-bf16-bf16"
     assert committed[0]
@@ -162,6 +164,7 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     assert "capacity-{}-{}".format(*allowed) in tried
     said = capfd.readouterr().out
     assert "next start  weights {}, keys and values {}".format(*allowed) in said
+    assert re.search(r"^recogniser  weights (bf16|int8)$", said, re.MULTILINE)
     assert precision(start()) == tuple(name.replace("bf16", "plain") for name in allowed)
 
 

@@ -1,5 +1,6 @@
-"""The tiny checkpoint as a backend."""
+"""The tiny checkpoint, as a backend and as a folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,10 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny"
 def tiny() -> Checkpoint:
     torch.set_num_threads(1)  # so small a model gains nothing from two
     return load_checkpoint(str(TINY), Voices)
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """A copy of the tiny checkpoint's folder that a test may change."""
+    ignored = shutil.ignore_patterns("expected", "*.int8.safetensors")
+    return shutil.copytree(TINY, tmp_path / "tiny", ignore=ignored)

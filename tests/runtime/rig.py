@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, PAD
-from engine.runtime.backend import Heard, HeardRow, Opening, Spoken
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, PAD
+from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.embedded import ByteTokenizer
 from engine.runtime.metrics import Metrics
 from engine.runtime.scheduler import Scheduler
@@ -17,10 +17,15 @@ from engine.runtime.seat import Frame, Notice, Output, Seat
 class NotingBackend:
     """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
 
+    limited_by = "asked"
     name, voices, transcribes, ticks, kept_frames = "noting", ("V",), False, None, 7
+
+    transcription = Transcription(ByteTokenizer(), 6)
 
     def __init__(self, slots: int, pieces: int = 0) -> None:
         self.slots, self.pieces = slots, pieces
+        self.works = lambda seconds: None  # what a tick or a piece does to the clock
+        self.tick_seconds = self.piece_seconds = 0.0
         self.tokenizer = ByteTokenizer()
         self.masks: list[list[bool]] = []  # active of every tick
         self.heard: list[np.ndarray] = []  # the first sample of every slot, per tick
@@ -34,6 +39,7 @@ class NotingBackend:
         self._made[slot] = -1
         for _ in range(self.pieces):
             self.log.append(("piece", slot))
+            self.works(self.piece_seconds)
             yield
 
     def tune(self, slot: int, sampling) -> None:
@@ -46,6 +52,7 @@ class NotingBackend:
 
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
         self.fed.append(text.tolist())
+        self.works(self.tick_seconds)
         pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)
         for slot in np.flatnonzero(self.masks[-1]):
             pcm[slot] = 0.999 if self._made[slot] < 0 else self._made[slot] / 1000
@@ -88,22 +95,36 @@ class NotingDirector:
 
 
 class Rig:
-    """Time stands still but for `run_until` and `advance`."""
+    """Time stands still but for `advance` and `play`, and for what ticks and pieces take."""
 
-    def __init__(self, slots: int = 2, pieces: int = 0) -> None:
+    def __init__(self, slots: int = 2, pieces: int = 0, tick: float = 0, piece: float = 0) -> None:
         self.now = 1000.0
         self.backend = NotingBackend(slots, pieces)
+        self.backend.tick_seconds, self.backend.piece_seconds = tick, piece
+        self.backend.works = self._work
         self.metrics = Metrics()
         self.scheduler = Scheduler(self.backend, self.metrics, clock=lambda: self.now)
         self.outputs: dict[Seat, deque[Output]] = {}
+        self.delays: dict[Seat, list[float]] = {}  # from a complete user frame to its answer
+
+    def _work(self, seconds: float) -> None:
+        self.now += seconds
 
     def join(self, director: NotingDirector | None = None, ready: bool = True) -> Seat:
         """A newcomer; by default after its handshake."""
         outputs: deque[Output] = deque()
-        seat = self.scheduler.join(Opening("V"), director or NotingDirector(), outputs.extend)
-        self.outputs[seat] = outputs
+        delays: list[float] = []
+
+        def deliver(new: list[Output]) -> None:
+            outputs.extend(new)
+            delays.extend(self.now - output.due_at for output in new if isinstance(output, Frame))
+
+        seat = self.scheduler.join(Opening("V"), director or NotingDirector(), deliver)
+        self.outputs[seat], self.delays[seat] = outputs, delays
         if ready:
             self.advance(0)
+        while ready and not (seat.live or seat.left):
+            self.advance(0.05)
         return seat
 
     def turn(self) -> float | None:
@@ -114,7 +135,27 @@ class Rig:
         end = self.now + seconds
         while (at := self.turn()) is not None and at <= end + 1e-9:
             self.now = max(self.now, at)
-        self.now = end
+        self.now = max(self.now, end)
+
+    def play(self, talking: dict[Seat, float], seconds: float) -> None:
+        """Let time pass while these seats' clients send a frame each 80 ms.
+
+        talking: seat -> when its first frame is complete, in seconds from now. Frames arrive at
+        their time also while a tick is running.
+        """
+        start, end = self.now, self.now + seconds
+        coming = sorted(
+            (start + first + number * FRAME_SECONDS, seat.joined, seat)
+            for seat, first in talking.items()
+            for number in range(int((seconds - first) / FRAME_SECONDS))
+        )
+        while self.now <= end:
+            while coming and coming[0][0] <= self.now + 1e-9:
+                at, _, seat = coming.pop(0)
+                seat.hear(np.full(FRAME_SAMPLES, 0.5, np.float32), at)
+            wanted = self.turn()
+            times = [end + 1e-6, *(c[0] for c in coming[:1]), *([] if wanted is None else [wanted])]
+            self.now = max(self.now, min(times))
 
     def hear(self, seat: Seat, frames: float = 1, level: float = 0.5) -> None:
         seat.hear(np.full(int(frames * FRAME_SAMPLES), level, np.float32), self.now)

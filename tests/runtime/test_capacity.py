@@ -10,8 +10,9 @@ from engine.runtime.capacity import (
     slots_by_memory,
     time_ticks,
 )
-from engine.runtime.overload import Overload, Slack, Step
+from engine.runtime.overload import Overload, Step
 from engine.runtime.seat import Ended, Renewed
+from engine.runtime.slack import Slack
 from tests.runtime.rig import Rig
 
 GB = 10**9
@@ -57,7 +58,9 @@ def test_the_spec_states_four_eight_and_sixteen_for_an_a10g():
 
 def test_the_tick_of_a_bucket_is_the_slow_tenth_of_what_was_timed():
     taken = iter([0.01] * 9 + [0.05] + [0.02] * 10)
-    table = time_ticks((1, 2), lambda slots: next(taken))
+    pieces = iter([0.5, 0.02, 0.03])  # the first compiles
+    table = time_ticks((1, 2), lambda slots: next(taken), lambda: next(pieces))
+    assert table.piece == 0.03
     assert table.tick(1) == 0.05
     assert table.tick(2) == 0.02
     assert table.tick(3) == float("inf")

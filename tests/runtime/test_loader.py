@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.bench.load import Watch, anonymous_bytes
 from engine.config import GREEDY
 from engine.dialogue.voices import Voices
 from engine.errors import ModelError
@@ -21,21 +21,14 @@ from engine.model.names import lm_pieces, unused_by_lm
 from engine.runtime.backend import Opening
 from engine.runtime.checkpoint import TensorFile, check, parameters
 from engine.runtime.loader import load_checkpoint, read_saved_voice
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.starting import load_personaplex
 from tests.model.making import ODD, checkpoint
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, play
 
 LM_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the tiny checkpoint that a test may change."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("expected", "*.wav"))
-    return folder
 
 
 def change(folder: Path, file: str, edit) -> None:
@@ -221,31 +214,6 @@ WIDE = LMConfig(  # 2.3 GB in bf16, its largest tensor 0.26 GB
     dim=2048, num_heads=16, num_layers=12, card=2048, text_card=32_000, depformer_dim=1024
 )
 ALLOWED_BYTES = 2_000_000_000
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process that no file backs."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
-
-
-class Watch(threading.Thread):
-    """The highest anonymous memory while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._done = anonymous_bytes(), threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, anonymous_bytes())
-
-    def stop(self) -> int:
-        self._done.set()
-        self.join()
-        return self.peak
 
 
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:

@@ -1,6 +1,7 @@
 """What the server counts."""
 
-from engine.runtime.metrics import LATE_SECONDS, WINDOW, Metrics, Window
+from engine.config import LATE_SECONDS
+from engine.runtime.metrics import WINDOW, Metrics, Window
 
 
 def test_an_empty_window_has_zero_percentiles():

@@ -9,8 +9,6 @@ from engine.model.int8 import quantise, w8a16
 from engine.model.linear import Linear
 from engine.runtime.loader import load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.verdict import keep, precise
-from tests.runtime.conftest import TINY
 
 
 def test_an_int8_product_is_the_dequantised_one_on_a_cpu():
@@ -25,18 +23,11 @@ def test_a_row_of_an_int8_product_depends_on_no_other_row():
     assert all(torch.equal(w8a16(x[i : i + 1], weight, scale)[0], whole[i]) for i in range(16))
 
 
-def test_loading_in_int8_leaves_no_plain_product_behind():
-    lm = load_checkpoint(str(TINY), Voices, int8=True).lm
+def test_loading_in_int8_leaves_no_plain_product_behind(copy):
+    lm = load_checkpoint(str(copy), Voices, int8=True).lm
     products = [m for m in lm.modules() if isinstance(m, Linear)]
     assert all(p.weight.dtype == torch.int8 and p.packed is None for p in products)
     assert lm.embedding.table.dtype == torch.float32
-
-
-def test_auto_is_bf16_without_a_verdict_and_what_it_allows_with_one(tmp_path):
-    assert precise(("auto", "int8"), tmp_path) == ("bf16", "int8")
-    keep(tmp_path, weights_good=True, kv_good=False, measured={"frames": 10})
-    assert precise(("auto", "auto"), tmp_path) == ("int8", "bf16")
-    assert precise(("bf16", "int8"), tmp_path) == ("bf16", "int8")
 
 
 def test_drift_passes_what_is_the_same_and_refuses_what_is_not():

@@ -13,8 +13,9 @@ from engine.errors import ModelError
 from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
 from engine.runtime.drive import frames_of
-from engine.runtime.personaplex import PersonaPlexBackend, load_personaplex
+from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
+from engine.runtime.starting import load_personaplex
 from engine.wire.client import read_wav
 from tests.model.listening import CPU, STT_TINY, WANT
 from tests.runtime.conftest import TINY

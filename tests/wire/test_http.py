@@ -23,7 +23,13 @@ async def test_healthz_counts_the_free_slots(serve):
     async with talking(small.url):
         answer, body = await get(small.url + "/healthz")
     assert answer.status == 200
-    assert body == {"status": "ok", "model": "embedded", "slots": 3, "free": 2}
+    assert body == {
+        "status": "ok",
+        "model": "embedded",
+        "slots": 3,
+        "free": 2,
+        "limited_by": "asked",
+    }
 
 
 async def test_voices_are_the_18_names_of_the_checkpoint(server):

@@ -12,7 +12,7 @@ from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
 from engine.runtime.backend import Opening
 from engine.runtime.drive import conversation, frames_of
-from engine.runtime.personaplex import load_personaplex
+from engine.runtime.starting import load_personaplex
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.serving import ApiServer

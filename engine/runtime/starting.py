@@ -1,0 +1,169 @@
+"""From a source to a backend that fits this machine: precision, then memory, then time.
+
+How much fits is fitting.py's arithmetic, what int8 has been shown to be worth verdict.py's file;
+here both are obeyed, and the log says what came of it.
+"""
+
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.errors import ModelError
+from engine.runtime.fitting import MODES, Memory, Mode, free_bytes
+from engine.runtime.hub import Progress, find
+from engine.runtime.loader import Checkpoint, Shelf, load_checkpoint
+from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, PersonaPlexBackend
+from engine.runtime.prompt_cache import MEGABYTE
+from engine.runtime.recogniser import LoadedRecogniser, download_recogniser, load_recogniser
+from engine.runtime.verdict import precise, precise_recogniser
+
+logger = logging.getLogger(__name__)
+
+ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
+LIMITS = {  # what made the number of slots -> how the log says it
+    "asked": "as asked",
+    "cpu": "not measured on a CPU",
+    "memory": "limited by memory",
+    "most": "the most there are",
+    "time": "limited by time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is not read off the machine."""
+
+    slots: int = 0  # 0: as many as fit
+    graphs: bool = True
+    renewal_frames: int = 0
+
+
+def load_personaplex(
+    source: str,
+    shelf: Shelf,
+    *,
+    device: str = "cpu",
+    slots: int = 0,
+    revision: str | None = None,
+    transcribe: str = "",
+    precision: tuple[str, str] = ("auto", "auto"),
+    graphs: bool = True,
+    renewal_frames: int = 0,
+    progress: Progress | None = None,
+) -> PersonaPlexBackend:
+    """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
+
+    transcribe: a recogniser's folder or repository, or "". precision: of weights and of keys and
+    values; `auto` is what the verdict beside the weights allows. `progress(phase, percent)` is
+    called while it downloads and loads. Raises ModelError.
+    """
+    progress = progress or (lambda phase, percent: None)
+    folder = find(source, revision, progress)
+    mode = Mode(*precise(precision, folder))
+    try:
+        checkpoint = load_checkpoint(
+            source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
+            progress=progress,
+        )  # fmt: skip
+        if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
+            torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
+        recogniser = None
+        if transcribe:
+            recogniser = _recogniser(transcribe, precision[0], folder, checkpoint, progress)
+        options = Options(slots, graphs, renewal_frames)
+        return fitted(checkpoint, recogniser, mode, options)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{device} ran out of memory ({mode}): {str(error).splitlines()[0]}; end what else "
+            "uses it, take fewer --slots, --weights int8 --kv int8, or a larger GPU"
+        ) from None
+
+
+def _recogniser(
+    source: str, asked: str, model: Path, checkpoint: Checkpoint, progress: Progress
+) -> LoadedRecogniser:
+    """Its weights are int8 where that was asked for, or where the model's verdict says so."""
+    where = checkpoint.lm.embedding.table.device
+    weights = precise_recogniser(asked, model, download_recogniser(source, progress))
+    return load_recogniser(
+        source, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
+    )
+
+
+def fitted(
+    checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Mode, options: Options
+) -> PersonaPlexBackend:
+    """As many slots as memory and time allow, or exactly those asked for. Raises ModelError."""
+    free = free_bytes(checkpoint.lm.embedding.table.device)
+    memory = None if free is None else Memory(checkpoint, recogniser, mode, free)
+
+    def build(slots: int) -> PersonaPlexBackend:
+        renewal, cache_mb = _room_beside(memory, slots, options.renewal_frames)
+        return PersonaPlexBackend(
+            checkpoint, slots, cache_mb, recogniser, graphs=options.graphs,
+            kv_dtype=mode.kv_dtype, renewal_frames=renewal,
+        )  # fmt: skip
+
+    slots, limit = _slots(memory, options.slots)
+    backend = build(slots)
+    backend.measure()
+    in_time = backend.ticks.slots_in_time() if backend.ticks else slots
+    if in_time < slots and options.slots:
+        logger.warning("a tick of %d slots takes too long here: %d are in time", slots, in_time)
+    elif in_time < slots:
+        slots, limit, ticks = max(1, in_time), "time", backend.ticks
+        del backend
+        gc.collect()  # its graphs and rings, before others take their place
+        backend = build(slots)
+        backend.ticks = ticks.upto(slots)
+    backend.limited_by = limit
+    logger.info("%s", told(memory, mode, slots, limit))
+    return backend
+
+
+def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
+    """How many slots memory gives, and what limited them. Raises ModelError."""
+    if memory is None:
+        return (asked, "asked") if asked else (CPU_SLOTS, "cpu")
+    memory.check(asked)
+    if asked:
+        return asked, "asked"
+    fits, one_more = memory.slots(), memory.slots() + 1
+    return fits, "most" if memory.slots(most=one_more) == one_more else "memory"
+
+
+def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tuple[int, float]:
+    """(frames that a renewal keeps, 0: off; MB for kept prompts) beside so many slots."""
+    if memory is None:
+        return renewal_frames, CACHE_MB
+    left, spare = memory.left(slots), memory.spare_bytes()
+    if renewal_frames and left < spare:
+        logger.warning(
+            "calls are not renewed past the context: the spare memory takes %.1f GB, %.1f are free",
+            *(spare / 1e9, left / 1e9),
+        )
+        renewal_frames = 0
+    if renewal_frames:
+        left -= spare
+    return renewal_frames, min(CACHE_MB, left / MEGABYTE)
+
+
+def told(memory: Memory | None, mode: Mode, slots: int, limit: str) -> str:
+    """The start log's line: slots here, and what bf16 and int8 throughout would hold."""
+    here = f"slots: {slots} here ({mode}, {LIMITS[limit]})"
+    if memory is None:
+        return here
+    others = [
+        f"{memory.slots(other)} with {other.weights} weights and KV (by memory, projected)"
+        for other in (MODES[0], MODES[-1])
+        if other != mode
+    ]
+    return "; ".join([here, *others])
+
+
+def _weights(checkpoint: Checkpoint) -> int:
+    """A measure of the model's size: the numbers of its largest table."""
+    return checkpoint.lm.embedding.table.numel()

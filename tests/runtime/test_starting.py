@@ -1,0 +1,202 @@
+"""How many slots a machine gets: by memory, by time, as asked; and how the log says it."""
+
+import logging
+
+import pytest
+import torch
+
+from engine.dialogue.voices import Voices
+from engine.errors import ModelError
+from engine.model.config import ModelConfig
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser, SttConfig
+from engine.runtime import starting
+from engine.runtime.capacity import GIB, RESERVE_BYTES, WORK_BYTES, TickTable
+from engine.runtime.fitting import MODES, Memory, Mode, bytes_of, products
+from engine.runtime.loader import Checkpoint
+from engine.runtime.personaplex import CACHE_MB, PersonaPlexBackend
+from engine.runtime.recogniser import LoadedRecogniser
+from engine.runtime.starting import Options, fitted, load_personaplex, told
+from tests.runtime.conftest import TINY
+
+A10G = 23_028 << 20  # bytes that the card reports
+
+
+def public_model(int8: bool = False) -> Checkpoint:
+    """The public checkpoint's shapes, without numbers."""
+    config = ModelConfig()
+    with torch.device("meta"):
+        lm, mimi = LM(config.lm).to(torch.bfloat16), Mimi(config.mimi)
+    for product in products(lm) if int8 else ():
+        product.quantise()
+    return Checkpoint("public", lm, mimi, None, None)
+
+
+def public_recogniser() -> LoadedRecogniser:
+    with torch.device("meta"):
+        stt = Recogniser(SttConfig()).to(torch.bfloat16)
+    for product in products(stt):
+        product.quantise()
+    return LoadedRecogniser(stt, None)
+
+
+def beside(*models: torch.nn.Module) -> int:
+    """What an A10G has free beside these."""
+    scales = [p.scale for m in models for p in products(m) if getattr(p, "scale", None) is not None]
+    return A10G - sum(bytes_of(model.parameters()) for model in models) - bytes_of(scales)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("heard", "slots"), [(False, [4, 8, 8, 16]), (True, [3, 6, 7, 14])])
+def test_an_a10g_holds_what_the_specification_says_whichever_mode_is_loaded(int8, heard, slots):
+    model, recogniser = public_model(int8), public_recogniser() if heard else None
+    free = beside(model.lm, model.mimi, *([recogniser.stt] if heard else []))
+    mode = Mode("int8" if int8 else "bf16", "bf16")
+    memory = Memory(model, recogniser, mode, free)
+    assert [memory.slots(other) for other in MODES] == slots
+
+
+def test_the_bytes_are_those_of_the_specification():
+    model = public_model()
+    memory = Memory(model, None, Mode(), beside(model.lm, model.mimi))
+    assert bytes_of(model.lm.parameters()) / GIB == pytest.approx(14.32, abs=0.01)
+    assert memory.slot_bytes(Mode()) / GIB == pytest.approx(1.49, abs=0.01)
+    assert memory.slot_bytes(Mode("bf16", "int8")) / GIB == pytest.approx(0.77, abs=0.01)
+
+
+def test_the_start_log_states_slots_for_both_modes():
+    model = public_model()
+    memory = Memory(model, None, Mode(), beside(model.lm, model.mimi))
+    assert told(memory, Mode(), 4, "memory") == (
+        "slots: 4 here (weights bf16, KV bf16, limited by memory); "
+        "16 with int8 weights and KV (by memory, projected)"
+    )
+    assert told(memory, Mode("bf16", "int8"), 8, "time") == (
+        "slots: 8 here (weights bf16, KV int8, limited by time); "
+        "4 with bf16 weights and KV (by memory, projected); "
+        "16 with int8 weights and KV (by memory, projected)"
+    )
+
+
+# -- choosing, with a figure for free memory in place of a GPU's -----------------------------------
+
+
+@pytest.fixture
+def room(tiny, monkeypatch):
+    """Pretend that there is memory for so many conversations, and some bytes more."""
+    each = Memory(tiny, None, Mode(), 0).slot_bytes(Mode())
+
+    def pretend(slots: float, more: int = 0) -> None:
+        free = RESERVE_BYTES + WORK_BYTES + int(slots * each) + more
+        monkeypatch.setattr(starting, "free_bytes", lambda device: free)
+
+    return pretend
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """Pretend that the ticks of the buckets take so many seconds."""
+
+    def pretend(seconds: dict[int, float]) -> None:
+        def measure(backend: PersonaPlexBackend) -> None:
+            backend.ticks = TickTable(seconds, 0.02).upto(backend.slots)
+
+        monkeypatch.setattr(PersonaPlexBackend, "measure", measure)
+
+    return pretend
+
+
+def test_slots_are_as_many_as_memory_holds(tiny, room, caplog):
+    room(5.9)
+    with caplog.at_level(logging.INFO, "engine.runtime.starting"):
+        backend = fitted(tiny, None, Mode(), Options())
+    assert (backend.slots, backend.limited_by) == (5, "memory")
+    assert "slots: 5 here (weights bf16, KV bf16, limited by memory)" in caplog.text
+
+
+def test_where_memory_is_plenty_it_limits_nothing(tiny, room):
+    room(40)
+    backend = fitted(tiny, None, Mode(), Options())
+    assert (backend.slots, backend.limited_by) == (16, "most")
+
+
+def test_int8_keys_make_more_slots_of_the_same_memory(tiny, room):
+    room(5.9)
+    assert fitted(tiny, None, Mode("bf16", "int8"), Options()).slots > 5
+
+
+def test_fewer_slots_in_time_than_in_memory_are_what_there_is(tiny, room, ticks):
+    room(12)
+    ticks({1: 0.03, 2: 0.04, 4: 0.06, 8: 0.075, 12: 0.09})
+    backend = fitted(tiny, None, Mode(), Options())
+    assert (backend.slots, backend.limited_by) == (4, "time")
+    assert backend.loop.slots == backend.loop.rings.kv.shape[2] == 4  # the memory is given back
+    assert backend.ticks.seconds == {1: 0.03, 2: 0.04, 4: 0.06}
+
+
+def test_a_machine_too_slow_for_one_still_gets_one(tiny, room, ticks):
+    room(3)
+    ticks({1: 0.1, 2: 0.12, 3: 0.15})
+    backend = fitted(tiny, None, Mode(), Options())
+    assert (backend.slots, backend.limited_by) == (1, "time")
+
+
+def test_slots_that_are_asked_for_are_exactly_so_many_even_if_slow(tiny, room, ticks, caplog):
+    room(12)
+    ticks({1: 0.03, 2: 0.04, 3: 0.09})
+    backend = fitted(tiny, None, Mode(), Options(slots=3))
+    assert (backend.slots, backend.limited_by) == (3, "asked")
+    assert "a tick of 3 slots takes too long here: 2 are in time" in caplog.text
+
+
+def test_asking_for_more_than_memory_holds_says_what_fits_and_what_to_do(tiny, room):
+    room(3.5)
+    with pytest.raises(ModelError) as caught:
+        fitted(tiny, None, Mode(), Options(slots=6))
+    said = str(caught.value)
+    assert "slots is 6" in said
+    assert "hold 3 (weights bf16, KV bf16)" in said
+    assert "use --slots 3 or another precision: " in said
+    assert "weights bf16, KV int8 (6)" in said
+    assert "\n" not in said
+
+
+def test_memory_for_not_even_one_slot_is_a_clear_error(tiny, room):
+    room(0.1)
+    with pytest.raises(ModelError, match=r"as many as fit.* hold 0 .*larger GPU"):
+        fitted(tiny, None, Mode(), Options())
+
+
+def test_a_device_that_runs_out_of_memory_is_a_clear_error_too(monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee …")
+
+    monkeypatch.setattr(starting, "load_checkpoint", full)
+    with pytest.raises(ModelError, match=r"^cpu ran out of memory .*2 GiB\.; .*--slots[^\n]*$"):
+        load_personaplex(str(TINY), Voices)
+
+
+def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, caplog):
+    each = Memory(tiny, None, Mode(), 0)
+    room(2, more=each.spare_bytes() - 1)
+    backend = fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6))
+    assert backend.renewal is None
+    assert backend.kept_frames == 0
+    assert "not renewed" in caplog.text
+    room(2, more=each.spare_bytes())
+    assert fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6)).kept_frames == 6
+
+
+def test_kept_prompts_take_only_what_conversations_and_renewal_leave(tiny, room):
+    room(2, more=7_000_000)
+    assert fitted(tiny, None, Mode(), Options(slots=2)).cache._budget == pytest.approx(7e6, abs=1)
+    room(2, more=10**10)
+    assert fitted(tiny, None, Mode(), Options(slots=2)).cache._budget == CACHE_MB * 1e6
+
+
+def test_on_a_cpu_nothing_is_measured_and_the_log_says_so(tiny, caplog):
+    with caplog.at_level(logging.INFO, "engine.runtime.starting"):
+        backend = fitted(tiny, None, Mode(), Options())
+    assert (backend.slots, backend.limited_by, backend.ticks) == (4, "cpu", None)
+    assert "slots: 4 here (weights bf16, KV bf16, not measured on a CPU)" in caplog.text
