@@ -12,7 +12,7 @@ from pathlib import Path
 import modal
 
 APP, SERVER, LABEL = "personaplex", "PersonaPlexServer", "personaplex-server"
-PORT, CACHE = 8998, "/cache"
+PORT, CACHE, VOLUME = 8998, "/cache", "personaplex-weights"
 
 
 def setting(name: str, default: str = "") -> str:
@@ -41,16 +41,15 @@ else:  # paired with what was deployed by position: the same number is all that 
     secrets = [modal.Secret.from_dict({}), modal.Secret.from_dict({})]
 
 app = modal.App(APP)
-weights = modal.Volume.from_name("personaplex-weights", create_if_missing=True)
+weights = modal.Volume.from_name(VOLUME, create_if_missing=True)
 snapshot = setting("SNAPSHOT") == "1"
 everywhere = {"image": image, "secrets": secrets, "volumes": {CACHE: weights}}
+machine = {"gpu": gpus(), "cpu": number("CPU", 4), "memory": number("MEMORY", 16_384)}  # MiB
 
 
 @app.cls(
     **everywhere,
-    gpu=gpus(),
-    cpu=number("CPU", 4),
-    memory=number("MEMORY", 16_384),  # MiB
+    **machine,
     timeout=number("TIMEOUT", 3600),  # s; one conversation is one call
     startup_timeout=number("STARTUP_TIMEOUT", 1200),
     scaledown_window=number("SCALEDOWN_WINDOW", 300),
@@ -108,6 +107,14 @@ def check() -> None:
     from demo.preflight import check
 
     check(Path(CACHE))
+
+
+@app.function(**everywhere, **machine, timeout=3600)
+def gates() -> None:
+    """Whether int8 is good here, on the server's GPU: `modal run modal_app.py::gates`."""
+    from demo.gates import gates
+
+    gates(Path(CACHE), VOLUME, weights.commit)
 
 
 @app.local_entrypoint()

@@ -7,7 +7,10 @@ import pkgutil
 import engine.bench as room
 
 # modules of this room that measure nothing themselves
-HELPERS = ("__main__", "device", "peers", "profiled", "report", "scripted", "standin", "talks")
+HELPERS = (
+    *("__main__", "device", "paced", "peers", "process", "profiled", "report"),
+    *("scripted", "source", "standin", "talks"),
+)
 
 
 def subjects() -> list[str]:

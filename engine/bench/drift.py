@@ -94,7 +94,7 @@ def compare(name: str, plain: Tensor, other: Tensor) -> dict:
     rise = float(np.polyfit(np.arange(len(kl)), kl, 1)[0] * len(kl))
     mean = float(kl.mean())
     top1 = float((plain.argmax(-1) == other.argmax(-1)).float().mean())
-    good = top1 >= LEAST_TOP1 and abs(rise) <= max(MOST_DRIFT * mean, 1e-3)
+    good = top1 >= LEAST_TOP1 and abs(rise) <= max(MOST_DRIFT * mean, SMALL_RISE)
     rms = float((plain - other).square().mean().sqrt())
     return {"what": name, "kl": mean, "kl_rise": rise, "rms": rms, "top1": top1, "good": good}
 

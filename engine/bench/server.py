@@ -8,124 +8,16 @@ client's own share as well; the server's own figure is read from its /metrics an
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import time
-import urllib.request
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from engine.bench.paced import Talk, converse, voice
+from engine.bench.process import Server
 from engine.bench.report import save, table
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE
-from engine.wire.client import Client
-from engine.wire.protocol import Kind
-
-CHUNKS = 4  # a user frame is sent in pieces of 20 ms, as browsers send
-CHUNK_SAMPLES = FRAME_SAMPLES // CHUNKS
-READY_SECONDS = 120
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass
-class Server:
-    """A server process of our own."""
-
-    options: list[str]
-    port: int = 8997
-    command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
-    ready_seconds: float = 0.0
-
-    def __enter__(self) -> "Server":
-        started = time.monotonic()
-        arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
-        self.process = subprocess.Popen(
-            [*self.command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while not self._is_ready():
-            assert self.process.poll() is None, f"the server ended: {self.process.returncode}"
-            assert time.monotonic() - started < READY_SECONDS, "the server does not get ready"
-            time.sleep(0.02)
-        self.ready_seconds = time.monotonic() - started
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def _is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def cpu_seconds(self) -> float:
-        """Processor time the process has used, user and system."""
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
-            entries = file.read().rsplit(")", 1)[1].split()
-        return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
-
-
-@dataclass
-class Talk:
-    """What one paced conversation measured."""
-
-    latencies: list[float] = field(default_factory=list)  # seconds, per frame
-    stats: dict[str, Any] = field(default_factory=dict)
-    sent_at: list[float] = field(default_factory=list)
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray, fmt: str) -> Talk:
-    """Talk at the pace of speech for `seconds`, starting after `delay`."""
-    talk = Talk()
-    await asyncio.sleep(delay)
-    async with Client(url, fmt=fmt) as client:
-        hearing = asyncio.create_task(_hear(client, talk))
-        await talk.ready.wait()
-        start = time.monotonic()
-        for n in range(int(seconds / FRAME_SECONDS) * CHUNKS):
-            await asyncio.sleep(
-                max(0.0, start + (n + 1) * FRAME_SECONDS / CHUNKS - time.monotonic())
-            )
-            at = n * CHUNK_SAMPLES % (len(pcm) - CHUNK_SAMPLES)
-            await client.hear(pcm[at : at + CHUNK_SAMPLES])
-            if n % CHUNKS == CHUNKS - 1:
-                talk.sent_at.append(time.monotonic())
-        await asyncio.sleep(0.5)
-        hearing.cancel()
-    return talk
-
-
-async def _hear(client: Client, talk: Talk) -> None:
-    """Match the n-th agent frame with the n-th user frame."""
-    samples = 0.0
-    async for message in client.messages():
-        if message.kind is Kind.HANDSHAKE:
-            talk.ready.set()
-        elif message.kind is Kind.METADATA and message.data["type"] == "stats":
-            talk.stats.update(message.data)
-        elif message.pcm is not None:
-            samples += len(message.pcm)
-            frame = int(samples / FRAME_SAMPLES + 0.5) - 1
-            if len(talk.latencies) <= frame < len(talk.sent_at):
-                talk.latencies.append(message.at - talk.sent_at[frame])
-
-
-def voice(seconds: float = 20.0) -> np.ndarray:
-    """Something like speech: noise in syllables of a quarter second, float32 [n]."""
-    rng = np.random.default_rng(0)
-    n = int(seconds * SAMPLE_RATE)
-    envelope = np.clip(np.sin(np.arange(n) * 2 * np.pi * 2 / SAMPLE_RATE), 0, 1)
-    pauses = np.sin(np.arange(n) * 2 * np.pi * 0.15 / SAMPLE_RATE) > -0.3
-    return (rng.standard_normal(n) * 0.1 * envelope * pauses).astype(np.float32)
+from engine.config import FRAME_SECONDS, LATE_SECONDS
 
 
 async def _all(args: argparse.Namespace, url: str) -> list[Talk]:
@@ -177,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         row = measure(args, server)
         serve_seconds = server.ready_seconds
     demo = [sys.executable, "-m", "demo"]
-    with Server(["--model", args.model], port=8996, command=demo) as server:
+    with Server(["--model", args.model], command=demo) as server:
         page_seconds = server.ready_seconds
     print(table([row]))
     print(f"start-up: serve ready in {serve_seconds:.1f} s, demo in {page_seconds:.1f} s")

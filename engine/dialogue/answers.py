@@ -11,6 +11,7 @@ from engine.dialogue.answerer import Answerer, Messages
 from engine.dialogue.knowledge import KNOWLEDGE_FOLDER, Knowledge, Section
 from engine.dialogue.phrases import Phrases, load_phrases
 from engine.dialogue.router import Router
+from engine.dialogue.speakable import spell
 from engine.dialogue.trigger import TriggerRules
 from engine.errors import RefusedError
 
@@ -68,6 +69,11 @@ class Answers:
     cap: DailyCap
     asks_per_minute: int = 10
     on: bool = True  # for a conversation that does not say
+
+    def prepare(self) -> None:
+        """Load now what the first question would else wait for."""
+        self.router.prepare()
+        spell("1")
 
 
 def build_answers(config: ServerConfig, environ: Mapping[str, str]) -> Answers:

@@ -81,6 +81,8 @@ class Engine:
             backend = self._load(self._progress)
             if self.answers:
                 bang_table(backend.tokenizer)  # now, so that no conversation waits for the scan
+                if self.answers.on:
+                    self.answers.prepare()
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: whoever owns the process must know
             self._failure = error

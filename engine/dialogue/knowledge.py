@@ -8,13 +8,14 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-import bm25s
+from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports each index at DEBUG by itself
+if TYPE_CHECKING:
+    import bm25s
 
 KNOWLEDGE_FOLDER = Path(__file__).parents[2] / "assets" / "knowledge"
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
@@ -78,10 +79,19 @@ class Knowledge:
 
     def __init__(self, sections: Sequence[Section], everyday: Sequence[str] = ()) -> None:
         self.sections = tuple(sections)
-        self._index = bm25s.BM25(k1=K1, b=B)
-        corpus = [terms(section.searched) for section in sections] + [terms(s) for s in everyday]
-        self._known = {term for document in corpus for term in document}
-        self._index.index(corpus, show_progress=False)
+        self._corpus = [terms(section.searched) for section in sections]
+        self._corpus += [terms(sentence) for sentence in everyday]
+        self._known = {term for document in self._corpus for term in document}
+
+    @cached_property
+    def index(self) -> "bm25s.BM25":
+        """Made when it is first needed; `Answers.prepare` sees to it that nobody waits."""
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports each index at DEBUG
+        index = bm25s.BM25(k1=K1, b=B)
+        index.index(self._corpus, show_progress=False)
+        return index
 
     @classmethod
     def load(cls, folder: Path = KNOWLEDGE_FOLDER, everyday: Sequence[str] = ()) -> "Knowledge":
@@ -100,7 +110,7 @@ class Knowledge:
         asked = [term for term in terms(question) if term in self._known]
         if not asked:
             return Found(0.0, 0.0, ())
-        scores = self._index.get_scores(asked)
+        scores = self.index.get_scores(asked)
         count = len(self.sections)
         best = scores[:count].argsort()[::-1]
         everyday = float(scores[count:].max()) if len(scores) > count else 0.0

@@ -27,6 +27,10 @@ class Router:
     def __init__(self, knowledge: Knowledge) -> None:
         self._knowledge = knowledge
 
+    def prepare(self) -> None:
+        """Make the index of the facts, so that no conversation waits for it."""
+        _ = self._knowledge.index
+
     def needs_facts(self, text: str, before: str = "") -> bool:
         """Of a user's turn; `before` is the question routed a moment ago, if there was one."""
         found = self._knowledge.find(text)

@@ -7,8 +7,6 @@ Not a translator: English only, as the model speaks English.
 import re
 import unicodedata
 
-from num2words import num2words
-
 MARKUP = re.compile(r"[*_`~#>|\\<]+|(?<=\s)[-•]+(?=\s)")
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 URL = re.compile(r"https?://(?:www\.)?([^\s/)]+)\S*")
@@ -119,12 +117,18 @@ def _cardinal(number: str) -> str:
     if len(whole) > 12 or (len(whole) > 1 and whole[0] == "0"):
         spoken = _digits(whole)
     else:
-        spoken = num2words(int(whole)).replace(" and ", " ")
+        spoken = _in_words(int(whole)).replace(" and ", " ")
     return f"{spoken} point {_digits(decimals)}" if decimals else spoken
 
 
+def _in_words(number: int, to: str = "cardinal") -> str:
+    from num2words import num2words  # here: it loads sixty languages, and few texts have numbers
+
+    return num2words(number, to=to)
+
+
 def _digits(digits: str) -> str:
-    return " ".join(num2words(int(d)) for d in digits)
+    return " ".join(_in_words(int(d)) for d in digits)
 
 
 def _price(match: re.Match) -> str:
@@ -159,7 +163,7 @@ def _date(match: re.Match) -> str:
     year, month, day = int(match["year"]), int(match["month"]), int(match["day"])
     if not (1 <= month <= 12 and 1 <= day <= 31):
         return f"{_cardinal(str(year))} {_cardinal(str(month))} {_cardinal(str(day))}"
-    return f"{MONTHS[month - 1]} {num2words(day, to='ordinal')} {num2words(year, to='year')}"
+    return f"{MONTHS[month - 1]} {_in_words(day, to='ordinal')} {_in_words(year, to='year')}"
 
 
 def _version(match: re.Match) -> str:
@@ -177,11 +181,11 @@ def _time(match: re.Match) -> str:
 
 
 def _year(match: re.Match) -> str:
-    return num2words(int(match[0]), to="year")
+    return _in_words(int(match[0]), to="year")
 
 
 def _ordinal(match: re.Match) -> str:
-    return num2words(int(match["number"]), to="ordinal")
+    return _in_words(int(match["number"]), to="ordinal")
 
 
 UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from engine.config import ServerConfig
 from engine.runtime.backend import Backend
-from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ def load_backend(
     if source == "embedded":
         if config.transcribe:
             logger.warning("the embedded voice has no codec that a recogniser could read: no words")
+        from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
+
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
     from engine.runtime.starting import load_personaplex  # torch: only where it is needed
 

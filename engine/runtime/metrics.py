@@ -13,7 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from engine.config import LATE_SECONDS
 
 WINDOW = 512  # ticks or frames a percentile looks back
-STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.12, 0.25)
+STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.010, 0.012, 0.014, 0.016),
+    *(0.018, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050, 0.055, 0.060, 0.065, 0.070, 0.075),
+    *(0.080, 0.090, 0.100, 0.120, 0.150, 0.200, 0.250),
+)
 
 
 class Window:

@@ -18,8 +18,6 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import aiohttp
 import numpy as np
-import soundfile
-import soxr
 
 from engine.config import FRAME_SAMPLES, SAMPLE_RATE
 from engine.errors import ConfigError, EngineError
@@ -120,6 +118,9 @@ def _public(url: str) -> str:
 
 def read_wav(path: str | Path) -> np.ndarray:
     """A sound file as mono float32 [n] at 24 kHz, first channel. Raises ConfigError."""
+    import soundfile  # here: a client without files needs neither
+    import soxr
+
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -215,6 +216,8 @@ async def talk(args: argparse.Namespace) -> int:
 def _save(listener: Listener, args: argparse.Namespace) -> None:
     print()
     if args.output and listener.pcm:
+        import soundfile
+
         soundfile.write(args.output, np.concatenate(listener.pcm), SAMPLE_RATE)
     if args.transcript:
         Path(args.transcript).write_text("".join(listener.texts).strip() + "\n", encoding="utf-8")

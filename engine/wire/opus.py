@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-import sphn
 
 from engine.config import SAMPLE_RATE
 from engine.errors import BadAudioError
@@ -46,6 +45,8 @@ class OpusCodec:
     """One Ogg/Opus stream each way, 24 kHz, mono."""
 
     def __init__(self) -> None:
+        import sphn  # here: who speaks pcm16 needs none
+
         self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
         self._writer = sphn.OpusStreamWriter(SAMPLE_RATE)
 

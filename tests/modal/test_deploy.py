@@ -92,6 +92,16 @@ def test_download_and_check_need_no_gpu(deployed):
         assert function.volume_mounts[0].mount_path == "/cache"
 
 
+def test_the_gates_measure_on_a_machine_like_the_servers(deployed, tuned):
+    for platform in (deployed, tuned):
+        function, server = definition(platform, "gates"), definition(platform)
+        assert function.resources == server.resources
+        assert list(function.secret_ids) == list(server.secret_ids)
+        assert function.volume_mounts == server.volume_mounts
+        assert function.timeout_secs == 3600
+    assert definition(deployed, "gates").resources.gpu_config.gpu_type == "A10G"
+
+
 def test_both_secrets_are_found_without_editing_anything(deployed):
     assert list(definition(deployed).secret_ids) == ["st-huggingface-secret", "st-deepseek-secret"]
     assert "smart routing: on (deepseek-secret)" in deployed.said
@@ -174,6 +184,7 @@ def test_it_deploys_on_cpu_without_the_model_and_its_secret(home):
         assert done.returncode == 0, done.stdout + done.stderr
         server = definition(platform)
         assert not server.resources.gpu_config.gpu_type
+        assert not definition(platform, "gates").resources.gpu_config.gpu_type
         assert len(server.secret_ids) == 2
         assert "smart routing: off: no secret found" in done.stdout
 

@@ -75,7 +75,7 @@ def test_choices_of_options_are_real():
 
 def test_every_function_that_is_run_is_in_the_app():
     names = re.findall(r"modal_app\.py::(\w+)", TEXT)
-    assert {"check", "download"} <= set(names)
+    assert {"check", "download", "gates"} <= set(names)
     assert all(f"def {name}(" in APP for name in names)
 
 

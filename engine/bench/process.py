@@ -1,0 +1,196 @@
+"""A server process of our own, and what can be read of it from outside.
+
+Not a measurement: `server`, `capacity` and `soak` talk to it and judge what they see.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.errors import EngineError
+
+READY_SECONDS = (
+    400  # a full checkpoint is read, quantised, its kernels compiled and its ticks timed
+)
+LOG_LINES = 5  # of a server that ended, for whoever must find out why
+EMPTY_SECONDS = 10.0  # until all slots are free once everybody has left
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Server:
+    """`with Server(["--model", …]) as server:` on a free port; nothing of our environment."""
+
+    options: list[str]
+    command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
+    port: int = field(default_factory=lambda: free_port())
+    ready_seconds: float = 0.0
+
+    def __enter__(self) -> "Server":
+        started = time.monotonic()
+        arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
+        # a setting of the operator's must not change what is measured
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAPLEX_")}
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept
+        )
+        try:
+            self._wait_until_ready(started)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.ready_seconds = time.monotonic() - started
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def _wait_until_ready(self, started: float) -> None:
+        while not self._is_ready():
+            self.check_alive()
+            if time.monotonic() - started > READY_SECONDS:
+                raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._words()}")
+            time.sleep(0.02)
+
+    def check_alive(self) -> None:
+        """Raises EngineError with the server's last words if it has ended."""
+        if self.process.poll() is not None:
+            raise EngineError(f"the server ended with {self.process.returncode}{self._words()}")
+
+    def _words(self) -> str:
+        self.log.seek(0)
+        return ":\n" + "".join(self.log.readlines()[-LOG_LINES:])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _is_ready(self) -> bool:
+        try:
+            return bool(self.health())
+        except OSError:  # nobody listens yet, or 503: it is waking up
+            return False
+
+    def _read(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def health(self) -> dict:
+        """What /healthz says of a server that is ready: model, slots, free."""
+        return json.loads(self._read("/healthz"))
+
+    def wait_until_empty(self) -> int:
+        """Slots that are not free although everybody has left: 0 within a moment, or lost ones."""
+        deadline = time.monotonic() + EMPTY_SECONDS
+        while True:
+            health = self.health()
+            taken = health["slots"] - health["free"]
+            if not taken or time.monotonic() > deadline:
+                return taken
+            time.sleep(0.05)
+
+    def counts(self) -> "Counts":
+        return Counts.of(self._read("/metrics"))
+
+    def cpu_seconds(self) -> float:
+        """Processor time the process has used, user and system."""
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
+            entries = file.read().rsplit(")", 1)[1].split()
+        return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
+
+    def memory(self) -> dict[str, float]:
+        """Megabytes: all that is resident, and of it what is its own (no mapped files)."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        own = int(lines["RssAnon"].split()[0])
+        return {"rss_mb": int(lines["VmRSS"].split()[0]) / 1024, "own_mb": own / 1024}
+
+    def handles(self) -> dict[str, int]:
+        """Open file descriptors and threads."""
+        folder = f"/proc/{self.process.pid}"
+        return {
+            "files": len(os.listdir(f"{folder}/fd")),
+            "threads": len(os.listdir(f"{folder}/task")),
+        }
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A server's counters at one moment; the difference of two is what happened in between."""
+
+    late: int  # frames sent > 120 ms after their user frame was complete
+    dropped: int  # user frames given up in overload
+    backend_seconds: float  # spent in ticks
+    ticks: Counter[float]  # ticks within so many seconds, each with all shorter ones
+    ended: Counter[str]  # conversations by reason
+
+    @classmethod
+    def of(cls, text: str) -> "Counts":
+        """From a Prometheus exposition."""
+        single: Counter[str] = Counter()
+        ticks: Counter[float] = Counter()
+        ended: Counter[str] = Counter()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == "personaplex_step_seconds_bucket":
+                    ticks[float(sample.labels["le"])] = int(sample.value)
+                elif sample.name == "personaplex_conversations_ended_total":
+                    ended[sample.labels["reason"]] = int(sample.value)
+                elif not sample.labels:
+                    single[sample.name] = sample.value
+        return cls(
+            late=int(single["personaplex_late_frames_total"]),
+            dropped=int(single["personaplex_dropped_user_frames_total"]),
+            backend_seconds=single["personaplex_step_seconds_sum"],
+            ticks=ticks,
+            ended=ended,
+        )
+
+    def since(self, before: "Counts") -> "Counts":
+        return Counts(
+            late=self.late - before.late,
+            dropped=self.dropped - before.dropped,
+            backend_seconds=self.backend_seconds - before.backend_seconds,
+            ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
+            ended=self.ended - before.ended,
+        )
+
+    def share_within(self, seconds: float) -> float:
+        """The share of ticks that took no longer than a bound of the histogram; 1 if none ran."""
+        whole = self.ticks[float("inf")]
+        return self.ticks[seconds] / whole if whole else 1.0
+
+    def tick_ms(self, percent: float) -> float:
+        """A percentile of the ticks, straight within its bucket; 0 if none ran."""
+        wanted = self.ticks[float("inf")] * percent / 100
+        low, below = 0.0, 0
+        for bound, count in sorted(self.ticks.items()):
+            if count >= wanted and count > below:
+                if bound == float("inf"):
+                    return low * 1e3  # at least so much: nothing finer is known
+                return (low + (bound - low) * (wanted - below) / (count - below)) * 1e3
+            low, below = bound, count
+        return 0.0

@@ -1,0 +1,243 @@
+"""`gates`: the verdict on int8 with the weights on the volume, and every start after it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from demo import gates as gates_module
+from demo.gates import gates
+from demo.judging import AUTO, Effort
+from demo.settings import container_config
+from demo.volume import pinned_to_local
+from engine.bench.drift import LIMITS
+from engine.dialogue.voices import Voices
+from engine.model.linear import Linear
+from engine.runtime import hub
+from engine.runtime.choose import load_backend
+from engine.runtime.verdict import VERDICT, keep, precise
+from tests.modal.hub import RefusingHub
+from tests.modal.rehearsal import ROOT, clean
+
+TINY = ROOT / "tests" / "golden" / "tiny"
+COMMIT, NEWER = "c0ffee" * 6 + "c0ff", "beef" * 10
+VOLUME = "personaplex-weights"
+
+
+def downloaded(cache: Path, commit: str) -> Path:
+    """The tiny checkpoint as the hub's client would leave the public one; its snapshot."""
+    repository = cache / "hf" / "hub" / "models--nvidia--personaplex-7b-v1"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name in hub.FILES:
+        shutil.copy(TINY / name, snapshot)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A volume with weights and nothing else, on a machine without a GPU."""
+    for name in [name for name in os.environ if name.startswith(("PERSONAPLEX_", "HF_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setenv("PERSONAPLEX_DEVICE", "cpu")
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "compiled"))  # so that the run sets none
+    downloaded(tmp_path, COMMIT)
+    return tmp_path
+
+
+def snapshot_of(cache: Path, commit: str = COMMIT) -> Path:
+    return cache / "hf/hub/models--nvidia--personaplex-7b-v1/snapshots" / commit
+
+
+class Benches:
+    """Stand-ins for the two benches, which keep the contract of their results."""
+
+    def __init__(self, cache: Path, good: bool, held: dict[str, int]) -> None:
+        self._folder, self._good, self._held = snapshot_of(cache), good, held
+        self.said: list[str] = []  # what was run and committed, in order
+
+    def commit(self) -> None:
+        allowed = "a verdict" if (self._folder / VERDICT).exists() else "no verdict"
+        self.said.append(f"committed {allowed}")
+
+    def __call__(self, words: list[str]) -> int:
+        given = dict(pairwise(words))  # an option -> its value
+        assert (given["--model"], given["--device"]) == (str(self._folder), "cpu")
+        if words[0] == "drift":
+            self.said.append("drift")
+            keep(self._folder, self._good, self._good, {"frames": 1500})
+            row = {"what": "int8 KV", "top1": 0.5, "kl": 0.2, "kl_rise": 0.1, "good": self._good}
+            result = {"limits": LIMITS, "rows": [row]}
+        else:
+            mode = given["--weights"]
+            self.said.append(mode)
+            if mode not in self._held:
+                return 1
+            result = {"servers": [{"held": self._held[mode], "slots": 16}]}
+        Path(given["--json"]).write_text(json.dumps(result))
+        return 0
+
+
+def test_a_good_verdict_is_kept_and_committed_and_said(cache, capsys):
+    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 16})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    order = ["drift", "committed a verdict", "bf16", "int8", "committed a verdict"]
+    assert benches.said == order
+    said = capsys.readouterr().out
+    assert "weights bf16, keys and values bf16         4 of 16 places\n" in said
+    assert "weights int8, keys and values int8        16 of 16 places\n" in said
+    assert "verdict     weights int8, keys and values int8\n" in said
+    assert "next start  weights int8, keys and values int8\n" in said
+    path = (snapshot_of(cache) / VERDICT).relative_to(cache)
+    assert f"\n  modal volume rm personaplex-weights {path}\n" in said
+
+
+def test_a_bad_verdict_is_a_result_and_bf16_stays(cache, capsys):
+    benches = Benches(cache, good=False, held={"bf16": 4})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said == ["drift", "committed a verdict", "bf16", "committed a verdict"]
+    said = capsys.readouterr().out
+    assert "TOO MUCH" in said
+    assert "asked for: the same in 97% of the frames" in said
+    assert said.endswith("Nothing to do: bf16 stays.\n")
+    assert precision(start()) == ("plain", "plain")
+
+
+def test_int8_that_holds_fewer_conversations_is_not_allowed(cache, capsys):
+    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 3})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said[-1] == "committed no verdict"
+    said = capsys.readouterr().out
+    assert "verdict     weights bf16, keys and values bf16, for int8 holds fewer\n" in said
+
+
+def test_int8_that_breaks_under_load_is_not_allowed(cache):
+    benches = Benches(cache, good=True, held={"bf16": 4})
+    with pytest.raises(SystemExit, match=r"^error: bench capacity .* so bf16 stays$"):
+        gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said[-2:] == ["int8", "committed no verdict"]
+
+
+def test_a_drift_that_breaks_changes_nothing(cache):
+    keep(snapshot_of(cache), True, True, {})
+    with pytest.raises(SystemExit, match=r"^error: bench drift .* the verdict is what it was$"):
+        gates(cache, VOLUME, pytest.fail, bench=lambda _: 1)
+    assert (snapshot_of(cache) / VERDICT).exists()
+
+
+def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
+    monkeypatch.setenv("PERSONAPLEX_WEIGHTS", "bf16")
+    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 16})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert "next start  weights bf16, keys and values int8, as PERS" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(400)  # five processes load PyTorch, on a machine that others use
+def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
+    """150 frames are enough for these weights to pass; how many are held is this machine's."""
+    monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(TINY.parent / "stt_tiny"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
+    committed: list[bool] = []
+    effort = Effort(frames=150, seconds=0.5, step_seconds=0.3)
+    gates(cache, VOLUME, lambda: committed.append((snapshot_of(cache) / VERDICT).exists()), effort)
+    (results,) = (snapshot_of(cache) / "gates").iterdir()
+    drift = json.loads((results / "drift.json").read_text())
+    assert (drift["frames"], len(drift["rows"])) == (150, 4)
+    tried = [path.stem for path in sorted(results.glob("capacity-*"))]
+    assert tried[0] == "capacity-bf16-bf16"
+    assert committed[0]
+    allowed = precise(AUTO, snapshot_of(cache))
+    assert "capacity-{}-{}".format(*allowed) in tried
+    said = capfd.readouterr().out
+    assert "next start  weights {}, keys and values {}".format(*allowed) in said
+    assert re.search(r"^recogniser  weights (bf16|int8)$", said, re.MULTILINE)
+    assert precision(start()) == tuple(name.replace("bf16", "plain") for name in allowed)
+
+
+# -- what a start makes of it ----------------------------------------------------------------------
+
+
+def start():
+    """The backend that a container started now would load."""
+    config = pinned_to_local(container_config(os.environ, 8998))
+    return load_backend(config, lambda *_: None, Voices)
+
+
+def precision(backend) -> tuple[str, str]:
+    """Of weights, of keys and values; what is plain is float32 on a CPU, bf16 on a GPU."""
+    products = [m for m in backend.checkpoint.lm.modules() if isinstance(m, Linear)]
+    weights = {m.weight is not None and m.weight.dtype == torch.int8 for m in products}
+    kv = backend.loop.rings.kv.dtype == torch.int8
+    assert len(weights) == 1
+    return "int8" if weights.pop() else "plain", "int8" if kv else "plain"
+
+
+def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
+    before = start()
+    keep(snapshot_of(cache), True, True, {})
+    assert precision(start()) == ("int8", "int8")
+    assert precision(before) == ("plain", "plain")
+    (snapshot_of(cache) / VERDICT).unlink()
+    assert precision(start()) == ("plain", "plain")
+
+
+def test_another_revision_of_the_weights_has_no_verdict(cache):
+    keep(snapshot_of(cache), True, True, {})
+    downloaded(cache, NEWER)
+    assert precision(start()) == ("plain", "plain")
+
+
+# -- runs that cannot judge ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"PERSONAPLEX_GPU": "none"}, "PERSONAPLEX_GPU is none, but the gates measure on the"),
+        ({"PERSONAPLEX_MODEL": "embedded"}, "which has no weights to judge"),
+        ({"PERSONAPLEX_DEVICE": "cuda"}, "there is no GPU here"),
+        ({"PERSONAPLEX_SLOTS": "many"}, "PERSONAPLEX_SLOTS is 'many'"),
+    ],
+)
+def test_where_nothing_can_be_judged_the_end_is_one_line(cache, monkeypatch, environ, words):
+    monkeypatch.setattr(gates_module, "has_cuda", lambda: False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        gates(cache, VOLUME, pytest.fail, bench=pytest.fail)
+    assert str(ended.value).startswith("error: ")
+    assert words in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_without_the_licence_the_end_is_one_line(tmp_path):
+    code = (
+        "from pathlib import Path; from demo.gates import gates\n"
+        "gates(Path('cache'), 'volume', print)"
+    )
+    with RefusingHub("gated") as stand_in:  # the hub's address is read when its client is imported
+        environ = {"HF_ENDPOINT": stand_in.url, "HF_TOKEN": "hf_test", "PERSONAPLEX_DEVICE": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=clean(tmp_path, PYTHONPATH=str(ROOT), **environ),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this token may not read nvidia/personaplex-7b-v1 (403)")
+    assert len(done.stderr.splitlines()) == 1
