@@ -8,7 +8,7 @@ import engine.bench as room
 
 # modules of this room that measure nothing themselves
 HELPERS = (
-    *("__main__", "device", "paced", "process", "report"),
+    *("__main__", "crowd", "device", "paced", "process", "report"),
     *("scripted", "source", "standin", "talks"),
 )
 

@@ -3,10 +3,13 @@
 import argparse
 import importlib
 import json
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from engine.bench.report import save
+from engine.errors import EngineError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -14,6 +17,8 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "stages": ["--slots", "1", "16"],
     "connect": [],
     "memory": ["--kv", "int8"],
+    "capacity": ["--step-seconds", "4", "--seconds", "60"],
+    "soak": ["--weights", "int8", "--kv", "int8", "--minutes", "1"],
 }
 SMALL = {  # the same at a size for two CPU cores
     "verify": [],
@@ -21,7 +26,10 @@ SMALL = {  # the same at a size for two CPU cores
     "stages": ["--slots", "1", "--times", "2"],
     "connect": ["--columns", "80"],
     "memory": ["--slots", "2"],
+    "capacity": ["--slots", "2", "--step-seconds", "1", "--seconds", "2"],
+    "soak": ["--slots", "2", "--minutes", "0.1"],
 }
+SERVED = ("capacity", "soak")  # they share one generated checkpoint on disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,21 +40,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 if the correctness part found something wrong."""
+    """1 if a part found something wrong or could not be run; the others run all the same."""
     target = Path(args.json or "bench-gpu.json")
     results, worst = {}, 0
-    for part in args.parts:
-        started = time.perf_counter()
-        print(f"== {part}", flush=True)
-        module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
-        module.add_arguments(parser)
-        path = target.with_suffix(f".{part}.json")
-        options = [*(SMALL if args.small else PARTS)[part], "--json", str(path)]
-        options += ["--small"] if args.small and "--small" not in options else []
-        worst = max(worst, module.run(parser.parse_args(options)))
-        seconds = time.perf_counter() - started
-        results[part] = {"seconds": seconds, **json.loads(path.read_text())}
-        path.unlink()
-        print(f"== {part}: {seconds:.0f} s", flush=True)
-    print("written:", save("gpu", results, str(target)))
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        for part in args.parts:
+            started = time.perf_counter()
+            print(f"== {part}", flush=True)
+            code, result = _run_part(part, args.small, folder, target.with_suffix(f".{part}.json"))
+            worst = max(worst, code)
+            seconds = time.perf_counter() - started
+            results[part] = {"seconds": seconds, **result}
+            save("gpu", results, str(target))  # at once: what is measured is kept
+            print(f"== {part}: {seconds:.0f} s", flush=True)
+    print("written:", target)
     return worst
+
+
+def _run_part(part: str, small: bool, folder: str, path: Path) -> tuple[int, dict[str, Any]]:
+    """(exit code, what it wrote) of one subject; `path` is where it writes, for a moment."""
+    from engine.bench.device import release
+
+    release()  # a server beside us needs what the part before has left
+    module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
+    module.add_arguments(parser)
+    options = [*(SMALL if small else PARTS)[part], "--json", str(path)]
+    options += ["--folder", folder] if part in SERVED else []
+    options += ["--small"] if small and "--small" not in options else []
+    try:
+        code = module.run(parser.parse_args(options))
+    except EngineError as error:
+        print(f"error: {error}", flush=True)
+        return 1, {"error": str(error)}
+    result = json.loads(path.read_text())
+    path.unlink()
+    return code, result
