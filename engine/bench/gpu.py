@@ -3,10 +3,14 @@
 import argparse
 import importlib
 import json
+import os
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from engine.bench.report import save
+from engine.errors import EngineError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -15,7 +19,9 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "connect": [],
     "memory": ["--kv", "int8"],
     "load": [],
-    "peer": ["--context", "2999", "--ticks", "80", "--kind", "step", "frame"],
+    "capacity": ["--step-seconds", "4", "--seconds", "60"],
+    "soak": ["--weights", "int8", "--kv", "int8", "--minutes", "1"],
+    "peer": ["--slots", "1", "8", "16", "--context", "2999", "--kind", "step", "frame"],
 }
 SMALL = {  # the same at a size for two CPU cores
     "verify": [],
@@ -24,8 +30,11 @@ SMALL = {  # the same at a size for two CPU cores
     "connect": ["--columns", "80"],
     "memory": ["--slots", "2"],
     "load": [],
+    "capacity": ["--slots", "2", "--step-seconds", "1", "--seconds", "2"],
+    "soak": ["--slots", "2", "--minutes", "0.1"],
     "peer": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
 }
+READING = ("load", "capacity", "soak", "peer")  # they share one generated checkpoint on disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,24 +46,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 if the correctness part found something wrong."""
+    """1 if a part found something wrong or could not be run; the others run all the same."""
+    if args.small:  # models so small only wait for each other's threads; the servers are told too
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     target = Path(args.json or "bench-gpu.json")
     results, worst = {}, 0
-    for part in args.parts:
-        if part == "peer" and not args.moshi:
-            continue
-        started = time.perf_counter()
-        print(f"== {part}", flush=True)
-        module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
-        module.add_arguments(parser)
-        path = target.with_suffix(f".{part}.json")
-        options = [*(SMALL if args.small else PARTS)[part], "--json", str(path)]
-        options += ["--small"] if args.small and "--small" not in options else []
-        options += ["--moshi", args.moshi] if part == "peer" else []
-        worst = max(worst, module.run(parser.parse_args(options)))
-        seconds = time.perf_counter() - started
-        results[part] = {"seconds": seconds, **json.loads(path.read_text())}
-        path.unlink()
-        print(f"== {part}: {seconds:.0f} s", flush=True)
-    print("written:", save("gpu", results, str(target)))
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        for part in args.parts:
+            if part == "peer" and not args.moshi:
+                continue
+            started = time.perf_counter()
+            print(f"== {part}", flush=True)
+            code, result = _run_part(part, args, folder, target.with_suffix(f".{part}.json"))
+            worst = max(worst, code)
+            seconds = time.perf_counter() - started
+            results[part] = {"seconds": seconds, **result}
+            save("gpu", results, str(target))  # at once: what is measured is kept
+            print(f"== {part}: {seconds:.0f} s", flush=True)
+    print("written:", target)
     return worst
+
+
+def _run_part(
+    part: str, args: argparse.Namespace, folder: str, path: Path
+) -> tuple[int, dict[str, Any]]:
+    """(exit code, what it wrote) of one subject; `path` is where it writes, for a moment."""
+    from engine.bench.device import release
+
+    release()  # a server beside us needs what the part before has left
+    module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
+    module.add_arguments(parser)
+    options = [*(SMALL if args.small else PARTS)[part], "--json", str(path)]
+    options += ["--folder", folder] if part in READING else []
+    options += ["--moshi", args.moshi] if part == "peer" else []
+    options += ["--small"] if args.small and "--small" not in options else []
+    try:
+        code = module.run(parser.parse_args(options))
+    except EngineError as error:
+        print(f"error: {error}", flush=True)
+        return 1, {"error": str(error)}
+    result = json.loads(path.read_text())
+    path.unlink()
+    return code, result

@@ -27,6 +27,7 @@ from engine.errors import ModelError
 from engine.model.config import ModelConfig
 from engine.runtime.generated import FULL, SMALL
 from engine.runtime.generated_files import write_checkpoint
+from engine.runtime.hub import CONFIG as CONFIG_FILE
 from engine.runtime.loader import Checkpoint
 
 SIZES = {"full": FULL, "small": SMALL, "recipe": ModelConfig(lm=RECIPE, mimi=CODEC)}
@@ -120,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed (pip --target)")
     parser.add_argument("--reference", metavar="PATH", help="checkout of NVIDIA's PersonaPlex")
+    parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="--small: small")
     parser.add_argument("--kind", nargs="+", choices=list(ours.KINDS), default=["step"])
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
@@ -139,11 +141,13 @@ def run(args: argparse.Namespace) -> int:
     config, device = SIZES["small" if args.small else args.size], device_of(args)
     args.context = sorted({min(c, config.lm.context - 1) for c in args.context})
     result: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), config, device)
-        checkpoint = ours.load(Path(folder), device)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(args.folder or passing)
+        if not (folder / CONFIG_FILE).exists():
+            write_checkpoint(folder, config, device)
+        checkpoint = ours.load(folder, device)
         for name, package in packages.items():
-            result[name] = beside(name, package, Path(folder), checkpoint, args)
+            result[name] = beside(name, package, folder, checkpoint, args)
             if result[name]["rows"]:
                 print(table([{"peer": name} | row for row in result[name]["rows"]]), flush=True)
     print("written:", save("peer", result, args.json))

@@ -3,6 +3,7 @@
 Not a measurement: `server`, `capacity` and `soak` talk to it and judge what they see.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -44,11 +45,10 @@ class Server:
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept
         )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.__exit__)
             self._wait_until_ready(started)
-        except BaseException:
-            self.__exit__()
-            raise
+            undo.pop_all()
         self.ready_seconds = time.monotonic() - started
         return self
 

@@ -68,16 +68,17 @@ def _written(folder: Path, args: argparse.Namespace) -> str:
     from engine.runtime.hub import CONFIG
     from engine.runtime.loader import read_config
 
-    config = config_of(args)
+    config, saved = config_of(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
     if not (folder / CONFIG).exists():
         start = time.monotonic()
         write_checkpoint(folder, config, device_of(args), 0)
-        write_voice(folder / "voices" / f"{VOICE_NAMES[0]}.pt", config.lm)
         release()  # the server beside us needs the memory
         print(f"generated checkpoint written in {time.monotonic() - start:.1f} s", flush=True)
     written = read_config(folder)
     if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
         raise ConfigError(f"--folder {folder} holds a model of another size; give another folder")
+    if not saved.exists():
+        write_voice(saved, config.lm)
     return str(folder)
 
 

@@ -74,6 +74,10 @@ class Client:
         await self._ws.close()
         await self._http.close()
 
+    async def vanish(self) -> None:
+        """Cut the line without a goodbye, as a lost network does."""
+        await self._http.close()
+
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send one message; nothing once the server hung up (`messages` has its reason)."""
         with contextlib.suppress(aiohttp.ClientConnectionResetError):

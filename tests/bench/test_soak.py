@@ -1,0 +1,67 @@
+"""`bench soak`: what counts as growth, and that a server's faults are noticed."""
+
+import sys
+
+import pytest
+
+from engine.bench import process
+from engine.bench.process import Server
+from engine.bench.soak import faults, grown, rows, slope, soak
+
+WELL = {
+    "errors": [],
+    "grown": {"own_mb": 3.0},
+    "before": {"files": 7, "threads": 4},
+    "after": {"files": 9, "threads": 4},
+    "slots": 4,
+    "slots_lost": 0,
+}
+
+
+def test_growth_leaves_out_the_warming_up_and_single_peaks():
+    flat = [100, 300, 500, 500, 500, 900, 500, 500]
+    assert grown(flat) == grown([5.0]) == 0
+    assert grown([0, 0, 10, 10, 20, 20, 30, 30]) == 20
+
+
+def test_the_slope_is_per_hour():
+    seconds = list(range(100))
+    assert slope(seconds, [7 + s for s in seconds]) == pytest.approx(3600)
+    assert slope([1.0], [7.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"errors": ["internal error: 1"]}, "1 conversations ended by error, the first: internal"),
+        ({"grown": {"own_mb": 101.0}}, "own_mb grew by 101"),
+        ({"grown": {"own_mb": 0.0, "device_mb": 300.0}}, "device_mb grew by 300"),
+        ({"after": {"files": 99, "threads": 4}}, "92 files more than before"),
+        ({"after": {"files": 7, "threads": 14}}, "10 threads more than before"),
+        ({"slots_lost": 1}, "1 of 4 slots were not given back"),
+    ],
+)
+def test_every_fault_is_named(change, said):
+    assert faults(WELL) == []
+    (fault,) = faults({**WELL, **change})
+    assert fault.startswith(said)
+
+
+def test_a_healthy_server_stays_well_while_people_come_and_go():
+    with Server(["--model", "embedded", "--slots", "3"]) as server:
+        result = soak(server, people=3, seconds=7, seed=1, fmt="pcm16")
+    assert faults(result) == []
+    assert result["conversations"] >= 2
+    assert result["frames"] > 0
+    assert [row["watched"] for row in rows(result)][:2] == ["rss_mb", "own_mb"]
+
+
+def test_a_leak_an_error_and_a_lost_slot_are_noticed(monkeypatch):
+    monkeypatch.setattr(process, "EMPTY_SECONDS", 1.0)
+    command = [sys.executable, "-m", "tests.bench.faulty_server", "leak,error,slot"]
+    with Server(["--model", "embedded", "--slots", "4"], command) as server:
+        result = soak(server, people=3, seconds=8, seed=1, fmt="pcm16")
+    error, memory, slot = faults(result)
+    assert "internal error" in error
+    assert memory.startswith("own_mb grew by ")
+    assert slot == "1 of 4 slots were not given back"
