@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Rooms whose tests neither pace real time nor drive a browser: they run side by side.
+UNIT := tests/model tests/runtime tests/dialogue tests/bench
 
 .PHONY: setup run test bench lint browsers
 
@@ -19,7 +21,8 @@ run: setup
 test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(UNIT) tests/test_*.py $(ARGS)
+	$(BIN)/pytest $(UNIT:%=--ignore=%) --ignore-glob='tests/test_*.py' $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

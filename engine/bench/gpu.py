@@ -1,11 +1,18 @@
-"""The whole GPU suite in one command: correctness first, then times; every part into one json."""
+"""The whole GPU suite in one command: correctness and loading, then times; all into one json.
+
+What is checked or loaded first runs side by side, as it waits for compilers and disks; what is
+timed runs alone. `soak` takes an hour of its own and is not part of it.
+"""
 
 import argparse
 import importlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +21,26 @@ from engine.errors import EngineError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
-    "tick": ["--context", "100", "750", "2999", "--ticks", "80", "--warm-up", "10"],
+    "load": [],
+    "tick": ["--context", "100", "750", "2999", "--ticks", "50", "--warm-up", "5"],
     "stages": ["--slots", "1", "16"],
     "connect": [],
     "memory": ["--kv", "int8"],
-    "load": [],
-    "capacity": ["--step-seconds", "4", "--seconds", "60"],
-    "soak": ["--weights", "int8", "--kv", "int8", "--minutes", "1"],
-    "peer": ["--slots", "1", "8", "16", "--context", "2999", "--kind", "step", "frame"],
+    "peer": ["--slots", "1", "8", "16", "--context", "2999", "--ticks", "50"],
+    "capacity": ["--step-seconds", "4", "--seconds", "180"],
 }
 SMALL = {  # the same at a size for two CPU cores
     "verify": [],
+    "load": [],
     "tick": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
     "stages": ["--slots", "1", "--times", "2"],
     "connect": ["--columns", "80"],
     "memory": ["--slots", "2"],
-    "load": [],
-    "capacity": ["--slots", "2", "--step-seconds", "1", "--seconds", "2"],
-    "soak": ["--slots", "2", "--minutes", "0.1"],
     "peer": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
+    "capacity": ["--slots", "2", "--step-seconds", "1", "--seconds", "2"],
 }
-READING = ("load", "capacity", "soak", "peer")  # they share one generated checkpoint on disk
+READING = ("load", "peer", "capacity")  # they share one generated checkpoint on disk
+BESIDE = "verify"  # runs in a process of its own while the next part runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed: part `peer`")
+    parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     parser.add_argument("--json", help="where to write the result")
 
 
@@ -50,41 +57,79 @@ def run(args: argparse.Namespace) -> int:
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     target = Path(args.json or "bench-gpu.json")
-    results, worst = {}, 0
-    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        for part in args.parts:
-            if part == "peer" and not args.moshi:
+    results: dict[str, Any] = {}
+    parts = [part for part in args.parts if part != "peer" or args.moshi]
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as passing:
+        folder, waiting = args.folder or passing, None
+        for part in parts:
+            options = options_of(part, args, folder, target)
+            if part == BESIDE:
+                waiting = started(part, options)
                 continue
-            started = time.perf_counter()
-            print(f"== {part}", flush=True)
-            code, result = _run_part(part, args, folder, target.with_suffix(f".{part}.json"))
-            worst = max(worst, code)
-            seconds = time.perf_counter() - started
-            results[part] = {"seconds": seconds, **result}
+            results[part] = told(part, lambda part=part, options=options: called(part, options))
+            if waiting:
+                results[BESIDE], waiting = told(BESIDE, waiting), None
             save("gpu", results, str(target))  # at once: what is measured is kept
-            print(f"== {part}: {seconds:.0f} s", flush=True)
+        if waiting:
+            results[BESIDE] = told(BESIDE, waiting)
+    save("gpu", results, str(target))
     print("written:", target)
-    return worst
+    return max(result["code"] for result in results.values())
 
 
-def _run_part(
-    part: str, args: argparse.Namespace, folder: str, path: Path
-) -> tuple[int, dict[str, Any]]:
-    """(exit code, what it wrote) of one subject; `path` is where it writes, for a moment."""
+def options_of(part: str, args: argparse.Namespace, folder: str, target: Path) -> list[str]:
+    """The command line of one subject."""
+    options = [*(SMALL if args.small else PARTS)[part]]
+    options += ["--json", str(target.with_suffix(f".{part}.json"))]
+    options += ["--folder", folder] if part in READING else []
+    options += ["--moshi", args.moshi] if part == "peer" else []
+    return options + (["--small"] if args.small and "--small" not in options else [])
+
+
+Work = Callable[[], dict[str, Any]]
+
+
+def told(part: str, work: Work) -> dict[str, Any]:
+    """A part's result, its beginning and its seconds on the screen."""
+    begun = time.perf_counter()
+    print(f"== {part}", flush=True)
+    result = work()
+    print(f"== {part}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return {"seconds": time.perf_counter() - begun} | result
+
+
+def started(part: str, options: list[str]) -> Work:
+    """Start a subject in a process of its own; what waits for its end and gives its result."""
+    command = [sys.executable, "-m", "engine", "bench", part, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end() -> dict[str, Any]:
+        output, _ = process.communicate()
+        print(output, flush=True)
+        return result_of(options, process.returncode)
+
+    return end
+
+
+def called(part: str, options: list[str]) -> dict[str, Any]:
+    """Run a subject in this process."""
     from engine.bench.device import release
 
     release()  # a server beside us needs what the part before has left
     module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
     module.add_arguments(parser)
-    options = [*(SMALL if args.small else PARTS)[part], "--json", str(path)]
-    options += ["--folder", folder] if part in READING else []
-    options += ["--moshi", args.moshi] if part == "peer" else []
-    options += ["--small"] if args.small and "--small" not in options else []
     try:
-        code = module.run(parser.parse_args(options))
+        return result_of(options, module.run(parser.parse_args(options)))
     except EngineError as error:
         print(f"error: {error}", flush=True)
-        return 1, {"error": str(error)}
+        return {"code": 1, "error": str(error)}
+
+
+def result_of(options: list[str], code: int) -> dict[str, Any]:
+    """What a subject has written, and the code it ended with; its file is gone then."""
+    path = Path(options[options.index("--json") + 1])
+    if not path.exists():
+        return {"code": code or 1, "error": f"it ended with {code} and no result"}
     result = json.loads(path.read_text())
     path.unlink()
-    return code, result
+    return {"code": code} | result

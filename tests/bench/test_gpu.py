@@ -1,0 +1,59 @@
+"""The GPU suite end to end on a CPU at a reduced size; what takes long there has its own tests."""
+
+import argparse
+import json
+
+from engine.bench import gpu
+from engine.bench.gpu import add_arguments, run
+from engine.errors import ModelError
+
+
+def parsed(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path, parts = tmp_path / "gpu.json", ("verify", "tick", "stages", "connect", "memory")
+    assert run(parsed("--random", "--small", "--parts", *parts, "--json", str(path))) == 0
+    kept = json.loads(path.read_text())
+    assert all(kept[part]["code"] == 0 for part in parts)
+    assert len(kept["verify"]["checks"]) > 15
+    assert all(check["holds"] for check in kept["verify"]["checks"])
+    rows = kept["tick"]["rows"]
+    assert {(row["weights"], row["kv"]) for row in rows} == {
+        (weights, kv) for weights in ("bf16", "int8") for kv in ("bf16", "int8")
+    }
+    assert all(0 < row["floor_ms"] < row["p50_ms"] <= row["p99_ms"] for row in rows)
+    assert all(row["recogniser_ms"] > 0 for row in kept["tick"]["recogniser"])
+    assert list(tmp_path.iterdir()) == [path]
+    assert "== memory" in capfd.readouterr().out
+
+
+def test_a_part_that_fails_does_not_stop_the_others_and_is_told(tmp_path, monkeypatch):
+    class Broken:
+        @staticmethod
+        def add_arguments(parser: argparse.ArgumentParser) -> None:
+            for option in ("--json", "--kv"):
+                parser.add_argument(option)
+
+        @staticmethod
+        def run(args: argparse.Namespace) -> int:
+            raise ModelError("no such weights")
+
+    class Fine(Broken):
+        @staticmethod
+        def run(args: argparse.Namespace) -> int:
+            with open(args.json, "w", encoding="utf-8") as file:
+                file.write('{"rows": [1]}')
+            return 0
+
+    modules = {"engine.bench.connect": Broken, "engine.bench.memory": Fine}
+    monkeypatch.setattr(gpu.importlib, "import_module", modules.__getitem__)
+    path = tmp_path / "gpu.json"
+    assert run(parsed("--parts", "connect", "memory", "--json", str(path))) == 1
+    kept = json.loads(path.read_text())
+    assert kept["connect"]["error"] == "no such weights"
+    assert kept["memory"]["rows"] == [1]
