@@ -29,7 +29,7 @@ def items(args: argparse.Namespace, weights: str, kv: str) -> dict:
     loop = loop_of(args, lm, mimi, args.slots, kv)
     rings = loop.rings
     ring_bytes = bytes_of([rings.kv] if rings.scale is None else [rings.kv, rings.scale])
-    codec = [t for s in (loop.encoder, loop.decoder) for t in (*s.tails.values(), s.rings.kv)]
+    codec = [*loop.encoder.kept(), *loop.decoder.kept()]
     before = allocated()
     ticks = Ticks(loop, not args.eager)
     release()

@@ -86,6 +86,10 @@ class Stream:
             past[:, slot].zero_()
         self.rings.clear(slot)
 
+    def kept(self) -> list[Tensor]:
+        """All tensors of its memory."""
+        return [*self.pasts.values(), self.rings.kv]
+
     def of(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         pasts = [past[:, slot] for past in self.pasts.values()]

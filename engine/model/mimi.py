@@ -44,6 +44,10 @@ class Stream:
             tail[slot].zero_()
         self.rings.clear(slot)
 
+    def kept(self) -> list[Tensor]:
+        """All tensors of its memory."""
+        return [*self.tails.values(), self.rings.kv]
+
     def of(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         tails = [tail[slot] for tail in self.tails.values()]
