@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from engine.model.conv import Conv, ConvTranspose
 from engine.model.kernels_attention import Decode
-from engine.model.kernels_conv import Filter, Moment, convolve, upsample
-from engine.model.kernels_quantizer import nearest, sum_entries
+from engine.model.kernels_conv import Filter, Moment, convolve
+from engine.model.kernels_quantizer import nearest, sum_entries, upsample
 from engine.model.linear import Linear
 from engine.model.seanet import Elu, Residual
 from engine.model.state import Active

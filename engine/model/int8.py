@@ -38,12 +38,13 @@ def exact_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K] times int8 weight [N, K] transposed, times scale [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
-    if x.is_cuda and len(rows) > ROWS:  # a prompt's piece: worth a plain copy of the weight
-        out = torch.nn.functional.linear(rows, weight.to(rows.dtype)) * scale
-    elif x.is_cuda:
-        from engine.model.kernels import matmul  # triton: only where there is a GPU
+    if x.is_cuda:
+        from engine.model.kernels import matmul, widen  # triton: only where there is a GPU
 
-        out = matmul(rows.contiguous(), weight, scale)
+        if len(rows) > ROWS:  # a prompt's piece: worth a plain copy of the weight
+            out = torch.nn.functional.linear(rows, widen(weight, rows.dtype)) * scale
+        else:
+            out = matmul(rows.contiguous(), weight, scale)
     else:
         # Row by row: how many rows there are must not change the order of any sum.
         exact = weight.float()

@@ -99,6 +99,42 @@ def _own_columns(
 
 
 @triton.jit
+def _ring_columns(
+    query, keys, values, key_scales, value_scales, pushed, capacity, start, end,
+    D: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
+    INT8: tl.constexpr, LOW: tl.constexpr, BY_BF16: tl.constexpr,
+):  # fmt: skip
+    """The columns of a part of the ring but for this push's, in lanes that are joined later."""
+    d = tl.arange(0, BD)
+    inside = d < D
+    lane_top = tl.full((BN,), LOW, tl.float32)  # every lane has a softmax of its own: joined once
+    lane_weight = tl.zeros((BN,), tl.float32)
+    lanes = tl.zeros((BN, BD), tl.float32)
+    for first in tl.range(start, end, BN, num_stages=STAGES):
+        n = first + tl.arange(0, BN)
+        seen = n < end
+        for new in tl.static_range(T):
+            seen = seen & (n != (pushed + new) % capacity)
+        both = seen[:, None] & inside[None, :]
+        place = n[:, None] * D + d[None, :]
+        k = _number(tl.load(keys + place, mask=both, other=0), BY_BF16)
+        v = _number(tl.load(values + place, mask=both, other=0), BY_BF16)
+        score = tl.sum(k * query[None, :], 1)
+        if INT8:
+            score *= tl.load(key_scales + n, mask=seen, other=0.0).to(tl.float32)
+        score = tl.where(seen, score, LOW)
+        higher = tl.maximum(lane_top, score)
+        kept = tl.exp2(lane_top - higher)
+        p = tl.where(seen, tl.exp2(score - higher), 0.0)
+        lane_weight = lane_weight * kept + p
+        if INT8:
+            p *= tl.load(value_scales + n, mask=seen, other=0.0).to(tl.float32)
+        lanes = lanes * kept[:, None] + p[:, None] * v
+        lane_top = higher
+    return lane_top, lane_weight, lanes
+
+
+@triton.jit
 def _decode(
     qkv, turn, kv, scales, position, active, part, stat, out,
     capacity, qkv_stride, kv_which, kv_slot, kv_head, scale_which, scale_slot, scale_head, factor,
@@ -133,30 +169,10 @@ def _decode(
         query, base, turn, keys, values, key_scales, value_scales, pushed, capacity, row, start,
         end, H, D, BD, T, INT8, MOST, TINY, LOW,
     )  # fmt: skip
-    lane_top = tl.full((BN,), LOW, tl.float32)  # every lane has a softmax of its own: joined once
-    lane_weight = tl.zeros((BN,), tl.float32)
-    lanes = tl.zeros((BN, BD), tl.float32)
-    for first in tl.range(start, end, BN, num_stages=STAGES):
-        n = first + tl.arange(0, BN)
-        seen = n < end
-        for new in tl.static_range(T):
-            seen = seen & (n != (pushed + new) % capacity)
-        both = seen[:, None] & inside[None, :]
-        place = n[:, None] * D + d[None, :]
-        k = _number(tl.load(keys + place, mask=both, other=0), BY_BF16)
-        v = _number(tl.load(values + place, mask=both, other=0), BY_BF16)
-        score = tl.sum(k * query[None, :], 1)
-        if INT8:
-            score *= tl.load(key_scales + n, mask=seen, other=0.0).to(tl.float32)
-        score = tl.where(seen, score, LOW)
-        higher = tl.maximum(lane_top, score)
-        kept = tl.exp2(lane_top - higher)
-        p = tl.where(seen, tl.exp2(score - higher), 0.0)
-        lane_weight = lane_weight * kept + p
-        if INT8:
-            p *= tl.load(value_scales + n, mask=seen, other=0.0).to(tl.float32)
-        lanes = lanes * kept[:, None] + p[:, None] * v
-        lane_top = higher
+    lane_top, lane_weight, lanes = _ring_columns(
+        query, keys, values, key_scales, value_scales, pushed, capacity, start, end,
+        D, BD, T, BN, STAGES, INT8, LOW, BY_BF16,
+    )  # fmt: skip
     higher = tl.maximum(top, tl.max(lane_top, 0))
     share = tl.exp2(lane_top - higher)
     kept = tl.exp2(top - higher)

@@ -1,4 +1,4 @@
-"""One Triton convolution for all of the codec, in float32, and its upsampling.
+"""One Triton convolution for all of the codec, in float32.
 
 `convolve` is a causal convolution over rows (slot, column) with what stands around it: the past
 kept per slot, ELU before, GELU, scale and residual after. A product is the one of
@@ -87,6 +87,50 @@ def _keep(
             tl.store(place, tl.where(column < 0, old, new), mask=inside)
 
 
+@triton.jit
+def _inputs(
+    source, before, at, column, channel, inside, x_column,
+    PAST: tl.constexpr, REPLICATE: tl.constexpr, ELU: tl.constexpr,
+):  # fmt: skip
+    """A tile of what the filter reads: the frame's own columns, below 0 those of the past."""
+    if REPLICATE:
+        fresh = (at == 0)[:, None]
+        seen = inside & (fresh | (column >= 0))
+        a = tl.load(source + tl.maximum(column, 0) * x_column, mask=seen, other=0.0)
+    else:
+        seen = inside & (column >= 0)
+        a = tl.load(source + column * x_column, mask=seen, other=0.0)
+    if ELU:
+        a = _elu(a)
+    if PAST > 0:
+        old = tl.load(
+            before[:, None] + (channel * PAST)[None, :] + column + PAST,
+            mask=inside & (column < 0), other=0.0,
+        )  # fmt: skip
+        a = tl.where(inside & (column < 0) & (seen == 0), old, a)
+    return a
+
+
+@triton.jit
+def _finish(
+    total, bias, scale, residual, out, slot, column, channel, both, n_in,
+    o_slot, o_channel, o_column, r_slot, r_channel, r_column,
+    GELU: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """What stands behind the sums of a tile; then it is written."""
+    if BIAS:
+        total += tl.load(bias + channel, mask=n_in, other=0.0)[None, :]
+    if GELU:
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+    if SCALE:
+        total *= tl.load(scale + channel, mask=n_in, other=0.0)[None, :]
+    if RESIDUAL:
+        added = residual + (slot * r_slot)[:, None] + (channel * r_channel)[None, :]
+        total += tl.load(added + column * r_column, mask=both, other=0.0)
+    place = out + (slot * o_slot)[:, None] + (channel * o_channel)[None, :]
+    tl.store(place + column * o_column, total, mask=both)
+
+
 @triton.jit(do_not_specialize=["slots"])
 def _convolve(
     x, past, weight, bias, scale, residual, out, position, active, parts, arrived,
@@ -110,11 +154,9 @@ def _convolve(
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     row_in, n_in = row < slots * outputs, n < cout * SHUFFLE
     slot, t = row // outputs, row % outputs
-    mine = x + slot * x_slot
-    k_all = cin * KERNEL
-    if PAST > 0:
-        at = tl.load(position + slot, mask=row_in, other=0)
-        before = past + ((at // PUSHED) % 2) * past_half + slot * past_slot
+    mine, k_all = x + slot * x_slot, cin * KERNEL
+    at = tl.load(position + slot, mask=row_in, other=0)
+    before = past + ((at // PUSHED) % 2) * past_half + slot * past_slot
     total = tl.zeros((BM, BN), tl.float32)
     each = tl.cdiv(tl.cdiv(k_all, BK), SPLITS) * BK
     for first in range(
@@ -126,27 +168,13 @@ def _convolve(
         column = (t * STRIDE)[:, None] + (k % KERNEL - PAST)[None, :]
         inside = row_in[:, None] & k_in[None, :]
         source = mine[:, None] + channel[None, :] * x_channel
-        if REPLICATE:
-            fresh = (at == 0)[:, None]
-            seen = inside & (fresh | (column >= 0))
-            a = tl.load(source + tl.maximum(column, 0) * x_column, mask=seen, other=0.0)
-        else:
-            seen = inside & (column >= 0)
-            a = tl.load(source + column * x_column, mask=seen, other=0.0)
-        if ELU:
-            a = _elu(a)
-        if PAST > 0:
-            old = tl.load(
-                before[:, None] + (channel * PAST)[None, :] + column + PAST,
-                mask=inside & (column < 0), other=0.0,
-            )  # fmt: skip
-            a = tl.where(inside & (column < 0) & (seen == 0), old, a)
+        a = _inputs(source, before, at, column, channel, inside, x_column, PAST, REPLICATE, ELU)
         b = tl.load(
             weight + n[None, :] * k_all + k[:, None],
             mask=k_in[:, None] & n_in[None, :], other=0.0,
         )  # fmt: skip
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    to, both = n // SHUFFLE, row_in[:, None] & n_in[None, :]
+    both = row_in[:, None] & n_in[None, :]
     if SPLITS > 1:
         here = parts + row[:, None] * (cout * SHUFFLE) + n[None, :]
         part = slots * outputs * cout * SHUFFLE
@@ -159,18 +187,11 @@ def _convolve(
         total = tl.zeros((BM, BN), tl.float32)
         for split in tl.static_range(SPLITS):  # in this order, whoever came last
             total += tl.load(here + split * part, mask=both, other=0.0, cache_modifier=".cg")
-    at_column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
-    if BIAS:
-        total += tl.load(bias + to, mask=n_in, other=0.0)[None, :]
-    if GELU:
-        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
-    if SCALE:
-        total *= tl.load(scale + to, mask=n_in, other=0.0)[None, :]
-    if RESIDUAL:
-        added = residual + (slot * r_slot)[:, None] + (to * r_channel)[None, :]
-        total += tl.load(added + at_column * r_column, mask=both, other=0.0)
-    place = out + (slot * o_slot)[:, None] + (to * o_channel)[None, :]
-    tl.store(place + at_column * o_column, total, mask=both)
+    column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
+    _finish(
+        total, bias, scale, residual, out, slot, column, n // SHUFFLE, both, n_in,
+        o_slot, o_channel, o_column, r_slot, r_channel, r_column, GELU, BIAS, SCALE, RESIDUAL,
+    )  # fmt: skip
 
 
 @cache
@@ -246,35 +267,4 @@ def convolve(
         BLOCK=KEPT_BLOCK, PRECISION=PRECISION,
         SPLITS=splits, **cut,
     )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _upsample(x, before, weight, out, active, channels, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
-    slot = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < channels
-    now = tl.load(x + slot * channels + c, mask=inside, other=0.0)
-    then = tl.load(before + slot * channels + c, mask=inside, other=0.0)
-    for place in tl.static_range(STRIDE):
-        fresh = tl.load(weight + c * 2 * STRIDE + place, mask=inside, other=0.0)
-        late = tl.load(weight + c * 2 * STRIDE + STRIDE + place, mask=inside, other=0.0)
-        at = out + (slot * channels + c) * STRIDE + place
-        tl.store(at, now * fresh + then * late, mask=inside)
-    kept = tl.where(tl.load(active + slot) != 0, now, then)
-    tl.store(before + slot * channels + c, kept, mask=inside)
-
-
-def upsample(x: Tensor, before: Tensor, weight: Tensor, active: Tensor) -> Tensor:
-    """The depthwise transposed convolution of one column: x, before [S, C] -> [S, C, stride].
-
-    weight [C, 1, 2 * stride]; `before` becomes x for the active slots.
-    """
-    slots, channels = x.shape
-    stride = weight.shape[-1] // 2
-    out = torch.empty(slots, channels, stride, dtype=torch.float32, device=x.device)
-    block = min(256, triton.next_power_of_2(channels))
-    _upsample[(slots, triton.cdiv(channels, block))](
-        x, before, weight, out, active, channels, STRIDE=stride, BLOCK=block, num_warps=2
-    )
     return out

@@ -1,7 +1,7 @@
-"""The codec's quantizer in Triton, in float32: nearest entries level by level, and their sum.
+"""The codec between its transformers in Triton, in float32: quantizer and upsampling.
 
 A level is one launch: every program settles the former level's code for itself, takes its entry
-off what is left, and compares that with some entries of its own. Oracle: quantizer.py.
+off what is left, and compares that with some entries of its own. Oracles: quantizer.py, conv.py.
 """
 
 import torch
@@ -107,4 +107,35 @@ def sum_entries(codes: Tensor, tables: Tensor) -> Tensor:
         codes, tables, out, dim, bins, codes.stride(0),
         LEVELS=levels, BLOCK=triton.next_power_of_2(dim), num_warps=2,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _upsample(x, before, weight, out, active, channels, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    slot = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < channels
+    now = tl.load(x + slot * channels + c, mask=inside, other=0.0)
+    then = tl.load(before + slot * channels + c, mask=inside, other=0.0)
+    for place in tl.static_range(STRIDE):
+        fresh = tl.load(weight + c * 2 * STRIDE + place, mask=inside, other=0.0)
+        late = tl.load(weight + c * 2 * STRIDE + STRIDE + place, mask=inside, other=0.0)
+        at = out + (slot * channels + c) * STRIDE + place
+        tl.store(at, now * fresh + then * late, mask=inside)
+    kept = tl.where(tl.load(active + slot) != 0, now, then)
+    tl.store(before + slot * channels + c, kept, mask=inside)
+
+
+def upsample(x: Tensor, before: Tensor, weight: Tensor, active: Tensor) -> Tensor:
+    """The depthwise transposed convolution of one column: x, before [S, C] -> [S, C, stride].
+
+    weight [C, 1, 2 * stride]; `before` becomes x for the active slots.
+    """
+    slots, channels = x.shape
+    stride = weight.shape[-1] // 2
+    out = torch.empty(slots, channels, stride, dtype=torch.float32, device=x.device)
+    block = min(256, triton.next_power_of_2(channels))
+    _upsample[(slots, triton.cdiv(channels, block))](
+        x, before, weight, out, active, channels, STRIDE=stride, BLOCK=block, num_warps=2
+    )
     return out

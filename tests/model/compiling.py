@@ -1,0 +1,142 @@
+"""Compiles the kernels for a GPU that is not here, and prints what each would take there.
+
+A script of its own, because the tests' process has imported them for triton's interpreter.
+One json line a kernel: its name, its shared memory, and the digest of its PTX (two versions of a
+kernel that differ in words only have the same one with TRITON_DISABLE_LINE_INFO=1).
+"""
+
+import argparse
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from engine.model import fast_codec
+from engine.model.attention import Rings, Rotation
+from engine.model.config import ModelConfig
+from engine.model.kernels import add_norm, embed, matmul, widen
+from engine.model.kernels_attention import Decode, attend_few
+from engine.model.kernels_conv import Filter, Moment, convolve
+from engine.model.kernels_pick import pick, pick_text
+from engine.model.kernels_quantizer import nearest, sum_entries, upsample
+from engine.model.mimi import Mimi
+from engine.model.state import Active
+
+CPU, SLOTS = torch.device("cpu"), 4
+BF16 = torch.bfloat16
+
+
+class Absent:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+
+def compile_only() -> None:
+    """Every launch compiles, tells, and does nothing else."""
+    launch, told = JITFunction.run, set()
+
+    def run(self, *args, grid, warmup, **more):
+        kernel = launch(self, *args, grid=grid, warmup=True, **more)
+        digest = hashlib.sha256(kernel.asm["ptx"].split(".debug", 1)[0].encode()).hexdigest()
+        if (self.__name__, digest) not in told:
+            told.add((self.__name__, digest))
+            shared = kernel.metadata.shared
+            print(json.dumps({"kernel": self.__name__, "shared": shared, "ptx": digest[:16]}))
+        return kernel
+
+    JITFunction.run = run
+
+
+def numbers(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.zeros(*shape, dtype=dtype)
+
+
+def language_model(dtype: torch.dtype) -> None:
+    """One layer's kernels at the sizes of the public model."""
+    lm = ModelConfig().lm
+    wide, scale = lm.dim, numbers(8 * lm.dim, dtype=torch.float32)
+    given = scale if dtype == torch.int8 else None
+    x = numbers(SLOTS, wide)
+    matmul(x, numbers(3 * wide, wide, dtype=dtype), given)
+    matmul(x, numbers(2 * lm.hidden, wide, dtype=dtype), given, gated=True)
+    matmul(numbers(SLOTS, lm.hidden), numbers(wide, lm.hidden, dtype=dtype), given, partial=True)
+    add_norm(x, numbers(4, SLOTS, wide, dtype=torch.float32), numbers(wide), 1e-8)
+    rotation = Rotation(wide // lm.num_heads, lm.max_period, CPU)
+    rings = Rings(1, SLOTS, lm.num_heads, rotation, 600, dtype)
+    qkv = numbers(SLOTS, 1, 3, lm.num_heads, wide // lm.num_heads)
+    Decode(rings, Active.of([0], SLOTS, CPU)).attend(0, qkv)
+
+
+def picks_and_depth() -> None:
+    lm, whole = ModelConfig().lm, torch.zeros(SLOTS, dtype=torch.int64)
+    heads, steps = lm.depformer_num_heads, lm.codebooks
+    width = lm.depformer_dim // heads
+    attend_few(numbers(SLOTS, 3, heads, width), numbers(2, SLOTS, heads, steps, width), 3)
+    embed(
+        torch.zeros(SLOTS, 17, dtype=torch.int64),
+        torch.zeros(17, dtype=torch.int64),
+        numbers(9, lm.dim),
+    )
+    widen(numbers(9, 4096, dtype=torch.int8), BF16)
+    noise, one = numbers(SLOTS, lm.text_card, dtype=torch.float32), torch.ones(SLOTS)
+    pick(numbers(SLOTS, lm.card), noise, one, whole, whole)
+    pick_text(noise, noise, one, whole, one, 256)
+
+
+def codec() -> None:
+    """One convolution of each kind at its public size, and what lies between the transformers."""
+    with torch.device("meta"):
+        mimi = Mimi(ModelConfig().mimi)
+    mimi, whole = mimi.to_empty(device="cpu"), torch.zeros(SLOTS, dtype=torch.int64)
+    mimi.prepare()
+    encoder, decoder, layer = mimi.encoder, mimi.decoder, mimi.decoder_transformer.layers[0]
+    layer.linear2.weight = torch.nn.Parameter(numbers(512, 2048, dtype=torch.float32))
+    now = Moment(whole, 2, whole > 0)
+    for module, by, columns in (
+        (encoder.model[0], fast_codec._conv, 1920),  # samples
+        (encoder.model[3], fast_codec._conv, 1920),  # with a stride
+        (encoder.model[12], fast_codec._conv, 16),  # few columns, many inputs
+        (mimi.downsample, fast_codec._conv, 2),
+        (decoder.model[2], fast_codec._transposed, 2),
+        (layer.linear2, lambda linear: Filter(linear.weight), 2),
+    ):
+        filter = by(module)
+        past = torch.zeros(2, SLOTS, filter.inputs, filter.past) if filter.past else None
+        convolve(torch.zeros(SLOTS, filter.inputs, columns), filter, now, past, elu=True)
+    tables, codes = torch.zeros(8, 2048, 256), torch.zeros(SLOTS, 8, dtype=torch.int64)
+    nearest(torch.zeros(SLOTS, 256), tables, torch.zeros(8, 2048), codes)
+    sum_entries(codes, tables)
+    width = mimi.upsample.convtr.in_channels
+    x = torch.zeros(SLOTS, width)
+    upsample(x, x, mimi.upsample.convtr.weight, now.active)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
+    driver.set_active(Absent(parser.parse_args().capability))
+    compile_only()
+    language_model(BF16)
+    language_model(torch.int8)
+    picks_and_depth()
+    codec()
+
+
+if __name__ == "__main__":
+    main()
