@@ -25,6 +25,9 @@ def allocated() -> int:
 
 def items(args: argparse.Namespace, weights: str, kv: str) -> dict:
     """Bytes by item for one precision."""
+    release()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     lm, mimi = models(args, weights)
     loop = loop_of(args, lm, mimi, args.slots, kv)
     rings = loop.rings
@@ -41,8 +44,6 @@ def items(args: argparse.Namespace, weights: str, kv: str) -> dict:
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
         "buckets": len(ticks.buckets),
     }  # fmt: skip
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     return row
 
 
