@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Rooms whose tests neither pace real time nor drive a browser: they run side by side.
-UNIT := tests/model tests/runtime tests/dialogue tests/bench
+UNIT := tests/model tests/runtime tests/dialogue
+SIDE := $(UNIT) tests/bench
 
 .PHONY: setup run test bench lint browsers
 
@@ -22,7 +23,8 @@ test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 $(UNIT) tests/test_*.py $(ARGS)
-	$(BIN)/pytest $(UNIT:%=--ignore=%) --ignore-glob='tests/test_*.py' $(ARGS)
+	$(BIN)/pytest -n 2 tests/bench $(ARGS)
+	$(BIN)/pytest $(SIDE:%=--ignore=%) --ignore-glob='tests/test_*.py' $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

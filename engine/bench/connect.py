@@ -21,7 +21,6 @@ from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.prompt import Voice, build_prompt, prompt_frames
-from engine.runtime.personaplex import CHUNK_COLUMNS
 
 
 def prefill(loop: Loop, columns: int) -> tuple[list[float], object]:
@@ -30,7 +29,7 @@ def prefill(loop: Loop, columns: int) -> tuple[list[float], object]:
     prompt, taken = build_prompt(loop.lm.config, Voice(), frames), []
     loop.clear(0)
     embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
-    for piece in embedded.split(CHUNK_COLUMNS):
+    for piece in embedded.split(loop.piece):
         start = time.perf_counter()
         loop.prefill(0, piece)
         synchronize()

@@ -7,8 +7,6 @@ path, compiled or not, meets the same function: Triton on a GPU, plain sums on a
 import torch
 from torch import Tensor
 
-from engine.model.tiles import ROWS
-
 MOST = 127  # steps on either side of zero
 TINY_SCALE = 6e-8  # smallest float16: keeps zeros from dividing by zero
 
@@ -39,12 +37,9 @@ def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K] times int8 weight [N, K] transposed, times scale [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
     if x.is_cuda:
-        from engine.model.kernels import matmul, widen  # triton: only where there is a GPU
+        from engine.model.kernels import matmul  # triton: only where there is a GPU
 
-        if len(rows) > ROWS:  # a prompt's piece: worth a plain copy of the weight
-            out = torch.nn.functional.linear(rows, widen(weight, rows.dtype)) * scale
-        else:
-            out = matmul(rows.contiguous(), weight, scale)
+        out = matmul(rows.contiguous(), weight, scale)
     else:
         # Row by row: how many rows there are must not change the order of any sum.
         exact = weight.float()

@@ -17,7 +17,7 @@ from engine.model.tiles import ROWS, tile_for
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NORM_WARPS = 8
-EMBED_BLOCK, WIDEN_BLOCK = 512, 4096
+EMBED_BLOCK = 512
 
 
 def dot_type(x: Tensor) -> tl.dtype:
@@ -101,24 +101,6 @@ def matmul(
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out if partial else out[0]
-
-
-@triton.jit
-def _widen(weight, out, count, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    steps = tl.load(weight + i, mask=i < count, other=0)
-    # By way of float32: the interpreter knows no other way to bf16.
-    tl.store(out + i, steps.to(tl.float32).to(out.dtype.element_ty), mask=i < count)
-
-
-def widen(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """An int8 weight as numbers of another type, exactly: PyTorch's own cast runs at a tenth of
-    the memory's speed."""
-    out = torch.empty_like(weight, dtype=dtype)
-    _widen[(triton.cdiv(weight.numel(), WIDEN_BLOCK),)](
-        weight, out, weight.numel(), BLOCK=WIDEN_BLOCK, num_warps=NORM_WARPS
-    )
-    return out
 
 
 @triton.jit

@@ -16,8 +16,10 @@ from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
 from engine.model.sampling import Sampler
 from engine.model.state import Active
+from engine.model.tiles import ROWS
 
 FREE = -1  # no token is forced here
+PIECE = 64  # columns of a prompt in one piece of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Loop:
             self.sampler.fixed = True
             self.sampler.picked_by = lm.fast.pick
             self.sampler.text_picked_by = lm.fast.pick_text
+
+    @property
+    def piece(self) -> int:
+        """Columns of a prompt in one piece of work; int8 products are made for few rows."""
+        return PIECE if self.lm.text_linear.scale is None else ROWS
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""

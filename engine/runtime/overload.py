@@ -20,6 +20,7 @@ from engine.runtime.seat import Seat
 logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 10.0  # that p95 looks back
+LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
 SHED_SECONDS = 0.078  # p95 above it is overload
 PATIENCE_SECONDS = 5.0  # of overload before something is given up
 MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
@@ -57,13 +58,13 @@ class Overload:
 
     @property
     def p95(self) -> float:
-        """Seconds; 0 while nothing was measured in the last ten seconds."""
+        """Seconds; 0 while too little was measured in the last ten seconds."""
         return self._p95_since(self._clock() - WINDOW_SECONDS)
 
     def _p95_since(self, start: float) -> float:
         with self._lock:
             taken = [seconds for when, seconds in self._ticks if when >= start]
-        return float(np.percentile(taken, 95)) if taken else 0.0
+        return float(np.percentile(taken, 95)) if len(taken) >= LEAST_TICKS else 0.0
 
     def admits(self, live: int) -> bool:
         """Whether one more than `live` conversations can be held in time; one always may try."""

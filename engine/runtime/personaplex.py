@@ -24,7 +24,6 @@ from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser
 from engine.runtime.renewal import Renewal, settle
 
-CHUNK_COLUMNS = 64  # of a prompt in one piece of work
 VOICE_FRAMES = 8  # of a recorded voice in one piece: the codec takes them one by one
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4  # on a CPU neither memory nor ticks are measured
@@ -73,7 +72,7 @@ class PersonaPlexBackend:
         if ready is None:
             yield from self._load_voice(opening.voice, key[0])
             prompt = self._prompt(self._voices[key[0]], opening.text_ids)
-            for embedded in self._embedded(prompt).split(CHUNK_COLUMNS):
+            for embedded in self._embedded(prompt).split(self.loop.piece):
                 self._prefill(slot, embedded)
                 yield
             ready = self._ready(slot, prompt)
@@ -130,7 +129,7 @@ class PersonaPlexBackend:
         """Seconds of one piece of a prompt, behind a full context."""
         start = time.perf_counter()
         table = self.checkpoint.lm.embedding.table
-        self._prefill(0, table.new_zeros(CHUNK_COLUMNS, table.shape[1]))
+        self._prefill(0, table.new_zeros(self.loop.piece, table.shape[1]))
         return time.perf_counter() - start
 
     # -- one tick ----------------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from engine.config import PAD
 from engine.model.config import LMConfig
-from engine.model.loop import Loop
+from engine.model.loop import PIECE, Loop
 from engine.model.prompt import Prompt, Voice, build_prompt
 
-PIECE = 64  # columns of one piece of work
 MARGIN = 2 * PIECE  # columns before the ring is full at which a renewal begins
 MARGIN_PER_SLOT = 16  # columns more: all slots may be due at once, and there is one spare
 SHORT = 8  # columns that are caught up together with the swap
@@ -94,8 +93,8 @@ class Renewal:
                     first, done = history.total - self.frames, 0  # the first frame that is kept
                     self.spare.clear(0)
                 embedded = self._embedded(slot, voice, prompt, first)[done:]
-                self._push(embedded[:PIECE])
-                done += min(PIECE, len(embedded))
+                self._push(embedded[: self.loop.piece])
+                done += min(self.loop.piece, len(embedded))
                 if len(embedded) <= SHORT:
                     self._swap(slot)
                     return

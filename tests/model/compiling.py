@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 from engine.model import fast_codec
 from engine.model.attention import Rings, Rotation
 from engine.model.config import ModelConfig
-from engine.model.kernels import add_norm, embed, matmul, widen
+from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode, attend_few
 from engine.model.kernels_conv import Filter, Moment, convolve
 from engine.model.kernels_pick import pick, pick_text
@@ -92,7 +92,6 @@ def picks_and_depth() -> None:
         torch.zeros(17, dtype=torch.int64),
         numbers(9, lm.dim),
     )
-    widen(numbers(9, 4096, dtype=torch.int8), BF16)
     noise, one = numbers(SLOTS, lm.text_card, dtype=torch.float32), torch.ones(SLOTS)
     pick(numbers(SLOTS, lm.card), noise, one, whole, whole)
     pick_text(noise, noise, one, whole, one, 256)

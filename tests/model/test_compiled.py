@@ -8,7 +8,7 @@ import sys
 A10G = 86  # compute capability
 MOST_SHARED = 101_376  # bytes that a program may have there
 KERNELS = {
-    *("_matmul", "_add_norm", "_widen", "_embed", "_decode", "_merge", "_few", "_pick"),
+    *("_matmul", "_add_norm", "_embed", "_decode", "_merge", "_few", "_pick"),
     *("_pick_text", "_convolve", "_nearest", "_sum_entries", "_upsample"),
 }
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from engine.config import PAD
 from engine.model.attention import Rings, Rotation, Step, attend_few
 from engine.model.int8 import quantise
-from engine.model.kernels import add_norm, embed, matmul, widen
+from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode
 from engine.model.kernels_attention import attend_few as attend_few_kernel
 from engine.model.kernels_pick import pick, pick_text
@@ -48,12 +48,6 @@ def test_an_int8_product_is_that_of_the_dequantised_weight(m, n, k):
     x, (weight, scale) = draw(m, k), quantise(draw(n, k))
     want = x @ (weight.float() * scale[:, None]).T
     close(matmul(x.to(DEVICE), weight.to(DEVICE), scale.to(DEVICE)), want)
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (130, 33)])
-def test_an_int8_weight_is_widened_exactly(shape):
-    weight = torch.randint(-127, 128, shape).to(torch.int8).to(DEVICE)
-    assert torch.equal(widen(weight, torch.bfloat16), weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("int8", [False, True])

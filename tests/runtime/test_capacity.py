@@ -106,6 +106,14 @@ def test_without_a_recogniser_the_newest_is_ended_at_once(clock):
     assert overload.step(transcribing=False) is Step.END_NEWEST
 
 
+def test_a_single_slow_tick_says_nothing_of_the_machine(clock):
+    overload = Overload(clock)
+    run(overload, clock, 0.1, 0.5)
+    assert overload.admits(1)
+    assert overload.step(True) is Step.NOTHING
+    assert not overload.shedding
+
+
 def test_a_short_peak_is_no_overload(clock):
     overload = Overload(clock)
     run(overload, clock, 1, 0.079)

@@ -15,11 +15,11 @@ import torch
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
-from engine.model.loop import Loop
+from engine.model.loop import PIECE, Loop
 from engine.runtime.backend import Opening
 from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.renewal import MARGIN, PIECE
+from engine.runtime.renewal import MARGIN
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
