@@ -3,6 +3,8 @@
 import argparse
 import json
 
+import pytest
+
 from engine.bench import gpu
 from engine.bench.gpu import add_arguments, run
 from engine.errors import ModelError
@@ -26,8 +28,9 @@ def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monk
     assert {(row["weights"], row["kv"]) for row in rows} == {
         (weights, kv) for weights in ("bf16", "int8") for kv in ("bf16", "int8")
     }
-    assert all(0 < row["floor_ms"] < row["p50_ms"] <= row["p99_ms"] for row in rows)
-    assert all(row["recogniser_ms"] > 0 for row in kept["tick"]["recogniser"])
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in rows)
+    assert all(row["share"] == pytest.approx(row["floor_ms"] / row["p50_ms"]) for row in rows)
+    assert {row["slots"] for row in kept["tick"]["recogniser"]} == {1, 2}
     assert list(tmp_path.iterdir()) == [path]
     assert "== memory" in capfd.readouterr().out
 

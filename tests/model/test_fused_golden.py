@@ -19,7 +19,7 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from tests.model.conftest import TINY
 from tests.model.test_fast import unpacked
 
-FRAMES = 3
+FRAMES = 2
 
 
 def fused() -> Checkpoint:
