@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Rooms whose tests neither pace real time nor drive a browser: they run side by side.
+# Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone.
 UNIT := tests/model tests/runtime tests/dialogue
-SIDE := $(UNIT) tests/bench
 
 .PHONY: setup run test bench lint browsers
 
@@ -23,8 +22,9 @@ test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 $(UNIT) tests/test_*.py $(ARGS)
-	$(BIN)/pytest -n 2 tests/bench $(ARGS)
-	$(BIN)/pytest $(SIDE:%=--ignore=%) --ignore-glob='tests/test_*.py' $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(UNIT:%=--ignore=%) --ignore=tests/browser \
+		--ignore-glob='tests/test_*.py' $(ARGS)
+	$(BIN)/pytest tests/browser $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:
