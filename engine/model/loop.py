@@ -60,7 +60,6 @@ class Loop:
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
         if lm.fast:
-            self.sampler.fixed = True
             self.sampler.picked_by = lm.fast.pick
             self.sampler.text_picked_by = lm.fast.pick_text
 

@@ -78,15 +78,6 @@ class Picker:
             picked = some if picked is None else torch.where(self.width == width, some, picked)
         return picked
 
-    def pick_fixed(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """`pick` with shapes that depend on no setting, for widths up to FIXED_WIDTH."""
-        most = min(FIXED_WIDTH, self.vocabulary)
-        top, ids = torch.softmax(logits / self.temperature[:, None], -1).topk(most)  # [S, k]
-        kept = torch.arange(most, device=logits.device) < self.width[:, None]
-        winner = torch.where(kept, top / noise[:, :most], -1.0).argmax(-1, keepdim=True)
-        picked = ids.gather(1, winner)[:, 0]
-        return torch.where(self.width == 0, logits.argmax(-1), picked)
-
 
 class Sampler:
     """Text and audio picks of all slots, with the random numbers of the current tick.
@@ -104,7 +95,6 @@ class Sampler:
         staged = device.type == "cuda"
         self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
         self._name_noise()
-        self.fixed = False
         self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
         self.text_picked_by: Callable[..., Tensor] | None = None  # and one for text
         self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
@@ -130,6 +120,11 @@ class Sampler:
             setattr(some, name, getattr(self, name)[:slots])
         some._name_noise()
         return some
+
+    @property
+    def fixed(self) -> bool:
+        """Whether text is picked by a kernel, which looks at no setting on the host."""
+        return self.text_picked_by is not None
 
     @property
     def special(self) -> bool:
@@ -187,14 +182,9 @@ class Sampler:
         return self.text.pick(logits, self.text_noise)
 
     def pick_text_fixed(self, logits: Tensor) -> Tensor:
-        """The same for settings that are not `special`; the logits stay."""
-        noise, text = self.text_noise, self.text
-        if self.text_picked_by:
-            settings = text.temperature, text.width, self.pad_bias
-            return self.text_picked_by(logits, noise, *settings, FIXED_WIDTH)
-        logits = logits.clone()
-        logits[:, PAD] += self.pad_bias
-        return text.pick_fixed(logits, noise)
+        """The same by the kernel, for settings that are not `special`; the logits stay."""
+        settings = self.text.temperature, self.text.width, self.pad_bias
+        return self.text_picked_by(logits, self.text_noise, *settings, FIXED_WIDTH)
 
     def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
         """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
