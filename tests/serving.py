@@ -13,7 +13,7 @@ from engine.dialogue.session import Limits
 from engine.runtime.backend import Backend
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.server import add_routes
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 
 
 class ApiServer:
@@ -50,7 +50,7 @@ class ApiServer:
     def __enter__(self) -> "ApiServer":
         self.engine.start()
         if self._wait:
-            self.engine.wait(30)
+            warm(self.engine)
         self._served.__enter__()
         return self
 

@@ -95,15 +95,15 @@ class Session:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self.routing:
-            await self.routing.close()
-        if self._seat:
+        if self._seat:  # first, so that no slow answerer keeps the slot from the next one
             self._engine.scheduler.leave(self._seat, self.end_reason)
             seconds = time.monotonic() - self._started
             logger.info(
                 "session %s closed (%s): %.1f s, %d agent frames",
                 *(self.id, self.end_reason, seconds, self.frames_out),
             )
+        if self.routing:
+            await self.routing.close()
 
     def connect(self) -> None:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""

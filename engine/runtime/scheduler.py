@@ -48,6 +48,8 @@ class Scheduler:
         self._between = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
+        self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
+        self._sitting: list[Seat] = []  # scheduler's thread: who sat there when its turn began
         self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
         self._wake = threading.Condition()
         self._awake = False
@@ -70,10 +72,6 @@ class Scheduler:
     def free(self) -> int:
         """Slots nobody sits in."""
         return self.backend.slots - len(self._seats)
-
-    def _sitting(self) -> list[Seat]:
-        with self._wake:
-            return list(self._seats.values())
 
     def join(
         self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
@@ -98,11 +96,15 @@ class Scheduler:
         return seat
 
     def leave(self, seat: Seat, reason: str) -> None:
-        """Give a seat back; its slot is free after the tick in progress. Again: nothing."""
-        if not seat.left:
+        """Give a seat back: at once somebody else may take its slot. Again: nothing."""
+        with self._wake:
+            if seat.left:
+                return
             seat.left = True
-            self.metrics.ended(reason)
-            self.wake()
+            del self._seats[seat.slot]
+            self._leavers.append(seat)
+        self.metrics.ended(reason)
+        self.wake()
 
     def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
         """The same slot from the beginning; `Ready` is delivered again."""
@@ -134,7 +136,9 @@ class Scheduler:
 
     def _bury(self, error: Exception) -> None:
         fault = logged_fault("the scheduler's thread died")
-        for seat in self._sitting():
+        with self._wake:
+            seats = list(self._seats.values())
+        for seat in seats:
             seat.deliver([Ended(fault)])
         if self._on_death:
             self._on_death(error)
@@ -150,8 +154,9 @@ class Scheduler:
     def turn(self) -> float | None:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
         self._tidy()
-        self._directing.read_inboxes(self._sitting())
-        now, between, seats = self.clock(), self._between, self._sitting()
+        seats, between = self._sitting, self._between
+        self._directing.read_inboxes(seats)
+        now = self.clock()
         if between.starves(seats, now) and between.piece(seats):
             return self.clock()
         if ready := self._ready(now):
@@ -162,16 +167,15 @@ class Scheduler:
         return self._next_at()
 
     def _tidy(self) -> None:
-        """Carry out what other threads asked for; free the slots of those who left."""
+        """Close the slots of those who left, carry out what other threads asked for, look round."""
         with self._wake:
             tasks, self._tasks = self._tasks, []
-        left = [seat for seat in self._sitting() if seat.left]
+            leavers, self._leavers = self._leavers, []
+            self._sitting = list(self._seats.values())
+        for seat in leavers:
+            self._close(seat)
         for task in tasks:
             task()
-        for seat in left:
-            self._close(seat)
-            with self._wake:
-                del self._seats[seat.slot]
 
     def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
         if not seat.left:
@@ -199,7 +203,7 @@ class Scheduler:
 
     def _ready(self, now: float) -> list[Seat]:
         """Every seat that has a whole frame, or must get one; nobody, if all of them can wait."""
-        seats = [seat for seat in self._sitting() if not seat.left]
+        seats = [seat for seat in self._sitting if not seat.left]
         ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
         others = [seat for seat in seats if seat not in ready]
         return ready if any(self._may_start(seat, others, now) for seat in ready) else []
@@ -238,7 +242,7 @@ class Scheduler:
         self.metrics.ticked(len(batch.seats), step)
         self.overload.ticked(step)
         self._between.slack.tick_took(step)
-        self._shedding.act(self._sitting())
+        self._shedding.act(self._sitting)
 
     def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:
         for seat in batch.seats:
@@ -256,7 +260,7 @@ class Scheduler:
     def _next_at(self) -> float | None:
         """When the earliest seat's next frame may run; soon, where somebody waits for slack."""
         now = self.clock()
-        seats = [seat for seat in self._sitting() if not seat.left]
+        seats = [seat for seat in self._sitting if not seat.left]
         times = [at for seat in seats if (at := seat.next_tick_at(now)) is not None]
         times = [at if at > now else now + LOOK_AGAIN_SECONDS for at in times]
         if any(not (seat.live or seat.bootstrapping) for seat in seats):

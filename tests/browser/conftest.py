@@ -16,7 +16,7 @@ from engine.dialogue.personas import load_personas
 from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, Tab
 from tests.browser.recording import RecordingBackend
 from tests.browser.scripted import ScriptedApi, talk
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 from tests.browser.sound import write_microphone
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -83,9 +83,7 @@ def backend():
 
 @pytest.fixture(scope="package")
 def engine(backend):
-    made = Engine(lambda _progress: backend)
-    made.start()
-    made.wait(30)
+    made = warm(Engine(lambda _progress: backend))
     yield made
     made.stop()
 

@@ -7,6 +7,16 @@ from types import TracebackType
 
 from aiohttp import web
 
+from engine.dialogue.engine import Engine
+
+
+def warm(engine: Engine) -> Engine:
+    """The engine, loaded. On a machine of whatever speed no tick of it counts as overload."""
+    engine.start()
+    engine.wait(60)
+    engine.scheduler.overload.ticked = lambda _seconds: None
+    return engine
+
 
 class Served:
     """`with Served(make_app) as served:` … `served.url`. The application is made in the thread."""

@@ -12,7 +12,7 @@ from engine.config import ServerConfig
 from engine.dialogue.engine import Engine
 from engine.runtime import espeak
 from engine.runtime.embedded import EmbeddedBackend
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 from tests.dialogue.talk import answers_for
 
 
@@ -36,9 +36,7 @@ def asking_server(chromium):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     answers = answers_for(f"http://127.0.0.1:{port}")
-    engine = Engine(lambda _progress: EmbeddedBackend(2), answers=answers)
-    engine.start()
-    engine.wait(30)
+    engine = warm(Engine(lambda _progress: EmbeddedBackend(2), answers=answers))
 
     async def text_model(_app: web.Application):
         async with StandIn(port=port):

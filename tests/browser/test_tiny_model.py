@@ -9,7 +9,7 @@ from demo.app import build_app
 from engine.config import ServerConfig
 from engine.dialogue.engine import Engine
 from engine.dialogue.voices import Voices
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CONVERSATIONS = 3
@@ -19,9 +19,9 @@ CONVERSATIONS = 3
 def tiny_server(chromium):
     from engine.runtime.starting import load_personaplex
 
-    engine = Engine(lambda _progress: load_personaplex(str(TINY), Voices, slots=CONVERSATIONS))
-    engine.start()
-    engine.wait(60)
+    engine = warm(
+        Engine(lambda _progress: load_personaplex(str(TINY), Voices, slots=CONVERSATIONS))
+    )
     with Served(lambda: build_app(engine, ServerConfig(model=str(TINY)))) as served:
         served.engine = engine
         yield served

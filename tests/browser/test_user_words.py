@@ -10,7 +10,7 @@ from engine.config import ServerConfig
 from engine.dialogue.engine import Engine
 from engine.dialogue.voices import Voices
 from engine.runtime.choose import load_backend
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 from tests.model.listening import STT_TINY
 
 TINY = STT_TINY.parent / "tiny"
@@ -19,9 +19,7 @@ TINY = STT_TINY.parent / "tiny"
 @pytest.fixture(scope="module")
 def hearing_server(chromium):
     config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=2, device="cpu")
-    engine = Engine(lambda progress: load_backend(config, progress, Voices))
-    engine.start()
-    engine.wait(60)
+    engine = warm(Engine(lambda progress: load_backend(config, progress, Voices)))
     with Served(lambda: build_app(engine, config)) as served:
         yield served
     engine.stop()

@@ -15,6 +15,7 @@ from engine.config import VOICE_NAMES, ServerConfig
 from engine.dialogue.engine import Engine
 from engine.dialogue.personas import Persona, load_personas
 from engine.runtime.embedded import EmbeddedBackend
+from tests.browser.serving import warm
 
 CONFIG = PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0])
 
@@ -159,9 +160,7 @@ async def status_of(client, path):
 
 @pytest.fixture
 async def whole():
-    engine = Engine(lambda _progress: EmbeddedBackend(2))
-    engine.start()
-    engine.wait(10)
+    engine = warm(Engine(lambda _progress: EmbeddedBackend(2)))
     client = TestClient(TestServer(build_app(engine, ServerConfig(token="open sesame"))))
     await client.start_server()
     yield client

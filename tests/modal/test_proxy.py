@@ -13,7 +13,7 @@ from demo.app import build_app
 from engine.config import ServerConfig
 from engine.dialogue.engine import Engine
 from engine.runtime.embedded import EmbeddedBackend
-from tests.browser.serving import Served
+from tests.browser.serving import Served, warm
 from tests.modal.rehearsal import free_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/bin")
@@ -49,9 +49,7 @@ http {{
 @pytest.fixture(scope="module")
 def server():
     """The whole application, with a token."""
-    engine = Engine(lambda _progress: EmbeddedBackend(2))
-    engine.start()
-    engine.wait(30)
+    engine = warm(Engine(lambda _progress: EmbeddedBackend(2)))
     with Served(lambda: build_app(engine, ServerConfig(token=TOKEN))) as served:
         yield served
     engine.stop()

@@ -36,6 +36,39 @@ def test_when_all_slots_are_taken_the_newcomer_is_told_when_to_retry(rig):
         rig.join()
 
 
+def test_a_slot_is_taken_over_at_once_and_closed_before_it_is_opened(rig):
+    seats = [rig.join(), rig.join()]
+    rig.backend.log.clear()
+    rig.scheduler.leave(seats[0], "left")
+    assert rig.scheduler.free == 1
+    assert rig.join().slot == 0
+    assert [entry[:2] for entry in rig.backend.log] == [("close", 0), ("open", 0)]
+
+
+def test_a_slot_taken_over_during_a_tick_is_opened_after_it(rig):
+    leaver, listener = rig.join(), rig.join()
+    rig.hear(leaver)
+    rig.hear(listener)
+    rig.backend.log.clear()
+    newcomers = []
+
+    def change_places(_seconds):
+        rig.backend.works = lambda _seconds: None
+        rig.scheduler.leave(leaver, "left")
+        newcomers.append(rig.join(ready=False))
+
+    rig.backend.works = change_places
+    rig.turn()
+    assert rig.backend.log == []
+    assert not rig.frames(leaver)
+    assert len(rig.frames(listener)) == 1
+    rig.advance(0)
+    assert [entry[:2] for entry in rig.backend.log] == [("close", 0), ("open", 0)]
+    rig.hear(newcomers[0])
+    rig.advance(FRAME_SECONDS)
+    assert len(rig.frames(newcomers[0])) == 1
+
+
 def test_leaving_frees_the_slot_and_closes_it_once(rig):
     seat = rig.join()
     rig.scheduler.leave(seat, "left")
