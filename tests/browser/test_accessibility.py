@@ -96,6 +96,22 @@ def test_nothing_is_wider_than_a_phone(browser, scripted_server, api, open_tab):
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+# Of what may scroll sideways, what has something to scroll.
+SIDEWAYS = """[...document.querySelectorAll("*")]
+    .filter((e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX))
+    .filter((e) => e.scrollWidth > e.clientWidth)
+    .map((e) => e.id || e.className)"""
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_has_a_scrollbar_sideways(browser, scripted_server, open_tab, width):
+    tab = open_tab(browser, scripted_server.url, viewport={"width": width, "height": 900})
+    assert tab.page.evaluate(SIDEWAYS) == []
+    tab.page.get_by_role("button", name="Settings").click()
+    expect(tab.page.locator("#pp-temp")).to_be_visible()
+    assert tab.page.evaluate(SIDEWAYS) == []
+
+
 def test_a_whole_call_needs_only_the_keyboard(browser, scripted_server, api, open_tab):
     api.script = talk
     tab = open_tab(browser, scripted_server.url)
