@@ -70,11 +70,12 @@ def golden_run(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
 
 
 def recogniser_runs(device: str) -> Iterator[Result]:
-    """The recogniser's words in float32, in the graphs of a tick and without, then its flush."""
+    """The recogniser's words and the agent's tokens in float32, in graphs and without, a flush."""
     checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
     where, want = torch.device(device), load_file(STT_TINY / "expected" / "stt.safetensors")
     stt = load_recogniser(str(STT_TINY), checkpoint.mimi, device=where, dtype=torch.float32)
     opening = Opening("TINYF0", (), GREEDY, transcribe=True)
+    agents = []
     for graphs in (False, True):
         backend = PersonaPlexBackend(checkpoint, slots=2, recogniser=stt, graphs=graphs)
         flushed: list[HeardRow] = []
@@ -82,6 +83,8 @@ def recogniser_runs(device: str) -> Iterator[Result]:
         got = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
         same = got == want["tokens"][1:].tolist()
         yield f"recogniser float32 {'graphs' if graphs else 'eager'}", same, f"{len(got)} steps"
+        agents.append([(frame.text, *frame.agent_codes) for frame in frames])
+    yield "agent beside a recogniser, graphs = eager", agents[0] == agents[1], ""
 
 
 def teacher_forced(device: str) -> Iterator[Result]:

@@ -57,6 +57,9 @@ class Loop:
         self.silence_next = torch.where(self.agent_late, silence, FREE)
         self.agent = self._tokens(1 + q)  # text and agent rows of the column to run next
         self.user_before, self.user_now, self.forced = (self._tokens(q) for _ in range(3))
+        # From `listen` to `speak`, at one address whichever ran: graphs know addresses, no names.
+        self.hidden = lm.embedding.table.new_zeros(slots, config.dim)
+        self.logits = torch.zeros(slots, config.text_card, device=self.device)
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
         if lm.fast:
@@ -74,7 +77,7 @@ class Loop:
         some.slots = slots
         for name in ("rings", "encoder", "decoder", "sampler"):
             setattr(some, name, getattr(self, name).narrow(slots))
-        for name in ("agent", "user_before", "user_now", "forced"):
+        for name in ("agent", "user_before", "user_now", "forced", "hidden", "logits"):
             setattr(some, name, getattr(self, name)[:slots])
         return some
 
@@ -168,9 +171,9 @@ class Loop:
         """What `think` launches."""
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
-        self.hidden = self.lm.step(self.lm.embed(column), self.rings, active)
+        self.hidden.copy_(self.lm.step(self.lm.embed(column), self.rings, active))
         active.keep(self.user_before, codes)
-        self.logits = self.lm.text_logits(self.hidden)
+        self.logits.copy_(self.lm.text_logits(self.hidden))
         if self.sampler.fixed:
             return self.sampler.pick_text_fixed(self.logits)
         return self.sampler.pick_text(self.logits)

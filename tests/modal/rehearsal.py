@@ -121,7 +121,13 @@ class Process:
     def __enter__(self) -> "Process":
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                self._arguments, env=self._environ, cwd=self._cwd, stdout=log, stderr=log
+                self._arguments,
+                env=self._environ,
+                cwd=self._cwd,
+                stdout=log,
+                stderr=log,
+                # A shell that runs tests in the background has told its children to ignore it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         return self
 

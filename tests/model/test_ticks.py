@@ -68,6 +68,34 @@ def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_
         np.testing.assert_allclose(one[1], other[1], atol=1e-6)
 
 
+def test_what_one_verb_leaves_for_the_next_stays_at_its_address_whichever_verb_it_was(loop):
+    config = SttConfig(dim=64, num_heads=4, num_layers=1, hidden=96, context=20)
+    stt = random_recogniser(config, loop.device, torch.float32)
+    silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
+    ticks = Ticks(loop, False, every=True, hearing=Hearing(stt, loop.slots, silence))
+    play(ticks, [0], 1)  # everybody is new
+    before = addresses(ticks)
+    for transcribed in ([], [0], []):  # a graph of `speak` serves `listen` and `transcribe`
+        for slots in (1, 2, 4):
+            active = np.arange(loop.slots) < slots
+            text, *_ = ticks.listen(np.zeros((4, FRAME_SAMPLES), np.float32), active, transcribed)
+            ticks.speak(np.where(active, text, 3), np.zeros(4, bool))
+    ticks.flush([0])
+    assert addresses(ticks) == before
+
+
+def addresses(ticks: Ticks) -> list[int]:
+    """Of every tensor through which the verbs of a bucket know of each other."""
+    found = []
+    for size, loop in ticks.loops.items():
+        ear, left = ticks.hearings[size], (loop.hidden, loop.logits, loop.agent, loop.forced)
+        users = loop.user_before, loop.user_now
+        rings = loop.rings.kv, loop.rings.position, ear.rings.kv, ear.rings.position, ear.text
+        kept = *left, *users, *rings, *loop.encoder.kept(), *loop.decoder.kept()
+        found += [tensor.data_ptr() for tensor in kept]
+    return found
+
+
 def write(ticks: Ticks, level: float) -> tuple[int, np.ndarray]:
     """A tick of slots 0 and 1, slot 0 transcribed; on the first a flush too: what was written."""
     active = np.arange(ticks.loop.slots) < 2
