@@ -146,6 +146,11 @@ class Session:
         text = self.config.text_prompt
         return self._engine.personas[0].text if text is None else text
 
+    @property
+    def _sits(self) -> bool:
+        """Whether the slot is this conversation's: no question is put for who has left it."""
+        return self._seat is not None and not self._seat.left
+
     # -- from the client ---------------------------------------------------------------------------
 
     def touch(self) -> None:
@@ -222,7 +227,7 @@ class Session:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
-            if self.routing and isinstance(output, Notice | Frame):
+            if self.routing and self._sits and isinstance(output, Notice | Frame):
                 self.routing.note_all(output.events)
 
     async def outputs(self) -> AsyncIterator[Output]:
@@ -268,7 +273,7 @@ class Session:
     @property
     def context_used(self) -> float:
         """How much of the model's memory this conversation fills, 0 to 1."""
-        return self._engine.scheduler.backend.context_used(self._seat.slot) if self._seat else 0.0
+        return self._engine.scheduler.backend.context_used(self._seat.slot) if self._sits else 0.0
 
     async def watch(self, limits: Limits) -> None:
         """Raise the EndError of the first limit that is reached."""

@@ -195,7 +195,7 @@ class Scheduler:
         elif seat.work is None:  # not open yet: it opens with these settings
             seat.opening = replace(seat.opening, sampling=sampling)
         else:  # its prompts are going in: when they are in
-            self.tune(seat, sampling)
+            seat.tuned = sampling
 
     def _give_up(self, seat: Seat, error: EngineError) -> None:
         seat.deliver([Ended(error)])
@@ -211,7 +211,7 @@ class Scheduler:
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
         """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
         if seat.bootstrapping:  # a newcomer makes nobody late
-            return self._between.slack.allows(now, next_due(others, now), "tick")
+            return self._between.slack.allows(now, next_due(others, now), seat, "tick")
         return not (seat.catches_up(now) and any(other.is_late(now) for other in others))
 
     def _collect(self, seats: list[Seat], now: float) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE
+from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.user_audio import AudioRing
@@ -113,6 +113,7 @@ class Seat:
         """Begin a conversation on this seat (again, for a restart)."""
         self.opening, self.director = opening, director
         self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
+        self.tuned: SamplingConfig | None = None  # came while its prompts were going in
         self.bootstrapping = False
         self.live = False
         self.chosen: list[Any] = []  # events of the frame whose text is fed already

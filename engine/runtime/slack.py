@@ -28,7 +28,7 @@ class Slack:
 
     def __init__(self, piece: float = 0.0) -> None:
         self._seconds = {"piece": piece, "tick": 0.0}  # of the slowest recent ones
-        self._refused: dict[str, float] = {}  # since when one has been held back
+        self._refused: dict[Seat, float] = {}  # since when its work has been held back
 
     def piece_took(self, seconds: float) -> None:
         self._took("piece", seconds)
@@ -39,13 +39,20 @@ class Slack:
     def _took(self, what: str, seconds: float) -> None:
         self._seconds[what] = max(seconds, 0.9 * self._seconds[what])
 
-    def allows(self, now: float, next_due: float | None, what: str = "piece") -> bool:
-        """next_due: when the earliest coming user frame will be complete; None: nobody is live."""
+    def forget(self, seat: Seat) -> None:
+        """Its work is void: whoever sits there next waits for a time of their own."""
+        self._refused.pop(seat, None)
+
+    def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
+        """Whether this seat's work may run now.
+
+        next_due: when the earliest coming user frame will be complete; None: nobody is live.
+        """
         done = now + self._seconds[what] + self._seconds["tick"] + AROUND_SECONDS
         fits = next_due is None or done <= next_due + LATE_SECONDS
-        if not fits and now - self._refused.setdefault(what, now) <= PATIENCE_SECONDS:
+        if not fits and now - self._refused.setdefault(seat, now) <= PATIENCE_SECONDS:
             return False
-        self._refused.pop(what, None)  # a machine that never has slack still serves
+        self.forget(seat)  # a machine that never has slack still serves
         return True
 
 
@@ -75,9 +82,12 @@ class SlackWork:
     def piece(self, seats: list[Seat]) -> bool:
         """One piece, if there is work and nobody gets late by it; whether there was one."""
         job, started = self._job(seats), self._clock()
-        if not job or not self.slack.allows(started, next_due(seats, started)):
+        if not job:
             return False
-        job()
+        seat, work = job
+        if not self.slack.allows(started, next_due(seats, started), seat):
+            return False
+        work()
         self.slack.piece_took(self._clock() - started)
         self._waiting_since = None
         return True
@@ -92,19 +102,22 @@ class SlackWork:
 
     def drop(self, seat: Seat) -> None:
         """End a renewal in its midst: its conversation is over, the spare memory is free."""
+        self.slack.forget(seat)
         if work := self._renewals.pop(seat, None):
             work.close()
 
-    def _job(self, seats: list[Seat]) -> Callable[[], None] | None:
-        """What is to be done next, if anything."""
+    def _job(self, seats: list[Seat]) -> tuple[Seat, Callable[[], None]] | None:
+        """What is to be done next and for whom, if anything."""
         staying = [seat for seat in seats if not seat.left]
         for seat in staying:
             if not (seat.live or seat.bootstrapping):
-                return partial(self._prepare, seat)
+                return seat, partial(self._prepare, seat)
         for seat in staying:
             if not self._renewals and seat.live and (work := self._backend.renew(seat.slot)):
                 self._renewals[seat] = work
-        return partial(self._renew, *next(iter(self._renewals.items()))) if self._renewals else None
+        for seat, work in self._renewals.items():
+            return seat, partial(self._renew, seat, work)
+        return None
 
     def _prepare(self, seat: Seat) -> None:
         """One bounded piece of a newcomer's prompt."""
@@ -114,6 +127,8 @@ class SlackWork:
             next(seat.work)
         except StopIteration:
             seat.bootstrapping = True
+            if seat.tuned:
+                self._backend.tune(seat.slot, seat.tuned)
         except EngineError as error:  # this conversation's own fault, a voice for example
             self._give_up(seat, error)
 

@@ -139,10 +139,15 @@ def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack = Slack()
     slack.piece_took(0.030)
     slack.tick_took(0.060)
-    assert slack.allows(now=1.0, next_due=None)
-    assert slack.allows(now=1.0, next_due=1.0)
-    assert not slack.allows(now=1.05, next_due=1.0)
-    assert slack.allows(now=6.06, next_due=6.01)  # after five seconds it gets its turn
+    rig = Rig()
+    one, other = rig.join(ready=False), rig.join(ready=False)
+    assert slack.allows(1.0, None, one)
+    assert slack.allows(1.0, 1.0, one)
+    assert not slack.allows(1.05, 1.0, one)
+    assert not slack.allows(5.00, 4.95, other)  # who has not waited yet
+    assert slack.allows(6.06, 6.01, one)  # after five seconds it gets its turn
+    slack.forget(other)
+    assert not slack.allows(20.0, 19.95, other)  # nor does an old refusal count
 
 
 def test_a_renewal_runs_between_ticks_and_is_told_to_the_client():

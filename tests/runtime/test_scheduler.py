@@ -1,6 +1,7 @@
 """The frame clock, slots and boxes, on a clock turned by hand (performance.md 2.6, wire.md 5)."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -380,6 +381,22 @@ def test_a_slot_whose_prompts_go_in_is_tuned_when_they_are_in():
     rig.scheduler.tune(seat, GREEDY)
     rig.advance(0)
     assert rig.backend.log == [("open", 0, 0.7), ("piece", 0), ("piece", 0), ("tune", 0, 0)]
+
+
+def test_settings_that_come_while_prompts_wait_for_slack_keep_nobody_awake():
+    rig = Rig(pieces=2, tick=0.06, piece=0.05)
+    talking, newcomer = rig.join(), rig.join(ready=False)
+    rig.scheduler._between.slack.piece_took(0.05)
+    rig.hear(talking)
+    rig.advance(0.1)
+    for temperature in (0.3, 0.2):
+        rig.scheduler.tune(newcomer, replace(GREEDY, text_temperature=temperature))
+        rig.turn()
+    assert not newcomer.live
+    assert rig.scheduler._tasks == []
+    rig.advance(30)
+    assert newcomer.live
+    assert [entry for entry in rig.backend.log if entry[0] == "tune"] == [("tune", 1, 0.2)]
 
 
 def test_a_slot_that_was_left_is_not_tuned(rig):
