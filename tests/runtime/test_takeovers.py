@@ -6,7 +6,7 @@ who has left, and other people's calls are made right there, as other threads co
 
 import contextlib
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import numpy as np
 import pytest
@@ -16,9 +16,11 @@ from engine.errors import BusyError, ModelError, RefusedError
 from engine.runtime import scheduler as scheduling
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken
 from engine.runtime.metrics import Metrics
+from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Frame, Output, Seat
-from tests.runtime.rig import NotingBackend, NotingDirector
+from tests.runtime.playing import MINE, audio
+from tests.runtime.rig import NotingBackend, NotingDirector, Rig
 
 SLOTS = 3
 TURNS = 1500
@@ -234,3 +236,49 @@ def test_whoever_comes_and_goes_at_whatever_moment_every_slot_is_one_persons(see
     assert crowd.backend.spare_of is None
     assert crowd.scheduler.free == SLOTS
     assert "personaplex_conversations 0.0" in crowd.metrics.text().decode()
+
+
+# -- with the model --------------------------------------------------------------------------------
+
+
+class OwnWords(NotingDirector):
+    """The model says what it likes; in its third step something else happens, too."""
+
+    def __init__(self, happens: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.happens = happens
+
+    def step(self, sampled: int, heard: HeardRow, peak_in: float, peak_out: float):
+        super().step(sampled, heard, peak_in, peak_out)
+        if len(self.steps) == 3:
+            self.happens()
+        return sampled, False
+
+
+class Caller:
+    """Somebody with ten frames to say, and what they heard."""
+
+    def __init__(self, rig: Rig, happens: Callable[[], None] = lambda: None) -> None:
+        self.rig, self.outputs = rig, []
+        self.seat = rig.scheduler.join(MINE, OwnWords(happens), self.outputs.extend)
+
+    def talk(self) -> np.ndarray:
+        """What is heard until the last frame or the end [T, 1920]."""
+        self.rig.advance(1)
+        for pcm in audio(1, 10):
+            self.seat.hear(pcm, self.rig.now)
+            self.rig.advance(FRAME_SECONDS)
+        return np.stack([output.pcm for output in self.outputs if isinstance(output, Frame)])
+
+
+def test_who_takes_over_a_slot_in_the_midst_of_a_tick_hears_what_a_fresh_slot_says(tiny):
+    fresh = Caller(Rig(backend=PersonaPlexBackend(tiny, slots=1))).talk()
+    rig, successors = Rig(backend=PersonaPlexBackend(tiny, slots=1)), []
+
+    def change_places() -> None:
+        rig.scheduler.leave(leaver.seat, "left")
+        successors.append(Caller(rig))
+
+    leaver = Caller(rig, change_places)
+    assert len(leaver.talk()) == 1  # the bootstrap and a frame; the third step's is nobody's
+    np.testing.assert_array_equal(successors[0].talk(), fresh)
