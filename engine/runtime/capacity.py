@@ -36,9 +36,12 @@ class TickTable:
     piece: float = 0.0  # seconds of a piece of a prompt
 
     def tick(self, slots: int) -> float:
-        """Of the smallest bucket that covers so many slots; beyond the largest, never in time."""
-        covering = [size for size in self.seconds if size >= slots]
-        return self.seconds[min(covering)] if covering else float("inf")
+        """Of the cheapest bucket that covers so many slots; beyond the largest, never in time.
+
+        A larger bucket has more to do: a smaller one that took longer was disturbed meanwhile.
+        """
+        covering = (taken for size, taken in self.seconds.items() if size >= slots)
+        return min(covering, default=float("inf"))
 
     def upto(self, slots: int) -> "TickTable":
         """The same for a server with fewer slots."""
@@ -46,8 +49,8 @@ class TickTable:
         return TickTable(seconds, self.piece)
 
     def slots_in_time(self) -> int:
-        """The largest bucket whose tick is within the limit; 0 if none is."""
-        good = [size for size, taken in self.seconds.items() if taken <= TICK_LIMIT_SECONDS]
+        """The largest bucket whose tick is within the limit, and so that of all below; 0: none."""
+        good = [size for size in self.seconds if self.tick(size) <= TICK_LIMIT_SECONDS]
         return max(good, default=0)
 
 

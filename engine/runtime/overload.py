@@ -72,7 +72,7 @@ class Overload:
             return True
         if self.p95 > TICK_LIMIT_SECONDS:
             return False
-        return self._table is None or self._table.tick(live + 1) <= TICK_LIMIT_SECONDS
+        return self._table is None or live < self._table.slots_in_time()
 
     def step(self, transcribing: bool) -> Step:
         """What to do now; each step is asked for once, the next after five more seconds."""

@@ -105,9 +105,32 @@ def test_timing_takes_less_than_six_seconds_of_an_a10gs_projected_ticks():
         assert machine.taken < 6
 
 
+def test_a_bucket_never_takes_longer_than_a_larger_one():
+    table = TickTable({1: 0.03, 2: 0.075, 4: 0.035, 8: 0.06})
+    assert [table.tick(slots) for slots in (1, 2, 3, 4, 5)] == [0.03, 0.035, 0.035, 0.035, 0.06]
+    assert table.tick(9) == float("inf")
+
+
 def test_slots_in_time_are_those_of_the_largest_bucket_within_the_limit():
     assert TickTable({1: 0.02, 4: 0.06, 8: 0.071}).slots_in_time() == 4
     assert TickTable({1: 0.09}).slots_in_time() == 0
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        {1: 0.03, 2: 0.075, 4: 0.035},
+        {1: 0.03, 2: 0.04, 4: 0.08, 8: 0.06, 12: 0.09},
+        {1: 0.09, 2: 0.03, 4: 0.071},
+        {4: 0.03, 8: 0.09},
+    ],
+)
+def test_admission_lets_in_exactly_the_slots_in_time(clock, seconds):
+    table = TickTable(seconds)
+    overload, live = Overload(clock, table), 0
+    while overload.admits(live):
+        live += 1
+    assert live == table.slots_in_time()
 
 
 def test_admission_asks_for_the_tick_with_one_more(clock):
