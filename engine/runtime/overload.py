@@ -46,7 +46,7 @@ class Overload:
         self._acted_at = -WINDOW_SECONDS  # what comes after a step is judged by its own ticks
         self._rest = WINDOW_SECONDS  # of the recogniser, when it is paused next
         self._resume_at = 0.0
-        self.shedding = False
+        self.shedding = False  # in overload, however short: quiet frames are dropped
         self.recogniser_paused = False
 
     def ticked(self, seconds: float) -> None:
