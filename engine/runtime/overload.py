@@ -46,7 +46,7 @@ class Overload:
         self._acted_at = -WINDOW_SECONDS  # what comes after a step is judged by its own ticks
         self._rest = WINDOW_SECONDS  # of the recogniser, when it is paused next
         self._resume_at = 0.0
-        self.shedding = False
+        self.shedding = False  # in overload, however short: quiet frames are dropped
         self.recogniser_paused = False
 
     def ticked(self, seconds: float) -> None:
@@ -72,7 +72,7 @@ class Overload:
             return True
         if self.p95 > TICK_LIMIT_SECONDS:
             return False
-        return self._table is None or self._table.tick(live + 1) <= TICK_LIMIT_SECONDS
+        return self._table is None or live < self._table.slots_in_time()
 
     def step(self, transcribing: bool) -> Step:
         """What to do now; each step is asked for once, the next after five more seconds."""

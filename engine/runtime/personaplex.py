@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.model.attention import Rings
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop, Ready
 from engine.model.mimi import Stream
@@ -104,16 +105,23 @@ class PersonaPlexBackend:
         """Columns in the ring, of those it holds, 0 to 1."""
         return min(1.0, self.loop.rings.pushed[slot] / self.loop.rings.capacity)
 
+    @torch.inference_mode()
     def measure(self) -> None:
         """Time a tick of every bucket, where there is a choice of them; every slot is cleared."""
         if len(self.runner.buckets) == 1:
             return
         for slot in range(self.slots):
-            self.loop.rings.set_position(slot, self.loop.rings.capacity)
+            for rings in self._all_rings():
+                rings.set_position(slot, rings.capacity)  # what is in them costs no time
             self.tune(slot, SamplingConfig())
         self.ticks = time_ticks(self.runner.buckets, self._timed, self._timed_piece)
         for slot in range(self.slots):
             self.close(slot)
+
+    def _all_rings(self) -> list[Rings]:
+        """The model's, the codec's both ways, and the recogniser's."""
+        parts = [self.loop, self.loop.encoder, self.loop.decoder]
+        return [part.rings for part in (*parts, *([self.ear.hearing] if self.ear else []))]
 
     @torch.inference_mode()
     def _timed(self, slots: int) -> float:

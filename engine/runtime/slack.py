@@ -23,7 +23,7 @@ class Slack:
     """Whether what may wait fits in before somebody's frame would be late.
 
     That is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody else's
-    frame is to be run. `piece`: seconds of the longest that was timed at the start.
+    frame is to be run. `piece`: seconds of one as timed at the start.
     """
 
     def __init__(self, piece: float = 0.0) -> None:

@@ -140,6 +140,22 @@ def test_a_slow_server_closes_admission_then_ends_the_newest_as_busy_then_recove
     rig.join()
 
 
+def test_quiet_frames_are_dropped_in_overload_before_anything_is_given_up():
+    rig = Rig(slots=2)
+    rig.backend.transcribes = rig.backend.transcribing = True
+    seats = [rig.join() for _ in range(2)]
+    overloaded(rig, seats, tick=0.075, seconds=3)
+    rig.hear(seats[0], 6, level=0.001)
+    rig.turn()
+    assert seats[0].dropped_frames == 0  # too slow for newcomers is not yet overload
+    overloaded(rig, seats, tick=0.079, seconds=2)
+    rig.hear(seats[0], 6, level=0.001)
+    rig.turn()
+    assert seats[0].dropped_frames > 0
+    assert rig.backend.transcribing
+    assert not any(seat.left for seat in seats)
+
+
 def test_the_recogniser_is_paused_before_anybody_is_ended():
     rig = Rig(slots=2)
     rig.backend.transcribes = rig.backend.transcribing = True

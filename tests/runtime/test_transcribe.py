@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from engine.config import FRAME_SAMPLES, GREEDY, ServerConfig
 from engine.dialogue.voices import Voices
 from engine.errors import ModelError
+from engine.model.graphs import Ticks
 from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
 from engine.runtime.drive import frames_of
@@ -86,6 +87,27 @@ def test_a_conversation_without_recogniser_has_no_words_beside_one_with(backend,
     assert heard.row(0).pause is None
     assert heard.row(2).stt_text == WANT["tokens"][0]
     assert list(backend.flush([0, 2])) == [2]
+
+
+def test_ticks_are_timed_with_every_ring_full_and_leave_the_slots_as_new(tiny, recogniser):
+    backend, filled = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser), []
+    loop, hearing = backend.loop, backend.ear.hearing
+    backend.runner = Ticks(loop, every=True, hearing=hearing)
+    rings = [loop.rings, loop.encoder.rings, loop.decoder.rings, hearing.rings]
+    listen = backend.runner.listen
+
+    def noting(*what):
+        filled.extend(pushed >= ring.capacity for ring in rings for pushed in ring.pushed)
+        return listen(*what)
+
+    backend.runner.listen = noting
+    backend.measure()
+    assert filled
+    assert all(filled)
+    fresh = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser)
+    for slot in range(3):
+        assert all(map(torch.equal, loop.state(slot), fresh.loop.state(slot)))
+        assert all(map(torch.equal, hearing.state(slot), fresh.ear.hearing.state(slot)))
 
 
 def test_personaplex_is_bit_identical_with_and_without_the_recogniser(tiny, backend, user):
