@@ -15,10 +15,10 @@ from huggingface_hub import constants
 
 from demo import gates as gates_module
 from demo.gates import gates
-from demo.judging import AUTO, Effort, in_a_process
+from demo.judging import AUTO, WHOLE, Effort, in_a_process
 from demo.settings import container_config
 from demo.volume import pinned_to_local
-from engine.bench.drift import LIMITS
+from engine.bench.drift import LEAST_FRAMES, LIMITS
 from engine.dialogue.voices import Voices
 from engine.model.linear import Linear
 from engine.runtime import hub
@@ -79,7 +79,7 @@ class Benches:
         assert (given["--model"], given["--device"]) == (str(self._folder), "cpu")
         if words[0] == "drift":
             self.said.append("drift")
-            keep(self._folder, self._good, self._good, {"frames": 1500})
+            keep(self._folder, self._good, self._good, self._good, {"frames": 1500})
             row = {"what": "int8 KV", "top1": 0.5, "kl": 0.2, "kl_rise": 0.1, "good": self._good}
             result = {"limits": LIMITS, "rows": [row]}
         else:
@@ -149,7 +149,7 @@ def test_a_bad_verdict_stays_though_bf16_holds_nobody(cache):
 
 @pytest.mark.timeout(200)
 def test_where_the_clients_lag_the_gates_fail_and_int8_is_not_allowed(cache, monkeypatch, capfd):
-    busy_machine(cache, monkeypatch, "capacity.LAG_SECONDS = -1.0")
+    limited(cache, monkeypatch, "capacity.LAG_SECONDS = -1.0")
     stand_in = Benches(cache, good=True, held={})
 
     def bench(words: list[str]) -> int:
@@ -162,9 +162,9 @@ def test_where_the_clients_lag_the_gates_fail_and_int8_is_not_allowed(cache, mon
     assert "bf16/bf16: void, nothing is known of the server: the clients" in capfd.readouterr().out
 
 
-def busy_machine(folder: Path, monkeypatch, *limits: str) -> None:
-    """Other limits for `bench capacity` in processes of its own."""
-    lines = ["from engine.bench import capacity", *limits]
+def limited(folder: Path, monkeypatch, *limits: str) -> None:
+    """Other limits for the benches, which run in processes of their own."""
+    lines = ["from engine.bench import capacity, drift", *limits]
     (folder / "sitecustomize.py").write_text("\n".join(lines))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
@@ -178,10 +178,14 @@ def test_int8_that_breaks_under_load_is_not_allowed(cache):
 
 
 def test_a_drift_that_breaks_changes_nothing(cache):
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     with pytest.raises(SystemExit, match=r"^error: bench drift .* the verdict is what it was$"):
         gates(cache, VOLUME, pytest.fail, bench=lambda _: 1)
     assert (snapshot_of(cache) / VERDICT).exists()
+
+
+def test_the_whole_effort_is_enough_for_a_verdict():
+    assert WHOLE.frames >= LEAST_FRAMES
 
 
 def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
@@ -195,8 +199,12 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
     """150 frames are enough for these weights to pass; how fast this machine is does not count."""
     monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(TINY.parent / "stt_tiny"))
-    patient = ("LAG_SECONDS = 60.0", "LATE_SHARE = 2.0", "TICK_SHARE = 0.0")
-    busy_machine(cache, monkeypatch, *(f"capacity.{limit}" for limit in patient))
+    patient = (
+        "capacity.LAG_SECONDS = 60.0",
+        "capacity.LATE_SHARE = 2.0",
+        "capacity.TICK_SHARE = 0.0",
+    )
+    limited(cache, monkeypatch, "drift.LEAST_FRAMES = 150", *patient)
     committed: list[bool] = []
     effort = Effort(frames=150, seconds=0.5, step_seconds=0.3)
     gates(cache, VOLUME, lambda: committed.append((snapshot_of(cache) / VERDICT).exists()), effort)
@@ -234,7 +242,7 @@ def precision(backend) -> tuple[str, str]:
 
 def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
     before = start()
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     assert precision(start()) == ("int8", "int8")
     assert precision(before) == ("plain", "plain")
     (snapshot_of(cache) / VERDICT).unlink()
@@ -242,7 +250,7 @@ def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
 
 
 def test_another_revision_of_the_weights_has_no_verdict(cache):
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     downloaded(cache, NEWER)
     assert precision(start()) == ("plain", "plain")
 
