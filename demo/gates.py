@@ -5,7 +5,7 @@ A drift that is too large is a result and leaves bf16; a run that breaks ends in
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,11 +100,17 @@ def capacity_lines(measured: dict[Mode, Capacity]) -> Iterator[str]:
         yield f"{spoken(mode):<40}  {capacity.held:2} of {capacity.slots} places"
 
 
-def verdict_lines(config: ServerConfig, folder: Path, modes: Collection[Mode]) -> Iterator[str]:
+def verdict_lines(
+    config: ServerConfig, folder: Path, measured: dict[Mode, Capacity]
+) -> Iterator[str]:
     """What is allowed now, and what the next start takes, which a setting may have fixed."""
     allowed, asked = precise(AUTO, folder), (config.weights, config.kv)
-    fewer = allowed == FAITHFUL and len(modes) > 1  # int8 was tried, and lost its verdict
-    yield f"\nverdict     {spoken(allowed)}{', for int8 holds fewer' if fewer else ''}"
+    lost = "".join(
+        f", for int8 holds {'fewer' if capacity.held else 'nobody'}"
+        for mode, capacity in measured.items()
+        if allowed == FAITHFUL != mode  # int8 was tried, and lost its verdict
+    )
+    yield f"\nverdict     {spoken(allowed)}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {spoken(precise(asked, folder))}{forced}"
 

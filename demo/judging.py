@@ -82,7 +82,7 @@ class Judge:
     def capacities(self) -> dict[Mode, Capacity]:
         """What the device holds in bf16, and in what the verdict allows.
 
-        int8 stays allowed only if it runs here and holds no less. Raises ModelError.
+        int8 stays allowed only if it runs here and holds somebody, and no fewer. Raises ModelError.
         """
         allowed = precise(AUTO, self._folder)
         try:
@@ -90,7 +90,7 @@ class Judge:
         except ModelError:
             self._withdraw()
             raise
-        if held[allowed].held < held[FAITHFUL].held:
+        if allowed != FAITHFUL and held[allowed].held < max(1, held[FAITHFUL].held):
             self._withdraw()
         self._commit()
         return held

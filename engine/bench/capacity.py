@@ -2,7 +2,8 @@
 
 The number is doubled until it does not hold, then halved in between, and the best is held for
 minutes. It holds while fewer than one frame in a thousand is late (sent or heard more than 120 ms
-after its user frame was complete) and 99 of 100 ticks take at most 80 ms.
+after its user frame was complete) and 99 of 100 ticks take at most 80 ms. Where the clients
+themselves lagged nothing is known of the server: the measurement is void, not a small number.
 """
 
 import argparse
@@ -28,7 +29,11 @@ JOIN_SECONDS = 0.205  # between two joins: sixteen phases all over the 80 ms of 
 LAG_SECONDS = 0.020  # p99 of this process's own lag; above it a row says nothing of the server
 WARM_UP_SECONDS = 2.0  # of one conversation before anything counts
 HOLDS = 3  # numbers that are tried for minutes
-HELD = "held"
+HELD, LAGGED = "held", "not valid: clients lag"
+
+
+class VoidError(EngineError):
+    """This machine was too busy to play the clients: what it saw says nothing of the server."""
 
 
 def largest(holds: Callable[[int], bool], slots: int) -> int:
@@ -61,7 +66,7 @@ def held(holds: Callable[[int], bool], best: int) -> int:
 def verdict(row: dict[str, Any]) -> str:
     """`held`, or why a row does not count."""
     if row["client_lag_ms_p99"] > LAG_SECONDS * 1e3:
-        return "not valid: clients lag"
+        return LAGGED
     if row["refused"] or row["broken"]:
         return "refused" if row["refused"] else "hung up"
     if max(row["late_server"], row["late_client"]) >= LATE_SHARE * row["frames"]:
@@ -123,32 +128,59 @@ class Search:
     def steps(self, conversations: int) -> bool:
         """Whether so many hold for a moment; one hiccup of the machine is forgiven."""
         seconds = self._args.step_seconds
-        return self._row(conversations, seconds) or self._row(conversations, seconds)
+        if self._row(conversations, seconds)["verdict"] == HELD:
+            return True
+        return self._decided(self._row(conversations, seconds))
 
     def holds(self, conversations: int) -> bool:
-        return self._row(conversations, self._args.seconds)
+        return self._decided(self._row(conversations, self._args.seconds))
 
-    def _row(self, conversations: int, seconds: float) -> bool:
+    def _decided(self, row: dict[str, Any]) -> bool:
+        """Whether a row held. Raises VoidError where that is not known."""
+        if row["verdict"] == LAGGED:
+            raise VoidError(
+                f"the clients lagged {row['client_lag_ms_p99']:.0f} ms with {row['n']} at once "
+                f"(p99, {LAG_SECONDS * 1e3:.0f} at most); run it where nothing else does"
+            )
+        return row["verdict"] == HELD
+
+    def _row(self, conversations: int, seconds: float) -> dict[str, Any]:
         time.sleep(max(0.0, self._open_at - time.monotonic()))
         row = measure(self._server, conversations, seconds, self._args.format)
         if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
             self._open_at = time.monotonic() + WINDOW_SECONDS
         self.rows.append({**self._head, "seconds": seconds, **row})
         print(f"{conversations} for {seconds:g} s: {row['verdict']}", flush=True)
-        return row["verdict"] == HELD
+        return row
 
 
 def capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dict[str, Any]:
-    """One server's capacity: a row per step, and the number held at the end."""
+    """One server's capacity: a row per step, and the number held at the end.
+
+    Where that is not known `held` is None and `void` says why.
+    """
     with Server(serve_options(args, model, weights, kv)) as server:
         slots = server.health()["slots"]
         print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
         search = Search(server, args, {"weights": weights, "kv": kv})
         measure(server, 1, WARM_UP_SECONDS, args.format)
-        best = held(search.holds, largest(search.steps, slots))
+        best, void = None, None
+        try:
+            best = held(search.holds, largest(search.steps, slots))
+        except VoidError as error:
+            void = str(error)
         ready = server.ready_seconds
     head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": ready}
-    return {**head, "held": best, "seconds": args.seconds, "rows": search.rows}
+    return {**head, "held": best, "void": void, "seconds": args.seconds, "rows": search.rows}
+
+
+def outcome(server: dict[str, Any]) -> str:
+    """The line that says what was found of one server."""
+    mode = f"{server['weights']}/{server['kv']}"
+    if server["void"]:
+        return f"{mode}: void, nothing is known of the server: {server['void']}"
+    held_of = f"{server['held']} of {server['slots']} conversations held"
+    return f"{mode}: {held_of} for {server['seconds']:g} s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,14 +191,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """1 where a measurement is void."""
     with model_of(args) as model:
         servers = [capacity(args, model, *precision) for precision in precisions(args)]
     print(table([row for server in servers for row in server["rows"]]))
-    for server in servers:
-        print(
-            f"{server['weights']}/{server['kv']}: {server['held']} of {server['slots']} "
-            f"conversations held for {server['seconds']:g} s"
-        )
+    print("\n".join(outcome(server) for server in servers))
     result = {"model": args.model or ("small" if args.small else "full"), "servers": servers}
     print("written:", save("capacity", result, args.json))
-    return 0
+    return int(any(server["void"] for server in servers))

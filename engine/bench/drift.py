@@ -17,6 +17,7 @@ from engine.bench.device import release
 from engine.bench.report import save, table
 from engine.config import SamplingConfig
 from engine.dialogue.voices import Voices
+from engine.errors import ConfigError
 from engine.model.lm import LM, Temporal
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
@@ -27,6 +28,7 @@ from engine.runtime.loader import load_checkpoint
 from engine.runtime.recogniser import download_recogniser, load_recogniser
 from engine.runtime.verdict import keep
 
+LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_TOP1 = 0.97  # of frames
 MOST_DRIFT = 0.5  # of the mean KL, that a straight line may rise over the whole run
 SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
@@ -103,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tests/golden/tiny", help="a folder or a repository")
     parser.add_argument("--transcribe", default="", help="a recogniser to be judged too")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--frames", type=int, default=1500)
+    parser.add_argument("--frames", type=int, default=LEAST_FRAMES)
     parser.add_argument("--verdict", action="store_true", help="keep the verdict by the weights")
     parser.add_argument("--json", help="where to write the result")
 
@@ -144,6 +146,12 @@ def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Raises ConfigError where so few frames are no ground for a verdict."""
+    if args.verdict and args.frames < LEAST_FRAMES:
+        raise ConfigError(
+            f"--frames is {args.frames}, but a verdict needs {LEAST_FRAMES} or more; "
+            "give as many, or leave --verdict out"
+        )
     rows, mimi, sound = judge_model(args.model, args.device, args.frames)
     weights, kv, both = (row["good"] for row in rows)
     recogniser = None
@@ -154,6 +162,6 @@ def run(args: argparse.Namespace) -> int:
     result = {"frames": args.frames, "limits": LIMITS, "rows": rows}
     if args.verdict:
         folder = Path(find(args.model, None, lambda phase, percent: None))
-        print("verdict:", keep(folder, weights, kv and both, result, recogniser))
+        print("verdict:", keep(folder, weights, kv, both, result, recogniser))
     print("written:", save("drift", result, args.json))
     return 0

@@ -79,7 +79,7 @@ class PersonaPlexBackend:
             ready = self._ready(slot, prompt)
             self.cache.put(key, ready)
         self._start(slot, ready, opening)
-        if self.renewal and self.renewal.fits(ready.columns + 1):
+        if self.renewal and self.renewal.enter(slot, ready.columns + 1):
             frames = prompt_frames(self.config, opening.text_ids)
             self._prompts[slot] = self._voices[key[0]], frames
 

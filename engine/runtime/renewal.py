@@ -3,7 +3,8 @@ and the conversation's last N frames; between two ticks it takes the slot's plac
 
 What the codec and the sampler remember is untouched; only what the temporal transformer reads is
 made anew. After the swap a slot equals a fresh one that was given the same prompt and the same
-frames. Only the scheduler's thread calls it; each `next` is one piece of at most 64 columns.
+frames. Whose turn it is says renewal_queue.py. Only the scheduler's thread calls it; each `next`
+is one piece of a prompt.
 """
 
 from collections import deque
@@ -15,12 +16,9 @@ from torch import Tensor
 
 from engine.config import PAD
 from engine.model.config import LMConfig
-from engine.model.loop import PIECE, Loop
+from engine.model.loop import Loop
 from engine.model.prompt import Prompt, Voice, build_prompt
-
-MARGIN = 2 * PIECE  # columns before the ring is full at which a renewal begins
-MARGIN_PER_SLOT = 16  # columns more: all slots may be due at once, and there is one spare
-SHORT = 8  # columns that are caught up together with the swap
+from engine.runtime.renewal_queue import SHORT, RenewalQueue
 
 
 def settle(device: torch.device) -> None:
@@ -30,10 +28,10 @@ def settle(device: torch.device) -> None:
 
 
 class History:
-    """The whole frames of one slot, K small integers each, on the host."""
+    """The last whole frames of one slot, K small integers each, on the host."""
 
-    def __init__(self, frames: int) -> None:
-        self.frames: deque[list[int]] = deque(maxlen=frames + MARGIN + PIECE)
+    def __init__(self, most: int) -> None:
+        self.frames: deque[list[int]] = deque(maxlen=most)
         self.total = 0  # frames of the conversation so far
         self.text = PAD  # fed for the frame that comes next
 
@@ -49,22 +47,25 @@ class Renewal:
     def __init__(self, loop: Loop, frames: int) -> None:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
-        self.histories = [History(frames) for _ in range(loop.slots)]
-        wanted = MARGIN + (loop.slots - 1) * MARGIN_PER_SLOT
-        self.margin = min(wanted, loop.rings.capacity // 8)
+        self.histories = [self._empty() for _ in range(loop.slots)]
+        self.queue = RenewalQueue(loop.rings.capacity, loop.piece)
+        self.first: int | None = None  # whose turn it was after the last tick, if anybody's
         self.busy = False  # there is one spare: one renewal at a time
 
-    def fits(self, prompt_frames: int) -> bool:
-        """Whether a renewed slot has room to talk before it is due again."""
-        return prompt_frames + self.frames + self.margin < self.loop.rings.capacity
+    def _empty(self) -> History:
+        return History(self.loop.rings.capacity)  # more would not fit into the spare
+
+    def enter(self, slot: int, prompt_frames: int) -> bool:
+        """Whether a slot with this prompt has room to talk once it is renewed; only then it is."""
+        return self.queue.enter(slot, prompt_frames + self.frames)
 
     def due(self, slot: int) -> bool:
-        full = self.loop.rings.pushed[slot] >= self.loop.rings.capacity - self.margin
-        return full and not self.busy and self.histories[slot].total >= self.frames
+        return slot == self.first and not self.busy
 
     def forget(self, slot: int) -> None:
         """A slot begins a new conversation."""
-        self.histories[slot] = History(self.frames)
+        self.histories[slot], self.first = self._empty(), None
+        self.queue.leave(slot)
 
     def note(self, slots: list[int], text: np.ndarray, heard: np.ndarray, said: np.ndarray) -> None:
         """After a tick: text fed [S], user codes [S, Q] and complete agent codes [S, Q]."""
@@ -73,6 +74,9 @@ class Renewal:
             history.frames.append([history.text, *said[slot].tolist(), *heard[slot].tolist()])
             history.total += 1
             history.text = int(text[slot])
+        pushed, histories = self.loop.rings.pushed, self.histories
+        ripe = [slot for slot in self.queue.slots if histories[slot].total >= self.frames]
+        self.first = self.queue.next({slot: pushed[slot] for slot in ripe})
 
     def begin(self, slots: list[int], text: np.ndarray) -> None:
         """After a bootstrap tick: only the text of the first frame is known."""
@@ -100,7 +104,7 @@ class Renewal:
                     return
                 yield
         finally:
-            self.busy = False
+            self.busy, self.first = False, None
 
     @torch.inference_mode()
     def _embedded(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Tensor:

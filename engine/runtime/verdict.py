@@ -21,17 +21,20 @@ def keep(
     folder: Path,
     weights_good: bool,
     kv_good: bool,
+    both_good: bool,
     measured: dict[str, Any],
     recogniser: tuple[Path, bool] | None = None,
 ) -> Path:
     """Write a verdict beside the weights; the path of its file.
 
+    kv_good: keys and values in int8 while the weights are not; both_good: while they are too.
     measured: numbers and limits, for people. recogniser: the folder of the one that was judged too,
     and whether its int8 is good.
     """
     verdict = {
         "weights": weights_good,
         "kv": kv_good,
+        "both": both_good,
         "source": identity(folder),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -46,12 +49,17 @@ def keep(
 
 
 def precise(asked: tuple[str, str], folder: Path) -> tuple[str, str]:
-    """(weights, keys and values) as asked for; `auto` is what the verdict allows."""
+    """(weights, keys and values) as asked for; `auto` is what the verdict allows.
+
+    Where either alone is good and both together are not, int8 goes to the weights: they are more of
+    what a tick reads.
+    """
     known = read(folder) if "auto" in asked else {}
     if known and not _is_of(known, folder):
         known = {}
-    weights, kv = asked
-    return _choose(weights, known.get("weights")), _choose(kv, known.get("kv"))
+    weights = _choose(asked[0], known.get("weights"))
+    judged = ("kv", "both") if weights == "int8" else ("kv",)
+    return weights, _choose(asked[1], all(known.get(name) is True for name in judged))
 
 
 def precise_recogniser(asked: str, folder: Path, recogniser: Path) -> str:

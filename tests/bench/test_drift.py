@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.bench import drift
+from engine.errors import ConfigError
 from engine.model import int8, linear
 from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
@@ -23,9 +24,10 @@ def unpacked(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path) -> tuple[Path, Path]:
-    """Copies of the tiny model and of the tiny recogniser."""
+def places(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """Copies of the tiny model and of the tiny recogniser, for which few frames are enough."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(drift, "LEAST_FRAMES", FRAMES)
     return unpacked("tiny", tmp_path), unpacked("stt_tiny", tmp_path)
 
 
@@ -73,15 +75,16 @@ def coarse(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (steps.float() / 127).round().to(torch.int8), scale * 127
 
 
-def test_weights_that_were_made_worse_are_refused_and_auto_stays_bf16(places, monkeypatch):
+def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_not(
+    places, monkeypatch
+):
     model, stt = places
     monkeypatch.setattr(linear, "quantise", coarse)
     result = run(model, stt, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
-    assert not good["int8 weights"]
-    assert not good["both"]
-    assert not good["int8 recogniser"]
-    assert precise(("auto", "auto"), model) == ("bf16", "bf16")
+    assert good.pop("int8 KV")
+    assert not any(good.values())
+    assert precise(("auto", "auto"), model) == ("bf16", "int8")
     assert precise_recogniser("auto", model, stt) == "bf16"
 
 
@@ -92,9 +95,19 @@ def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
     assert kept["rows"] == result["rows"]
     assert kept["limits"] == {"top1": 0.97, "rise of mean": 0.5, "rise": 1e-3}
     assert kept["frames"] == FRAMES
-    weights, kv, both = (row["good"] for row in result["rows"])
-    assert (kept["weights"], kept["kv"]) == (weights, kv and both)
+    good = [row["good"] for row in result["rows"]]
+    assert [kept["weights"], kept["kv"], kept["both"]] == good
     assert "recogniser" not in kept
+
+
+def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places, monkeypatch):
+    model, _ = places
+    monkeypatch.undo()
+    assert drift.LEAST_FRAMES == 1500  # performance.md 4.3
+    with pytest.raises(ConfigError, match=r"--frames is 30, but a verdict needs 1500 or more"):
+        run(model, None, "--verdict")
+    run(model, None)
+    assert not (model / VERDICT).exists()
 
 
 def logits(frames: int = 1500) -> torch.Tensor:

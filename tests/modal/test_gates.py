@@ -15,10 +15,10 @@ from huggingface_hub import constants
 
 from demo import gates as gates_module
 from demo.gates import gates
-from demo.judging import AUTO, Effort
+from demo.judging import AUTO, WHOLE, Effort, in_a_process
 from demo.settings import container_config
 from demo.volume import pinned_to_local
-from engine.bench.drift import LIMITS
+from engine.bench.drift import LEAST_FRAMES, LIMITS
 from engine.dialogue.voices import Voices
 from engine.model.linear import Linear
 from engine.runtime import hub
@@ -79,7 +79,7 @@ class Benches:
         assert (given["--model"], given["--device"]) == (str(self._folder), "cpu")
         if words[0] == "drift":
             self.said.append("drift")
-            keep(self._folder, self._good, self._good, {"frames": 1500})
+            keep(self._folder, self._good, self._good, self._good, {"frames": 1500})
             row = {"what": "int8 KV", "top1": 0.5, "kl": 0.2, "kl_rise": 0.1, "good": self._good}
             result = {"limits": LIMITS, "rows": [row]}
         else:
@@ -125,6 +125,51 @@ def test_int8_that_holds_fewer_conversations_is_not_allowed(cache, capsys):
     assert "verdict     weights bf16, keys and values bf16, for int8 holds fewer\n" in said
 
 
+@pytest.mark.parametrize("bf16", [0, 4])
+def test_int8_that_holds_nobody_is_not_allowed_though_bf16_holds_nobody_either(cache, capsys, bf16):
+    benches = Benches(cache, good=True, held={"bf16": bf16, "int8": 0})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said[-1] == "committed no verdict"
+    said = capsys.readouterr().out
+    assert "verdict     weights bf16, keys and values bf16, for int8 holds nobody\n" in said
+    assert precision(start()) == ("plain", "plain")
+
+
+def test_int8_that_holds_somebody_where_bf16_holds_nobody_is_allowed(cache):
+    benches = Benches(cache, good=True, held={"bf16": 0, "int8": 1})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said[-1] == "committed a verdict"
+
+
+def test_a_bad_verdict_stays_though_bf16_holds_nobody(cache):
+    benches = Benches(cache, good=False, held={"bf16": 0})
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    assert benches.said[-1] == "committed a verdict"
+
+
+@pytest.mark.timeout(200)
+def test_where_the_clients_lag_the_gates_fail_and_int8_is_not_allowed(cache, monkeypatch, capfd):
+    limited(cache, monkeypatch, "capacity.LAG_SECONDS = -1.0")
+    stand_in = Benches(cache, good=True, held={})
+
+    def bench(words: list[str]) -> int:
+        return stand_in(words) if words[0] == "drift" else in_a_process(words)
+
+    effort = Effort(seconds=0.5, step_seconds=0.3)
+    with pytest.raises(SystemExit, match=r"^error: bench capacity .* exit code 1, .* bf16 stays$"):
+        gates(cache, VOLUME, stand_in.commit, effort, bench)
+    assert stand_in.said == ["drift", "committed a verdict", "committed no verdict"]
+    assert "bf16/bf16: void, nothing is known of the server: the clients" in capfd.readouterr().out
+
+
+def limited(folder: Path, monkeypatch, *limits: str) -> None:
+    """Other limits for the benches, which run in processes of their own."""
+    lines = ["from engine.bench import capacity, drift", *limits]
+    (folder / "sitecustomize.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
+
+
 def test_int8_that_breaks_under_load_is_not_allowed(cache):
     benches = Benches(cache, good=True, held={"bf16": 4})
     with pytest.raises(SystemExit, match=r"^error: bench capacity .* so bf16 stays$"):
@@ -133,10 +178,14 @@ def test_int8_that_breaks_under_load_is_not_allowed(cache):
 
 
 def test_a_drift_that_breaks_changes_nothing(cache):
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     with pytest.raises(SystemExit, match=r"^error: bench drift .* the verdict is what it was$"):
         gates(cache, VOLUME, pytest.fail, bench=lambda _: 1)
     assert (snapshot_of(cache) / VERDICT).exists()
+
+
+def test_the_whole_effort_is_enough_for_a_verdict():
+    assert WHOLE.frames >= LEAST_FRAMES
 
 
 def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
@@ -148,9 +197,14 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 
 @pytest.mark.timeout(400)  # five processes load PyTorch, on a machine that others use
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
-    """150 frames are enough for these weights to pass; how many are held is this machine's."""
+    """150 frames are enough for these weights to pass; how fast this machine is does not count."""
     monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(TINY.parent / "stt_tiny"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
+    patient = (
+        "capacity.LAG_SECONDS = 60.0",
+        "capacity.LATE_SHARE = 2.0",
+        "capacity.TICK_SHARE = 0.0",
+    )
+    limited(cache, monkeypatch, "drift.LEAST_FRAMES = 150", *patient)
     committed: list[bool] = []
     effort = Effort(frames=150, seconds=0.5, step_seconds=0.3)
     gates(cache, VOLUME, lambda: committed.append((snapshot_of(cache) / VERDICT).exists()), effort)
@@ -188,7 +242,7 @@ def precision(backend) -> tuple[str, str]:
 
 def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
     before = start()
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     assert precision(start()) == ("int8", "int8")
     assert precision(before) == ("plain", "plain")
     (snapshot_of(cache) / VERDICT).unlink()
@@ -196,7 +250,7 @@ def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
 
 
 def test_another_revision_of_the_weights_has_no_verdict(cache):
-    keep(snapshot_of(cache), True, True, {})
+    keep(snapshot_of(cache), True, True, True, {})
     downloaded(cache, NEWER)
     assert precision(start()) == ("plain", "plain")
 

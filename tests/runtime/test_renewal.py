@@ -15,11 +15,10 @@ import torch
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
-from engine.model.loop import PIECE, Loop
+from engine.model.loop import Loop
 from engine.runtime.backend import Opening
 from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.renewal import MARGIN
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
@@ -186,7 +185,7 @@ def test_so_long_between_two_pieces_that_history_is_lost_it_begins_again(roomy):
     call = Call(backend, opening)
     work = call.until_due()
     next(work)
-    for _ in range(MARGIN + PIECE + FRAMES):
+    for _ in range(CONTEXT):
         call.tick()
     assert list(work)  # more pieces, from the beginning
     check(call, opening, FRAMES)
@@ -206,44 +205,37 @@ def test_the_proof_can_fail(roomy):
 # -- one spare for all slots, and its end ----------------------------------------------------------
 
 
-def due(backend: PersonaPlexBackend, slot: int) -> Call:
-    """A call just before its memory is full."""
+def almost_full(backend: PersonaPlexBackend, slot: int) -> Call:
+    """A call whose memory is full after the next frame."""
     call = Call(backend, Opening("TINYF0", (), SAMPLED, seed=6), slot)
-    for _ in range(2 * CONTEXT):
-        if backend.renewal.due(slot):
-            return call
+    while backend.loop.rings.pushed[slot] + 1 < backend.loop.rings.capacity:
         call.tick()
-    raise AssertionError("never due")
+    return call
 
 
 def test_while_one_is_renewed_the_other_waits_and_then_has_its_turn(roomy):
     backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
-    due(backend, 0)
-    due(backend, 1)
+    calls = [almost_full(backend, slot) for slot in range(2)]
+    calls[0].tick()
     work = backend.renew(0)
     next(work)
     assert backend.renew(1) is None
     for _ in work:
         pass
+    calls[0].tick()
     assert not backend.renewal.due(0)
     for _ in backend.renew(1):
         pass
+    calls[1].tick()
     assert not backend.renewal.due(1)
-
-
-def test_with_more_slots_it_begins_earlier_for_there_is_one_spare(roomy):
-    margins = [PersonaPlexBackend(roomy, n, renewal_frames=FRAMES).renewal.margin for n in (1, 16)]
-    assert margins == [11, 11]  # an eighth of so short a context at most
-    backend = PersonaPlexBackend(roomy, 16, renewal_frames=FRAMES)
-    backend.loop.rings.capacity = 2999
-    assert type(backend.renewal)(backend.loop, FRAMES).margin == 368
 
 
 def test_who_leaves_in_the_midst_of_its_renewal_leaves_nothing_to_the_next(roomy):
     opening = Opening("TINYF0", prompt_ids("Hi", roomy.tokenizer), SAMPLED, seed=8)
     alone = Call(PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES), opening)
     backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
-    work = due(backend, SLOT).backend.renew(SLOT)
+    almost_full(backend, SLOT)
+    work = backend.renew(SLOT)
     next(work)
     assert backend.renewal.busy
     work.close()
@@ -262,22 +254,21 @@ def test_a_slot_is_due_shortly_before_its_ring_is_full(backend):
     assert backend.renew(SLOT) is None
     call.until_due()
     rings = backend.loop.rings
-    assert rings.capacity - backend.renewal.margin <= rings.pushed[SLOT] < rings.capacity
+    assert rings.capacity - 10 <= rings.pushed[SLOT] < rings.capacity
 
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_renewal_is_off_where_prompt_and_frames_leave_no_room(roomy, more):
-    prompt = PersonaPlexBackend(roomy, slots=2)
     opening = Opening("TINYF0", (), GREEDY)
-    Call(prompt, opening)
-    columns = prompt.prompt_frames(opening)
-    margin = PersonaPlexBackend(roomy, slots=2, renewal_frames=1).renewal.margin
-    most = CONTEXT - 1 - margin - columns - 1  # with one more it would be due again at once
+    alone = PersonaPlexBackend(roomy, slots=2, renewal_frames=1)
+    Call(alone, opening)
+    columns, queue = alone.prompt_frames(opening), alone.renewal.queue
+    fit = [n for n in range(columns, CONTEXT) if n + 2 * queue.lasts(n) < CONTEXT - 1]
+    most = max(fit) - columns
     backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=most + more)
     call = Call(backend, opening)
     for _ in range(CONTEXT):
         call.tick()
-    assert backend.renewal.due(SLOT)
     assert (backend.renew(SLOT) is None) == bool(more)
 
 

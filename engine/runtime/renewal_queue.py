@@ -1,0 +1,49 @@
+"""Whose memory is renewed next, and when: all slots share one spare, and its work takes its time.
+
+The fullest goes first, and begins once any slot would else lose the start of its prompt before its
+own renewal is over. So a lone call talks on until its ring is almost full, and of slots that fill
+up together the first is renewed early, the others after it. Arithmetic only; a column is a frame.
+"""
+
+from collections.abc import Iterable, Mapping
+
+SHORT = 8  # columns that are caught up together with the swap
+
+
+class RenewalQueue:
+    """Slots with rings of `capacity` columns, which are made anew in pieces of `piece`."""
+
+    def __init__(self, capacity: int, piece: int) -> None:
+        self._capacity, self._piece = capacity, piece
+        self._lasts: dict[int, int] = {}  # slot -> frames that its renewal lasts
+
+    @property
+    def slots(self) -> Iterable[int]:
+        return self._lasts
+
+    def enter(self, slot: int, columns: int) -> bool:
+        """Whether a slot renewed to so many columns has room to talk; only then it is in."""
+        lasts = self.lasts(columns)
+        if columns + 2 * lasts >= self._capacity:
+            return False
+        self._lasts[slot] = lasts
+        return True
+
+    def leave(self, slot: int) -> None:
+        self._lasts.pop(slot, None)
+
+    def lasts(self, columns: int) -> int:
+        """Frames of a renewal to so many columns, at a piece a frame."""
+        return -(-columns // (self._piece - 1)) + 1  # each frame adds a column; the last one swaps
+
+    def next(self, pushed: Mapping[int, int]) -> int | None:
+        """The slot to begin with now; None: there is time. pushed: slot -> columns that it ran."""
+        order = sorted(pushed, key=lambda slot: -pushed[slot])
+        if not order:
+            return None
+        over = self._lasts[order[0]]  # one to spare: prompts of newcomers go before renewals
+        for slot in order:
+            over += self._lasts[slot]
+            if pushed[slot] + over >= self._capacity:
+                return order[0]
+        return None
