@@ -3,21 +3,15 @@
 import argparse
 import json
 
-import pytest
 import torch
 
 from engine.bench import connect
 from engine.bench.connect import opened, prompt_of
 from engine.bench.device import loop_of
 from engine.model.graphs import Ticks
-from engine.runtime.generated import SMALL, generated
+from engine.runtime.generated import SMALL
 
 COLUMNS = 30
-
-
-@pytest.fixture(scope="module")
-def small():
-    return generated(SMALL, "cpu")
 
 
 def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):

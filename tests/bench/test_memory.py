@@ -9,15 +9,10 @@ from engine.bench import fits, memory
 from engine.bench.memory import predicted
 from engine.runtime.capacity import GIB, RESERVE_BYTES, WORK_BYTES
 from engine.runtime.fitting import MODES, Mode
-from engine.runtime.generated import SMALL, generated
+from engine.runtime.generated import SMALL
 
 A10G = 23_028 << 20  # bytes that the card reports
 ITEMS = ["language model", "codec", "rings", "codec's state"]
-
-
-@pytest.fixture(scope="module")
-def small():
-    return generated(SMALL, "cpu")
 
 
 @pytest.fixture

@@ -12,12 +12,6 @@ from engine.bench.device import fill_context, loop_of
 from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
 from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
-from engine.runtime.generated import SMALL, generated
-
-
-@pytest.fixture(scope="module")
-def small():
-    return generated(SMALL, "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,6 @@ from engine.bench.fits import beside
 from engine.bench.report import table
 from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
 from engine.runtime.fitting import Mode
-from engine.runtime.generated import SMALL, generated
-
-
-@pytest.fixture(scope="module")
-def small():
-    return generated(SMALL, "cpu")
 
 
 @pytest.fixture(autouse=True)
