@@ -5,6 +5,7 @@ measured; what that did not foresee, the device itself refuses.
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,13 +26,14 @@ Row = dict[str, Any]
 def unless_full(head: Row, keep: Callable[[Row], None]) -> Iterator[None]:
     """Work that may not fit: then `keep` gets a row that says so, and what follows goes on.
 
-    Only what functions called inside have allocated is given back: their names are gone by then.
+    What the functions called inside have allocated is given back; names of the caller stay.
     """
     note = ""
     try:
         yield
     except torch.OutOfMemoryError as error:
         note = f"does not fit: {str(error).splitlines()[0]}"
+        traceback.clear_frames(error.__traceback__)  # it would keep all that did fit
     release()
     if note:
         print(*(f"{name} {value}," for name, value in head.items()), note, flush=True)
