@@ -32,7 +32,7 @@ from engine.runtime.personaplex import CPU_SLOTS
 
 # performance.md 1.2 and 1.5 of the specification, for the public shapes on a GPU
 LM_BYTES = {"bf16": 14.32 * GIB, "int8": 7.45 * GIB}
-MIMI_BYTES = 0.36 * GIB
+CODEC_BYTES = 0.36 * GIB
 RING_BYTES = {"bf16": 1.465 * GIB, "int8": 0.744 * GIB}  # of one conversation
 STATE_BYTES = 24e6  # of one conversation: the codec's keys and values, and the rest
 SERVING_TICKS = 3
@@ -41,7 +41,7 @@ SERVING_TICKS = 3
 def predicted(mode: Mode, slots: int) -> dict[str, float]:
     """Bytes by item."""
     sizes = {
-        "language model": LM_BYTES[mode.weights], "codec": MIMI_BYTES,
+        "language model": LM_BYTES[mode.weights], "codec": CODEC_BYTES,
         "rings": slots * RING_BYTES[mode.kv], "codec's state": slots * STATE_BYTES,
         "graphs": WORK_BYTES,
     }  # fmt: skip
