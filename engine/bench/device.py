@@ -14,7 +14,7 @@ from engine.bench.recogniser import random_recogniser
 from engine.model.attention import Rings
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop
-from engine.model.stt import Hearing, SttConfig
+from engine.model.stt import Hearing, Recogniser, SttConfig
 from engine.runtime.generated import FULL, SMALL, generated
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
@@ -67,26 +67,41 @@ def loop_of(args: argparse.Namespace, lm, mimi, slots: int, kv: str) -> Loop:
     return loop
 
 
-def hearing_of(args: argparse.Namespace, weights: str, slots: int) -> Hearing:
-    """A recogniser of generated weights whose rings are full."""
+def recogniser_of(args: argparse.Namespace, weights: str) -> Recogniser:
+    """A recogniser of generated weights."""
     device = torch.device(device_of(args))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = SMALL_STT if args.small else SttConfig()
-    stt = random_recogniser(config, device, dtype, int8=weights == "int8")
-    hearing = Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=device))
-    fill(hearing.rings, config.context)
+    return random_recogniser(config, device, dtype, int8=weights == "int8")
+
+
+def hearing_of(stt: Recogniser, slots: int) -> Hearing:
+    """It at work for a number of slots, their rings full."""
+    device = stt.embedding.table.device
+    hearing = Hearing(stt, slots, torch.zeros(stt.config.n_q, dtype=torch.int64, device=device))
+    draw(hearing.rings)
+    stand_at(hearing.rings, hearing.rings.capacity)
     return hearing
 
 
 def fill_context(loop: Loop, columns: int) -> None:
-    """Give every slot a past of so many columns; the numbers are drawn, not zeros."""
-    fill(loop.rings, columns)
+    """Give every slot and its codec a past that `stand` may point into: drawn, not zeros."""
+    for rings in (loop.rings, loop.encoder.rings, loop.decoder.rings):
+        draw(rings)
+    stand(loop, columns)
 
 
-def fill(rings: Rings, columns: int) -> None:
-    draw(rings)
-    for slot in range(len(rings.pushed)):
-        rings.set_position(slot, columns)
+def stand(loop: Loop, columns: int) -> None:
+    """Put every slot where its next tick reads so many columns, its own among them."""
+    stand_at(loop.rings, columns - 1)
+    for rings in (loop.encoder.rings, loop.decoder.rings):
+        stand_at(rings, (columns - 1) * loop.mimi.config.columns)
+
+
+def stand_at(rings: Rings, pushed: int) -> None:
+    """All slots at once, as `Rings.set_position` is for one."""
+    rings.position.fill_(pushed)
+    rings.pushed[:] = [pushed] * len(rings.pushed)  # in place: narrower rings share it
 
 
 def draw(rings: Rings) -> None:
@@ -115,10 +130,12 @@ def bandwidth(device: str) -> float:
     return 2 * size / median(lambda: target.copy_(source), 10)
 
 
-def median(work: Callable[[], Any], times: int) -> float:
-    """Median seconds of some work, finished on the device too."""
+def median(work: Callable[[], Any], times: int, before: Callable[[], None] | None = None) -> float:
+    """Median seconds of some work, finished on the device too; `before` each is not counted."""
     taken = []
     for _ in range(times + 2):
+        if before:
+            before()
         synchronize()
         start = time.perf_counter()
         work()

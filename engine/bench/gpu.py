@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine.bench.report import save
-from engine.errors import EngineError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -112,17 +112,24 @@ def started(part: str, options: list[str]) -> Work:
 
 
 def called(part: str, options: list[str]) -> dict[str, Any]:
-    """Run a subject in this process."""
+    """Run a subject in this process; whatever it raises is printed and kept beside its rows."""
+    try:
+        return result_of(options, run_part(part, options))
+    except Exception as error:
+        # The boundary between parts: memory that runs out, a kernel that does not compile or a
+        # broken assumption ends one of them, not the others, nor the one that runs beside.
+        print(traceback.format_exc(), flush=True)
+        reason = traceback.format_exception_only(error)[-1].strip()
+    return result_of(options, 1) | {"error": reason}
+
+
+def run_part(part: str, options: list[str]) -> int:
     from engine.bench.device import release
 
     release()  # a server beside us needs what the part before has left
     module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
     module.add_arguments(parser)
-    try:
-        return result_of(options, module.run(parser.parse_args(options)))
-    except EngineError as error:
-        print(f"error: {error}", flush=True)
-        return {"code": 1, "error": str(error)}
+    return module.run(parser.parse_args(options))
 
 
 def result_of(options: list[str], code: int) -> dict[str, Any]:

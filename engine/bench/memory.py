@@ -1,50 +1,75 @@
-"""Where the memory goes: weights, rings, codec, graphs, and the peak, for a number of slots."""
+"""Where the memory goes: weights, rings, codec, graphs; the peaks of loading and of serving.
+
+Beside each size stands what the performance specification predicted. Serving is ticks of all slots
+and a piece of a prompt behind full contexts; kept prompts and a renewal's spare state come on top.
+"""
 
 import argparse
+from itertools import product
 
+import numpy as np
 import torch
 
 from engine.bench.device import (
     add_model_arguments,
     bytes_of,
     device_of,
+    fill_context,
     loop_of,
     models,
     release,
     synchronize,
+    tick,
 )
-from engine.bench.report import save, table
+from engine.bench.fits import Row, beside, check_room, unless_full
+from engine.bench.report import Record, table
+from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
+from engine.model.loop import Loop
+from engine.runtime.capacity import GIB, WORK_BYTES
+from engine.runtime.fitting import Memory, Mode
+from engine.runtime.personaplex import CPU_SLOTS
+
+# performance.md 1.2 and 1.5 of the specification, for the public shapes on a GPU
+LM_BYTES = {"bf16": 14.32 * GIB, "int8": 7.45 * GIB}
+CODEC_BYTES = 0.36 * GIB
+RING_BYTES = {"bf16": 1.465 * GIB, "int8": 0.744 * GIB}  # of one conversation
+STATE_BYTES = 24e6  # of one conversation: the codec's keys and values, and the rest
+SERVING_TICKS = 3
 
 
-def allocated() -> int:
-    """Bytes that tensors hold on the GPU; 0 without one."""
-    synchronize()
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+def predicted(mode: Mode, slots: int) -> dict[str, float]:
+    """Bytes by item."""
+    sizes = {
+        "language model": LM_BYTES[mode.weights], "codec": CODEC_BYTES,
+        "rings": slots * RING_BYTES[mode.kv], "codec's state": slots * STATE_BYTES,
+        "graphs": WORK_BYTES,
+    }  # fmt: skip
+    return sizes | {"peak of serving": sum(sizes.values())}
 
 
-def items(args: argparse.Namespace, weights: str, kv: str) -> dict:
-    """Bytes by item for one precision."""
+def in_use() -> int:
+    """Bytes of the GPU that are taken; 0 without one.
+
+    A graph's intermediates lie in a private pool and count as free with the allocator.
+    """
+    release()
+    if not torch.cuda.is_available():
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def begin_peak() -> None:
     release()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    lm, mimi = models(args, weights)
-    loop = loop_of(args, lm, mimi, args.slots, kv)
-    rings = loop.rings
-    ring_bytes = bytes_of([rings.kv] if rings.scale is None else [rings.kv, rings.scale])
-    codec = [*loop.encoder.kept(), *loop.decoder.kept()]
-    before = allocated()
-    ticks = Ticks(loop, not args.eager)
-    release()
-    row = {
-        "weights": weights, "kv": kv, "slots": args.slots,
-        "lm_gb": parameter_bytes(lm) / 1e9, "mimi_gb": parameter_bytes(mimi) / 1e9,
-        "rings_gb": ring_bytes / 1e9, "codec_state_gb": bytes_of(codec) / 1e9,
-        "graphs_gb": (allocated() - before) / 1e9,
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
-        "buckets": len(ticks.buckets),
-    }  # fmt: skip
-    return row
+
+
+def peak() -> int:
+    """The most bytes that PyTorch has held of the GPU since `begin_peak`; 0 without one."""
+    synchronize()
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 
 
 def parameter_bytes(model) -> int:
@@ -57,16 +82,72 @@ def parameter_bytes(model) -> int:
     return sum(t.numel() * t.element_size() for t in kept)
 
 
+def slots_of(args: argparse.Namespace, memory: Memory | None) -> int:
+    """How many are asked for, or as many as fit. Raises torch.OutOfMemoryError."""
+    slots = args.slots or (max(1, memory.slots()) if memory else CPU_SLOTS)
+    check_room(memory, slots)
+    return slots
+
+
+def serve(loop: Loop, ticks: Ticks) -> None:
+    """What a full server does, so that the peak is its."""
+    pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
+    fill_context(loop, loop.rings.capacity)
+    for _ in range(SERVING_TICKS):
+        tick(ticks, loop.slots, pcm)
+    table = loop.lm.embedding.table
+    loop.prefill(0, table.new_zeros(loop.piece, table.shape[1]))
+
+
+def sizes(args: argparse.Namespace, mode: Mode) -> tuple[int, dict[str, int]]:
+    """Slots, and bytes by item for one precision; a CPU has only those that tensors tell."""
+    begin_peak()
+    lm, mimi = models(args, mode.weights)
+    loading = peak()
+    slots = slots_of(args, beside(lm, mimi, mode))
+    begin_peak()
+    loop = loop_of(args, lm, mimi, slots, mode.kv)
+    before = in_use()
+    ticks = Ticks(loop, not args.eager)
+    graphs = in_use() - before
+    serve(loop, ticks)
+    rings, scale = loop.rings.kv, loop.rings.scale
+    found = {
+        "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),
+        "rings": bytes_of([rings] if scale is None else [rings, scale]),
+        "codec's state": bytes_of([*loop.encoder.kept(), *loop.decoder.kept()]),
+        "graphs": graphs, "peak of loading": loading, "peak of serving": peak(),
+    }  # fmt: skip
+    return slots, {item: size for item, size in found.items() if size or ticks.cuda}
+
+
+def rows_of(args: argparse.Namespace, mode: Mode) -> list[Row]:
+    """One row an item."""
+    slots, measured = sizes(args, mode)
+    public = device_of(args) == "cuda" and not args.small
+    foretold = predicted(mode, slots) if public else {}
+    rows = []
+    for item, size in measured.items():
+        row = {"slots": slots, "item": item, "measured_gb": size / 1e9}
+        rows.append(row | ({"predicted_gb": foretold[item] / 1e9} if item in foretold else {}))
+    return rows
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=0, help="0: as many as fit, at most 16")
     parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--kv", nargs="+", default=["bf16", "int8"])
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
-    rows = [items(args, weights, kv) for weights in args.weights for kv in args.kv]
-    print(table(rows))
-    print("written:", save("memory", {"device": device_of(args), "rows": rows}, args.json))
+    record = Record("memory", args.json, device=device_of(args), rows=[])
+    for weights, kv in product(args.weights, args.kv):
+        head = {"weights": weights, "kv": kv}
+        with unless_full(head, record.add):
+            for row in rows_of(args, Mode(weights, kv)):
+                record.add(head | row)
+    print(table(record.result["rows"]))
+    print("written:", record.save())
     return 0

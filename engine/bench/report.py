@@ -10,8 +10,8 @@ from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as aligned text columns, in the order of the first row."""
-    names = list(rows[0])
+    """Rows as aligned text columns, in the order in which their keys first come."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     return "\n".join(
@@ -36,3 +36,17 @@ def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return target
+
+
+class Record:
+    """A result whose json is written anew with every row: what is measured is kept at once."""
+
+    def __init__(self, subject: str, path: str | None, **result: Any) -> None:
+        self.subject, self.path, self.result = subject, path, result
+
+    def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
+        self.result.setdefault(to, []).append(row)
+        self.save()
+
+    def save(self) -> Path:
+        return save(self.subject, self.result, self.path)

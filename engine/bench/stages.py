@@ -1,70 +1,95 @@
-"""What a tick is made of: encode, temporal, text, depformer, decode, copies; and their sum."""
+"""What a tick is made of: encode, temporal, text, depformer, decode, copies; and their sum.
+
+Every stage calls what the tick calls, for slots that all advance: an idle slot would cost less.
+"""
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
 from engine.bench.device import (
     add_model_arguments,
+    config_of,
     device_of,
     fill_context,
     loop_of,
     median,
     models,
-    tick,
+    stand,
+    synchronize,
 )
+from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.profiled import kernels
-from engine.bench.report import save, table
-from engine.config import FRAME_SAMPLES
-from engine.model.graphs import Ticks
+from engine.bench.report import Record, table
+from engine.bench.tick import measure
+from engine.config import FRAME_SAMPLES, PAD
+from engine.model.graphs import Block, Ticks
+from engine.model.lm import LM
 from engine.model.loop import Loop
+from engine.model.mimi import Mimi
 from engine.model.state import Active
+from engine.runtime.fitting import Mode
 
-UNCAPTURED = ("copies", "text")  # these wait for the host
+UNCAPTURED = ("copies",)  # these wait for the host
+Work = Callable[[], object]
 
 
-def stages(loop: Loop) -> dict[str, Callable[[], object]]:
-    """Every stage as work of its own; nobody advances, so it can be repeated."""
+def stages(loop: Loop) -> dict[str, Work]:
+    """Every stage as work of its own; `stand` takes back what it pushes."""
     device, slots = loop.device, loop.slots
-    idle = Active(torch.zeros(slots, dtype=torch.bool, device=device), ())
-    busy = Active(torch.ones(slots, dtype=torch.bool, device=device), ())
-    if device.type == "cpu":
-        busy = Active(busy.mask, tuple(range(slots)))
+    everyone = torch.ones(slots, dtype=torch.bool, device=device)
+    # As in `Ticks`: on a GPU only the device is told, so that a graph can be replayed.
+    busy = Active(everyone, tuple(range(slots)) if device.type == "cpu" else ())
     pcm = torch.randn(slots, FRAME_SAMPLES, device=device) * 0.1
     codes = torch.zeros(slots, loop.lm.config.codebooks, dtype=torch.int64, device=device)
     column = torch.cat([loop.agent, loop.user_now], 1)
-    hidden = torch.randn(slots, loop.lm.config.dim, device=device)
-    loop.hidden = hidden.to(loop.lm.embedding.table.dtype)
-    text = torch.full((slots,), 3, dtype=torch.int64, device=device)
+    loop.hidden.normal_()
+    text = torch.full((slots,), PAD, dtype=torch.int64, device=device)
     hush = torch.zeros(slots, dtype=torch.bool, device=device)
-
-    def temporal() -> None:
-        loop.lm.step(loop.lm.embed(column), loop.rings, busy)
-        loop.rings.position.sub_(1)
-        loop.rings.pushed[:] = [loop.rings.pushed[0] - bool(busy.slots)] * slots
-
     return {
-        "encode": lambda: loop.mimi.encode(pcm, loop.encoder, idle),
-        "temporal": temporal,
-        "text": lambda: loop.sampler.pick_text(loop.lm.text_logits(loop.hidden)),
-        "depformer": lambda: loop.say(text, hush, idle),
-        "decode": lambda: loop.mimi.decode(codes, loop.decoder, idle),
-        "copies": lambda: (pcm.cpu(), codes.cpu()),
+        "encode": lambda: loop.mimi.encode(pcm, loop.encoder, busy),
+        "temporal": lambda: loop.lm.step(loop.lm.embed(column), loop.rings, busy),
+        "text": loop.picked,
+        "depformer": lambda: loop.say(text, hush, busy),
+        "decode": lambda: loop.mimi.decode(codes, loop.decoder, busy),
+        "copies": copies(loop),
     }
 
 
-def seconds(work: Callable[[], object], args: argparse.Namespace, graphs: bool) -> float:
+def copies(loop: Loop) -> Work:
+    """What both halves of a tick carry up and down: samples, draws, tokens, from pinned memory."""
+    slots, q, nobody = loop.slots, loop.lm.config.codebooks, loop.active([])
+
+    def block(columns: int, dtype: torch.dtype = torch.float32) -> Block:
+        return Block(slots, columns, dtype, loop.device)
+
+    up, up_text = block(FRAME_SAMPLES + 3), block(2, torch.int64)
+    heard, spoken = block(1 + q), block(FRAME_SAMPLES + q)
+
+    def carry() -> None:
+        up.send(slots)
+        loop.sampler.draw(nobody)  # drawn while the tick before ran: here they are only copied
+        heard.host.copy_(heard.device, non_blocking=True)
+        synchronize()
+        up_text.send(slots)
+        spoken.host.copy_(spoken.device, non_blocking=True)
+
+    return carry
+
+
+def seconds(work: Work, before: Work, times: int, graph: bool) -> float:
     """Median of one stage, from a graph of its own where it can be captured."""
-    if not graphs:
-        return median(work, args.times)
+    if not graph:
+        return median(work, times, before)
     work()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
         work()
-    return median(graph.replay, args.times)
+    return median(captured.replay, times, before)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,38 +97,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--context", type=int, default=2999)
     parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--times", type=int, default=30)
+    parser.add_argument("--times", dest="ticks", type=int, default=30)  # as `measure` reads it
     parser.add_argument("--kernels", type=int, default=0, help="costliest kernels to print as well")
+    parser.set_defaults(warm_up=2)
 
 
-def rows_of(args: argparse.Namespace, weights: str) -> list[dict]:
-    lm, mimi = models(args, weights)
-    rows = []
+def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Mode, slots: int) -> Row:
+    """Milliseconds of every stage, of all of them, and of the tick that they make."""
+    loop = loop_of(args, lm, mimi, slots, mode.kv)
+    fill_context(loop, args.context)
+    before, row = partial(stand, loop, args.context), {}
+    for name, work in stages(loop).items():
+        graph = loop.device.type == "cuda" and not args.eager and name not in UNCAPTURED
+        row[f"{name}_ms"] = seconds(work, before, args.ticks, graph) * 1e3
+    row["sum_ms"] = sum(row.values())
+    if args.kernels:
+        print(f"{mode}, {slots} slots:\n{table(kernels(loop, slots)[: args.kernels])}")
+    ticks = Ticks(loop, not args.eager)
+    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)))}
+
+
+def of_weights(args: argparse.Namespace, mode: Mode, record: Record) -> None:
+    """One row a number of slots."""
+    lm, mimi = models(args, mode.weights)
     for slots in args.slots:
-        loop = loop_of(args, lm, mimi, slots, "bf16" if weights == "bf16" else "int8")
-        context = min(args.context, loop.rings.capacity)
-        fill_context(loop, context)
-        row = {"weights_and_kv": weights, "slots": slots}
-        for name, work in stages(loop).items():
-            graphs = (
-                loop.device.type == "cuda" and not args.eager and name not in ("copies", "text")
-            )
-            row[f"{name}_ms"] = seconds(work, args, graphs) * 1e3
-        row["sum_ms"] = sum(v for k, v in row.items() if k.endswith("_ms"))
-        if args.kernels:
-            print(f"{weights}, {slots} slots:\n{table(kernels(loop, slots)[: args.kernels])}")
-        fill_context(loop, context)
-        ticks, pcm = Ticks(loop, not args.eager), np.zeros((slots, FRAME_SAMPLES), np.float32)
-        row["tick_ms"] = (
-            float(np.median([tick(ticks, slots, pcm) for _ in range(args.times)])) * 1e3
-        )
-        rows.append(row)
-    return rows
+        head = {"weights_and_kv": mode.weights, "slots": slots}
+        with unless_full(head, record.add):
+            check_room(beside(lm, mimi, mode), slots)
+            record.add(head | row_of(args, lm, mimi, mode, slots))
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
-    rows = [row for weights in args.weights for row in rows_of(args, weights)]
-    print(table(rows))
-    print("written:", save("stages", {"device": device_of(args), "rows": rows}, args.json))
+    args.context = min(args.context, config_of(args).lm.context - 1)
+    record = Record("stages", args.json, device=device_of(args), rows=[])
+    for weights in args.weights:
+        with unless_full({"weights_and_kv": weights}, record.add):
+            of_weights(args, Mode(weights, weights), record)
+    print(table(record.result["rows"]))
+    print("written:", record.save())
     return 0

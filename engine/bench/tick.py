@@ -6,8 +6,9 @@ the bandwidth of a large copy in the same run.
 """
 
 import argparse
-import logging
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -22,15 +23,21 @@ from engine.bench.device import (
     hearing_of,
     loop_of,
     models,
+    recogniser_of,
+    stand,
+    synchronize,
     tick,
 )
+from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.profiled import launches
-from engine.bench.report import save, table
+from engine.bench.report import Record, table
 from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
 from engine.model.linear import Linear
-
-logger = logging.getLogger(__name__)
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser
+from engine.runtime.fitting import Mode
 
 
 def weight_bytes(lm) -> int:
@@ -54,53 +61,81 @@ def kv_bytes(loop, columns: int) -> int:
 def measure(
     ticks: Ticks, slots: int, columns: int, args: argparse.Namespace, writing: bool = False
 ) -> np.ndarray:
-    """Milliseconds of each tick."""
+    """Milliseconds of each tick; all of them read so many columns: what they push is taken back."""
     loop = ticks.loop
     fill_context(loop, columns)
     rng = np.random.default_rng(0)
     pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
+
+    def timed() -> float:
+        stand(loop, columns)
+        synchronize()  # the tick does not wait for it
+        return tick(ticks, slots, pcm, writing)
+
     for _ in range(args.warm_up):
-        tick(ticks, slots, pcm, writing)
-    return np.array([tick(ticks, slots, pcm, writing) for _ in range(args.ticks)]) * 1e3
+        timed()
+    return np.array([timed() for _ in range(args.ticks)]) * 1e3
 
 
-def rows_of(args: argparse.Namespace, lm, mimi, weights: str, speed: float) -> list[dict[str, Any]]:
-    rows = []
-    for kv in args.kv:
-        loop = loop_of(args, lm, mimi, max(args.slots), kv)
-        count = launches(loop, 1)
-        ticks = Ticks(loop, not args.eager)
-        for columns in args.context:
-            for slots in args.slots:
-                taken = measure(ticks, slots, columns, args)
-                read = weight_bytes(lm) + slots * kv_bytes(loop, columns)
-                read += 0 if args.small else MIMI_BYTES
-                p50, p99 = np.percentile(taken, (50, 99))
-                row = {
-                    "weights": weights, "kv": kv, "slots": slots, "context": columns,
-                    "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(taken.max()),
-                    "launches": count, "read_gb": read / 1e9,
-                    "gb_per_s": read / p50 / 1e6, "floor_ms": read / speed * 1e3,
-                    "share": read / speed * 1e3 / float(p50),
-                }  # fmt: skip
-                rows.append(row)
-        del ticks, loop
-    return rows
+def rows_of(
+    args: argparse.Namespace, lm: LM, mimi: Mimi, kv: str, slots: int, speed: float
+) -> Iterator[Row]:
+    """One row a context."""
+    loop = loop_of(args, lm, mimi, slots, kv)
+    count = launches(loop, slots)
+    ticks = Ticks(loop, not args.eager)
+    for columns in args.context:
+        taken = measure(ticks, slots, columns, args)
+        read = weight_bytes(lm) + slots * kv_bytes(loop, columns)
+        read += 0 if args.small else MIMI_BYTES
+        p50, p99 = np.percentile(taken, (50, 99))
+        yield {
+            "context": columns,
+            "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(taken.max()),
+            "launches": count, "read_gb": read / 1e9,
+            "gb_per_s": read / p50 / 1e6, "floor_ms": read / speed * 1e3,
+            "share": read / speed * 1e3 / float(p50),
+        }  # fmt: skip
 
 
-def recogniser_rows(args: argparse.Namespace, lm, mimi, weights: str) -> list[dict[str, Any]]:
-    """What the recogniser adds to a tick of every bucket, both contexts full."""
-    kv, columns, rows = args.kv[-1], max(args.context), []
-    loop = loop_of(args, lm, mimi, max(args.slots), kv)
-    ticks = Ticks(loop, not args.eager, hearing=hearing_of(args, weights, loop.slots))
+def recogniser_row(
+    args: argparse.Namespace, lm: LM, mimi: Mimi, stt: Recogniser, kv: str, slots: int
+) -> Row:
+    """What the recogniser adds to a tick, both contexts full."""
+    loop, columns = loop_of(args, lm, mimi, slots, kv), max(args.context)
+    ticks = Ticks(loop, not args.eager, hearing=hearing_of(stt, slots))
+    plain, heard = (
+        float(np.median(measure(ticks, slots, columns, args, writing))) for writing in (False, True)
+    )
+    return {
+        "context": columns, "p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain
+    }  # fmt: skip
+
+
+def of_weights(args: argparse.Namespace, weights: str, speed: float, record: Record) -> None:
+    """Every row of one precision of the weights."""
+    lm, mimi = models(args, weights)
+    for kv, slots in product(args.kv, args.slots):
+        head = {"weights": weights, "kv": kv, "slots": slots}
+        with unless_full(head, record.add):
+            check_room(beside(lm, mimi, Mode(weights, kv)), slots)
+            for row in rows_of(args, lm, mimi, kv, slots, speed):
+                record.add(head | row)
+    head, keep = {"weights": weights, "kv": args.kv[-1]}, partial(record.add, to="recogniser")
+    with unless_full(head, keep):
+        heard_of_weights(args, lm, mimi, head, keep)
+
+
+def heard_of_weights(
+    args: argparse.Namespace, lm: LM, mimi: Mimi, head: Row, keep: Callable[[Row], None]
+) -> None:
+    """A recogniser of that precision too, beside as many slots as each row asks for."""
+    stt, mode = recogniser_of(args, head["weights"]), Mode(**head)
     for slots in args.slots:
-        plain, heard = (
-            float(np.median(measure(ticks, slots, columns, args, writing)))
-            for writing in (False, True)
-        )
-        row = {"weights": weights, "kv": kv, "slots": slots, "context": columns}
-        rows.append(row | {"p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain})
-    return rows
+        one = {**head, "slots": slots}
+        with unless_full(one, keep):
+            check_room(beside(lm, mimi, mode, stt), slots)
+            keep(one | recogniser_row(args, lm, mimi, stt, mode.kv, slots))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,19 +150,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
-    args.context = [min(c, config_of(args).lm.context - 1) for c in args.context]
-    args.context = sorted(set(args.context))
-    speed, rows, heard = bandwidth(device_of(args)), [], []
+    most = config_of(args).lm.context - 1
+    args.context = sorted({min(columns, most) for columns in args.context})
+    device = device_of(args)
+    speed = bandwidth(device)
+    record = Record(
+        "tick", args.json, device=device, copy_gb_per_s=speed / 1e9, rows=[], recogniser=[]
+    )
     for weights in args.weights:
-        lm, mimi = models(args, weights)
-        rows += rows_of(args, lm, mimi, weights, speed)
-        heard += recogniser_rows(args, lm, mimi, weights)
-        del lm, mimi
-    print(table(rows))
+        with unless_full({"weights": weights}, record.add):
+            of_weights(args, weights, speed, record)
+    print(table(record.result["rows"]))
     print(f"copy: {speed / 1e9:.0f} GB/s, read and written")
     print("\nwith the recogniser (its weights as the model's, its context full):")
-    print(table(heard))
-    result = {"device": device_of(args), "copy_gb_per_s": speed / 1e9, "rows": rows}
-    result["recogniser"] = heard
-    print("written:", save("tick", result, args.json))
+    print(table(record.result["recogniser"]))
+    print("written:", record.save())
     return 0

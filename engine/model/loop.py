@@ -173,6 +173,10 @@ class Loop:
         column = torch.cat([self.agent, user], 1)  # [S, K]
         self.hidden.copy_(self.lm.step(self.lm.embed(column), self.rings, active))
         active.keep(self.user_before, codes)
+        return self.picked()
+
+    def picked(self) -> Tensor:
+        """The text part of `thought`: text picked after `hidden` [S]."""
         self.logits.copy_(self.lm.text_logits(self.hidden))
         if self.sampler.fixed:
             return self.sampler.pick_text_fixed(self.logits)

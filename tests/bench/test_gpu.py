@@ -4,6 +4,7 @@ import argparse
 import json
 
 import pytest
+import torch
 
 from engine.bench import gpu
 from engine.bench.gpu import add_arguments, run
@@ -35,28 +36,48 @@ def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monk
     assert "== memory" in capfd.readouterr().out
 
 
-def test_a_part_that_fails_does_not_stop_the_others_and_is_told(tmp_path, monkeypatch):
-    class Broken:
-        @staticmethod
-        def add_arguments(parser: argparse.ArgumentParser) -> None:
-            for option in ("--json", "--kv"):
-                parser.add_argument(option)
+class Part:
+    """A subject that writes one row and ends well."""
 
-        @staticmethod
-        def run(args: argparse.Namespace) -> int:
-            raise ModelError("no such weights")
+    error: Exception | None = None
 
-    class Fine(Broken):
-        @staticmethod
-        def run(args: argparse.Namespace) -> int:
-            with open(args.json, "w", encoding="utf-8") as file:
-                file.write('{"rows": [1]}')
-            return 0
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        for option in ("--json", "--kv"):
+            parser.add_argument(option)
 
-    modules = {"engine.bench.connect": Broken, "engine.bench.memory": Fine}
+    @classmethod
+    def run(cls, args: argparse.Namespace) -> int:
+        with open(args.json, "w", encoding="utf-8") as file:
+            file.write('{"rows": [1]}')
+        if cls.error:
+            raise cls.error
+        return 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelError("no such weights"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        AssertionError(),
+    ],
+)
+def test_a_part_that_fails_does_not_stop_the_others_and_is_told(
+    error, tmp_path, monkeypatch, capfd
+):
+    broken = type("Broken", (Part,), {"error": error})
+    modules = {"engine.bench.connect": broken, "engine.bench.memory": Part}
     monkeypatch.setattr(gpu.importlib, "import_module", modules.__getitem__)
-    path = tmp_path / "gpu.json"
-    assert run(parsed("--parts", "connect", "memory", "--json", str(path))) == 1
+    monkeypatch.setattr(gpu, "started", lambda part, options: lambda: {"code": 0, "checks": []})
+    path, parts = tmp_path / "gpu.json", ("verify", "connect", "memory")
+    assert run(parsed("--parts", *parts, "--json", str(path))) == 1
     kept = json.loads(path.read_text())
-    assert kept["connect"]["error"] == "no such weights"
-    assert kept["memory"]["rows"] == [1]
+    assert type(error).__name__ in kept["connect"]["error"]
+    assert str(error) in kept["connect"]["error"]
+    assert kept["connect"]["rows"] == [1]  # what it had measured
+    assert kept["verify"] == {"code": 0, "checks": [], "seconds": kept["verify"]["seconds"]}
+    assert (kept["memory"]["code"], kept["memory"]["rows"]) == (0, [1])
+    assert list(tmp_path.iterdir()) == [path]
+    assert "Traceback" in capfd.readouterr().out

@@ -1,10 +1,13 @@
-"""`bench soak`: what counts as growth, and that a server's faults are noticed."""
+"""`bench soak`: what counts as growth, that faults are noticed, and the whole of it, small."""
 
+import argparse
+import json
 import sys
 
 import pytest
 
 from engine.bench import process
+from engine.bench import soak as subject
 from engine.bench.process import Server
 from engine.bench.soak import faults, grown, rows, slope, soak
 
@@ -65,3 +68,17 @@ def test_a_leak_an_error_and_a_lost_slot_are_noticed(monkeypatch):
     assert "internal error" in error
     assert memory.startswith("own_mb grew by ")
     assert slot == "1 of 4 slots were not given back"
+
+
+def test_a_small_generated_model_is_soaked_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    parser, target = argparse.ArgumentParser(), tmp_path / "soak.json"
+    subject.add_arguments(parser)
+    options = ["--random", "--small", "--device", "cpu", "--slots", "1", "--minutes", "0.08"]
+    assert subject.run(parser.parse_args([*options, "--json", str(target)])) == 0
+    told = json.loads(target.read_text())
+    (server,) = told["servers"]
+    assert (told["faults"], server["slots"], server["people"]) == ([], 1, 1)
+    assert server["conversations"] + server["refused"] >= 1  # a busy machine may let nobody in
+    assert len(server["samples"]) > 10
+    assert "0 errors, 0 of 1 slots lost" in capsys.readouterr().out

@@ -1,0 +1,45 @@
+"""`bench connect`: from the opening to the first agent audio, with a new prompt and a kept one."""
+
+import argparse
+import json
+
+import torch
+
+from engine.bench import connect
+from engine.bench.connect import opened, prompt_of
+from engine.bench.device import loop_of
+from engine.model.graphs import Ticks
+from engine.runtime.generated import SMALL
+
+COLUMNS = 30
+
+
+def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):
+    with torch.inference_mode():
+        loop = loop_of(argparse.Namespace(), *small, slots=2, kv="bf16")
+        ticks, prompt = Ticks(loop), prompt_of(loop, COLUMNS)
+        new, ready = opened(loop, ticks, prompt)
+        after_new = [part.clone() for part in loop.state(0)]
+        kept, same = opened(loop, ticks, prompt, ready)
+        assert all(map(torch.equal, after_new, loop.state(0)))
+    assert same is ready
+    assert ready.columns == COLUMNS
+    assert loop.rings.pushed[0] == COLUMNS + 2  # the bootstrap tick, and one that hears the user
+    assert loop.encoder.rings.pushed[0] == SMALL.mimi.columns
+    assert (len(new.pieces), len(kept.pieces)) == (1, 0)
+    for each in (new, kept):
+        assert sum(each.pieces) < each.ready < each.ready + each.bootstrap < each.first_audio
+
+
+def test_the_time_to_first_audio_is_told_cold_new_and_kept(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(connect, "models", lambda args, weights: small)
+    parser, path = argparse.ArgumentParser(), tmp_path / "connect.json"
+    connect.add_arguments(parser)
+    options = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--columns", "20"]
+    assert connect.run(parser.parse_args([*options, "40", "--json", str(path)])) == 0
+    first, second = json.loads(path.read_text())["rows"]
+    for row in (first, second):
+        assert row["restore_ms"] + row["bootstrap_ms"] < row["first_audio_kept_ms"]
+        assert row["prefill_ms"] < row["first_audio_new_ms"]
+    assert first["cold_s"] > first["first_audio_first_ms"] / 1e3
+    assert "cold_s" not in second  # nothing is cold by then

@@ -1,0 +1,80 @@
+"""`bench memory`: the specification's sizes, what is measured on a CPU, and what does not fit."""
+
+import argparse
+import json
+
+import pytest
+
+from engine.bench import fits, memory
+from engine.bench.memory import predicted
+from engine.runtime.capacity import GIB, RESERVE_BYTES, WORK_BYTES
+from engine.runtime.fitting import MODES, Mode
+from engine.runtime.generated import SMALL
+
+A10G = 23_028 << 20  # bytes that the card reports
+ITEMS = ["language model", "codec", "rings", "codec's state"]
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(memory, "models", lambda args, weights: small)
+
+    def run(*options: str) -> list[dict]:
+        parser, path = argparse.ArgumentParser(), tmp_path / "memory.json"
+        memory.add_arguments(parser)
+        given = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--json", str(path)]
+        memory.run(parser.parse_args([*given, *options]))
+        return json.loads(path.read_text())["rows"]
+
+    return run
+
+
+def test_the_predictions_are_those_of_the_specification():
+    one = predicted(Mode(), 1)
+    assert (one["rings"] + one["codec's state"]) / GIB == pytest.approx(1.49, abs=0.005)
+    room = A10G - RESERVE_BYTES
+    for mode, slots in zip(MODES, (4, 8, 8, 16), strict=True):
+        assert predicted(mode, slots)["peak of serving"] <= room
+    assert predicted(Mode(), 5)["peak of serving"] > room
+
+
+def test_every_item_that_a_cpu_has_is_measured(ran):
+    rows = ran("--slots", "2", "--kv", "bf16")
+    assert [row["item"] for row in rows] == ITEMS
+    sizes = {row["item"]: row["measured_gb"] * 1e9 for row in rows}
+    layers, dim, columns = SMALL.lm.num_layers, SMALL.lm.dim, 752  # 750 on a border of 16
+    assert sizes["rings"] == pytest.approx(2 * layers * 2 * dim * columns * 4)
+    assert all("predicted_gb" not in row for row in rows)  # of a reduced size nobody foretold
+
+
+def test_as_many_slots_as_fit_are_measured_and_more_get_a_row_that_says_so(ran, monkeypatch):
+    rings = 4 * 2 * 256 * 752 * 4  # bytes of one slot, in float32
+    monkeypatch.setattr(
+        fits, "free_bytes", lambda device: RESERVE_BYTES + WORK_BYTES + int(3.5 * rings)
+    )
+    assert {row["slots"] for row in ran("--kv", "bf16")} == {3}
+    (row,) = ran("--kv", "bf16", "--slots", "4")
+    assert row["note"].startswith("does not fit: ")
+
+
+def test_loading_serving_and_graphs_are_measured_apart(ran, monkeypatch, small):
+    done, taken, peaks = [], iter((100, 350)), iter((9000, 700))
+
+    def watched(name, answer):
+        def call(*given, **named):
+            done.append(name)
+            return answer(*given, **named)
+
+        return call
+
+    for name, answer in {
+        "begin_peak": lambda: None, "models": lambda args, weights: small,
+        "in_use": lambda: next(taken), "peak": lambda: next(peaks),
+        "Ticks": memory.Ticks, "tick": memory.tick,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(memory, name, watched(name, answer))
+    sizes = {row["item"]: row["measured_gb"] * 1e9 for row in ran("--slots", "1", "--kv", "bf16")}
+    assert done[:4] == ["begin_peak", "models", "peak", "begin_peak"]
+    assert done[4:] == ["in_use", "Ticks", "in_use", *["tick"] * memory.SERVING_TICKS, "peak"]
+    named = ("graphs", "peak of loading", "peak of serving")
+    assert [sizes[name] for name in named] == pytest.approx([250, 9000, 700])
