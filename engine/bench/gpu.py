@@ -41,6 +41,9 @@ SMALL = {  # the same at a size for two CPU cores
 }
 READING = ("load", "peer", "capacity")  # they share one generated checkpoint on disk
 BESIDE = "verify"  # runs in a process of its own while the next part runs
+LAST = "capacity"  # what its calls are held for gives way, so that all ends in time
+CLIMB_SECONDS = 125.0  # it takes before and after that: 76 until its server was ready, then steps
+LEAST_SECONDS = 30.0  # of calls, however late it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed: part `peer`")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it (capacity gives)")
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     parser.add_argument("--json", help="where to write the result")
 
@@ -56,13 +60,15 @@ def run(args: argparse.Namespace) -> int:
     """1 if a part found something wrong or could not be run; the others run all the same."""
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    target = Path(args.json or "bench-gpu.json")
+    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * args.minutes
     results: dict[str, Any] = {}
     parts = [part for part in args.parts if part != "peer" or args.moshi]
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as passing:
         folder, waiting = args.folder or passing, None
         for part in parts:
             options = options_of(part, args, folder, target)
+            if part == LAST:
+                options = held_until(end, options)
             if part == BESIDE:
                 waiting = started(part, options)
                 continue
@@ -84,6 +90,16 @@ def options_of(part: str, args: argparse.Namespace, folder: str, target: Path) -
     options += ["--folder", folder] if part in READING else []
     options += ["--moshi", args.moshi] if part == "peer" else []
     return options + (["--small"] if args.small and "--small" not in options else [])
+
+
+def held_until(end: float, options: list[str]) -> list[str]:
+    """The last part's command line, with as long a hold as the time until `end` leaves."""
+    at = options.index("--seconds") + 1
+    left = max(LEAST_SECONDS, end - time.monotonic() - CLIMB_SECONDS)
+    if left >= float(options[at]):
+        return options
+    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: --minutes are over then", flush=True)
+    return [*options[:at], f"{left:.0f}", *options[at + 1 :]]
 
 
 Work = Callable[[], dict[str, Any]]

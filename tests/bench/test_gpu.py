@@ -81,3 +81,28 @@ def test_a_part_that_fails_does_not_stop_the_others_and_is_told(
     assert (kept["memory"]["code"], kept["memory"]["rows"]) == (0, [1])
     assert list(tmp_path.iterdir()) == [path]
     assert "Traceback" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("minutes", "held"), [(9, 180), (3, 55), (0, 30)])
+def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
+    minutes, held, tmp_path, monkeypatch, capfd
+):
+    seconds = []
+
+    class Capacity(Part):
+        @staticmethod
+        def add_arguments(parser: argparse.ArgumentParser) -> None:
+            for option in ("--json", "--folder", "--step-seconds", "--seconds"):
+                parser.add_argument(option)
+
+        @classmethod
+        def run(cls, args: argparse.Namespace) -> int:
+            seconds.append(float(args.seconds))
+            return super().run(args)
+
+    monkeypatch.setattr(gpu.importlib, "import_module", {"engine.bench.capacity": Capacity}.get)
+    path = tmp_path / "gpu.json"
+    options = ("--parts", "capacity", "--minutes", str(minutes), "--json", str(path))
+    assert run(parsed(*options)) == 0
+    assert seconds == [pytest.approx(held, abs=2)]
+    assert ("not 180" in capfd.readouterr().out) == (held < 180)
