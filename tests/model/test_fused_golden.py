@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from engine.bench.verify import user_frames
+from engine.bench.verify import ROWS, user_frames
 from engine.config import GREEDY
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
@@ -21,13 +21,14 @@ from tests.model.conftest import TINY, build_lm
 from tests.model.test_fast import unpacked
 from tests.model.test_loop import DROPPED, run, start
 
-FRAMES = 80 if torch.cuda.is_available() else 2
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FRAMES = ROWS if DEVICE.type == "cuda" else 3
 PAST = 2  # frames that are played after the one that fills the ring
 
 
 def fused() -> Checkpoint:
     """The tiny checkpoint as a GPU runs it."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         return load_checkpoint(str(TINY), Voices, device="cuda", dtype=torch.float32)
     checkpoint = load_checkpoint(str(TINY), Voices)
     lm, mimi = unpacked(checkpoint.lm), unpacked(checkpoint.mimi)
@@ -49,9 +50,9 @@ def test_the_fused_kernels_say_the_references_tokens():
 
 
 def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, expected):
-    loop = start(unpacked(build_lm()), mimi, GREEDY)
+    loop = start(unpacked(build_lm()).to(DEVICE), mimi, GREEDY)
     full = loop.rings.capacity
-    user = expected("codec")["codes8_streaming"].long().T[DROPPED:]
+    user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
     want = expected("gen_no_prompt")["tokens"][: full + PAST - 1]
 
     def hastened() -> Iterator[torch.Tensor]:
@@ -64,4 +65,4 @@ def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, e
 
     got = run(loop, hastened())
     assert loop.rings.pushed[0] == full + PAST
-    assert torch.equal(got.int(), want)
+    assert torch.equal(got.int().cpu(), want)
