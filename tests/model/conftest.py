@@ -13,9 +13,11 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
 from engine.runtime.checkpoint import load
+from tests.model import interpreting
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+    interpreting.hasten()
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ def start(lm, mimi, sampling: SamplingConfig) -> Loop:
 def run(loop: Loop, user: torch.Tensor) -> torch.Tensor:
     """Tokens [T, 17] of the frames that user codes [T, 8] make, after the bootstrap."""
     active, rows = loop.active([0]), []
-    hush = torch.zeros(1, dtype=torch.bool)
+    hush = torch.zeros(1, dtype=torch.bool, device=loop.device)
     text = loop.think(loop.user_now.clone(), active).clone()
     loop.say(text, hush, active)
     for codes in user:

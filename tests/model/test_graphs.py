@@ -1,0 +1,112 @@
+"""What a tick asks of a GPU: launches, copies and waits, seen without one (absent.py)."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.config import FRAME_SAMPLES, GREEDY
+from engine.model.config import ModelConfig
+from engine.model.graphs import Ticks
+from engine.model.linear import quantise
+from engine.model.loop import Loop
+from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.runtime.generated import FULL, SMALL, on_meta
+from tests.model.absent import GPU, Copy, Device, Seen
+from tests.model.test_compiled import KERNELS
+
+MOST_LAUNCHES = 1200  # of a tick (performance.md 1.4); an H200's profiler counted 847
+UP, DOWN = Copy(up=True, waits=False), Copy(up=False, waits=False)
+
+
+def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool = True) -> Loop:
+    """As a GPU runs it, of weights that are not there."""
+    lm, mimi = on_meta(config)
+    lm = lm.to(torch.bfloat16)
+    mimi.prepare()
+    if weights == "int8":
+        quantise(lm)
+    if fused:
+        lm.hasten()
+        mimi.hasten()
+    loop = Loop(lm, mimi, slots, torch.int8 if weights == "int8" else None)
+    for slot in range(slots):
+        loop.sampler.tune(slot, GREEDY)
+    return loop
+
+
+def hearing_of(slots: int) -> Hearing:
+    config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
+    with torch.device("meta"):
+        stt = Recogniser(config).to(torch.bfloat16)
+    stt.hasten()
+    return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
+
+
+def listen(ticks: Ticks, writing: tuple[int, ...] = ()) -> np.ndarray:
+    pcm = np.zeros((ticks.loop.slots, FRAME_SAMPLES), np.float32)
+    return ticks.listen(pcm, np.ones(ticks.loop.slots, bool), writing)[0]
+
+
+def speak(ticks: Ticks) -> None:
+    ticks.speak(np.zeros(ticks.loop.slots, int), np.zeros(ticks.loop.slots, bool))
+
+
+def one_tick(device: Device, loop: Loop) -> Seen:
+    """The second, as the first makes what is made once."""
+    ticks = Ticks(loop, graphs=False)
+    for _ in range(2):
+        device.taken()
+        listen(ticks)
+        speak(ticks)
+    return device.taken()
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights):
+    with Device() as device:
+        seen = one_tick(device, loop_of(FULL, 1, weights))
+    print(f"{seen.launches} launches, {seen.kernels.total()} of them our kernels")
+    assert set(seen.kernels) == KERNELS
+    assert seen.launches <= MOST_LAUNCHES
+
+
+def test_the_plain_modules_would_not_stay_within_it():
+    with Device() as device:
+        seen = one_tick(device, loop_of(FULL, 1, fused=False))
+    assert not seen.kernels
+    assert seen.launches > 2 * MOST_LAUNCHES
+
+
+def test_with_graphs_each_half_of_a_tick_is_one_replay_one_copy_down_and_one_wait():
+    with Device() as device:
+        ticks = Ticks(loop_of(SMALL, 2), hearing=hearing_of(2))
+        assert len(ticks.captured) == 2 * len(("listen", "speak", "transcribe", "flush"))
+        for verb, up in (
+            (lambda: listen(ticks), [UP, UP]),  # the samples and the random numbers
+            (lambda: speak(ticks), [UP]),
+            (lambda: listen(ticks, (1,)), [UP, UP]),
+            (lambda: speak(ticks), [UP]),
+            (lambda: ticks.flush([0, 1]), [UP]),
+        ):
+            device.taken()
+            verb()
+            seen = device.taken()
+            assert seen.copies == [*up, DOWN]
+            assert (len(seen.replays), seen.launches, seen.waits) == (1, 0, 1)
+            assert seen.replays[0].launches > 0
+            assert not seen.replays[0].copies
+            assert not seen.replays[0].waits
+
+
+def test_the_absent_device_notices_what_makes_the_host_wait():
+    with Device() as device:
+        there, pinned = torch.zeros(3, device=GPU), torch.zeros(3).pin_memory()
+        device.taken()
+        there.copy_(torch.zeros(3), non_blocking=True)
+        there.copy_(pinned)
+        torch.tensor([1, 2], device=GPU)
+        assert device.taken().copies == 3 * [Copy(up=True, waits=True)]
+        for read in (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, bool):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                read(there[:1])
