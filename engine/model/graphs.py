@@ -1,10 +1,10 @@
 """One tick as two launches: `listen` and `speak` captured in CUDA graphs, for buckets of slots.
 
 A bucket is the first 1, 2, 4, 8 or 16 slots of one loop: the same memory, smaller tensors; the
-smallest that covers the active slots runs. Input goes up in one copy, output comes down in one,
-and the host waits once a graph. `graphs` False launches the same work piece by piece. With a
-recogniser there are two more: `transcribe`, which is `listen` and the recogniser's step, and
-`flush`, that step alone; where nobody is transcribed, plain `listen` runs.
+smallest that covers the active slots runs. Samples go up in one copy and random numbers in another,
+results come down in one, and the host waits once a graph. `graphs` False launches the same work
+piece by piece. With a recogniser there are two more: `transcribe`, which is `listen` and the
+recogniser's step, and `flush`, that step alone; where nobody is transcribed, plain `listen` runs.
 """
 
 import logging
