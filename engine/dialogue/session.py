@@ -97,20 +97,20 @@ class Session:
     async def __aexit__(self, *_exc: object) -> None:
         if self._seat:  # first, so that no slow answerer keeps the slot from the next one
             self._engine.scheduler.leave(self._seat, self.end_reason)
-            seconds = time.monotonic() - self._started
-            logger.info(
-                "session %s closed (%s): %.1f s, %d agent frames",
-                *(self.id, self.end_reason, seconds, self.frames_out),
-            )
+            seconds, frames = time.monotonic() - self._started, self.frames_out
+            line = "session %s closed (%s): %.1f s, %d agent frames"
+            logger.info(line, self.id, self.end_reason, seconds, frames)
         if self.routing:
             await self.routing.close()
 
     def connect(self) -> None:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
-        backend = self._engine.scheduler.backend
+        backend, persona = self._engine.scheduler.backend, self.config.text_prompt
+        if persona is None:
+            persona = self._engine.personas[0].text
         self._opening = Opening(
             voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
-            text_ids=prompt_ids(self._persona(), backend.tokenizer),
+            text_ids=prompt_ids(persona, backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
             transcribe=backend.transcribes and self.config.transcribe,
@@ -141,10 +141,6 @@ class Session:
     def voice(self) -> str:
         assert self._opening, "connect first"
         return self._opening.voice
-
-    def _persona(self) -> str:
-        text = self.config.text_prompt
-        return self._engine.personas[0].text if text is None else text
 
     @property
     def _sits(self) -> bool:
