@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Rooms whose tests need no server; they run side by side, as do files of those with a server or a browser.
+# Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone.
 UNIT := tests/model tests/runtime tests/dialogue
 
 .PHONY: setup run test bench lint browsers
@@ -24,7 +24,7 @@ test: setup browsers
 	$(BIN)/pytest -n 2 $(UNIT) tests/test_*.py $(ARGS)
 	$(BIN)/pytest -n 2 --dist loadfile $(UNIT:%=--ignore=%) --ignore=tests/browser \
 		--ignore-glob='tests/test_*.py' $(ARGS)
-	$(BIN)/pytest -n 2 --dist loadfile tests/browser $(ARGS)
+	$(BIN)/pytest tests/browser $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

@@ -22,7 +22,7 @@ from tests.model.test_fast import unpacked
 from tests.model.test_loop import DROPPED, run, start
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FRAMES = ROWS if DEVICE.type == "cuda" else 3
+FRAMES = ROWS if DEVICE.type == "cuda" else 2
 PAST = 2  # frames that are played after the one that fills the ring
 
 
