@@ -91,13 +91,22 @@ class Tab:
         self.see("Live, microphone muted")
 
     def sets(self, slider: str, value: str) -> None:
-        """Type a value beside a slider and wait until Gradio has passed it on."""
-        script = """() => {
+        """Type a value beside a slider and wait until Gradio has passed it on.
+
+        What it still passes on of a change before it does not count.
+        """
+        script = """(value) => {
             const page = window.PersonaPlex;
             const set = page.set;
-            page.set = (values) => { console.log("passed on"); page.set = set; page.set(values); };
+            page.set = (values) => {
+                if (Object.values(values).includes(value)) {
+                    console.log("passed on");
+                    page.set = set;
+                }
+                set.call(page, values);
+            };
         }"""
-        self.page.evaluate(script)
+        self.page.evaluate(script, float(value))
         with self.page.expect_console_message(lambda m: m.text == "passed on"):
             box = self.page.locator(f"{slider} input[type=number]")
             box.fill(value)

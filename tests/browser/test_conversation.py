@@ -54,7 +54,7 @@ def test_what_was_chosen_reaches_the_engine(browser, server, backend, open_tab):
     page.get_by_role("option", name="VARM3").click()
     page.click("#pp-preset input")
     page.get_by_role("option", name="Astronaut").click()
-    expect(page.locator("#pp-persona textarea")).to_have_value(persona("Astronaut"), timeout=5000)
+    expect(page.locator("#pp-persona textarea")).to_have_value(persona("Astronaut"), timeout=30_000)
     page.get_by_role("button", name="Settings").click()
     tab.sets("#pp-temp", "0.31")
     tab.connect()
