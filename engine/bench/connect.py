@@ -53,27 +53,26 @@ def prompt_of(loop: Loop, columns: int) -> Prompt:
     return build_prompt(config, Voice(), frames)
 
 
-def prefill(loop: Loop, prompt: Prompt) -> tuple[float, ...]:
+def prefill(ticks: Ticks, prompt: Prompt) -> tuple[float, ...]:
     """Seconds of each piece of a prompt."""
-    taken = []
+    taken, loop = [], ticks.loop
     embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
     for piece in embedded.split(loop.piece):
         start = time.perf_counter()
-        loop.prefill(0, piece)
+        ticks.prefill.run(0, piece)
         synchronize()
         taken.append(time.perf_counter() - start)
     return tuple(taken)
 
 
-def opened(
-    loop: Loop, ticks: Ticks, prompt: Prompt, kept: Ready | None = None
-) -> tuple[Opened, Ready]:
+def opened(ticks: Ticks, prompt: Prompt, kept: Ready | None = None) -> tuple[Opened, Ready]:
     """Open slot 0, from what was kept of the prompt or anew, until it speaks; what to keep."""
+    loop = ticks.loop
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
     synchronize()
     start = time.perf_counter()
     loop.clear(0)
-    pieces = () if kept else prefill(loop, prompt)
+    pieces = () if kept else prefill(ticks, prompt)
     kept = kept or loop.ready(0, prompt)
     loop.start(0, kept)
     loop.sampler.seed(0, 0)
@@ -89,12 +88,12 @@ def median(openings: list[Opened]) -> Opened:
     return sorted(openings, key=lambda each: each.first_audio)[len(openings) // 2]
 
 
-def row_of(loop: Loop, ticks: Ticks, columns: int) -> Row:
+def row_of(ticks: Ticks, columns: int) -> Row:
     """Milliseconds; `first` is the first opening of this size, with whatever it compiles."""
-    prompt = prompt_of(loop, columns)
-    first, kept = opened(loop, ticks, prompt)
-    new = median([opened(loop, ticks, prompt)[0] for _ in range(NEW)])
-    known = median([opened(loop, ticks, prompt, kept)[0] for _ in range(KEPT)])
+    prompt = prompt_of(ticks.loop, columns)
+    first, kept = opened(ticks, prompt)
+    new = median([opened(ticks, prompt)[0] for _ in range(NEW)])
+    known = median([opened(ticks, prompt, kept)[0] for _ in range(KEPT)])
     return {
         "columns": columns, "prefill_ms": sum(new.pieces) * 1e3,
         "longest_piece_ms": max(new.pieces) * 1e3, "kept_mb": kept.bytes / 1e6,
@@ -120,7 +119,7 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
     captured = time.perf_counter() - start
     for index, columns in enumerate(args.columns):
         row = {"weights_and_kv": weights, "generate_s": made, "capture_s": captured}
-        row |= row_of(loop, ticks, columns)
+        row |= row_of(ticks, columns)
         if index == 0:
             row["cold_s"] = made + captured + row["first_audio_first_ms"] / 1e3
         record.add(row)

@@ -25,7 +25,6 @@ from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.report import Record, table
 from engine.config import FRAME_SAMPLES
 from engine.model.graphs import Ticks
-from engine.model.loop import Loop
 from engine.runtime.capacity import GIB, WORK_BYTES
 from engine.runtime.fitting import Memory, Mode
 from engine.runtime.personaplex import CPU_SLOTS
@@ -89,14 +88,16 @@ def slots_of(args: argparse.Namespace, memory: Memory | None) -> int:
     return slots
 
 
-def serve(loop: Loop, ticks: Ticks) -> None:
+def serve(ticks: Ticks) -> None:
     """What a full server does, so that the peak is its."""
+    loop = ticks.loop
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
     fill_context(loop, loop.rings.capacity)
     for _ in range(SERVING_TICKS):
         tick(ticks, loop.slots, pcm)
     table = loop.lm.embedding.table
-    loop.prefill(0, table.new_zeros(loop.piece, table.shape[1]))
+    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.piece))
+    ticks.prefill.run(0, table.new_zeros(loop.piece, table.shape[1]))
 
 
 def sizes(args: argparse.Namespace, mode: Mode) -> tuple[int, dict[str, int]]:
@@ -110,7 +111,7 @@ def sizes(args: argparse.Namespace, mode: Mode) -> tuple[int, dict[str, int]]:
     before = in_use()
     ticks = Ticks(loop, not args.eager)
     graphs = in_use() - before
-    serve(loop, ticks)
+    serve(ticks)
     rings, scale = loop.rings.kv, loop.rings.scale
     found = {
         "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),

@@ -134,7 +134,7 @@ def prompts(times: int) -> dict[str, float]:
     def at_once() -> None:
         loop.clear(0)
         for part in embedded.split(64):
-            loop.prefill(0, part)
+            lm.prefill(part, loop.rings, 0)
 
     def one_by_one() -> None:
         loop.clear(0)

@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from engine.bench.device import add_model_arguments, device_of, loop_of, release
+from engine.bench.device import KV_TYPES, add_model_arguments, device_of, loop_of, release
 from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
+from engine.model.attention import Rings
 from engine.model.graphs import Ticks
+from engine.model.prefill import Prefill
 from engine.model.state import Active
+from engine.model.tiles import ROWS
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.drive import conversation, frames_of
 from engine.runtime.generated import SMALL, generated
@@ -31,7 +34,10 @@ from engine.runtime.recogniser import load_recogniser
 
 STT_TINY = Path("tests/golden/stt_tiny")
 GOLDEN = ("gen_voice_pt", "gen_forced_text")
-ROWS = 81
+FRAMES = 81
+PRECISIONS = (("bf16", "bf16"), ("int8", "int8"))  # of weights, of keys and values
+PROMPT = 40  # columns
+PROMPT_OFF = 0.05  # of keys and values in bf16, relative to their norm; a wrong one is 1 off
 Result = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
 
 
@@ -63,7 +69,7 @@ def golden_run(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
     frames = conversation(
         backend,
         opening,
-        user_frames()[:ROWS],
+        user_frames()[:FRAMES],
         lambda s, *_: (forced.get(str(next(count)), s), False),
     )
     return np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
@@ -127,7 +133,7 @@ def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.nd
 
 def same_paths(args: argparse.Namespace) -> Iterator[Result]:
     """Graphs = eager bucket by bucket; a slot alone = the slot among others; idle slots unmoved."""
-    for weights, kv in (("bf16", "bf16"), ("int8", "int8")):
+    for weights, kv in PRECISIONS:
         release()
         lm, mimi = generated(SMALL, device_of(args), weights)
         loop = loop_of(args, lm, mimi, 16, kv)
@@ -154,6 +160,34 @@ def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
         ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
 
 
+def prompts(args: argparse.Namespace) -> Iterator[Result]:
+    """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
+    for weights, kv in PRECISIONS:
+        release()
+        lm, _ = generated(SMALL, device_of(args), weights)
+        rings, columns = lm.rings(4, KV_TYPES[kv]), lm.embedding.table[:PROMPT]
+        graph, eager = Prefill(lm, rings, ROWS), Prefill(lm, rings, ROWS, graphs=False)
+        for slot, prefill, cuts in (
+            (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 16, 3, 16]),
+        ):  # fmt: skip
+            for part in columns.split(cuts):
+                prefill.run(slot, part)
+        for part in columns.split(ROWS):
+            lm.prefill(part, rings, 3)
+        whole, once, cut, plain = (exact(rings, slot) for slot in range(4))
+        yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
+        if lm.fast:  # the plain modules' bits do depend on it
+            yield f"a prompt cut elsewhere, {weights}/{kv}", torch.equal(whole, cut), ""
+        off = ((whole - plain).norm() / plain.norm()).item()
+        yield f"a prompt = the plain one, {weights}/{kv}", off <= PROMPT_OFF, f"{off:.4f} off"
+
+
+def exact(rings: Rings, slot: int) -> torch.Tensor:
+    """Keys and values that a slot holds, as float32 [L, 2, H, n, D]."""
+    kept, scale = rings.used(slot).float(), rings.used_scale(slot)
+    return kept if scale is None else kept * scale.float()[..., None]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
 
@@ -163,8 +197,8 @@ def run(args: argparse.Namespace) -> int:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device, results = device_of(args), []
-    checks = golden_runs(device), recogniser_runs(device), teacher_forced(device), same_paths(args)
-    for check in checks:
+    runs = golden_runs(device), recogniser_runs(device), teacher_forced(device)
+    for check in (*runs, same_paths(args), prompts(args)):
         results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
     print(table(results))
     print("written:", save("verify", {"device": device, "checks": results}, args.json))

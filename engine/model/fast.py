@@ -12,11 +12,12 @@ from engine.model.depformer import Depformer, DepthLayer, Pick
 from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode, attend_few
 from engine.model.kernels_pick import pick, pick_text
+from engine.model.kernels_prompt import Piece
 from engine.model.linear import Linear
 from engine.model.state import Active
-from engine.model.transformer import RMS_EPS, Gating, RMSNorm
+from engine.model.transformer import RMS_EPS, Attends, Gating, RMSNorm
 
-__all__ = ["depth", "embedded", "pick", "pick_text", "product", "temporal"]
+__all__ = ["depth", "embedded", "pick", "pick_text", "prefill", "product", "step"]
 
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
@@ -40,9 +41,24 @@ def embedded(embedding, tokens: Tensor) -> Tensor:
     return embed(tokens, embedding.offsets, embedding.table)
 
 
-def temporal(lm, x: Tensor, rings: Rings, active: Active) -> Tensor:
-    """One frame: embedded [S, dim] -> hidden [S, dim]; the rings are written, not advanced."""
-    push, y = Decode(rings, active), None
+def step(lm, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
+    """`Temporal.step`: embedded [S, dim] -> hidden [S, dim]; the rings are not advanced."""
+    return temporal(lm, embedded, Decode(rings, active))
+
+
+def prefill(lm, embedded: Tensor, rings: Rings, slot: Tensor, count: Tensor) -> None:
+    """The next columns of a slot, embedded [T, dim], of which the first `count` [1] count.
+
+    They must fit behind what the ring of the slot [1] holds.
+    """
+    piece = Piece(rings, slot, count, len(embedded))
+    temporal(lm, embedded, piece)
+    piece.advance()
+
+
+def temporal(lm, x: Tensor, push: Attends) -> Tensor:
+    """All layers: embedded rows [S, dim] -> hidden [S, dim]; the rings are written."""
+    y = None
     for index, layer in enumerate(lm.transformer.layers):
         x, h = normed(x, y, layer.norm1)
         qkv = product(layer.self_attn.in_proj, h)  # [S, 3 * dim]

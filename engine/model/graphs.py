@@ -5,11 +5,12 @@ smallest that covers the active slots runs. Samples go up in one copy and random
 results come down in one, and the host waits once a graph. `graphs` False launches the same work
 piece by piece. With a recogniser there are two more: `transcribe`, which is `listen` and the
 recogniser's step, and `flush`, that step alone; where nobody is transcribed, plain `listen` runs.
+Between two ticks `prefill` runs pieces of prompts (prefill.py).
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from engine.config import FRAME_SAMPLES
 from engine.model.attention import Rings
 from engine.model.loop import Loop
+from engine.model.prefill import Prefill
+from engine.model.recording import Recorded, record
 from engine.model.state import Active
 from engine.model.stt import Hearing
 
@@ -26,22 +29,12 @@ logger = logging.getLogger(__name__)
 BUCKETS = (1, 2, 4, 8, 16)
 # Columns of the input behind the samples: who advances, whose samples count, who is transcribed.
 ACTIVE, HEARING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
-WARM_UPS = 3
-
 Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
 
 
 def buckets_for(slots: int, every: bool) -> tuple[int, ...]:
     """Sizes up to `slots`, which is one of them; only it where there is nothing to gain."""
     return (*(b for b in BUCKETS if b < slots and every), slots)
-
-
-@dataclass
-class Captured:
-    """One graph and the tensor that its replay fills."""
-
-    graph: "torch.cuda.CUDAGraph"
-    out: Tensor
 
 
 class Block:
@@ -84,13 +77,14 @@ class Ticks:
         self.up_text = Block(loop.slots, 2, torch.int64, device)
         self.up_flush = Block(loop.slots, 1, torch.float32, device)
         self.down: dict[str, Tensor] = {}  # by verb: where results arrive, pinned
-        self.captured: dict[tuple[str, int], Captured] = {}
+        self.captured: dict[tuple[str, int], Recorded] = {}
         # Which slots take part in this tick, and in a flush.
         self._taking: dict[int, list[int]] = {ACTIVE: [], HEARING: [], WRITING: []}
         self._flushing: list[int] = []
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32 (performance.md 2.5)
+        self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs)
         if self.graphs:
             self.capture()
 
@@ -234,20 +228,12 @@ class Ticks:
 
     def capture(self) -> None:
         """Record every verb for every bucket; no slot is active meanwhile."""
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        pool = torch.cuda.graph_pool_handle()
         verbs = ["listen", "speak"] + (["transcribe", "flush"] if self.hearing else [])
         for size in reversed(self.buckets):
             for verb in verbs:
-                run = getattr(self, f"_{verb}")
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    for _ in range(WARM_UPS):
-                        run(size)
-                torch.cuda.current_stream().wait_stream(stream)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    out = run(size)
-                self.captured[verb, size] = Captured(graph, out)
+                work = partial(getattr(self, f"_{verb}"), size)
+                self.captured[verb, size] = record(work, pool)
         logger.info("captured %d graphs for %s slots", len(self.captured), self.buckets)
 
 

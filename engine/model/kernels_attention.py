@@ -27,7 +27,7 @@ LOW = -1e30  # below every score: what has it weighs nothing
 
 
 @triton.jit
-def _turned(base, turn, D: tl.constexpr, BD: tl.constexpr):
+def turned(base, turn, D: tl.constexpr, BD: tl.constexpr):
     """One head's vector [D] rotated by interleaved pairs; turn [D / 2, 2] holds cos and sin."""
     d = tl.arange(0, BD)
     inside = d < D
@@ -36,12 +36,12 @@ def _turned(base, turn, D: tl.constexpr, BD: tl.constexpr):
     cos = tl.load(turn + (d // 2) * 2, mask=inside, other=0.0)
     sin = tl.load(turn + (d // 2) * 2 + 1, mask=inside, other=0.0)
     sign = tl.where(d % 2 == 0, -1.0, 1.0)
-    turned = value.to(tl.float32) * cos + sign * other.to(tl.float32) * sin
-    return turned.to(value.dtype)
+    exact = value.to(tl.float32) * cos + sign * other.to(tl.float32) * sin
+    return exact.to(value.dtype)
 
 
 @triton.jit
-def _put(value, ring, scales, at, start, end, D: tl.constexpr, BD: tl.constexpr,
+def put(value, ring, scales, at, start, end, D: tl.constexpr, BD: tl.constexpr,
          INT8: tl.constexpr, MOST: tl.constexpr, TINY: tl.constexpr):  # fmt: skip
     """Write one vector into column `at` if it is in [start, end); what later reads will see."""
     d = tl.arange(0, BD)
@@ -83,10 +83,10 @@ def _own_columns(
         column = (pushed + new) % capacity
         at = base + new * 3 * H * D
         mine = tl.where(row == new, end, start)  # only the query of a column writes it
-        key = _put(_turned(at + H * D, turn + new * D, D, BD), keys, key_scales, column,
+        key = put(turned(at + H * D, turn + new * D, D, BD), keys, key_scales, column,
                    start, mine, D, BD, INT8, MOST, TINY)  # fmt: skip
         value = tl.load(at + 2 * H * D + d, mask=d < D, other=0.0)
-        value = _put(value, values, value_scales, column, start, mine, D, BD, INT8, MOST, TINY)
+        value = put(value, values, value_scales, column, start, mine, D, BD, INT8, MOST, TINY)
         score = tl.where(new <= row, tl.sum(query * key, 0), LOW)
         score = tl.where(column >= start, tl.where(column < end, score, LOW), LOW)
         higher = tl.maximum(top, score)
@@ -164,7 +164,7 @@ def _decode(
     values = keys + kv_which
     key_scales = scales + slot * scale_slot + head * scale_head
     value_scales = key_scales + scale_which
-    query = _turned(base + row * 3 * H * D, turn + row * D, D, BD).to(tl.float32) * factor
+    query = turned(base + row * 3 * H * D, turn + row * D, D, BD).to(tl.float32) * factor
     top, weight, total = _own_columns(
         query, base, turn, keys, values, key_scales, value_scales, pushed, capacity, row, start,
         end, H, D, BD, T, INT8, MOST, TINY, LOW,

@@ -91,7 +91,7 @@ class Temporal(nn.Module):
     def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
         """One frame: embedded [S, dim] -> hidden [S, dim]."""
         if self.fast:
-            hidden = self.fast.temporal(self, embedded, rings, active)
+            hidden = self.fast.step(self, embedded, rings, active)
         else:
             x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
             hidden = self.out_norm(x[:, 0])

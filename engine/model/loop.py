@@ -97,10 +97,6 @@ class Loop:
             tokens[slot] = 0
         self.booting.discard(slot)
 
-    def prefill(self, slot: int, embedded: Tensor) -> None:
-        """Run columns of a prompt, embedded [T, dim], without picking anything."""
-        self.lm.prefill(embedded, self.rings, slot)
-
     def ready(self, slot: int, prompt: Prompt) -> Ready:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after

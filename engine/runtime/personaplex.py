@@ -59,7 +59,7 @@ class PersonaPlexBackend:
             self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
         self.kept_frames = renewal_frames
-        self.renewal = Renewal(self.loop, renewal_frames) if renewal_frames else None
+        self.renewal = Renewal(self.loop, renewal_frames, graphs) if renewal_frames else None
         self._prompts: dict[int, tuple[Voice, Tensor]] = {}  # of slots that can be renewed
 
     # -- one conversation --------------------------------------------------------------------------
@@ -134,10 +134,11 @@ class PersonaPlexBackend:
         return time.perf_counter() - start
 
     def _timed_piece(self) -> float:
-        """Seconds of one piece of a prompt, behind a full context."""
+        """Seconds of one piece of a prompt, the last that its ring has room for."""
+        rings, piece, table = self.loop.rings, self.loop.piece, self.checkpoint.lm.embedding.table
+        rings.set_position(0, max(0, rings.capacity - piece))
         start = time.perf_counter()
-        table = self.checkpoint.lm.embedding.table
-        self._prefill(0, table.new_zeros(self.loop.piece, table.shape[1]))
+        self._prefill(0, table.new_zeros(piece, table.shape[1]))
         return time.perf_counter() - start
 
     # -- one tick ----------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:
-        self.loop.prefill(slot, embedded)
+        self.runner.prefill.run(slot, embedded)
         settle(self.loop.device)
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.config import PAD
 from engine.model.config import LMConfig
 from engine.model.loop import Loop
+from engine.model.prefill import Prefill
 from engine.model.prompt import Prompt, Voice, build_prompt
 from engine.runtime.renewal_queue import SHORT, RenewalQueue
 
@@ -44,9 +45,11 @@ def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tenso
 class Renewal:
     """Makes a slot's ring anew, in pieces."""
 
-    def __init__(self, loop: Loop, frames: int) -> None:
+    def __init__(self, loop: Loop, frames: int, graphs: bool = True) -> None:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
+        with torch.inference_mode():
+            self.prefill = Prefill(loop.lm, self.spare, loop.piece, graphs)
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.queue = RenewalQueue(loop.rings.capacity, loop.piece)
         self.first: int | None = None  # whose turn it was after the last tick, if anybody's
@@ -121,7 +124,7 @@ class Renewal:
     @torch.inference_mode()
     def _push(self, embedded: Tensor) -> None:
         if len(embedded):
-            self.loop.lm.prefill(embedded, self.spare, 0)
+            self.prefill.run(0, embedded)
             settle(self.loop.device)
 
     @torch.inference_mode()

@@ -18,9 +18,9 @@ def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):
     with torch.inference_mode():
         loop = loop_of(argparse.Namespace(), *small, slots=2, kv="bf16")
         ticks, prompt = Ticks(loop), prompt_of(loop, COLUMNS)
-        new, ready = opened(loop, ticks, prompt)
+        new, ready = opened(ticks, prompt)
         after_new = [part.clone() for part in loop.state(0)]
-        kept, same = opened(loop, ticks, prompt, ready)
+        kept, same = opened(ticks, prompt, ready)
         assert all(map(torch.equal, after_new, loop.state(0)))
     assert same is ready
     assert ready.columns == COLUMNS

@@ -22,9 +22,12 @@ from engine.model.kernels import add_norm, embed, matmul
 from engine.model.kernels_attention import Decode, attend_few
 from engine.model.kernels_conv import Filter, Moment, convolve
 from engine.model.kernels_pick import pick, pick_text
+from engine.model.kernels_prompt import Piece
 from engine.model.kernels_quantizer import nearest, sum_entries, upsample
+from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
 from engine.model.state import Active
+from engine.model.tiles import ROWS
 
 CPU, SLOTS = torch.device("cpu"), 4
 BF16 = torch.bfloat16
@@ -66,20 +69,35 @@ def numbers(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.zeros(*shape, dtype=dtype)
 
 
-def language_model(dtype: torch.dtype) -> None:
-    """One layer's kernels at the sizes of the public model."""
+def layer(rows: int, dtype: torch.dtype) -> Rings:
+    """What every row of a layer goes through, at the sizes of the public model; empty rings."""
     lm = ModelConfig().lm
     wide, scale = lm.dim, numbers(8 * lm.dim, dtype=torch.float32)
     given = scale if dtype == torch.int8 else None
-    x = numbers(SLOTS, wide)
+    x = numbers(rows, wide)
     matmul(x, numbers(3 * wide, wide, dtype=dtype), given)
+    matmul(x, numbers(wide, wide, dtype=dtype), given, partial=True)
     matmul(x, numbers(2 * lm.hidden, wide, dtype=dtype), given, gated=True)
-    matmul(numbers(SLOTS, lm.hidden), numbers(wide, lm.hidden, dtype=dtype), given, partial=True)
-    add_norm(x, numbers(4, SLOTS, wide, dtype=torch.float32), numbers(wide), 1e-8)
+    matmul(numbers(rows, lm.hidden), numbers(wide, lm.hidden, dtype=dtype), given, partial=True)
+    add_norm(x, numbers(4, rows, wide, dtype=torch.float32), numbers(wide), 1e-8)
     rotation = Rotation(wide // lm.num_heads, lm.max_period, CPU)
-    rings = Rings(1, SLOTS, lm.num_heads, rotation, 600, dtype)
-    qkv = numbers(SLOTS, 1, 3, lm.num_heads, wide // lm.num_heads)
-    Decode(rings, Active.of([0], SLOTS, CPU)).attend(0, qkv)
+    return Rings(1, SLOTS, lm.num_heads, rotation, 600, dtype)
+
+
+def projected(rows: int) -> Tensor:
+    """Query, key and value of some rows."""
+    lm = ModelConfig().lm
+    return numbers(rows, 1, 3, lm.num_heads, lm.dim // lm.num_heads)
+
+
+def tick(dtype: torch.dtype) -> None:
+    Decode(layer(SLOTS, dtype), Active.of([0], SLOTS, CPU)).attend(0, projected(SLOTS))
+
+
+def piece(rows: int, dtype: torch.dtype) -> None:
+    """Of a prompt."""
+    one = torch.zeros(1, dtype=torch.int64)
+    Piece(layer(rows, dtype), one, one, rows).attend(0, projected(rows))
 
 
 def picks_and_depth() -> None:
@@ -131,8 +149,10 @@ def main() -> None:
     parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
     driver.set_active(Absent(parser.parse_args().capability))
     compile_only()
-    language_model(BF16)
-    language_model(torch.int8)
+    tick(BF16)
+    tick(torch.int8)
+    piece(PIECE, BF16)
+    piece(ROWS, torch.int8)
     picks_and_depth()
     codec()
 

@@ -35,7 +35,7 @@ def test_fused_steps_are_the_plain_ones(lm, expected):
         torch.testing.assert_close(fast.embedded(lm.embedding, tokens), embedded)
         x = lm.transformer(embedded[:, None], Step(plain, active))
         want = lm.out_norm(x[:, 0])
-        got = fast.temporal(lm, embedded, fused, active)
+        got = fast.step(lm, embedded, fused, active)
         torch.testing.assert_close(got[1], want[1], atol=TOLERANCE, rtol=0)
         plain.advance(active, 1)
         fused.advance(active, 1)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from engine.bench.verify import ROWS, user_frames
+from engine.bench.verify import FRAMES as ALL_FRAMES
+from engine.bench.verify import user_frames
 from engine.config import GREEDY
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
@@ -22,7 +23,7 @@ from tests.model.test_fast import unpacked
 from tests.model.test_loop import DROPPED, run, start
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FRAMES = ROWS if DEVICE.type == "cuda" else 2
+FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 2
 PAST = 2  # frames that are played after the one that fills the ring
 
 

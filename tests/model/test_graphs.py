@@ -13,9 +13,10 @@ from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
 from engine.runtime.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
-from tests.model.test_compiled import KERNELS
+from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 
 MOST_LAUNCHES = 1200  # of a tick (performance.md 1.4); an H200's profiler counted 847
+MOST_OF_A_PIECE = 8 * FULL.lm.num_layers + 16
 UP, DOWN = Copy(up=True, waits=False), Copy(up=False, waits=False)
 
 
@@ -67,8 +68,24 @@ def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights)
     with Device() as device:
         seen = one_tick(device, loop_of(FULL, 1, weights))
     print(f"{seen.launches} launches, {seen.kernels.total()} of them our kernels")
-    assert set(seen.kernels) == KERNELS
+    assert set(seen.kernels) == OF_A_TICK
     assert seen.launches <= MOST_LAUNCHES
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights):
+    with Device() as device:
+        ticks = Ticks(loop_of(FULL, 1, weights))
+        device.taken()
+        ticks.prefill.run(0, torch.zeros(ticks.loop.piece, FULL.lm.dim, device=GPU))
+        seen = device.taken()
+    [piece] = seen.replays
+    print(f"{piece.launches} launches")
+    assert set(piece.kernels) == OF_A_PIECE
+    assert piece.launches <= MOST_OF_A_PIECE
+    assert not piece.copies
+    assert not piece.waits
+    assert not seen.waits
 
 
 def test_the_plain_modules_would_not_stay_within_it():

@@ -33,7 +33,7 @@ def talk(loop: Loop, slot: int, frames: int, others: tuple[int, ...] = ()) -> tu
     prompt = build_prompt(ODD.lm, Voice(), prompt_frames(ODD.lm, (5, 6, 7)))
     for seat in (slot, *others):
         loop.clear(seat)
-        loop.prefill(seat, loop.lm.embedding(prompt.columns[:-1]))
+        loop.lm.prefill(loop.lm.embedding(prompt.columns[:-1]), loop.rings, seat)
         loop.start(seat, loop.ready(seat, prompt))
         loop.sampler.seed(seat, 11 if seat == slot else seat)
         loop.sampler.tune(seat, SETTINGS)
