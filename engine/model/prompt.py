@@ -7,7 +7,7 @@ frame before. Everything here is given, nothing is picked, so a prompt is one ca
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import FRAME_RATE, PAD
 from engine.model.config import LMConfig
@@ -35,9 +35,24 @@ class Prompt:
     after: Tensor  # [K]: the delayed rows of column P, which the last frame has filled already
 
     @property
+    def given(self) -> int:
+        """N."""
+        return 0 if self.embeddings is None else len(self.embeddings)
+
+    @property
     def frames(self) -> int:
         """P."""
-        return len(self.columns) + (0 if self.embeddings is None else len(self.embeddings))
+        return self.given + len(self.columns)
+
+    def embedded(self, embedding: nn.Module, start: int, end: int) -> Tensor:
+        """What the transformer reads of the columns from `start` to before `end` [T, dim]."""
+        device = next(embedding.parameters()).device
+        first, last = (max(0, at - self.given) for at in (start, end))
+        tokens = embedding(self.columns[first:last].to(device))
+        if start >= self.given:
+            return tokens
+        given = self.embeddings[start:end].to(device, tokens.dtype)
+        return torch.cat([given, tokens])
 
 
 def initial_column(config: LMConfig) -> Tensor:

@@ -107,7 +107,6 @@ class Backend(Protocol):
     limited_by: str  # what made that number: memory, time, asked, most, cpu
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
-    kept_frames: int  # of a conversation whose memory is renewed; 0: it never is
     ticks: TickTable | None  # how long a tick takes, where it was measured
     transcribes: bool  # whether a recogniser is loaded; only then there is what follows
     transcription: Transcription
@@ -144,8 +143,9 @@ class Backend(Protocol):
     def context_used(self, slot: int) -> float:
         """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""
 
-    def renew(self, slot: int) -> Generator[None] | None:
+    def renew(self, slot: int) -> Generator[None, None, int] | None:
         """Work that gives a slot whose context runs out a new one; None where none is due.
 
+        It returns how many of the conversation's last frames the new one holds.
         Whoever closes the slot before the work is exhausted closes the work first.
         """

@@ -9,7 +9,11 @@ from functools import partial
 
 import numpy as np
 
+from engine.config import LATE_SECONDS
+
 TICK_LIMIT_SECONDS = 0.070  # of 80 ms: the rest is for what lies around the backend
+# A frame that comes when a tick has just begun waits for its end and is made in the next one.
+IN_TIME_SECONDS = LATE_SECONDS / 2
 GIB = 1 << 30
 RESERVE_BYTES = int(0.9 * GIB)  # kept back: context, libraries, fragmentation
 WORK_BYTES = int(0.45 * GIB)  # graphs, activations, staging
@@ -49,8 +53,8 @@ class TickTable:
         return TickTable(seconds, self.piece)
 
     def slots_in_time(self) -> int:
-        """The largest bucket whose tick is within the limit, and so that of all below; 0: none."""
-        good = [size for size in self.seconds if self.tick(size) <= TICK_LIMIT_SECONDS]
+        """The largest bucket in whose ticks no frame is late, and so in all below; 0: none."""
+        good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]
         return max(good, default=0)
 
 

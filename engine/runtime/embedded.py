@@ -224,7 +224,7 @@ class EmbeddedBackend:
 
     name = "embedded"
     transcribes = False
-    ticks, kept_frames = None, 0
+    ticks = None
     limited_by = "asked"  # neither memory nor time limits it
 
     def __init__(self, slots: int = 4) -> None:

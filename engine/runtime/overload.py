@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 10.0  # that p95 looks back
 LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
+FEW_TICKS, LONG_SECONDS = 3, 1.0  # unless they are so long that there are not more of them
 SHED_SECONDS = 0.078  # p95 above it is overload
 PATIENCE_SECONDS = 5.0  # of overload before something is given up
 MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
@@ -64,7 +65,8 @@ class Overload:
     def _p95_since(self, start: float) -> float:
         with self._lock:
             taken = [seconds for when, seconds in self._ticks if when >= start]
-        return float(np.percentile(taken, 95)) if len(taken) >= LEAST_TICKS else 0.0
+        long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
+        return float(np.percentile(taken, 95)) if long or len(taken) >= LEAST_TICKS else 0.0
 
     def admits(self, live: int) -> bool:
         """Whether one more than `live` conversations can be held in time; one always may try."""
@@ -125,4 +127,4 @@ class Shedding:
     def _end_newest(self, seats: list[Seat]) -> None:
         if len(seats) > 1:  # the last one is better slow than gone
             newest = max(seats, key=lambda seat: seat.joined)
-            self._give_up(newest, BusyError("the server is overloaded; retry in a minute"))
+            self._give_up(newest, BusyError("the server is overloaded; retry in 60 s"))

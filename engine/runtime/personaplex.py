@@ -58,7 +58,6 @@ class PersonaPlexBackend:
             self.ear = Ear(recogniser, self.loop) if recogniser else None
             self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
-        self.kept_frames = renewal_frames
         self.renewal = Renewal(self.loop, renewal_frames, graphs) if renewal_frames else None
         self._prompts: dict[int, tuple[Voice, Tensor]] = {}  # of slots that can be renewed
 
@@ -83,7 +82,7 @@ class PersonaPlexBackend:
             frames = prompt_frames(self.config, opening.text_ids)
             self._prompts[slot] = self._voices[key[0]], frames
 
-    def renew(self, slot: int) -> Generator[None] | None:
+    def renew(self, slot: int) -> Generator[None, None, int] | None:
         """Work that gives a slot whose context runs out a new one; None where none is due."""
         if slot not in self._prompts or not self.renewal.due(slot):
             return None
@@ -186,11 +185,7 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def _embedded(self, prompt: Prompt) -> Tensor:
         """What the transformer reads of all columns but the last [P - 1, dim]."""
-        embedding, device = self.checkpoint.lm.embedding, self.loop.device
-        tokens = embedding(prompt.columns[:-1].to(device))
-        if prompt.embeddings is None:
-            return tokens
-        return torch.cat([prompt.embeddings.to(device, tokens.dtype), tokens])
+        return prompt.embedded(self.checkpoint.lm.embedding, 0, prompt.frames - 1)
 
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:

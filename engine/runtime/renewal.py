@@ -7,6 +7,7 @@ frames. Whose turn it is says renewal_queue.py. Only the scheduler's thread call
 is one piece of a prompt.
 """
 
+import logging
 from collections import deque
 from collections.abc import Generator
 
@@ -20,6 +21,8 @@ from engine.model.loop import Loop
 from engine.model.prefill import Prefill
 from engine.model.prompt import Prompt, Voice, build_prompt
 from engine.runtime.renewal_queue import SHORT, RenewalQueue
+
+logger = logging.getLogger(__name__)
 
 
 def settle(device: torch.device) -> None:
@@ -51,7 +54,8 @@ class Renewal:
         with torch.inference_mode():
             self.prefill = Prefill(loop.lm, self.spare, loop.piece, graphs)
         self.histories = [self._empty() for _ in range(loop.slots)]
-        self.queue = RenewalQueue(loop.rings.capacity, loop.piece)
+        self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
+        self.queue = RenewalQueue(loop.rings.capacity, loop.piece, loop.slots)
         self.first: int | None = None  # whose turn it was after the last tick, if anybody's
         self.busy = False  # there is one spare: one renewal at a time
 
@@ -60,7 +64,13 @@ class Renewal:
 
     def enter(self, slot: int, prompt_frames: int) -> bool:
         """Whether a slot with this prompt has room to talk once it is renewed; only then it is."""
-        return self.queue.enter(slot, prompt_frames + self.frames)
+        self.kept[slot] = self.queue.enter(slot, prompt_frames, self.frames)
+        if self.kept[slot] < self.frames:
+            logger.warning(
+                "a call with a prompt of %d columns keeps %d frames when it is renewed, not %d: "
+                "give it a shorter persona", prompt_frames, self.kept[slot], self.frames
+            )  # fmt: skip
+        return self.kept[slot] > 0
 
     def due(self, slot: int) -> bool:
         return slot == self.first and not self.busy
@@ -78,7 +88,7 @@ class Renewal:
             history.total += 1
             history.text = int(text[slot])
         pushed, histories = self.loop.rings.pushed, self.histories
-        ripe = [slot for slot in self.queue.slots if histories[slot].total >= self.frames]
+        ripe = [slot for slot in self.queue.slots if histories[slot].total >= self.kept[slot]]
         self.first = self.queue.next({slot: pushed[slot] for slot in ripe})
 
     def begin(self, slots: list[int], text: np.ndarray) -> None:
@@ -86,10 +96,11 @@ class Renewal:
         for slot in slots:
             self.histories[slot].text = int(text[slot])
 
-    def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None]:
+    def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None, None, int]:
         """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames.
 
         Where so little slack was left that the history has lost a frame by now, from the beginning.
+        Returns how many frames the slot's new memory holds.
         """
         self.busy = True
         try:
@@ -97,42 +108,38 @@ class Renewal:
             first = done = None
             while True:
                 if first is None or first < history.total - len(history.frames):
-                    first, done = history.total - self.frames, 0  # the first frame that is kept
-                    self.spare.clear(0)
-                embedded = self._embedded(slot, voice, prompt, first)[done:]
-                self._push(embedded[: self.loop.piece])
-                done += min(self.loop.piece, len(embedded))
-                if len(embedded) <= SHORT:
+                    first, done = history.total - self.kept[slot], 0  # the first that is kept
+                    self.spare.set_position(0, 0)
+                whole = self._columns(slot, voice, prompt, first)
+                left, end = whole.frames - done, min(done + self.loop.piece, whole.frames)
+                self._push(whole, done, end)
+                done = end
+                if left <= SHORT:
                     self._swap(slot)
-                    return
+                    return history.total - first
                 yield
         finally:
             self.busy, self.first = False, None
+            self.spare.clear(0)  # nothing of a conversation stays behind
 
-    @torch.inference_mode()
-    def _embedded(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Tensor:
-        """All columns from the prompt's first to the last that the slot has run [n, dim]."""
+    def _columns(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Prompt:
+        """From the prompt's first column to the last that the slot has run."""
         history = self.histories[slot]
         frames = torch.tensor(list(history.frames)[first - history.total :])  # [n, K]
-        whole = renewed_prompt(self.config, voice, prompt, frames)
-        embedding, device = self.loop.lm.embedding, self.loop.device
-        tokens = embedding(whole.columns.to(device))
-        if whole.embeddings is None:
-            return tokens
-        return torch.cat([whole.embeddings.to(device, tokens.dtype), tokens])
+        return renewed_prompt(self.config, voice, prompt, frames)
 
     @torch.inference_mode()
-    def _push(self, embedded: Tensor) -> None:
-        if len(embedded):
-            self.prefill.run(0, embedded)
+    def _push(self, whole: Prompt, start: int, end: int) -> None:
+        if start < end:
+            self.prefill.run(0, whole.embedded(self.loop.lm.embedding, start, end))
             settle(self.loop.device)
 
     @torch.inference_mode()
     def _swap(self, slot: int) -> None:
         """The spare's columns become the slot's."""
         rings, spare = self.loop.rings, self.spare
-        rings.clear(slot)
         rings.set_position(slot, spare.pushed[0])
         rings.used(slot).copy_(spare.used(0))
         if rings.scale is not None:
             rings.used_scale(slot).copy_(spare.used_scale(0))
+        settle(self.loop.device)

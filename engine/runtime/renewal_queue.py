@@ -11,23 +11,34 @@ SHORT = 8  # columns that are caught up together with the swap
 
 
 class RenewalQueue:
-    """Slots with rings of `capacity` columns, which are made anew in pieces of `piece`."""
+    """Rings of `capacity` columns of so many slots, which are made anew in pieces of `piece`."""
 
-    def __init__(self, capacity: int, piece: int) -> None:
-        self._capacity, self._piece = capacity, piece
+    def __init__(self, capacity: int, piece: int, slots: int) -> None:
+        self._capacity, self._piece, self._whole = capacity, piece, slots
         self._lasts: dict[int, int] = {}  # slot -> frames that its renewal lasts
 
     @property
     def slots(self) -> Iterable[int]:
         return self._lasts
 
-    def enter(self, slot: int, columns: int) -> bool:
-        """Whether a slot renewed to so many columns has room to talk; only then it is in."""
-        lasts = self.lasts(columns)
-        if columns + 2 * lasts >= self._capacity:
-            return False
-        self._lasts[slot] = lasts
-        return True
+    def enter(self, slot: int, prompt: int, frames: int) -> int:
+        """How many frames a slot keeps behind its prompt; 0: none, so it is not renewed.
+
+        It is not where prompt and all `frames` leave no room for two renewals. Fewer are kept where
+        slots that are all full like this one would wait for the spare too long.
+        """
+        columns = prompt + frames
+        if not self._leaves_room(columns, 2):
+            return 0
+        while columns > prompt and not self._leaves_room(columns, self._whole + 1):
+            columns -= 1
+        if columns > prompt:
+            self._lasts[slot] = self.lasts(columns)
+        return columns - prompt
+
+    def _leaves_room(self, columns: int, renewals: int) -> bool:
+        """Whether so many renewals to so many columns are over before the ring is full again."""
+        return columns + renewals * self.lasts(columns) < self._capacity
 
     def leave(self, slot: int) -> None:
         self._lasts.pop(slot, None)

@@ -11,12 +11,12 @@ from engine.config import FRAME_SECONDS, LATE_SECONDS
 from engine.errors import EngineError
 from engine.runtime.backend import Backend
 from engine.runtime.capacity import TICK_LIMIT_SECONDS
+from engine.runtime.directing import logged_fault
 from engine.runtime.overload import PATIENCE_SECONDS
 from engine.runtime.seat import Renewed, Seat
 
 AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
 STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
-DONE = object()  # what an exhausted piece of work says
 
 
 class Slack:
@@ -27,7 +27,8 @@ class Slack:
     """
 
     def __init__(self, piece: float = 0.0) -> None:
-        self._seconds = {"piece": piece, "tick": 0.0}  # of the slowest recent ones
+        self._least = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
+        self._seconds = dict(self._least)  # of the slowest recent ones
         self._refused: dict[Seat, float] = {}  # since when its work has been held back
 
     def piece_took(self, seconds: float) -> None:
@@ -37,7 +38,7 @@ class Slack:
         self._took("tick", seconds)
 
     def _took(self, what: str, seconds: float) -> None:
-        self._seconds[what] = max(seconds, 0.9 * self._seconds[what])
+        self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
 
     def forget(self, seat: Seat) -> None:
         """Its work is void: whoever sits there next waits for a time of their own."""
@@ -76,7 +77,7 @@ class SlackWork:
     ) -> None:
         self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
         self._backend, self._clock, self._give_up = backend, clock, give_up
-        self._renewals: dict[Seat, Generator[None]] = {}
+        self._renewals: dict[Seat, Generator[None, None, int]] = {}
         self._waiting_since: float | None = None  # something for its next piece
 
     def piece(self, seats: list[Seat]) -> bool:
@@ -131,9 +132,13 @@ class SlackWork:
                 self._backend.tune(seat.slot, seat.tuned)
         except EngineError as error:  # this conversation's own fault, a voice for example
             self._give_up(seat, error)
+        except Exception:  # out of memory, say: a newcomer's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("a conversation could not be opened"))
 
-    def _renew(self, seat: Seat, work: Generator[None]) -> None:
+    def _renew(self, seat: Seat, work: Generator[None, None, int]) -> None:
         """One piece of work for a conversation whose context runs out."""
-        if next(work, DONE) is DONE:
+        try:
+            next(work)
+        except StopIteration as end:
             del self._renewals[seat]
-            seat.deliver([Renewed(self._backend.kept_frames)])
+            seat.deliver([Renewed(end.value)])

@@ -121,6 +121,8 @@ def fitted(
         backend.ticks = ticks.upto(slots)
     backend.limited_by = limit
     logger.info("%s", told(memory, mode, slots, limit))
+    if memory and options.renewal_frames and not backend.renewal:
+        logger.warning("%s", not_renewed(memory, slots))
     return backend
 
 
@@ -140,15 +142,21 @@ def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tupl
     if memory is None:
         return renewal_frames, CACHE_MB
     left, spare = memory.left(slots), memory.spare_bytes()
-    if renewal_frames and left < spare:
-        logger.warning(
-            "calls are not renewed past the context: the spare memory takes %.1f GB, %.1f are free",
-            *(spare / 1e9, left / 1e9),
-        )
+    if left < spare:
         renewal_frames = 0
     if renewal_frames:
         left -= spare
     return renewal_frames, min(CACHE_MB, left / MEGABYTE)
+
+
+def not_renewed(memory: Memory, slots: int) -> str:
+    """Why calls end with the context, and what would help."""
+    spare, left = memory.spare_bytes() / 1e9, memory.left(slots) / 1e9
+    fewer = f"--slots {slots - 1}" if slots > 1 else "a larger GPU"
+    return (
+        f"calls are not renewed past the context: the spare memory takes {spare:.1f} GB, "
+        f"{left:.1f} are free; use {fewer} or --weights int8 --kv int8"
+    )
 
 
 def told(memory: Memory | None, mode: Mode, slots: int, limit: str) -> str:

@@ -18,7 +18,7 @@ class NotingBackend:
     """Frame number n of a slot sounds as n / 1000; the bootstrap's as 0.999."""
 
     limited_by = "asked"
-    name, voices, transcribes, ticks, kept_frames = "noting", ("V",), False, None, 7
+    name, voices, transcribes, ticks = "noting", ("V",), False, None
 
     transcription = Transcription(ByteTokenizer(), 6)
 
@@ -72,6 +72,7 @@ class NotingBackend:
                 self.log.append(("renewing", slot))
                 self.works(self.piece_seconds)
                 yield
+            return 7  # frames
         finally:
             self.log.append(("renewal over", slot))
 

@@ -112,7 +112,7 @@ def test_a_bucket_never_takes_longer_than_a_larger_one():
 
 
 def test_slots_in_time_are_those_of_the_largest_bucket_within_the_limit():
-    assert TickTable({1: 0.02, 4: 0.06, 8: 0.071}).slots_in_time() == 4
+    assert TickTable({1: 0.02, 4: 0.06, 8: 0.061}).slots_in_time() == 4
     assert TickTable({1: 0.09}).slots_in_time() == 0
 
 
@@ -176,6 +176,17 @@ def test_a_single_slow_tick_says_nothing_of_the_machine(clock):
     assert not overload.shedding
 
 
+@pytest.mark.parametrize("tick", [0.5, 1.2, 3.0])
+def test_ticks_so_long_that_few_fit_into_ten_seconds_are_overload_all_the_same(clock, tick):
+    overload, steps = Overload(clock), set()
+    for _ in range(int(16 / tick)):
+        clock.now += tick
+        overload.ticked(tick)
+        steps.add(overload.step(transcribing=False))
+    assert not overload.admits(1)
+    assert Step.END_NEWEST in steps
+
+
 def test_a_short_peak_is_no_overload(clock):
     overload = Overload(clock)
     run(overload, clock, 1, 0.079)
@@ -184,17 +195,6 @@ def test_a_short_peak_is_no_overload(clock):
     run(overload, clock, 12, 0.04)
     assert overload.step(True) is Step.NOTHING
     assert not overload.shedding
-
-
-def test_admission_never_lets_a_tick_be_late(clock):
-    table = TickTable({1: 0.03, 2: 0.04, 4: 0.06, 8: 0.085, 16: 0.13})
-    overload, live = Overload(clock, table), 0
-    for _ in range(2000):
-        live += overload.admits(live)
-        clock.now += max(0.08, table.tick(live))
-        overload.ticked(table.tick(live))
-        assert table.tick(live) <= 0.080
-    assert live == 4
 
 
 def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
@@ -220,6 +220,7 @@ def test_a_renewal_runs_between_ticks_and_is_told_to_the_client():
         for piece in range(3):
             done.append(piece)
             yield
+        return 7
 
     rig.backend.renewals[seat.slot] = work()
     rig.hear(seat, 1)

@@ -5,13 +5,14 @@ import pytest
 from engine.runtime.renewal_queue import RenewalQueue
 
 CAPACITY = 2999  # columns of the public model's ring
-RENEWED = 1150  # columns: a prompt of 150 and the 1 000 frames that are kept
+PROMPT, KEPT = 150, 1000  # columns of a prompt, and frames that are kept behind it
+RENEWED = PROMPT + KEPT
 INT8, BF16 = 16, 64  # columns of a piece
 
 
 def queue_of(slots: int, piece: int = INT8) -> RenewalQueue:
-    queue = RenewalQueue(CAPACITY, piece)
-    assert all(queue.enter(slot, RENEWED) for slot in range(slots))
+    queue = RenewalQueue(CAPACITY, piece, slots)
+    assert [queue.enter(slot, PROMPT, KEPT) for slot in range(slots)] == [KEPT] * slots
     return queue
 
 
@@ -56,9 +57,27 @@ def test_who_has_left_keeps_nobody_waiting():
 
 @pytest.mark.parametrize("piece", [INT8, BF16])
 def test_a_slot_that_would_be_due_again_at_once_is_not_renewed(piece):
-    queue = RenewalQueue(CAPACITY, piece)
+    queue = RenewalQueue(CAPACITY, piece, slots=1)
     most = max(n for n in range(CAPACITY) if n + 2 * queue.lasts(n) < CAPACITY)
-    assert queue.enter(0, most)
+    assert queue.enter(0, most - KEPT, KEPT) == KEPT
     assert queue.next({0: most}) is None
-    assert not queue.enter(1, most + 1)
+    assert not queue.enter(1, most + 1 - KEPT, KEPT)
     assert list(queue.slots) == [0]
+
+
+@pytest.mark.parametrize("prompt", [400, 700, 1050])
+def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare_in_time(prompt):
+    queue = RenewalQueue(CAPACITY, INT8, 16)
+    [kept] = {queue.enter(slot, prompt, KEPT) for slot in range(16)}
+    assert 300 < kept <= KEPT
+    lasts, pushed, busy, lost = queue.lasts(prompt + kept), dict.fromkeys(range(16), 1200), None, 0
+    for _ in range(20_000):  # frames, in which everybody talks on
+        pushed = {slot: columns + 1 for slot, columns in pushed.items()}
+        lost += sum(columns > CAPACITY for columns in pushed.values())
+        if busy is None and (slot := queue.next(pushed)) is not None:
+            busy, left = slot, lasts
+        if busy is not None:
+            left -= 1
+            if not left:
+                pushed[busy], busy = prompt + kept + lasts, None
+    assert not lost

@@ -18,7 +18,7 @@ from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig
 from tests.runtime.test_renewal import FRAMES, roomy_folder
-from tests.runtime.test_renewal_queue import CAPACITY, RENEWED
+from tests.runtime.test_renewal_queue import CAPACITY, KEPT, PROMPT, RENEWED
 from tests.serving import ApiServer
 
 # -- between ticks, on a fake clock ----------------------------------------------------------------
@@ -52,8 +52,8 @@ class FillingBackend(NotingBackend):
 
     def __init__(self, piece: int, pushed: int) -> None:
         super().__init__(slots=16)
-        self.queue, self.piece = RenewalQueue(CAPACITY, piece), piece
-        assert all(self.queue.enter(slot, RENEWED) for slot in range(16))
+        self.queue, self.piece = RenewalQueue(CAPACITY, piece, 16), piece
+        assert [self.queue.enter(slot, PROMPT, KEPT) for slot in range(16)] == [KEPT] * 16
         self.pushed = dict.fromkeys(range(16), pushed)
         self.peaks: dict[int, list[int]] = {slot: [] for slot in range(16)}  # at each renewal
         self.busy = False
@@ -76,11 +76,12 @@ class FillingBackend(NotingBackend):
         self.works(self.piece_seconds)
         self.peaks[slot].append(self.pushed[slot])
         self.pushed[slot], self.busy = done + left, False
+        return KEPT + self.peaks[slot][-1] - before
 
 
 @pytest.mark.parametrize(
     ("columns", "piece", "tick", "pushed"),
-    [(16, 0.014, 0.044, 1600), (64, 0.031, 0.014, 2600)],
+    [(16, 0.014, 0.044, 1600), (64, 0.007, 0.016, 2600)],
     ids=["int8 as projected for an A10G", "bf16 as on an H200"],  # docs/performance.md
 )
 def test_sixteen_that_fill_up_together_keep_their_prompts(columns, piece, tick, pushed):
@@ -163,7 +164,7 @@ def test_a_client_sees_its_context_fill_and_is_told_of_the_renewal(long_calls):
     events = asyncio.run(events_of_a_long_call(long_calls.url, 100))
     renewed = [event for event in events if event["type"] == "renewed"]
     assert renewed
-    assert renewed[0]["frames"] == FRAMES
+    assert FRAMES <= renewed[0]["frames"] < FRAMES + 10  # those that came meanwhile too
     at = renewed[0]["t"]
     used = [(event["t"], event["context_used"]) for event in events if event["type"] == "stats"]
     before = [share for t, share in used if t < at]

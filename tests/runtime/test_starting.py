@@ -182,10 +182,22 @@ def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, 
     room(2, more=each.spare_bytes() - 1)
     backend = fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6))
     assert backend.renewal is None
-    assert backend.kept_frames == 0
-    assert "not renewed" in caplog.text
+    [said] = [record.message for record in caplog.records if "not renewed" in record.message]
+    assert said.endswith("use --slots 1 or --weights int8 --kv int8")
     room(2, more=each.spare_bytes())
-    assert fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6)).kept_frames == 6
+    caplog.clear()
+    assert fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6)).renewal.frames == 6
+    assert "not renewed" not in caplog.text
+
+
+def test_a_spare_that_fits_only_beside_the_slots_in_time_is_not_said_to_be_missing(
+    tiny, room, ticks, caplog
+):
+    room(8.1)
+    ticks({1: 0.03, 2: 0.04, 4: 0.05, 8: 0.09})
+    backend = fitted(tiny, None, Mode(), Options(renewal_frames=6))
+    assert (backend.slots, backend.renewal.frames) == (4, 6)
+    assert "not renewed" not in caplog.text
 
 
 def test_kept_prompts_take_only_what_conversations_and_renewal_leave(tiny, room):
