@@ -147,6 +147,15 @@ def test_slow_ticks_close_admission_until_ten_good_seconds_have_passed(clock):
     assert overload.admits(3)
 
 
+def test_four_slow_ticks_in_a_hundred_close_nothing_and_six_do(clock):
+    for slow, admits in ((4, True), (6, False)):
+        overload = Overload(clock, TickTable({8: 0.05}))
+        for number in range(100):
+            clock.now += 0.08
+            overload.ticked(0.09 if number % 100 < slow else 0.05)
+        assert overload.admits(3) == admits
+
+
 def test_overload_pauses_the_recogniser_first_and_then_ends_the_newest(clock):
     overload, asked = Overload(clock), []
     for _ in range(4):
@@ -205,7 +214,8 @@ def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     one, other = rig.join(ready=False), rig.join(ready=False)
     assert slack.allows(1.0, None, one)
     assert slack.allows(1.0, 1.0, one)
-    assert not slack.allows(1.05, 1.0, one)
+    assert slack.allows(1.019, 1.0, one)  # 30 + 60 ms, and 10 around them, are over in 120
+    assert not slack.allows(1.021, 1.0, one)
     assert not slack.allows(5.00, 4.95, other)  # who has not waited yet
     assert slack.allows(6.06, 6.01, one)  # after five seconds it gets its turn
     slack.forget(other)
@@ -250,3 +260,23 @@ def test_lasting_overload_ends_the_newest_conversation_but_never_the_last():
     assert isinstance(rig.outputs[second][-1], Ended)
     with pytest.raises(BusyError, match="retry"):
         rig.join()
+
+
+def test_what_stays_when_quiet_frames_are_dropped_keeps_its_order():
+    rig = Rig(slots=1)
+    seat = rig.join()
+    for level in (0.1, 0.001, 0.2, 0.3, 0.002, 0.4):
+        rig.hear(seat, level=level)
+    assert seat.drop_quiet(3) == 2
+    rig.advance(1.0)
+    heard = [round(float(row[0]), 3) for row in rig.backend.heard[1:]]
+    assert heard == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_pause_of_the_recogniser_that_was_enough_ends_nobody(clock):
+    overload, asked = Overload(clock), []
+    for _ in range(250):  # 20 s, of which the recogniser costs the first six too much
+        clock.now += 0.08
+        overload.ticked(0.06 if Step.PAUSE_RECOGNISER in asked else 0.079)
+        asked.append(overload.step(transcribing=True))
+    assert set(asked) == {Step.NOTHING, Step.PAUSE_RECOGNISER}

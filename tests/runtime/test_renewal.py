@@ -44,10 +44,19 @@ def roomy(tmp_path_factory) -> Checkpoint:
     return load_checkpoint(str(roomy_folder(tmp_path_factory.mktemp("roomy"))), Voices)
 
 
-@pytest.fixture(params=["float", "int8"])
-def backend(roomy, request) -> PersonaPlexBackend:
-    kv = torch.int8 if request.param == "int8" else None
-    return PersonaPlexBackend(roomy, slots=2, kv_dtype=kv, renewal_frames=FRAMES)
+@pytest.fixture(scope="module")
+def roomy_int8(tmp_path_factory) -> Checkpoint:
+    """With int8 weights: pieces of 16 columns."""
+    torch.set_num_threads(1)
+    folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
+    return load_checkpoint(str(folder), Voices, int8=True)
+
+
+@pytest.fixture(params=["float", "int8 KV", "int8"])
+def backend(roomy, roomy_int8, request) -> PersonaPlexBackend:
+    kv = torch.int8 if "int8" in request.param else None
+    checkpoint = roomy_int8 if request.param == "int8" else roomy
+    return PersonaPlexBackend(checkpoint, slots=2, kv_dtype=kv, renewal_frames=FRAMES)
 
 
 class Call:
@@ -191,6 +200,39 @@ def test_so_long_between_two_pieces_that_history_is_lost_it_begins_again(roomy):
     check(call, opening, FRAMES)
 
 
+def beside_the_ring(loop: Loop) -> list[torch.Tensor]:
+    """What a slot's future depends on but for what the temporal transformer reads."""
+    sampler = loop.sampler.generators[SLOT].get_state(), loop.sampler.fed, loop.sampler.count
+    rows = loop.agent[SLOT], loop.forced[SLOT], loop.user_before[SLOT]
+    state = [*loop.encoder.of(SLOT), *loop.decoder.of(SLOT), *rows, *sampler]
+    return [tensor.clone() for tensor in state]
+
+
+def test_what_the_codec_and_the_sampler_remember_is_untouched_by_the_swap(backend):
+    call = Call(backend, Opening("TINYF0", (), SAMPLED, seed=7))
+    work, loop = call.until_due(), backend.loop
+    with torch.inference_mode():
+        while True:
+            before, pushed = beside_the_ring(loop), loop.rings.pushed[SLOT]
+            if next(work, "over") == "over":
+                break
+    assert loop.rings.pushed[SLOT] < pushed  # this was the swap
+    assert all(map(torch.equal, before, beside_the_ring(loop)))
+    assert not backend.renewal.spare.kv.any()  # nothing of the call stays behind
+
+
+def test_the_text_of_the_first_frame_is_known_where_a_renewal_keeps_it(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=40)
+    opening = Opening("TINYF0", (), SAMPLED, seed=9)
+    call = Call(backend, opening)
+    while len(call.frames) < 40:
+        call.tick()
+    work = backend.renewal.run(SLOT, *backend._prompts[SLOT])
+    for _ in work:
+        pass
+    check(call, opening, 40)
+
+
 def test_the_proof_can_fail(roomy):
     backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
     opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), GREEDY)
@@ -244,6 +286,17 @@ def test_who_leaves_in_the_midst_of_its_renewal_leaves_nothing_to_the_next(roomy
     after = Call(backend, opening)
     for _ in range(40):
         assert after.tick() == alone.tick()
+
+
+def test_the_next_caller_of_a_slot_has_no_history_and_no_place_in_the_queue(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    almost_full(backend, SLOT).tick()
+    assert backend.renewal.due(SLOT)
+    backend.close(SLOT)
+    history = backend.renewal.histories[SLOT]
+    assert (list(history.frames), history.total) == ([], 0)
+    assert not list(backend.renewal.queue.slots)
+    assert not backend.renewal.due(SLOT)
 
 
 # -- when it is off --------------------------------------------------------------------------------
