@@ -19,6 +19,7 @@ from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
+from engine.errors import EngineError
 from engine.model.attention import Rings
 from engine.model.graphs import Ticks
 from engine.model.prefill import Prefill
@@ -37,6 +38,7 @@ GOLDEN = ("gen_voice_pt", "gen_forced_text")
 FRAMES = 81
 PRECISIONS = (("bf16", "bf16"), ("int8", "int8"))  # of weights, of keys and values
 PROMPT = 40  # columns
+ROOM = 89  # columns of the rings of a call that is renewed
 PROMPT_OFF = 0.05  # of keys and values in bf16, relative to their norm; a wrong one is 1 off
 Result = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
 
@@ -182,6 +184,39 @@ def prompts(args: argparse.Namespace) -> Iterator[Result]:
         yield f"a prompt = the plain one, {weights}/{kv}", off <= PROMPT_OFF, f"{off:.4f} off"
 
 
+def renewed_calls(device: str) -> Iterator[Result]:
+    """A call past its context, greedy in float32: what a GPU says, in graphs and without, and
+    what a CPU says, whose renewal the tests hold to a fresh conversation."""
+    if device == "cpu":
+        return
+    want = renewed_call("cpu", graphs=False)
+    for graphs in (False, True):
+        got = renewed_call(device, graphs)
+        same = [a == b for a, b in zip(got, want, strict=True)]
+        at = f"{len(got)} frames" if all(same) else f"differs at frame {same.index(False)}"
+        yield f"a renewed call {'graphs' if graphs else 'eager'} = the CPU's", all(same), at
+
+
+def renewed_call(device: str, graphs: bool) -> list[list[int]]:
+    """Text and codes of every frame until well past a renewal; raises if there was none."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint.lm.window = ROOM  # the golden one is shorter than its prompts
+    backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs, renewal_frames=6)
+    for _ in backend.open(1, Opening("TINYF0", (), GREEDY)):
+        pass
+    frames, active, said, renewed = user_frames(), np.arange(2) == 1, [], 0
+    while len(said) < 2 * ROOM:
+        heard = np.broadcast_to(frames[len(said) % len(frames)], (2, FRAME_SAMPLES))
+        text = backend.listen(heard, active).text
+        codes = backend.speak(text, np.zeros(2, bool)).codes
+        said.append([int(text[1]), *codes[1].tolist()])
+        for _ in backend.renew(1) or ():
+            renewed += 1
+    if not renewed:
+        raise EngineError(f"no renewal in {len(said)} frames, with {ROOM} columns")
+    return said
+
+
 def exact(rings: Rings, slot: int) -> torch.Tensor:
     """Keys and values that a slot holds, as float32 [L, 2, H, n, D]."""
     kept, scale = rings.used(slot).float(), rings.used_scale(slot)
@@ -198,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     device, results = device_of(args), []
     runs = golden_runs(device), recogniser_runs(device), teacher_forced(device)
-    for check in (*runs, same_paths(args), prompts(args)):
+    for check in (*runs, same_paths(args), prompts(args), renewed_calls(device)):
         results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
     print(table(results))
     print("written:", save("verify", {"device": device, "checks": results}, args.json))

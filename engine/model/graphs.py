@@ -69,6 +69,8 @@ class Ticks:
         self.loop, device = loop, loop.device
         self.cuda = cuda = device.type == "cuda"
         self.graphs = graphs and cuda
+        # One for all graphs: they never run side by side, and share nothing by what lies in it.
+        self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.buckets = buckets_for(loop.slots, every or cuda)
         self.loops = {size: loop.narrow(size) for size in self.buckets}
         self.hearings = {size: hearing.narrow(size) for size in self.buckets if hearing}
@@ -84,7 +86,7 @@ class Ticks:
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32 (performance.md 2.5)
-        self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs)
+        self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs, self.pool)
         if self.graphs:
             self.capture()
 
@@ -228,12 +230,11 @@ class Ticks:
 
     def capture(self) -> None:
         """Record every verb for every bucket; no slot is active meanwhile."""
-        pool = torch.cuda.graph_pool_handle()
         verbs = ["listen", "speak"] + (["transcribe", "flush"] if self.hearing else [])
         for size in reversed(self.buckets):
             for verb in verbs:
                 work = partial(getattr(self, f"_{verb}"), size)
-                self.captured[verb, size] = record(work, pool)
+                self.captured[verb, size] = record(work, self.pool)
         logger.info("captured %d graphs for %s slots", len(self.captured), self.buckets)
 
 

@@ -17,12 +17,20 @@ from engine.model.recording import record
 class Prefill:
     """Runs pieces of up to `columns` columns for the slots of some rings; picks nothing."""
 
-    def __init__(self, lm: Temporal, rings: Rings, columns: int, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        lm: Temporal,
+        rings: Rings,
+        columns: int,
+        graphs: bool = True,
+        pool: object = None,
+    ) -> None:
         self.lm, self.rings, self.columns = lm, rings, columns
         table = lm.embedding.table
         self.embedded = table.new_zeros(columns, table.shape[1])
         self.whose = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, how many count
-        self.recorded = record(self._launch) if lm.fast and graphs and table.is_cuda else None
+        recorded = lm.fast and graphs and table.is_cuda
+        self.recorded = record(self._launch, pool) if recorded else None
 
     def run(self, slot: int, embedded: Tensor) -> None:
         """The next columns of a slot, embedded [T, dim]."""

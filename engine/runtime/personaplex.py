@@ -58,7 +58,7 @@ class PersonaPlexBackend:
             self.ear = Ear(recogniser, self.loop) if recogniser else None
             self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
-        self.renewal = Renewal(self.loop, renewal_frames, graphs) if renewal_frames else None
+        self.renewal = Renewal(self.loop, renewal_frames, self.runner) if renewal_frames else None
         self._prompts: dict[int, tuple[Voice, Tensor]] = {}  # of slots that can be renewed
 
     # -- one conversation --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.config import PAD
 from engine.model.config import LMConfig
+from engine.model.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.prefill import Prefill
 from engine.model.prompt import Prompt, Voice, build_prompt
@@ -48,11 +49,11 @@ def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tenso
 class Renewal:
     """Makes a slot's ring anew, in pieces."""
 
-    def __init__(self, loop: Loop, frames: int, graphs: bool = True) -> None:
+    def __init__(self, loop: Loop, frames: int, runner: Ticks) -> None:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
         with torch.inference_mode():
-            self.prefill = Prefill(loop.lm, self.spare, loop.piece, graphs)
+            self.prefill = Prefill(loop.lm, self.spare, loop.piece, runner.graphs, runner.pool)
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
         self.queue = RenewalQueue(loop.rings.capacity, loop.piece, loop.slots)
