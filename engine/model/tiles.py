@@ -26,15 +26,22 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
     int8 = item_bytes == 1
     if k < 256 or n < 64 or item_bytes == 4:
         return Tile(16, 32, 2 if partial else 1)
+    if rows > ROWS:  # a piece of a prompt: the tile of x is four times as large
+        return _many(gated, partial)
     if partial:
         return _split(k, int8)
-    if rows > ROWS:  # a prompt's chunk: the tile of x is four times as large
-        return Tile(32, 128, stages=3)
     if gated:
         return Tile(32, 128)
     if k <= 1024:
         return Tile(16, 256) if int8 else Tile(16, 128, warps=2)
     return Tile(32, 256) if int8 else Tile(32, 128)
+
+
+def _many(gated: bool, partial: bool) -> Tile:
+    """For 17 to 64 rows; of a sweep on an H200 (2026-11-25, docs/performance.md)."""
+    if partial:
+        return Tile(64, 128, 4, stages=3)
+    return Tile(32, 64 if gated else 128, stages=3)
 
 
 def _split(k: int, int8: bool) -> Tile:

@@ -25,7 +25,6 @@ from engine.runtime.prompt_cache import PromptCache
 from engine.runtime.recogniser import LoadedRecogniser
 from engine.runtime.renewal import Renewal, settle
 
-VOICE_FRAMES = 8  # of a recorded voice in one piece: the codec takes them one by one
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4  # on a CPU neither memory nor ticks are measured
 
@@ -64,7 +63,7 @@ class PersonaPlexBackend:
     # -- one conversation --------------------------------------------------------------------------
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        """Each `next` runs at most 64 columns (or 8 frames of a voice) for this slot."""
+        """Each `next` runs at most 64 columns (or a frame of a recorded voice) for this slot."""
         self.close(slot)
         path = self.checkpoint.voices.path(opening.voice)
         key = file_hash(path), opening.text_ids
@@ -205,7 +204,7 @@ class PersonaPlexBackend:
             self.ear.open(slot)
 
     def _load_voice(self, name: str, digest: str) -> Iterator[None]:
-        """Read a saved voice, or encode a recorded one, 8 frames a piece."""
+        """Read a saved voice, or encode a recorded one: a frame takes as long as a piece."""
         if digest in self._voices:
             return
         path = self.checkpoint.voices.path(name)
@@ -214,16 +213,14 @@ class PersonaPlexBackend:
             return
         pcm = self.checkpoint.voices.audio(name)
         pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
-        frames = torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES)  # [T, 1, 1920]
         stream, codes = self.checkpoint.mimi.encoder_stream(1), []
-        for part in frames.split(VOICE_FRAMES):
-            codes += self._encode(part, stream)
+        for frame in torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES):
+            codes.append(self._encode(frame, stream))
             yield
         self._voices[digest] = Voice(codes=torch.cat(codes))
 
     @torch.inference_mode()
-    def _encode(self, frames: Tensor, stream: Stream) -> list[Tensor]:
-        """Frames [T, 1, 1920] one by one through the streaming codec: T of [1, Q]."""
-        mimi, device = self.checkpoint.mimi, self.loop.device
-        active = Active.of([0], 1, device)
-        return [mimi.encode(frame.to(device), stream, active).cpu() for frame in frames]
+    def _encode(self, frame: Tensor, stream: Stream) -> Tensor:
+        """The next frame [1, 1920] through the streaming codec [1, Q]."""
+        active = Active.of([0], 1, self.loop.device)
+        return self.checkpoint.mimi.encode(frame.to(self.loop.device), stream, active).cpu()
