@@ -58,3 +58,21 @@ def test_asking_for_cuda_never_fails_where_there_is_none():
 def test_the_number_of_slots_is_a_setting(asked, slots):
     config = ServerConfig(model="embedded", slots=asked)
     assert load_backend(config, lambda phase, percent: None, shelf=None).slots == slots
+
+
+def test_every_setting_of_the_model_reaches_its_start(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "engine.runtime.starting.load_personaplex",
+        lambda source, shelf, **options: asked.update(options, source=source),
+    )
+    config = ServerConfig(
+        model="someone/somewhere", device="cpu", slots=3, eager=True, weights="int8", kv="bf16",
+        renewal_frames=7, transcribe="ear", revision="r",
+    )  # fmt: skip
+    load_backend(config, progress=None, shelf=None)
+    assert asked == {
+        "source": "someone/somewhere", "device": "cpu", "slots": 3, "graphs": False,
+        "precision": ("int8", "bf16"), "renewal_frames": 7, "transcribe": "ear", "revision": "r",
+        "progress": None,
+    }  # fmt: skip
