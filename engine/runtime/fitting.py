@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
-from engine.model.attention import Rings, Rotation
+from engine.model.attention import LANES, Rings, Rotation
 from engine.model.linear import Linear
 from engine.model.lm import Temporal
 from engine.runtime.capacity import MOST_SLOTS, room, slots_by_memory
@@ -19,6 +19,7 @@ from engine.runtime.loader import Checkpoint
 from engine.runtime.recogniser import LoadedRecogniser
 
 SCALE_BYTES = 4  # of every output of an int8 product
+LEAST_SPARE = 400  # columns: a persona of 150 and some 15 s of the call, with what comes meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,29 @@ class Memory:
         """Bytes beside so many conversations and the reserve."""
         return room(self._free) - slots * self.slot_bytes(self.mode)
 
+    @property
+    def columns(self) -> int:
+        """That the ring of a conversation holds."""
+        return self._lm.window
+
     def slot_bytes(self, mode: Mode) -> int:
         """What one conversation keeps: all its rings, and the codec's past."""
         heard = ring_bytes(self._stt, None) if self._stt else 0
         return ring_bytes(self._lm, mode.kv_dtype) + heard + self._codec
 
-    def spare_bytes(self) -> int:
-        """What a renewal needs beside the conversations."""
-        return ring_bytes(self._lm, self.mode.kv_dtype)
+    def spare(self, left: float) -> tuple[int, int]:
+        """(columns, bytes) of the largest memory for renewals that so many bytes hold.
+
+        A whole ring if it fits, else as much as fits, if that is worth it; (0, 0): it is not.
+        """
+        kind, whole = self.mode.kv_dtype, ring_bytes(self._lm, self.mode.kv_dtype)
+        if whole <= left:
+            return self.columns, whole
+        each = ring_bytes(self._lm, kind, LANES - 1) / LANES  # a ring has one column more
+        columns = int(left / each) // LANES * LANES - 1
+        if columns < LEAST_SPARE:
+            return 0, 0
+        return columns, ring_bytes(self._lm, kind, columns)
 
     def check(self, asked: int) -> None:
         """Raises ModelError if so many conversations (0: one at least) do not fit."""
@@ -114,12 +130,12 @@ def products(model: nn.Module) -> Iterable[Linear]:
     return (m for m in model.modules() if isinstance(m, Linear) and m.weight is not None)
 
 
-def ring_bytes(model: Temporal, kv_dtype: torch.dtype | None) -> int:
-    """What the keys and values of one conversation take; nothing is allocated."""
+def ring_bytes(model: Temporal, kv_dtype: torch.dtype | None, columns: int = 0) -> int:
+    """What so many columns (0: a conversation's) take; nothing is allocated."""
     table, layers = model.embedding.table, model.transformer.layers
     heads = layers[0].self_attn.heads
     rotation = Rotation(table.shape[1] // heads, 1.0, torch.device("meta"))
-    one = Rings(len(layers), 1, heads, rotation, model.window, kv_dtype or table.dtype)
+    one = Rings(len(layers), 1, heads, rotation, columns or model.window, kv_dtype or table.dtype)
     return bytes_of([one.kv] if one.scale is None else [one.kv, one.scale])
 
 

@@ -44,7 +44,9 @@ class PersonaPlexBackend:
         graphs: bool = True,
         kv_dtype: torch.dtype | None = None,
         renewal_frames: int = 0,
+        spare_columns: int = 0,
     ) -> None:
+        """spare_columns: of the memory in which calls are renewed; 0: as a slot's own."""
         self.checkpoint, self.name, self.slots = checkpoint, checkpoint.name, slots
         self.tokenizer, self.voices = checkpoint.tokenizer, checkpoint.voices.names
         self.config = checkpoint.lm.config
@@ -57,7 +59,10 @@ class PersonaPlexBackend:
             self.ear = Ear(recogniser, self.loop) if recogniser else None
             self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
-        self.renewal = Renewal(self.loop, renewal_frames, self.runner) if renewal_frames else None
+        self.renewal: Renewal | None = None
+        if renewal_frames:
+            columns = spare_columns or self.loop.rings.capacity
+            self.renewal = Renewal(self.loop, renewal_frames, columns, self.runner)
         self._prompts: dict[int, tuple[Voice, Tensor]] = {}  # of slots that can be renewed
 
     # -- one conversation --------------------------------------------------------------------------

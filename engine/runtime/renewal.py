@@ -49,19 +49,20 @@ def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tenso
 class Renewal:
     """Makes a slot's ring anew, in pieces."""
 
-    def __init__(self, loop: Loop, frames: int, runner: Ticks) -> None:
+    def __init__(self, loop: Loop, frames: int, columns: int, runner: Ticks) -> None:
+        """frames: that are kept, at most; columns: that the spare holds."""
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
-        self.spare = loop.lm.rings(1, loop.rings.kv.dtype)
+        self.spare = loop.lm.transformer.rings(1, columns, loop.rings.kv.dtype)
         with torch.inference_mode():
             self.prefill = Prefill(loop.lm, self.spare, loop.piece, runner.graphs, runner.pool)
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
-        self.queue = RenewalQueue(loop.rings.capacity, loop.piece, loop.slots)
+        self.queue = RenewalQueue(loop.rings.capacity, loop.piece, loop.slots, columns)
         self.first: int | None = None  # whose turn it was after the last tick, if anybody's
         self.busy = False  # there is one spare: one renewal at a time
 
     def _empty(self) -> History:
-        return History(self.loop.rings.capacity)  # more would not fit into the spare
+        return History(self.spare.capacity)  # more would not fit
 
     def enter(self, slot: int, prompt_frames: int) -> bool:
         """Whether a slot with this prompt has room to talk once it is renewed; only then it is."""
@@ -100,18 +101,19 @@ class Renewal:
     def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None, None, int]:
         """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames.
 
-        Where so little slack was left that the history has lost a frame by now, from the beginning.
+        Where so little slack was left that the spare cannot take all of it, from the beginning.
         Returns how many frames the slot's new memory holds.
         """
         self.busy = True
         try:
-            history = self.histories[slot]
-            first = done = None
+            history, done = self.histories[slot], 0
+            first = history.total - self.kept[slot]  # of the frames, that is kept
             while True:
-                if first is None or first < history.total - len(history.frames):
-                    first, done = history.total - self.kept[slot], 0  # the first that is kept
-                    self.spare.set_position(0, 0)
                 whole = self._columns(slot, voice, prompt, first)
+                if whole.frames > self.spare.capacity:
+                    first, done = history.total - self.kept[slot], 0
+                    self.spare.set_position(0, 0)
+                    whole = self._columns(slot, voice, prompt, first)
                 left, end = whole.frames - done, min(done + self.loop.piece, whole.frames)
                 self._push(whole, done, end)
                 done = end

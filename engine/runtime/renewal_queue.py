@@ -11,10 +11,13 @@ SHORT = 8  # columns that are caught up together with the swap
 
 
 class RenewalQueue:
-    """Rings of `capacity` columns of so many slots, which are made anew in pieces of `piece`."""
+    """Rings of `capacity` columns of so many slots, which are made anew in pieces of `piece`.
 
-    def __init__(self, capacity: int, piece: int, slots: int) -> None:
-        self._capacity, self._piece, self._whole = capacity, piece, slots
+    spare: columns that the memory holds in which they are made.
+    """
+
+    def __init__(self, capacity: int, piece: int, slots: int, spare: int) -> None:
+        self._capacity, self._piece, self._whole, self._spare = capacity, piece, slots, spare
         self._lasts: dict[int, int] = {}  # slot -> frames that its renewal lasts
 
     @property
@@ -25,15 +28,20 @@ class RenewalQueue:
         """How many frames a slot keeps behind its prompt; 0: none, so it is not renewed.
 
         It is not where prompt and all `frames` leave no room for two renewals. Fewer are kept where
-        slots that are all full like this one would wait for the spare too long.
+        the spare holds no more, with what is said meanwhile, or where slots that are all full like
+        this one would wait for it too long.
         """
         columns = prompt + frames
         if not self._leaves_room(columns, 2):
             return 0
-        while columns > prompt and not self._leaves_room(columns, self._whole + 1):
+        while columns > prompt and not (
+            columns + self.lasts(columns) <= self._spare
+            and self._leaves_room(columns, self._whole + 1)
+        ):
             columns -= 1
-        if columns > prompt:
-            self._lasts[slot] = self.lasts(columns)
+        if columns <= prompt:
+            return 0
+        self._lasts[slot] = self.lasts(columns)
         return columns - prompt
 
     def _leaves_room(self, columns: int, renewals: int) -> bool:

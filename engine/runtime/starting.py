@@ -22,6 +22,7 @@ from engine.runtime.verdict import precise, precise_recogniser
 
 logger = logging.getLogger(__name__)
 
+SPARE_SHARE = 0.75  # of what is left, for renewals; the rest keeps prompts
 ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
 LIMITS = {  # what made the number of slots -> how the log says it
     "asked": "as asked",
@@ -101,10 +102,11 @@ def fitted(
     memory = None if free is None else Memory(checkpoint, recogniser, mode, free)
 
     def build(slots: int) -> PersonaPlexBackend:
-        renewal, cache_mb = _room_beside(memory, slots, options.renewal_frames)
+        spare, cache_mb = _room_beside(memory, slots, options.renewal_frames)
+        renewal = options.renewal_frames if spare or memory is None else 0
         return PersonaPlexBackend(
             checkpoint, slots, cache_mb, recogniser, graphs=options.graphs,
-            kv_dtype=mode.kv_dtype, renewal_frames=renewal,
+            kv_dtype=mode.kv_dtype, renewal_frames=renewal, spare_columns=spare,
         )  # fmt: skip
 
     slots, limit = _slots(memory, options.slots)
@@ -123,6 +125,8 @@ def fitted(
     logger.info("%s", told(memory, mode, slots, limit))
     if memory and options.renewal_frames and not backend.renewal:
         logger.warning("%s", not_renewed(memory, slots))
+    elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
+        logger.info("renewed calls keep what %d columns hold", backend.renewal.spare.capacity)
     return backend
 
 
@@ -138,24 +142,23 @@ def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
 
 
 def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tuple[int, float]:
-    """(frames that a renewal keeps, 0: off; MB for kept prompts) beside so many slots."""
+    """(columns for renewals, 0: none or not counted; MB for kept prompts) beside so many slots."""
     if memory is None:
-        return renewal_frames, CACHE_MB
-    left, spare = memory.left(slots), memory.spare_bytes()
-    if left < spare:
-        renewal_frames = 0
+        return 0, CACHE_MB
+    left, columns, spare = memory.left(slots), 0, 0
     if renewal_frames:
-        left -= spare
-    return renewal_frames, min(CACHE_MB, left / MEGABYTE)
+        columns, spare = memory.spare(left)
+        if columns < memory.columns:  # the two share what is left
+            columns, spare = memory.spare(SPARE_SHARE * left)
+    return columns, min(CACHE_MB, (left - spare) / MEGABYTE)
 
 
 def not_renewed(memory: Memory, slots: int) -> str:
     """Why calls end with the context, and what would help."""
-    spare, left = memory.spare_bytes() / 1e9, memory.left(slots) / 1e9
     fewer = f"--slots {slots - 1}" if slots > 1 else "a larger GPU"
     return (
-        f"calls are not renewed past the context: the spare memory takes {spare:.1f} GB, "
-        f"{left:.1f} are free; use {fewer} or --weights int8 --kv int8"
+        f"calls are not renewed past the context: {memory.left(slots) / 1e9:.2f} GB are free for "
+        f"it, too little; use {fewer} or --weights int8 --kv int8"
     )
 
 

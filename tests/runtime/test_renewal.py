@@ -233,6 +233,33 @@ def test_the_text_of_the_first_frame_is_known_where_a_renewal_keeps_it(roomy):
     check(call, opening, 40)
 
 
+SPARE = 52  # columns: the prompt's 39, six frames, and some that come meanwhile
+
+
+def test_in_a_smaller_spare_it_is_a_fresh_conversation_all_the_same(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES, spare_columns=SPARE)
+    opening = Opening("TINYF0", (), SAMPLED, seed=10)
+    call = Call(backend, opening)
+    for _ in range(2):
+        known = call.renew()
+        assert FRAMES <= known <= SPARE
+    check(call, opening, known)
+
+
+def test_where_more_is_said_than_a_smaller_spare_holds_it_begins_again(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES, spare_columns=SPARE)
+    opening = Opening("TINYF0", (), SAMPLED, seed=11)
+    call = Call(backend, opening)
+    while len(call.frames) < 20:
+        call.tick()
+    work = backend.renewal.run(SLOT, *backend._prompts[SLOT])
+    next(work)
+    for _ in range(SPARE):
+        call.tick()
+    assert list(work) == [None]  # prompt and six frames are one piece, then comes the swap
+    check(call, opening, FRAMES)
+
+
 def test_the_proof_can_fail(roomy):
     backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
     opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), GREEDY)

@@ -11,7 +11,7 @@ INT8, BF16 = 16, 64  # columns of a piece
 
 
 def queue_of(slots: int, piece: int = INT8) -> RenewalQueue:
-    queue = RenewalQueue(CAPACITY, piece, slots)
+    queue = RenewalQueue(CAPACITY, piece, slots, CAPACITY)
     assert [queue.enter(slot, PROMPT, KEPT) for slot in range(slots)] == [KEPT] * slots
     return queue
 
@@ -57,7 +57,7 @@ def test_who_has_left_keeps_nobody_waiting():
 
 @pytest.mark.parametrize("piece", [INT8, BF16])
 def test_a_slot_that_would_be_due_again_at_once_is_not_renewed(piece):
-    queue = RenewalQueue(CAPACITY, piece, slots=1)
+    queue = RenewalQueue(CAPACITY, piece, 1, CAPACITY)
     most = max(n for n in range(CAPACITY) if n + 2 * queue.lasts(n) < CAPACITY)
     assert queue.enter(0, most - KEPT, KEPT) == KEPT
     assert queue.next({0: most}) is None
@@ -67,7 +67,7 @@ def test_a_slot_that_would_be_due_again_at_once_is_not_renewed(piece):
 
 @pytest.mark.parametrize("prompt", [400, 700, 1050])
 def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare_in_time(prompt):
-    queue = RenewalQueue(CAPACITY, INT8, 16)
+    queue = RenewalQueue(CAPACITY, INT8, 16, CAPACITY)
     [kept] = {queue.enter(slot, prompt, KEPT) for slot in range(16)}
     assert 300 < kept <= KEPT
     lasts, pushed, busy, lost = queue.lasts(prompt + kept), dict.fromkeys(range(16), 1200), None, 0
@@ -81,3 +81,12 @@ def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare
             if not left:
                 pushed[busy], busy = prompt + kept + lasts, None
     assert not lost
+
+
+@pytest.mark.parametrize("spare", [799, 1103])  # of an A10G in bf16, and with int8 keys
+def test_a_smaller_spare_keeps_as_many_frames_as_it_holds_with_what_comes_meanwhile(spare):
+    queue = RenewalQueue(CAPACITY, BF16, 4, spare)
+    kept = queue.enter(0, PROMPT, KEPT)
+    assert PROMPT + kept + queue.lasts(PROMPT + kept) <= spare
+    assert PROMPT + kept + 1 + queue.lasts(PROMPT + kept + 1) > spare
+    assert RenewalQueue(CAPACITY, BF16, 4, PROMPT).enter(0, PROMPT, KEPT) == 0

@@ -52,7 +52,7 @@ class FillingBackend(NotingBackend):
 
     def __init__(self, piece: int, pushed: int) -> None:
         super().__init__(slots=16)
-        self.queue, self.piece = RenewalQueue(CAPACITY, piece, 16), piece
+        self.queue, self.piece = RenewalQueue(CAPACITY, piece, 16, CAPACITY), piece
         assert [self.queue.enter(slot, PROMPT, KEPT) for slot in range(16)] == [KEPT] * 16
         self.pushed = dict.fromkeys(range(16), pushed)
         self.peaks: dict[int, list[int]] = {slot: [] for slot in range(16)}  # at each renewal

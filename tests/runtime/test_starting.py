@@ -17,7 +17,14 @@ from engine.runtime.fitting import MODES, Memory, Mode, bytes_of, products
 from engine.runtime.loader import Checkpoint
 from engine.runtime.personaplex import CACHE_MB, PersonaPlexBackend
 from engine.runtime.recogniser import LoadedRecogniser
-from engine.runtime.starting import Options, fitted, load_personaplex, told
+from engine.runtime.starting import (
+    SPARE_SHARE,
+    Options,
+    _room_beside,
+    fitted,
+    load_personaplex,
+    told,
+)
 from tests.runtime.conftest import TINY
 
 A10G = 23_028 << 20  # bytes that the card reports
@@ -179,12 +186,13 @@ def test_a_device_that_runs_out_of_memory_is_a_clear_error_too(monkeypatch):
 
 def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, caplog):
     each = Memory(tiny, None, Mode(), 0)
-    room(2, more=each.spare_bytes() - 1)
+    whole = each.spare(10**12)[1]
+    room(2, more=whole - 1)  # the tiny ring has less columns than a spare must have
     backend = fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6))
     assert backend.renewal is None
     [said] = [record.message for record in caplog.records if "not renewed" in record.message]
     assert said.endswith("use --slots 1 or --weights int8 --kv int8")
-    room(2, more=each.spare_bytes())
+    room(2, more=whole)
     caplog.clear()
     assert fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6)).renewal.frames == 6
     assert "not renewed" not in caplog.text
@@ -214,10 +222,26 @@ def test_on_a_cpu_nothing_is_measured_and_the_log_says_so(tiny, caplog):
     assert "slots: 4 here (weights bf16, KV bf16, not measured on a CPU)" in caplog.text
 
 
-def test_on_an_a10g_only_int8_throughout_leaves_memory_for_a_renewal():
-    left = []
+@pytest.mark.parametrize("heard", [False, True])
+def test_an_a10g_renews_calls_in_every_mode_and_keeps_a_prompt_beside(heard):
     for mode in MODES:
         model = public_model(int8=mode.weights == "int8")
-        memory = Memory(model, None, mode, beside(model.lm, model.mimi))
-        left.append(memory.left(memory.slots()) >= memory.spare_bytes())
-    assert left == [False, False, False, True]
+        recogniser = public_recogniser() if heard else None
+        models = [model.lm, model.mimi, *([recogniser.stt] if heard else [])]
+        memory = Memory(model, recogniser, mode, beside(*models))
+        columns, cache_mb = _room_beside(memory, memory.slots(), 1000)
+        _, of_spare = memory.spare(SPARE_SHARE * memory.left(memory.slots()))
+        assert 750 < columns <= memory.columns
+        assert cache_mb * 1e6 > 100 * memory.slot_bytes(mode) / memory.columns  # of 100 columns
+        if columns < memory.columns:
+            assert of_spare + cache_mb * 1e6 <= memory.left(memory.slots())
+    assert columns == (memory.columns if not heard else 927)  # int8 throughout
+
+
+def test_a_spare_is_as_large_as_memory_allows_and_none_if_that_is_too_small():
+    model = public_model()
+    memory = Memory(model, None, Mode(), beside(model.lm, model.mimi))
+    bytes_of_a_column = 512 * 1024
+    columns, size = memory.spare(500 * bytes_of_a_column)
+    assert (columns, size) == (495, 496 * bytes_of_a_column)
+    assert memory.spare(399 * bytes_of_a_column) == (0, 0)
