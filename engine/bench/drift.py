@@ -7,9 +7,10 @@ look. It is a gate for numbers: before a default changes, people should listen t
 """
 
 import argparse
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,14 @@ LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minut
 LEAST_TOP1 = 0.97  # of frames
 MOST_DRIFT = 0.5  # of the mean KL, that a straight line may rise over the whole run
 SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
-LIMITS = {"top1": LEAST_TOP1, "rise of mean": MOST_DRIFT, "rise": SMALL_RISE}  # kept with a result
+BLOCKS = 10  # parts of a run, whose means are nearly independent: 12 s each, longer than a turn
+SURE = 2.5  # standard errors that a rise must exceed: about one steady run in fifty does
+LIMITS = {  # kept with a result
+    "top1": LEAST_TOP1,
+    "rise of mean": MOST_DRIFT,
+    "rise": SMALL_RISE,
+    "rise of error": SURE,
+}
 
 
 def talk(loop: Loop, frames: int) -> tuple[Tensor, Tensor]:
@@ -92,13 +100,42 @@ def heard_columns(hearing: Hearing, mimi: Mimi, sound: Tensor) -> Tensor:
 def compare(name: str, plain: Tensor, other: Tensor) -> dict:
     """One row of the table, with its verdict."""
     p, q = plain.log_softmax(-1), other.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).numpy()  # [T]
-    rise = float(np.polyfit(np.arange(len(kl)), kl, 1)[0] * len(kl))
-    mean = float(kl.mean())
+    drift = drift_of((p.exp() * (p - q)).sum(-1))
     top1 = float((plain.argmax(-1) == other.argmax(-1)).float().mean())
-    good = top1 >= LEAST_TOP1 and abs(rise) <= max(MOST_DRIFT * mean, SMALL_RISE)
     rms = float((plain - other).square().mean().sqrt())
-    return {"what": name, "kl": mean, "kl_rise": rise, "rms": rms, "top1": top1, "good": good}
+    good = top1 >= LEAST_TOP1 and drift.small
+    return {"what": name, **asdict(drift), "rms": rms, "top1": top1, "good": good}
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A KL over one run."""
+
+    kl: float  # its mean
+    kl_rise: float  # of a straight line through it, over the whole run
+    kl_rise_error: float  # the standard error of that
+
+    @property
+    def small(self) -> bool:
+        """A rise counts where it is both large and sure; a fall is none; what is no number does."""
+        if math.isnan(self.kl_rise_error):  # `max` would hide it
+            return False
+        return self.kl_rise <= max(MOST_DRIFT * self.kl, SMALL_RISE, SURE * self.kl_rise_error)
+
+
+def drift_of(kl: Tensor) -> Drift:
+    """The straight line through the means of BLOCKS parts of a KL [T], T >= BLOCKS.
+
+    An error comes in bursts, while the agent talks: a frame says much the same as its neighbour.
+    How far the means of blocks lie off their line says how much of its rise is chance.
+    """
+    means = torch.stack([block.mean() for block in kl.double().tensor_split(BLOCKS)])
+    at = torch.arange(BLOCKS).double() - (BLOCKS - 1) / 2
+    spread = at.square().sum()
+    slope = (at * means).sum() / spread  # of a block
+    off = means - means.mean() - slope * at
+    error = (off.square().sum() / (BLOCKS - 2) / spread).sqrt()
+    return Drift(float(kl.mean()), float(slope) * BLOCKS, float(error) * BLOCKS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +183,9 @@ def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises ConfigError where so few frames are no ground for a verdict."""
+    """Raises ConfigError where so few frames are no ground for a verdict, or for a line."""
+    if args.frames < BLOCKS:
+        raise ConfigError(f"--frames is {args.frames}; use {BLOCKS} or more")
     if args.verdict and args.frames < LEAST_FRAMES:
         raise ConfigError(
             f"--frames is {args.frames}, but a verdict needs {LEAST_FRAMES} or more; "

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
+LEAST = drift.LEAST_FRAMES
 
 
 def unpacked(name: str, folder: Path) -> Path:
@@ -93,7 +95,9 @@ def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
     result = run(model, None, "--verdict")
     kept = json.loads((model / VERDICT).read_text())
     assert kept["rows"] == result["rows"]
-    assert kept["limits"] == {"top1": 0.97, "rise of mean": 0.5, "rise": 1e-3}
+    assert kept["limits"] == {
+        "top1": 0.97, "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5
+    }  # fmt: skip
     assert kept["frames"] == FRAMES
     good = [row["good"] for row in result["rows"]]
     assert [kept["weights"], kept["kv"], kept["both"]] == good
@@ -108,6 +112,8 @@ def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places,
         run(model, None, "--verdict")
     run(model, None)
     assert not (model / VERDICT).exists()
+    with pytest.raises(ConfigError, match=r"--frames is 9; use 10 or more"):
+        run(model, None, "--frames", "9")
 
 
 def logits(frames: int = 1500) -> torch.Tensor:
@@ -120,6 +126,63 @@ def test_a_kl_that_grows_over_the_run_is_refused_though_every_choice_is_the_same
     row = drift.compare("drifting", plain, plain * growing)
     assert row["top1"] == 1
     assert not row["good"]
+
+
+RUNS = 300
+FRAME = np.arange(LEAST)
+
+
+def talking(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """Whether the agent talks in each frame [T]: turns of so many seconds, two in five are its."""
+    turn = int(seconds * 12.5)
+    turns = rng.random(LEAST // turn + 2) < 0.4
+    return np.repeat(turns, turn)[rng.integers(turn) :][:LEAST]
+
+
+STEADY = {  # errors that come in bursts and grow nowhere
+    "one frame like another": lambda rng: rng.exponential(0.005, LEAST),
+    "few frames with much": lambda rng: rng.lognormal(-7, 2, LEAST),
+    "a word in seven frames": lambda rng: np.where(
+        rng.random(LEAST) < 0.15, rng.exponential(0.03, LEAST), 1e-4
+    ),
+    "turns of 4 s": lambda rng: talking(rng, 4) * rng.exponential(0.03, LEAST) + 1e-4,
+    "turns of 8 s": lambda rng: talking(rng, 8) * rng.exponential(0.03, LEAST) + 1e-4,
+}
+
+
+def refused(kl: np.ndarray) -> bool:
+    return not drift.drift_of(torch.from_numpy(kl)).small
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_a_kl_that_comes_in_bursts_and_does_not_grow_is_hardly_ever_refused(name):
+    rng = np.random.default_rng(3)
+    assert sum(refused(STEADY[name](rng)) for _ in range(RUNS)) <= 0.05 * RUNS
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("one frame like another", 1),
+        ("a word in seven frames", 0.99),
+        ("few frames with much", 0.8),
+    ],
+)
+def test_a_kl_that_begins_at_nothing_and_grows_is_refused(name, least):
+    rng = np.random.default_rng(4)
+    grown = FRAME / FRAME.mean()  # 0 to twice the mean
+    assert sum(refused(STEADY[name](rng) * grown) for _ in range(RUNS)) >= least * RUNS
+
+
+def test_a_rise_that_is_sure_but_smaller_than_half_the_mean_is_no_drift():
+    line = FRAME / LEAST - 0.5
+    assert not refused(0.01 * (1 + 0.4 * line))
+    assert refused(0.01 * (1 + 0.6 * line))
+    assert not refused(0.001 * (1 + 0.9 * line))  # of next to nothing
+
+
+def test_a_kl_that_falls_is_no_drift():
+    assert not refused(0.01 * (2 - FRAME / FRAME.mean()))
 
 
 def test_one_other_choice_in_thirty_is_refused_though_nothing_grows():
