@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.bench import drift
-from engine.errors import ConfigError
-from engine.model import int8, linear
+from engine.bench.forcing import TURN_FRAMES
+from engine.errors import ConfigError, ModelError
+from engine.model import attention, int8
 from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -71,17 +72,21 @@ def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys)
     assert "int8 recogniser" in capsys.readouterr().out
 
 
-def coarse(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three values for each weight: what no verdict may let through."""
-    steps, scale = int8.quantise(weight)
-    return (steps.float() / 127).round().to(torch.int8), scale * 127
+def coarse(quantise):
+    """A quantiser with three values for each number: what no verdict may let through."""
+
+    def quantised(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, scale = quantise(exact)
+        return (steps.float() / 127).round().to(torch.int8), scale * 127
+
+    return quantised
 
 
 def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_not(
     places, monkeypatch
 ):
     model, stt = places
-    monkeypatch.setattr(linear, "quantise", coarse)
+    monkeypatch.setattr(int8, "quantise", coarse(int8.quantise))
     result = run(model, stt, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good.pop("int8 KV")
@@ -90,13 +95,35 @@ def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_n
     assert precise_recogniser("auto", model, stt) == "bf16"
 
 
+def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_weights(
+    places, monkeypatch
+):
+    model, _ = places
+    quantised(model)
+    monkeypatch.setattr(attention, "quantise_columns", coarse(attention.quantise_columns))
+    result = run(model, None, "--verdict")
+    good = {row["what"]: row["good"] for row in result["rows"]}
+    assert good == {"int8 weights": True, "int8 KV": False, "both": False}
+    assert precise(("auto", "auto"), model) == ("int8", "bf16")
+
+
+def test_a_model_that_says_next_to_nothing_gets_no_verdict(places, monkeypatch):
+    model, _ = places
+    monkeypatch.setattr(drift, "LEAST_SPOKEN", 1.01)
+    with pytest.raises(ModelError, match=r"^only \d.* of the frames have text, and a verdict nee"):
+        run(model, None, "--verdict")
+    assert not (model / VERDICT).exists()
+    run(model, None)
+
+
 def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
     model, _ = places
     result = run(model, None, "--verdict")
     kept = json.loads((model / VERDICT).read_text())
     assert kept["rows"] == result["rows"]
+    assert kept["spoken"] == result["spoken"] > 0.5  # random weights say anything
     assert kept["limits"] == {
-        "top1": 0.97, "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5
+        "spoken": 0.05, "top1": 0.97, "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5
     }  # fmt: skip
     assert kept["frames"] == FRAMES
     good = [row["good"] for row in result["rows"]]
@@ -144,6 +171,9 @@ STEADY = {  # errors that come in bursts and grow nowhere
     "few frames with much": lambda rng: rng.lognormal(-7, 2, LEAST),
     "a word in seven frames": lambda rng: np.where(
         rng.random(LEAST) < 0.15, rng.exponential(0.03, LEAST), 1e-4
+    ),
+    "an answer in each block": lambda rng: (
+        (FRAME % TURN_FRAMES > 60) * rng.exponential(0.03, LEAST) + 1e-4
     ),
     "turns of 4 s": lambda rng: talking(rng, 4) * rng.exponential(0.03, LEAST) + 1e-4,
     "turns of 8 s": lambda rng: talking(rng, 8) * rng.exponential(0.03, LEAST) + 1e-4,
