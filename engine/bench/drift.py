@@ -28,6 +28,7 @@ from engine.runtime.loader import load_checkpoint
 from engine.runtime.recogniser import download_recogniser, load_recogniser
 from engine.runtime.verdict import keep
 
+BESIDE = ""  # the weights: where a verdict is kept unless a folder is named
 LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_SPOKEN = 0.05  # of its frames have text: that padding is the likeliest says little
 LEAST_TOP1 = 0.97  # of frames
@@ -90,7 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transcribe", default="", help="a recogniser to be judged too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=LEAST_FRAMES)
-    parser.add_argument("--verdict", action="store_true", help="keep the verdict by the weights")
+    parser.add_argument(
+        "--verdict", nargs="?", const=BESIDE, metavar="FOLDER",
+        help="keep the verdict beside the weights, where starts obey it, or in a folder",
+    )  # fmt: skip
     parser.add_argument("--json", help="where to write the result")
 
 
@@ -142,7 +146,7 @@ def check_frames(frames: int, verdict: bool) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError for too few frames, ModelError where too little was said in them."""
-    check_frames(args.frames, args.verdict)
+    check_frames(args.frames, args.verdict is not None)
     rows, mimi, said = judge_model(args.model, args.device, args.frames)
     weights, kv, both = (row["good"] for row in rows)
     recogniser = None
@@ -153,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"frames with text: {said.spoken:.1%}")
     result = {"frames": args.frames, "spoken": said.spoken, "limits": LIMITS, "rows": rows}
     print("written:", save("drift", result, args.json))
-    if args.verdict:
+    if args.verdict is not None:
         if said.spoken < LEAST_SPOKEN:
             raise ModelError(
                 f"only {said.spoken:.1%} of the frames have text, and a verdict needs "
@@ -161,5 +165,7 @@ def run(args: argparse.Namespace) -> int:
                 "written, give other weights or more --frames"
             )
         folder = Path(find(args.model, None, lambda phase, percent: None))
-        print("verdict:", keep(folder, weights, kv, both, result, recogniser))
+        into = Path(args.verdict) if args.verdict else folder
+        good = weights, kv, both
+        print("verdict:", keep(folder, args.device, *good, result, recogniser, into))
     return 0

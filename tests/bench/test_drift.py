@@ -67,8 +67,8 @@ def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys)
     assert rows["int8 weights"]["top1"] == rows["int8 weights"]["audio_top1"] == 1
     assert rows["int8 weights"]["kl"] < 1e-6
     assert rows["int8 recogniser"]["good"]
-    assert precise(("auto", "bf16"), model) == ("int8", "bf16")
-    assert precise_recogniser("auto", model, stt) == "int8"
+    assert precise(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
+    assert precise_recogniser("auto", model, stt, "cpu") == "int8"
     assert "int8 recogniser" in capsys.readouterr().out
 
 
@@ -91,8 +91,8 @@ def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_n
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good.pop("int8 KV")
     assert not any(good.values())
-    assert precise(("auto", "auto"), model) == ("bf16", "int8")
-    assert precise_recogniser("auto", model, stt) == "bf16"
+    assert precise(("auto", "auto"), model, "cpu") == ("bf16", "int8")
+    assert precise_recogniser("auto", model, stt, "cpu") == "bf16"
 
 
 def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_weights(
@@ -104,7 +104,7 @@ def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_
     result = run(model, None, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good == {"int8 weights": True, "int8 KV": False, "both": False}
-    assert precise(("auto", "auto"), model) == ("int8", "bf16")
+    assert precise(("auto", "auto"), model, "cpu") == ("int8", "bf16")
 
 
 def test_a_model_that_says_next_to_nothing_gets_no_verdict(places, monkeypatch):
