@@ -66,7 +66,7 @@ class Drift:
     @property
     def small(self) -> bool:
         """A rise counts where it is both large and sure; a fall is none; what is no number does."""
-        if math.isnan(self.kl_rise_error):  # `max` would hide it
+        if math.isnan(self.kl_rise_error):  # of an infinite KL too
             return False
         return self.kl_rise <= max(MOST_DRIFT * self.kl, SMALL_RISE, SURE * self.kl_rise_error)
 

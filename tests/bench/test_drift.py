@@ -215,6 +215,14 @@ def test_a_kl_that_falls_is_no_drift():
     assert not refused(0.01 * (2 - FRAME / FRAME.mean()))
 
 
+@pytest.mark.parametrize("at", [0, LEAST // 2, -1])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_single_frame_without_a_number_is_refused(at, value):
+    kl = np.full(LEAST, 0.01)
+    kl[at] = value
+    assert refused(kl)
+
+
 def test_one_other_choice_in_thirty_is_refused_though_nothing_grows():
     plain = logits()
     other = plain + 0.05 * torch.randn_like(plain)
