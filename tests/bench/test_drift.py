@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -145,6 +146,13 @@ def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places,
 
 def logits(frames: int = 1500) -> torch.Tensor:
     return torch.randn(frames, 50, generator=torch.Generator().manual_seed(1)) * 4
+
+
+def test_the_kl_is_what_is_lost_by_taking_the_other_for_the_plain_one():
+    plain, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    row = drift.compare("one-sided", plain.expand(20, -1), other.expand(20, -1))
+    assert row["kl"] == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
+    assert row["kl_rise"] == pytest.approx(0)
 
 
 def test_a_kl_that_grows_over_the_run_is_refused_though_every_choice_is_the_same():
