@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from demo.judging import AUTO, FAITHFUL, WHOLE, Bench, Capacity, Effort, Judge, Mode, in_a_process
+from demo.judging import AUTO, FAITHFUL, WHOLE, Bench, Effort, Judge, Measured, Mode, in_a_process
 from demo.preflight import printing
 from demo.settings import container_config
 from demo.volume import Commit, device_name, fetch, keep_compiled, pinned_to_local
@@ -50,7 +50,7 @@ def gates(
         *verdict_lines(config, folder, measured),
         *recogniser_lines(config, folder),
         f"results     {on_volume('get', judge.results, cache, volume)}",
-        *advice(folder, on_volume("rm", folder / VERDICT, cache, volume)),
+        *advice(measured, on_volume("rm", folder / VERDICT, cache, volume)),
     ]:
         print(line, flush=True)
 
@@ -83,36 +83,38 @@ def configuration() -> ServerConfig:
 
 def drift_lines(drift: dict) -> Iterator[str]:
     """One line for each part that was compared with bf16, then what is asked of it."""
-    yield "\ncompared with bf16    same first choice        KL   its rise"
+    yield "\ncompared with bf16    same first choice        KL   its rise   in doubt by"
     for row in drift["rows"]:
         numbers = f"{row['top1']:17.2%}  {row['kl']:8.5f}  {row['kl_rise']:+9.5f}"
-        yield f"{row['what']:<20}  {numbers}  {'good' if row['good'] else 'TOO MUCH'}"
+        doubt, good = f"{row['kl_rise_error']:8.5f}", "good" if row["good"] else "TOO MUCH"
+        yield f"{row['what']:<20}  {numbers}      {doubt}  {good}"
     most = drift["limits"]
     yield (
         f"asked for: the same in {most['top1']:.0%} of the frames, a rise of at most "
-        f"{most['rise of mean']:g} of KL, or {most['rise']:g}"
+        f"{most['rise of mean']:g} of KL, or {most['rise']:g},\nor {most['rise of error']:g} times "
+        f"what it is in doubt by; {drift['spoken']:.0%} of the frames have text"
     )
 
 
-def capacity_lines(measured: dict[Mode, Capacity]) -> Iterator[str]:
+def capacity_lines(measured: Measured) -> Iterator[str]:
     yield "\nconversations held in time"
-    for mode, capacity in measured.items():
-        yield f"{spoken(mode):<40}  {capacity.held:2} of {capacity.slots} places"
+    held = {spoken(FAITHFUL): measured.plain}
+    if measured.int8:
+        beside = ", recogniser int8" if measured.recogniser == "int8" else ""
+        held[spoken(measured.mode) + beside] = measured.int8
+    for mode, capacity in held.items():
+        yield f"{mode:<40}  {capacity.held:2} of {capacity.slots} places"
 
 
-def verdict_lines(
-    config: ServerConfig, folder: Path, measured: dict[Mode, Capacity]
-) -> Iterator[str]:
+def verdict_lines(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
     """What is allowed now, and what the next start takes, which a setting may have fixed."""
-    allowed, asked = precise(AUTO, folder), (config.weights, config.kv)
-    lost = "".join(
-        f", for int8 holds {'fewer' if capacity.held else 'nobody'}"
-        for mode, capacity in measured.items()
-        if allowed == FAITHFUL != mode  # int8 was tried, and lost its verdict
-    )
-    yield f"\nverdict     {spoken(allowed)}{lost}"
+    asked = config.weights, config.kv
+    lost = ""
+    if measured.lost:
+        lost = f", for int8 holds {'fewer' if measured.int8.held else 'nobody'}"
+    yield f"\nverdict     {spoken(precise(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
-    yield f"next start  {spoken(precise(asked, folder))}{forced}"
+    yield f"next start  {spoken(precise(asked, folder, config.device))}{forced}"
 
 
 def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
@@ -120,13 +122,14 @@ def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
     if config.transcribe:
         from engine.runtime.recogniser import download_recogniser  # brings torch along
 
-        weights = precise_recogniser(config.weights, folder, download_recogniser(config.transcribe))
+        found = download_recogniser(config.transcribe)
+        weights = precise_recogniser(config.weights, folder, found, config.device)
         yield f"recogniser  weights {weights}"
 
 
-def advice(folder: Path, remove: str) -> Iterator[str]:
+def advice(measured: Measured, remove: str) -> Iterator[str]:
     """What there is to do, with the commands."""
-    if precise(AUTO, folder) == FAITHFUL:
+    if measured.int8 is None or measured.lost:
         yield "\nNothing to do: bf16 stays."
         return
     yield "\nNothing to do: `auto` obeys. What runs keeps its mode until it ends, sooner with"

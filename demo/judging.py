@@ -1,21 +1,24 @@
 """Runs the benches that say whether int8 is good, over one model's folder.
 
 It measures nothing itself: each bench is a process of its own, which gives the GPU's memory back.
-Results and verdict lie in the model's folder, where every later start looks for the verdict.
+Results lie in a folder of the model's, and so does a verdict until capacity has passed: only then
+it lies beside the weights, where every later start looks for it.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo.volume import Commit
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.runtime.verdict import VERDICT, precise
+from engine.runtime.verdict import VERDICT, allowed, allowed_recogniser, publish, read
 
 CODE = Path(__file__).resolve().parents[1]  # where `python -m engine` is found
 RESULTS = "gates"  # folder of the json results, beside the weights
@@ -36,6 +39,21 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the device holds in bf16, and in what drift allowed; None where it allowed no int8."""
+
+    plain: Capacity
+    int8: Capacity | None
+    mode: Mode  # of the model in the second
+    recogniser: str  # weights of the recogniser in the second
+
+    @property
+    def lost(self) -> bool:
+        """Whether int8 holds nobody, or fewer than bf16."""
+        return self.int8 is not None and self.int8.held < max(1, self.plain.held)
+
+
+@dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured: less of it is for tests."""
 
@@ -51,6 +69,19 @@ def in_a_process(words: list[str]) -> int:
     """`python -m engine bench …`, its lines beside ours; the exit code."""
     command = [sys.executable, "-m", "engine", "bench", *words]
     return subprocess.run(command, cwd=CODE, check=False).returncode
+
+
+@contextmanager
+def trial(folder: Path, verdict: Path) -> Iterator[Path]:
+    """The same model with another verdict, for this run's own servers: a folder of links."""
+    with tempfile.TemporaryDirectory(prefix="gates-") as scratch:
+        model = Path(scratch) / folder.name
+        model.mkdir()
+        for path in folder.iterdir():
+            if path.name != VERDICT:
+                (model / path.name).symlink_to(path.absolute())
+        (model / VERDICT).symlink_to(verdict.absolute())
+        yield model
 
 
 class Judge:
@@ -70,47 +101,57 @@ class Judge:
         self.results.mkdir(parents=True, exist_ok=True)
 
     def drift(self) -> dict:
-        """How far int8 drifts (rows), and what is allowed (limits); the verdict is kept.
+        """How far int8 drifts (rows), and what is allowed (limits); no start obeys it yet.
 
         Raises ModelError, and then the verdict is what it was.
         """
-        options = ["--frames", str(self._effort.frames), "--verdict", *self._heard()]
-        result = self._run("drift", "drift", options, "the verdict is what it was")
+        options = ["--frames", str(self._effort.frames), "--verdict", str(self.results)]
+        otherwise = "the verdict is what it was"
+        result = self._run("drift", "drift", [*options, *self._heard()], self._folder, otherwise)
         self._commit()  # whatever becomes of the rest
         return result
 
-    def capacities(self) -> dict[Mode, Capacity]:
-        """What the device holds in bf16, and in what the verdict allows.
+    def capacities(self) -> Measured:
+        """What the device holds; drift's verdict takes effect if its int8 is worth it here.
 
-        int8 stays allowed only if it runs here and holds somebody, and no fewer. Raises ModelError.
+        int8 is allowed only if it runs here and holds somebody, and no fewer. Raises ModelError.
         """
-        allowed = precise(AUTO, self._folder)
+        known = read(self.results)
+        mode, recogniser = allowed(AUTO, known), allowed_recogniser("auto", known)
         try:
-            held = {mode: self._capacity(mode) for mode in dict.fromkeys((FAITHFUL, allowed))}
+            with trial(self._folder, self.results / VERDICT) as model:
+                plain, int8 = self._capacity(FAITHFUL, model), None
+                if (mode, recogniser) != (FAITHFUL, "bf16"):
+                    int8 = self._capacity(AUTO, model)  # as a start will take it, all of it
         except ModelError:
             self._withdraw()
             raise
-        if allowed != FAITHFUL and held[allowed].held < max(1, held[FAITHFUL].held):
+        measured = Measured(plain, int8, mode, recogniser)
+        if measured.lost:
             self._withdraw()
-        self._commit()
-        return held
+        else:
+            publish(self.results / VERDICT, self._folder)
+            self._commit()
+        return measured
 
-    def _capacity(self, mode: Mode) -> Capacity:
+    def _capacity(self, mode: Mode, model: Path) -> Capacity:
         weights, kv = mode
         options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
         options += ["--step-seconds", f"{self._effort.step_seconds:g}", *self._heard()]
         name, otherwise = f"capacity-{weights}-{kv}", "there is no verdict now, so bf16 stays"
-        (server,) = self._run("capacity", name, options, otherwise)["servers"]
+        (server,) = self._run("capacity", name, options, model, otherwise)["servers"]
         return Capacity(server["held"], server["slots"])
 
     def _heard(self) -> list[str]:
         """The recogniser, where it is turned on: it has weights too, and takes its share."""
         return ["--transcribe", self._config.transcribe] if self._config.transcribe else []
 
-    def _run(self, subject: str, name: str, options: list[str], otherwise: str) -> dict:
+    def _run(
+        self, subject: str, name: str, options: list[str], model: Path, otherwise: str
+    ) -> dict:
         path = self.results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
-        options = [*options, "--model", str(self._folder), "--device", self._config.device]
+        options = [*options, "--model", str(model), "--device", self._config.device]
         if code := self._bench([subject, *options, "--json", str(path)]):
             raise ModelError(
                 f"bench {subject} ended with exit code {code}, what it said is above; {otherwise}"

@@ -63,7 +63,7 @@ def load_personaplex(
     """
     progress = progress or (lambda phase, percent: None)
     folder = find(source, revision, progress)
-    mode = Mode(*precise(precision, folder))
+    mode = Mode(*precise(precision, folder, device))
     try:
         checkpoint = load_checkpoint(
             source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
@@ -88,7 +88,8 @@ def _recogniser(
 ) -> LoadedRecogniser:
     """Its weights are int8 where that was asked for, or where the model's verdict says so."""
     where = checkpoint.lm.embedding.table.device
-    weights = precise_recogniser(asked, model, download_recogniser(source, progress))
+    found = download_recogniser(source, progress)
+    weights = precise_recogniser(asked, model, found, str(where))
     return load_recogniser(
         source, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
     )

@@ -2,20 +2,24 @@
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.bench import drift
-from engine.errors import ConfigError
-from engine.model import int8, linear
+from engine.bench.forcing import TURN_FRAMES
+from engine.errors import ConfigError, ModelError
+from engine.model import attention, int8
 from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
+LEAST = drift.LEAST_FRAMES
 
 
 def unpacked(name: str, folder: Path) -> Path:
@@ -64,28 +68,53 @@ def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys)
     assert rows["int8 weights"]["top1"] == rows["int8 weights"]["audio_top1"] == 1
     assert rows["int8 weights"]["kl"] < 1e-6
     assert rows["int8 recogniser"]["good"]
-    assert precise(("auto", "bf16"), model) == ("int8", "bf16")
-    assert precise_recogniser("auto", model, stt) == "int8"
+    assert precise(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
+    assert precise_recogniser("auto", model, stt, "cpu") == "int8"
     assert "int8 recogniser" in capsys.readouterr().out
 
 
-def coarse(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three values for each weight: what no verdict may let through."""
-    steps, scale = int8.quantise(weight)
-    return (steps.float() / 127).round().to(torch.int8), scale * 127
+def coarse(quantise):
+    """A quantiser with three values for each number: what no verdict may let through."""
+
+    def quantised(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, scale = quantise(exact)
+        return (steps.float() / 127).round().to(torch.int8), scale * 127
+
+    return quantised
 
 
 def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_not(
     places, monkeypatch
 ):
     model, stt = places
-    monkeypatch.setattr(linear, "quantise", coarse)
+    monkeypatch.setattr(int8, "quantise", coarse(int8.quantise))
     result = run(model, stt, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good.pop("int8 KV")
     assert not any(good.values())
-    assert precise(("auto", "auto"), model) == ("bf16", "int8")
-    assert precise_recogniser("auto", model, stt) == "bf16"
+    assert precise(("auto", "auto"), model, "cpu") == ("bf16", "int8")
+    assert precise_recogniser("auto", model, stt, "cpu") == "bf16"
+
+
+def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_weights(
+    places, monkeypatch
+):
+    model, _ = places
+    quantised(model)
+    monkeypatch.setattr(attention, "quantise_columns", coarse(attention.quantise_columns))
+    result = run(model, None, "--verdict")
+    good = {row["what"]: row["good"] for row in result["rows"]}
+    assert good == {"int8 weights": True, "int8 KV": False, "both": False}
+    assert precise(("auto", "auto"), model, "cpu") == ("int8", "bf16")
+
+
+def test_a_model_that_says_next_to_nothing_gets_no_verdict(places, monkeypatch):
+    model, _ = places
+    monkeypatch.setattr(drift, "LEAST_SPOKEN", 1.01)
+    with pytest.raises(ModelError, match=r"^only \d.* of the frames have text, and a verdict nee"):
+        run(model, None, "--verdict")
+    assert not (model / VERDICT).exists()
+    run(model, None)
 
 
 def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
@@ -93,7 +122,10 @@ def test_numbers_limits_and_date_are_kept_in_the_verdict(places):
     result = run(model, None, "--verdict")
     kept = json.loads((model / VERDICT).read_text())
     assert kept["rows"] == result["rows"]
-    assert kept["limits"] == {"top1": 0.97, "rise of mean": 0.5, "rise": 1e-3}
+    assert kept["spoken"] == result["spoken"] > 0.5  # random weights say anything
+    assert kept["limits"] == {
+        "spoken": 0.05, "top1": 0.97, "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5
+    }  # fmt: skip
     assert kept["frames"] == FRAMES
     good = [row["good"] for row in result["rows"]]
     assert [kept["weights"], kept["kv"], kept["both"]] == good
@@ -108,10 +140,19 @@ def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places,
         run(model, None, "--verdict")
     run(model, None)
     assert not (model / VERDICT).exists()
+    with pytest.raises(ConfigError, match=r"--frames is 9; use 10 or more"):
+        run(model, None, "--frames", "9")
 
 
 def logits(frames: int = 1500) -> torch.Tensor:
     return torch.randn(frames, 50, generator=torch.Generator().manual_seed(1)) * 4
+
+
+def test_the_kl_is_what_is_lost_by_taking_the_other_for_the_plain_one():
+    plain, other = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    row = drift.compare("one-sided", plain.expand(20, -1), other.expand(20, -1))
+    assert row["kl"] == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
+    assert row["kl_rise"] == pytest.approx(0)
 
 
 def test_a_kl_that_grows_over_the_run_is_refused_though_every_choice_is_the_same():
@@ -120,6 +161,74 @@ def test_a_kl_that_grows_over_the_run_is_refused_though_every_choice_is_the_same
     row = drift.compare("drifting", plain, plain * growing)
     assert row["top1"] == 1
     assert not row["good"]
+
+
+RUNS = 300
+FRAME = np.arange(LEAST)
+
+
+def talking(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """Whether the agent talks in each frame [T]: turns of so many seconds, two in five are its."""
+    turn = int(seconds * 12.5)
+    turns = rng.random(LEAST // turn + 2) < 0.4
+    return np.repeat(turns, turn)[rng.integers(turn) :][:LEAST]
+
+
+STEADY = {  # errors that come in bursts and grow nowhere
+    "one frame like another": lambda rng: rng.exponential(0.005, LEAST),
+    "few frames with much": lambda rng: rng.lognormal(-7, 2, LEAST),
+    "a word in seven frames": lambda rng: np.where(
+        rng.random(LEAST) < 0.15, rng.exponential(0.03, LEAST), 1e-4
+    ),
+    "an answer in each block": lambda rng: (
+        (FRAME % TURN_FRAMES > 60) * rng.exponential(0.03, LEAST) + 1e-4
+    ),
+    "turns of 4 s": lambda rng: talking(rng, 4) * rng.exponential(0.03, LEAST) + 1e-4,
+    "turns of 8 s": lambda rng: talking(rng, 8) * rng.exponential(0.03, LEAST) + 1e-4,
+}
+
+
+def refused(kl: np.ndarray) -> bool:
+    return not drift.drift_of(torch.from_numpy(kl)).small
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_a_kl_that_comes_in_bursts_and_does_not_grow_is_hardly_ever_refused(name):
+    rng = np.random.default_rng(3)
+    assert sum(refused(STEADY[name](rng)) for _ in range(RUNS)) <= 0.05 * RUNS
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("one frame like another", 1),
+        ("a word in seven frames", 0.99),
+        ("few frames with much", 0.8),
+    ],
+)
+def test_a_kl_that_begins_at_nothing_and_grows_is_refused(name, least):
+    rng = np.random.default_rng(4)
+    grown = FRAME / FRAME.mean()  # 0 to twice the mean
+    assert sum(refused(STEADY[name](rng) * grown) for _ in range(RUNS)) >= least * RUNS
+
+
+def test_a_rise_that_is_sure_but_smaller_than_half_the_mean_is_no_drift():
+    line = FRAME / LEAST - 0.5
+    assert not refused(0.01 * (1 + 0.4 * line))
+    assert refused(0.01 * (1 + 0.6 * line))
+    assert not refused(0.001 * (1 + 0.9 * line))  # of next to nothing
+
+
+def test_a_kl_that_falls_is_no_drift():
+    assert not refused(0.01 * (2 - FRAME / FRAME.mean()))
+
+
+@pytest.mark.parametrize("at", [0, LEAST // 2, -1])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_single_frame_without_a_number_is_refused(at, value):
+    kl = np.full(LEAST, 0.01)
+    kl[at] = value
+    assert refused(kl)
 
 
 def test_one_other_choice_in_thirty_is_refused_though_nothing_grows():

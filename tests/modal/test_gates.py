@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,16 @@ from demo.gates import gates
 from demo.judging import AUTO, WHOLE, Effort, in_a_process
 from demo.settings import container_config
 from demo.volume import pinned_to_local
-from engine.bench.drift import LEAST_FRAMES, LIMITS
+from engine.bench.drift import LEAST_FRAMES
 from engine.dialogue.voices import Voices
 from engine.model.linear import Linear
 from engine.runtime import hub
 from engine.runtime.choose import load_backend
 from engine.runtime.verdict import VERDICT, keep, precise
+from tests.modal.benches import STT, TINY, Benches
 from tests.modal.hub import RefusingHub
 from tests.modal.rehearsal import ROOT, clean
 
-TINY = ROOT / "tests" / "golden" / "tiny"
 COMMIT, NEWER = "c0ffee" * 6 + "c0ff", "beef" * 10
 VOLUME = "personaplex-weights"
 
@@ -63,39 +62,10 @@ def snapshot_of(cache: Path, commit: str = COMMIT) -> Path:
     return cache / "hf/hub/models--nvidia--personaplex-7b-v1/snapshots" / commit
 
 
-class Benches:
-    """Stand-ins for the two benches, which keep the contract of their results."""
-
-    def __init__(self, cache: Path, good: bool, held: dict[str, int]) -> None:
-        self._folder, self._good, self._held = snapshot_of(cache), good, held
-        self.said: list[str] = []  # what was run and committed, in order
-
-    def commit(self) -> None:
-        allowed = "a verdict" if (self._folder / VERDICT).exists() else "no verdict"
-        self.said.append(f"committed {allowed}")
-
-    def __call__(self, words: list[str]) -> int:
-        given = dict(pairwise(words))  # an option -> its value
-        assert (given["--model"], given["--device"]) == (str(self._folder), "cpu")
-        if words[0] == "drift":
-            self.said.append("drift")
-            keep(self._folder, self._good, self._good, self._good, {"frames": 1500})
-            row = {"what": "int8 KV", "top1": 0.5, "kl": 0.2, "kl_rise": 0.1, "good": self._good}
-            result = {"limits": LIMITS, "rows": [row]}
-        else:
-            mode = given["--weights"]
-            self.said.append(mode)
-            if mode not in self._held:
-                return 1
-            result = {"servers": [{"held": self._held[mode], "slots": 16}]}
-        Path(given["--json"]).write_text(json.dumps(result))
-        return 0
-
-
 def test_a_good_verdict_is_kept_and_committed_and_said(cache, capsys):
-    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 16})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": 4, "auto": 16})
     gates(cache, VOLUME, benches.commit, bench=benches)
-    order = ["drift", "committed a verdict", "bf16", "int8", "committed a verdict"]
+    order = ["drift", "committed no verdict", "bf16", "auto", "committed a verdict"]
     assert benches.said == order
     said = capsys.readouterr().out
     assert "weights bf16, keys and values bf16         4 of 16 places\n" in said
@@ -107,18 +77,19 @@ def test_a_good_verdict_is_kept_and_committed_and_said(cache, capsys):
 
 
 def test_a_bad_verdict_is_a_result_and_bf16_stays(cache, capsys):
-    benches = Benches(cache, good=False, held={"bf16": 4})
+    benches = Benches(snapshot_of(cache), good=False, held={"bf16": 4})
     gates(cache, VOLUME, benches.commit, bench=benches)
-    assert benches.said == ["drift", "committed a verdict", "bf16", "committed a verdict"]
+    assert benches.said == ["drift", "committed no verdict", "bf16", "committed a verdict"]
     said = capsys.readouterr().out
     assert "TOO MUCH" in said
     assert "asked for: the same in 97% of the frames" in said
+    assert "30% of the frames have text" in said
     assert said.endswith("Nothing to do: bf16 stays.\n")
     assert precision(start()) == ("plain", "plain")
 
 
 def test_int8_that_holds_fewer_conversations_is_not_allowed(cache, capsys):
-    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 3})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": 4, "auto": 3})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert benches.said[-1] == "committed no verdict"
     said = capsys.readouterr().out
@@ -127,7 +98,7 @@ def test_int8_that_holds_fewer_conversations_is_not_allowed(cache, capsys):
 
 @pytest.mark.parametrize("bf16", [0, 4])
 def test_int8_that_holds_nobody_is_not_allowed_though_bf16_holds_nobody_either(cache, capsys, bf16):
-    benches = Benches(cache, good=True, held={"bf16": bf16, "int8": 0})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": bf16, "auto": 0})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert benches.said[-1] == "committed no verdict"
     said = capsys.readouterr().out
@@ -136,13 +107,13 @@ def test_int8_that_holds_nobody_is_not_allowed_though_bf16_holds_nobody_either(c
 
 
 def test_int8_that_holds_somebody_where_bf16_holds_nobody_is_allowed(cache):
-    benches = Benches(cache, good=True, held={"bf16": 0, "int8": 1})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": 0, "auto": 1})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert benches.said[-1] == "committed a verdict"
 
 
 def test_a_bad_verdict_stays_though_bf16_holds_nobody(cache):
-    benches = Benches(cache, good=False, held={"bf16": 0})
+    benches = Benches(snapshot_of(cache), good=False, held={"bf16": 0})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert benches.said[-1] == "committed a verdict"
 
@@ -150,7 +121,7 @@ def test_a_bad_verdict_stays_though_bf16_holds_nobody(cache):
 @pytest.mark.timeout(200)
 def test_where_the_clients_lag_the_gates_fail_and_int8_is_not_allowed(cache, monkeypatch, capfd):
     limited(cache, monkeypatch, "capacity.LAG_SECONDS = -1.0")
-    stand_in = Benches(cache, good=True, held={})
+    stand_in = Benches(snapshot_of(cache), good=True, held={})
 
     def bench(words: list[str]) -> int:
         return stand_in(words) if words[0] == "drift" else in_a_process(words)
@@ -158,7 +129,7 @@ def test_where_the_clients_lag_the_gates_fail_and_int8_is_not_allowed(cache, mon
     effort = Effort(seconds=0.5, step_seconds=0.3)
     with pytest.raises(SystemExit, match=r"^error: bench capacity .* exit code 1, .* bf16 stays$"):
         gates(cache, VOLUME, stand_in.commit, effort, bench)
-    assert stand_in.said == ["drift", "committed a verdict", "committed no verdict"]
+    assert stand_in.said == ["drift", "committed no verdict", "committed no verdict"]
     assert "bf16/bf16: void, nothing is known of the server: the clients" in capfd.readouterr().out
 
 
@@ -170,15 +141,25 @@ def limited(folder: Path, monkeypatch, *limits: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
 
 
+def test_a_recogniser_alone_in_int8_is_said_and_what_to_do_about_it(cache, monkeypatch, capsys):
+    monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(STT))
+    benches = Benches(snapshot_of(cache), False, {"bf16": 4, "auto": 5}, recogniser=True)
+    gates(cache, VOLUME, benches.commit, bench=benches)
+    said = capsys.readouterr().out
+    assert "weights bf16, keys and values bf16, recogniser int8   5 of 16 places\n" in said
+    assert "recogniser  weights int8\n" in said
+    assert "Nothing to do: `auto` obeys." in said
+
+
 def test_int8_that_breaks_under_load_is_not_allowed(cache):
-    benches = Benches(cache, good=True, held={"bf16": 4})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": 4})
     with pytest.raises(SystemExit, match=r"^error: bench capacity .* so bf16 stays$"):
         gates(cache, VOLUME, benches.commit, bench=benches)
-    assert benches.said[-2:] == ["int8", "committed no verdict"]
+    assert benches.said[-2:] == ["auto", "committed no verdict"]
 
 
 def test_a_drift_that_breaks_changes_nothing(cache):
-    keep(snapshot_of(cache), True, True, True, {})
+    keep(snapshot_of(cache), "cpu", True, True, True, {})
     with pytest.raises(SystemExit, match=r"^error: bench drift .* the verdict is what it was$"):
         gates(cache, VOLUME, pytest.fail, bench=lambda _: 1)
     assert (snapshot_of(cache) / VERDICT).exists()
@@ -190,7 +171,7 @@ def test_the_whole_effort_is_enough_for_a_verdict():
 
 def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
     monkeypatch.setenv("PERSONAPLEX_WEIGHTS", "bf16")
-    benches = Benches(cache, good=True, held={"bf16": 4, "int8": 16})
+    benches = Benches(snapshot_of(cache), good=True, held={"bf16": 4, "auto": 16})
     gates(cache, VOLUME, benches.commit, bench=benches)
     assert "next start  weights bf16, keys and values int8, as PERS" in capsys.readouterr().out
 
@@ -198,7 +179,7 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 @pytest.mark.timeout(400)  # five processes load PyTorch, on a machine that others use
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
     """150 frames are enough for these weights to pass; how fast this machine is does not count."""
-    monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(TINY.parent / "stt_tiny"))
+    monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(STT))
     patient = (
         "capacity.LAG_SECONDS = 60.0",
         "capacity.LATE_SHARE = 2.0",
@@ -211,11 +192,11 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     (results,) = (snapshot_of(cache) / "gates").iterdir()
     drift = json.loads((results / "drift.json").read_text())
     assert (drift["frames"], len(drift["rows"])) == (150, 4)
-    tried = [path.stem for path in sorted(results.glob("capacity-*"))]
-    assert tried[0] == "capacity-bf16-bf16"
-    assert committed[0]
-    allowed = precise(AUTO, snapshot_of(cache))
-    assert "capacity-{}-{}".format(*allowed) in tried
+    tried = sorted(path.stem for path in results.glob("capacity-*"))
+    assert not committed[0]
+    assert committed[-1]
+    allowed = precise(AUTO, snapshot_of(cache), "cpu")
+    assert tried == ["capacity-auto-auto", "capacity-bf16-bf16"]
     said = capfd.readouterr().out
     assert "next start  weights {}, keys and values {}".format(*allowed) in said
     assert re.search(r"^recogniser  weights (bf16|int8)$", said, re.MULTILINE)
@@ -242,7 +223,7 @@ def precision(backend) -> tuple[str, str]:
 
 def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
     before = start()
-    keep(snapshot_of(cache), True, True, True, {})
+    keep(snapshot_of(cache), "cpu", True, True, True, {})
     assert precision(start()) == ("int8", "int8")
     assert precision(before) == ("plain", "plain")
     (snapshot_of(cache) / VERDICT).unlink()
@@ -250,7 +231,7 @@ def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
 
 
 def test_another_revision_of_the_weights_has_no_verdict(cache):
-    keep(snapshot_of(cache), True, True, True, {})
+    keep(snapshot_of(cache), "cpu", True, True, True, {})
     downloaded(cache, NEWER)
     assert precision(start()) == ("plain", "plain")
 
