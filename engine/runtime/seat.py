@@ -69,6 +69,7 @@ class Frame:
     pcm: np.ndarray  # [1920] float32
     events: list[Any]
     due_at: float  # when its user frame was complete, on the real-time clock of the seat
+    ready_at: float  # when its pcm was there
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,17 @@ class Seat:
 
     # -- any thread --------------------------------------------------------------------------------
 
-    def hear(self, pcm: np.ndarray, now: float) -> None:
-        """Take user samples [n] float32. Raises TooFastError beyond 30 s ahead of real time."""
+    def hear(self, pcm: np.ndarray, now: float) -> int:
+        """Take user samples [n] float32; how many frames they complete.
+
+        Raises TooFastError beyond 30 s ahead of real time.
+        """
         with self._lock:
             if not self.live:
-                return  # spoken before the handshake: there is nobody to hear it yet
+                return 0  # spoken before the handshake: there is nobody to hear it yet
+            before = self._audio.frames
             self._audio.push(pcm, now)
+            complete = self._audio.frames - before
             self._forget_late_audio(now)
             waiting = self._audio.samples / SAMPLE_RATE
         if waiting > MAX_AHEAD_SECONDS:
@@ -142,6 +148,7 @@ class Seat:
                 f"{MAX_AHEAD_SECONDS} s ahead"
             )
         self._wake()
+        return complete
 
     def post(self, command: Any) -> None:
         """Queue a command for the director. Raises RefusedError when 64 are waiting."""
