@@ -159,11 +159,13 @@ class Counts:
                     ticks[float(sample.labels["le"])] = int(sample.value)
                 elif sample.name == "personaplex_conversations_ended_total":
                     ended[sample.labels["reason"]] = int(sample.value)
+                elif sample.name == "personaplex_dropped_user_frames_total":
+                    single[f"dropped {sample.labels['reason']}"] = sample.value
                 elif not sample.labels:
                     single[sample.name] = sample.value
         return cls(
             late=int(single["personaplex_late_frames_total"]),
-            dropped=int(single["personaplex_dropped_user_frames_total"]),
+            dropped=int(single["dropped overload"]),
             backend_seconds=single["personaplex_step_seconds_sum"],
             ticks=ticks,
             ended=ended,

@@ -36,6 +36,13 @@ class Stage(StrEnum):
     ANSWER = auto()  # from the complete user frame to the agent frame sent: what makes it late
 
 
+class Dropped(StrEnum):
+    """Why quiet frames of a user were not heard."""
+
+    OVERLOAD = auto()  # the server is too slow, and more than three of them waited
+    LATE = auto()  # silence had been taken in their place before they came
+
+
 class Window:
     """The values of the last minute, for percentiles. Thread-safe.
 
@@ -137,9 +144,13 @@ class Metrics:
             "personaplex_ignored_messages", "Unknown kinds and empty messages", registry=registry
         )
         self._dropped = Counter(
-            "personaplex_dropped_user_frames", "User frames that came too late", registry=registry
+            "personaplex_dropped_user_frames",
+            "Quiet user frames that were not heard: in overload, or because they came too late",
+            ["reason"],
+            registry=registry,
         )
-
+        for reason in Dropped:  # there from the start, at 0
+            self._dropped.labels(reason)
         self._routes = Counter(
             "personaplex_routes", "Questions looked up", ["source", "state"], registry=registry
         )
@@ -183,8 +194,8 @@ class Metrics:
     def marker_ignored(self) -> None:
         self._markers.inc()
 
-    def dropped(self, frames: int) -> None:
-        self._dropped.inc(frames)
+    def dropped(self, frames: int, reason: Dropped) -> None:
+        self._dropped.labels(reason).inc(frames)
 
     def text(self) -> bytes:
         """The Prometheus exposition of all counters."""

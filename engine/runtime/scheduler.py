@@ -16,7 +16,7 @@ from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.errors import BusyError, EngineError
 from engine.runtime.backend import Backend, Opening, Spoken
 from engine.runtime.directing import Batch, Directing, logged_fault
-from engine.runtime.metrics import Metrics, Stage
+from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
 from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
 from engine.runtime.slack import SlackWork, next_due
@@ -77,7 +77,7 @@ class Scheduler:
         self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
     ) -> Seat:
         """Take the lowest free slot. Raises BusyError if there is none."""
-        seat = Seat(opening, director, deliver, self.wake)
+        seat = Seat(opening, director, deliver, self.wake, self.metrics)
         with self._wake:
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
             if not free:
@@ -222,7 +222,7 @@ class Scheduler:
             batch.active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
-                    self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES))
+                    self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
                 batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
                 self.metrics.took(Stage.QUEUE, max(0.0, now - batch.due[seat]))
             batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())

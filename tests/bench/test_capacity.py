@@ -13,7 +13,7 @@ from engine.bench import capacity
 from engine.bench.capacity import HELD, LAGGED, Search, VoidError, held, largest, verdict
 from engine.bench.process import Counts, Server
 from engine.errors import EngineError
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("sphn", "soundfile", "soxr", "espeakng_loader", "num2words", "bm25s", "gradio", "modal")
@@ -112,7 +112,8 @@ def test_counts_are_what_happened_in_between():
         metrics.ticked(1, milliseconds / 1e3)
     assert metrics.sent(0.121)
     assert not metrics.sent(0.119)
-    metrics.dropped(3)
+    metrics.dropped(3, Dropped.OVERLOAD)
+    metrics.dropped(5, Dropped.LATE)
     metrics.opened()
     metrics.ended("left")
     counts = Counts.of(metrics.text().decode()).since(before)

@@ -96,7 +96,7 @@ def test_only_in_overload_are_frames_dropped_oldest_quiet_ones_first_and_counted
     heard = [round(float(row[0]), 4) for row in rig.backend.heard[1:]]
     assert heard == [0.5, 0.5]  # of the five that waited, the two oldest quiet ones are gone
     assert seat.dropped_frames == 2
-    assert b"personaplex_dropped_user_frames_total 2.0" in rig.metrics.text()
+    assert b'personaplex_dropped_user_frames_total{reason="overload"} 2.0' in rig.metrics.text()
     assert seat.frames_waiting() == 2
 
 
