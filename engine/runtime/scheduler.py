@@ -70,8 +70,9 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """Slots nobody sits in."""
-        return self.backend.slots - len(self._seats)
+        """How many newcomers in a row would be admitted now, which may be fewer than free slots."""
+        empty = range(len(self._seats), self.backend.slots)
+        return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
         self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]

@@ -114,10 +114,12 @@ def test_counts_are_what_happened_in_between():
     assert not metrics.sent(0.119)
     metrics.dropped(3, Dropped.OVERLOAD)
     metrics.dropped(5, Dropped.LATE)
-    metrics.opened()
+    for _ in range(3):
+        metrics.opened()
     metrics.ended("left")
     counts = Counts.of(metrics.text().decode()).since(before)
     assert (counts.late, counts.dropped, counts.ended) == (1, 3, {"left": 1})
+    assert counts.live == 2
     assert counts.share_within(0.080) == 0.75
     assert 9 <= counts.tick_ms(25) <= 10
     assert 80 <= counts.tick_ms(99) <= 90

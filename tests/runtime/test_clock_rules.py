@@ -192,6 +192,39 @@ def test_admission_asks_the_table_for_the_tick_with_one_more():
         rig.join()
 
 
+def test_free_are_the_places_that_would_be_given_and_no_other_slots():
+    rig = Rig(slots=16)
+    rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.02, 4: 0.05, 16: 0.09}))
+    assert rig.scheduler.free == 4
+    seats = []
+    while free := rig.scheduler.free:
+        seats.append(rig.join())
+        assert rig.scheduler.free == free - 1
+    assert len(seats) == 4
+    with pytest.raises(BusyError):
+        rig.join()
+    rig.scheduler.leave(seats[0], "left")
+    assert rig.scheduler.free == 1
+
+
+def test_a_machine_that_is_too_slow_for_one_has_a_place_for_whoever_tries_alone():
+    rig = Rig(slots=2)
+    rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.09, 2: 0.1}))
+    assert rig.scheduler.free == 1
+    rig.join()
+    assert rig.scheduler.free == 0
+
+
+def test_nothing_is_free_while_the_ticks_are_too_slow_for_newcomers():
+    rig = Rig(slots=4)
+    seats = [rig.join() for _ in range(2)]
+    assert rig.scheduler.free == 2
+    overloaded(rig, seats, tick=0.075, seconds=3)
+    assert rig.scheduler.free == 0
+    overloaded(rig, seats, tick=0.03, seconds=11)
+    assert rig.scheduler.free == 2
+
+
 # -- prompts in the slack --------------------------------------------------------------------------
 
 
