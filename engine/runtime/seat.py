@@ -23,7 +23,6 @@ INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 FORGIVE_SECONDS = 1.0  # after a gap, late audio may come for so long; then invented silence stays
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
-EXTRA_RATE = 2 / FRAME_SECONDS  # ticks a second for a slot that catches up: one extra each 80 ms
 
 
 class Director(Protocol):
@@ -126,7 +125,7 @@ class Seat:
         self._next_silence = 0.0
         self._owed = 0  # frames of silence invented in the gap before the last audio
         self._forgive_until = 0.0
-        self._allowance, self._ticked_at = 2.0, 0.0
+        self._ticked_at = self._ticked_before = float("-inf")  # its last tick, and the one before
         self._was_late = False  # its last frame
 
     # -- any thread --------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ class Seat:
             late = now - self._next_silence > FRAME_SECONDS
             on_clock = not late and (not whole or self._owed)
             self._next_silence = (self._next_silence if on_clock else now) + FRAME_SECONDS
-            self._spend(now)
+            self._ticked_before, self._ticked_at = self._ticked_at, now
             return self._audio.pop(), due
 
     def expected_at(self, now: float) -> float:
@@ -265,19 +264,14 @@ class Seat:
         return self._last_heard is not None and now - self._last_heard <= SILENT_AFTER_SECONDS
 
     def _catch_up_at(self, now: float) -> float:
-        """A steady client is never held back; a backlog gets one extra tick each 80 ms.
+        """A steady client is never held back; a backlog gets two ticks in any 80 ms, one is extra.
 
         What came late gets none: with the silence that was answered in its place, the agent would
         run ahead of real time (wire.md 5).
         """
         if self._owed and self._audio.frames > 1:
             return max(now, self._next_silence)
-        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
-        return now if allowance >= 1 else now + (1 - allowance) / EXTRA_RATE
-
-    def _spend(self, now: float) -> None:
-        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
-        self._allowance, self._ticked_at = allowance - 1, now
+        return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
 
     def _forget_late_audio(self, now: float, waited: int) -> None:
         """After a gap that was filled with silence, quiet frames that come late only add delay.

@@ -36,6 +36,22 @@ def test_latency_is_at_most_two_ticks_however_the_clients_are_spread():
 # -- backlogs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tick", [0.0, 0.01, 0.03, 0.05])
+def test_a_backlog_gets_at_most_one_extra_tick_in_any_80_ms(tick):
+    rig = Rig(slots=1, tick=tick)
+    seat = rig.join()
+    rig.advance(1.0)
+    starts, listen = [], rig.backend.listen
+    rig.backend.listen = lambda *args: starts.append(rig.now) or listen(*args)
+    rig.hear(seat, 20)
+    rig.advance(1.5)
+    assert len(starts) == 20
+    for one, third in zip(starts, starts[2:], strict=False):
+        assert third - one >= FRAME_SECONDS - 1e-5
+    fastest = max(9 * FRAME_SECONDS + tick, 19 * tick)  # the second where the backend is too slow
+    assert starts[19] - starts[0] == pytest.approx(fastest, abs=0.001)
+
+
 def test_a_backlog_does_not_get_extra_ticks_while_another_slot_is_late():
     rig = Rig(slots=2, tick=0.03)
     behind, late = rig.join(), rig.join()
