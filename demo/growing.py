@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 CALM_SECONDS = 60.0  # with room for newcomers, before the spare is given back
 RENEW_SECONDS = 60.0  # while full: another container may have given the spare back meanwhile
-LOOK_SECONDS = 1.0  # between two looks at the slots
+LOOK_SECONDS = 1.0  # between two looks at the places
 CALL_SECONDS = 10.0  # what one call to the platform may take
-ROOM = 2  # free slots that mean a newcomer needs no other container
+ROOM = 2  # free places that mean a newcomer needs no other container
 
 
 class Spare(Protocol):
@@ -55,18 +55,19 @@ class Growing:
         self._clock = clock
         self._asked_at: float | None = None
         self._roomy_since: float | None = None
+        self._most = 0  # places that were ever free: a slow machine has fewer than slots
         self._complained = False
 
     async def look(self, free: int, slots: int) -> None:
-        """Act on the number of free slots; `slots` is 0 while the model loads."""
-        now = self._clock()
+        """Act on how many would be admitted; `slots` is 0 while the model loads."""
+        now, self._most = self._clock(), max(self._most, free)
         if slots and not free:
             self._roomy_since = None
             if self._asked_at is None or now - self._asked_at >= RENEW_SECONDS:
                 self._asked_at = now
                 await self._keep(self._base + 1)
         elif self._asked_at is not None:
-            await self._calm_down(now, roomy=free >= min(ROOM, slots))
+            await self._calm_down(now, roomy=free >= min(ROOM, self._most))
 
     async def give_back(self) -> None:
         """The container ends, or is calm again."""
@@ -97,7 +98,7 @@ class Growing:
 
 
 def grow_with(engine: Engine, growing: Growing) -> Callable[[web.Application], AsyncIterator[None]]:
-    """A cleanup context that looks at the engine's slots while the application runs."""
+    """A cleanup context that looks at the engine's places while the application runs."""
 
     async def watch() -> None:
         while True:

@@ -96,11 +96,10 @@ class Server:
         return json.loads(self._read("/healthz"))
 
     def wait_until_empty(self) -> int:
-        """Slots that are not free although everybody has left: 0 within a moment, or lost ones."""
+        """Conversations still open although everybody has left: 0 within a moment, or lost ones."""
         deadline = time.monotonic() + EMPTY_SECONDS
         while True:
-            health = self.health()
-            taken = health["slots"] - health["free"]
+            taken = self.counts().live
             if not taken or time.monotonic() > deadline:
                 return taken
             time.sleep(0.05)
@@ -141,6 +140,7 @@ def free_port() -> int:
 class Counts:
     """A server's counters at one moment; the difference of two is what happened in between."""
 
+    live: int  # conversations that are open at that moment
     late: int  # frames sent > 120 ms after their user frame was complete
     dropped: int  # user frames given up in overload
     backend_seconds: float  # spent in ticks
@@ -159,11 +159,14 @@ class Counts:
                     ticks[float(sample.labels["le"])] = int(sample.value)
                 elif sample.name == "personaplex_conversations_ended_total":
                     ended[sample.labels["reason"]] = int(sample.value)
+                elif sample.name == "personaplex_dropped_user_frames_total":
+                    single[f"dropped {sample.labels['reason']}"] = sample.value
                 elif not sample.labels:
                     single[sample.name] = sample.value
         return cls(
+            live=int(single["personaplex_conversations"]),
             late=int(single["personaplex_late_frames_total"]),
-            dropped=int(single["personaplex_dropped_user_frames_total"]),
+            dropped=int(single["dropped overload"]),
             backend_seconds=single["personaplex_step_seconds_sum"],
             ticks=ticks,
             ended=ended,
@@ -171,6 +174,7 @@ class Counts:
 
     def since(self, before: "Counts") -> "Counts":
         return Counts(
+            live=self.live,
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
             backend_seconds=self.backend_seconds - before.backend_seconds,

@@ -153,8 +153,8 @@ class Session:
         """A message came, whatever its kind."""
         self._touched = time.monotonic()
 
-    def hear(self, pcm: np.ndarray) -> None:
-        """User samples [n] float32, 24 kHz. Raises TooFastError beyond 30 s ahead of real time."""
+    def hear(self, pcm: np.ndarray) -> int:
+        """User samples [n] float32, 24 kHz; how many frames they complete. Raises TooFastError."""
         self._heard_seconds += len(pcm) / SAMPLE_RATE
         ahead = self._heard_seconds - (time.monotonic() - self._started)
         if ahead > MAX_BURST_SECONDS:
@@ -162,8 +162,7 @@ class Session:
                 f"audio is {ahead:.0f} s ahead of real time; send at most "
                 f"{MAX_BURST_SECONDS:.0f} s ahead"
             )
-        if self._seat:
-            self._seat.hear(pcm, self._engine.scheduler.clock())
+        return self._seat.hear(pcm, self._engine.scheduler.clock()) if self._seat else 0
 
     def say(self, text: str, replace: bool = False) -> int:
         """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long."""

@@ -205,8 +205,10 @@ class Sampler:
         """Divide (or multiply, below 0) the logits of recently fed tokens; PAD, EPAD exempt."""
         age = (self.count[:, None] - 1 - self._age) % HISTORY  # [S, HISTORY]
         recent = torch.where(age < self.span[:, None], self.fed[:, :-1], self.text.vocabulary)
-        seen = torch.zeros(len(logits), self.text.vocabulary + 1, dtype=torch.bool)
-        seen = seen.to(logits.device).scatter_(1, recent, True)[:, :-1]
-        seen[:, [EPAD, PAD]] = False
+        shape = len(logits), self.text.vocabulary + 1
+        seen = torch.zeros(shape, dtype=torch.bool, device=logits.device)
+        seen = seen.scatter_(1, recent, True)[:, :-1]
+        seen[:, EPAD] = False  # one by one: a list of columns is a copy that the host waits for
+        seen[:, PAD] = False
         factor = self.penalty[:, None]
         return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)

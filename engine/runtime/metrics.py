@@ -1,18 +1,22 @@
-"""What the server counts: Prometheus counters, and the sliding windows behind `stats`.
+"""What the server counts: Prometheus counters, and the latency record of the last minute.
 
 Numbers only: never a word, a sample, an address or a key.
 """
 
 import threading
-from collections import deque
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum, auto
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from engine.config import LATE_SECONDS
 
-WINDOW = 512  # ticks or frames a percentile looks back
+WINDOW_SECONDS = 60.0  # that a percentile looks back: no shorter than a usual scrape
+WINDOW_VALUES = 1 << 14  # kept at most; a minute of sixteen conversations is 12 000 frames
+QUANTILES = (0.5, 0.95, 0.99, 1.0)  # that are exported; 1 is the largest
 STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.010, 0.012, 0.014, 0.016),
     *(0.018, 0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050, 0.055, 0.060, 0.065, 0.070, 0.075),
@@ -20,35 +24,105 @@ STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
 )
 
 
-class Window:
-    """The last values of something, for percentiles. Thread-safe."""
+class Stage(StrEnum):
+    """A part of a frame's way, by the host's clock."""
 
-    def __init__(self) -> None:
-        self._values: deque[float] = deque(maxlen=WINDOW)
+    DECODE = auto()  # from the message that completed the user frame to its samples
+    QUEUE = auto()  # from the complete user frame to the start of its tick
+    LISTEN = auto()  # the first half of the tick, with the wait for the device
+    CHOOSE = auto()  # the directors, between the halves
+    SPEAK = auto()  # the second half, with the wait for the device
+    SEND = auto()  # from the agent frame's samples to their message, sent
+    ANSWER = auto()  # from the complete user frame to the agent frame sent: what makes it late
+
+
+class Dropped(StrEnum):
+    """Why quiet frames of a user were not heard."""
+
+    OVERLOAD = auto()  # the server is too slow, and more than three of them waited
+    LATE = auto()  # silence had been taken in their place before they came
+
+
+class Window:
+    """The values of the last minute, for percentiles. Thread-safe.
+
+    A ring buffer of numbers: it is copied while nobody else may add, and that takes no time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._when = np.full(WINDOW_VALUES, -np.inf)
+        self._values = np.zeros(WINDOW_VALUES)
+        self._added = 0
         self._lock = threading.Lock()
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, times: int = 1) -> None:
+        now = self._clock()
         with self._lock:
-            self._values.append(value)
+            for _ in range(times):
+                place = self._added % WINDOW_VALUES
+                self._when[place], self._values[place] = now, value
+                self._added += 1
+
+    def values(self) -> np.ndarray:
+        """Those of the last minute [n], in no order."""
+        with self._lock:
+            when, values = self._when.copy(), self._values.copy()
+        return values[when >= self._clock() - WINDOW_SECONDS]
 
     def percentiles(self, wanted: Iterable[float]) -> list[float]:
         """Percentiles (0 to 100) of the window; zeros while it is empty."""
-        with self._lock:
-            values = list(self._values)
-        wanted = list(wanted)
-        return np.percentile(values, wanted).tolist() if values else [0.0] * len(wanted)
+        values, wanted = self.values(), list(wanted)
+        return np.percentile(values, wanted).tolist() if len(values) else [0.0] * len(wanted)
+
+
+class Record:
+    """The latency record (performance.md 2.6): each frame's stages, and the slots of each tick.
+
+    Without what the client's loudspeaker still has to play: the protocol does not tell it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.stages = {stage: Window(clock) for stage in Stage}
+        self.slots = Window(clock)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For the registry; where a minute brought nothing, there is no value."""
+        seconds = GaugeMetricFamily(
+            "personaplex_frame_seconds",
+            "A stage of the frames of the last minute",
+            labels=("stage", "quantile"),
+        )
+        for stage, window in self.stages.items():
+            _add_quantiles(seconds, window, stage)
+        yield seconds
+        slots = GaugeMetricFamily(
+            "personaplex_active_slots",
+            "Slots that took part in a tick, of the last minute",
+            labels=("quantile",),
+        )
+        _add_quantiles(slots, self.slots)
+        yield slots
+
+
+def _add_quantiles(family: GaugeMetricFamily, window: Window, *labels: str) -> None:
+    values = window.values()
+    if len(values):
+        for quantile, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
+            family.add_metric((*labels, f"{quantile:g}"), float(value))
 
 
 class Metrics:
     """One server's counters. Methods may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.registry = CollectorRegistry()
-        self.step = Window()  # seconds of backend work per tick
-        self.queue = Window()  # seconds from a complete user frame to the start of its tick
-        self.answer = Window()  # seconds from a complete user frame to its agent frame sent
+        self.record = Record(clock)
+        self.step = Window(clock)  # seconds of backend work per tick
         self.late_frames = 0
         registry = self.registry
+        registry.register(self.record)
         self._ticks = Counter("personaplex_ticks", "Ticks of the scheduler", registry=registry)
         self._frames = Counter("personaplex_frames", "Agent frames made", registry=registry)
         self._late = Counter(
@@ -70,9 +144,13 @@ class Metrics:
             "personaplex_ignored_messages", "Unknown kinds and empty messages", registry=registry
         )
         self._dropped = Counter(
-            "personaplex_dropped_user_frames", "User frames that came too late", registry=registry
+            "personaplex_dropped_user_frames",
+            "Quiet user frames that were not heard: in overload, or because they came too late",
+            ["reason"],
+            registry=registry,
         )
-
+        for reason in Dropped:  # there from the start, at 0
+            self._dropped.labels(reason)
         self._routes = Counter(
             "personaplex_routes", "Questions looked up", ["source", "state"], registry=registry
         )
@@ -85,10 +163,15 @@ class Metrics:
         self._frames.inc(frames)
         self._step.observe(step_seconds)
         self.step.add(step_seconds)
+        self.record.slots.add(frames)
+
+    def took(self, stage: Stage, seconds: float, frames: int = 1) -> None:
+        """A stage of so many live frames, each of which it took so long."""
+        self.record.stages[stage].add(seconds, frames)
 
     def sent(self, seconds: float) -> bool:
         """An agent frame left this long after its user frame was complete; whether it was late."""
-        self.answer.add(seconds)
+        self.took(Stage.ANSWER, seconds)
         late = seconds > LATE_SECONDS
         if late:
             self.late_frames += 1
@@ -111,8 +194,8 @@ class Metrics:
     def marker_ignored(self) -> None:
         self._markers.inc()
 
-    def dropped(self, frames: int) -> None:
-        self._dropped.inc(frames)
+    def dropped(self, frames: int, reason: Dropped) -> None:
+        self._dropped.labels(reason).inc(frames)
 
     def text(self) -> bytes:
         """The Prometheus exposition of all counters."""

@@ -16,7 +16,7 @@ from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.errors import BusyError, EngineError
 from engine.runtime.backend import Backend, Opening, Spoken
 from engine.runtime.directing import Batch, Directing, logged_fault
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
 from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
 from engine.runtime.slack import SlackWork, next_due
@@ -70,14 +70,15 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """Slots nobody sits in."""
-        return self.backend.slots - len(self._seats)
+        """How many newcomers in a row would be admitted now, which may be fewer than free slots."""
+        empty = range(len(self._seats), self.backend.slots)
+        return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
         self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
     ) -> Seat:
         """Take the lowest free slot. Raises BusyError if there is none."""
-        seat = Seat(opening, director, deliver, self.wake)
+        seat = Seat(opening, director, deliver, self.wake, self.metrics)
         with self._wake:
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
             if not free:
@@ -222,9 +223,9 @@ class Scheduler:
             batch.active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
-                    self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES))
+                    self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
                 batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
-                self.metrics.queue.add(max(0.0, now - batch.due[seat]))
+                self.metrics.took(Stage.QUEUE, max(0.0, now - batch.due[seat]))
             batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())
         return batch
 
@@ -237,14 +238,21 @@ class Scheduler:
         text, hush = self._directing.choose(batch, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
-        step = (listened - started) + (self.clock() - chosen)
-        self._deliver(batch, spoken, before)
+        ready = self.clock()
+        self._deliver(batch, spoken, before, ready)
+        step = (listened - started) + (ready - chosen)
         self.metrics.ticked(len(batch.seats), step)
+        live = len(batch.due)
+        self.metrics.took(Stage.LISTEN, listened - started, live)
+        self.metrics.took(Stage.CHOOSE, chosen - listened, live)
+        self.metrics.took(Stage.SPEAK, ready - chosen, live)
         self.overload.ticked(step)
         self._between.slack.tick_took(step)
         self._shedding.act(self._sitting)
 
-    def _deliver(self, batch: Batch, spoken: Spoken, before: dict[Seat, list]) -> None:
+    def _deliver(
+        self, batch: Batch, spoken: Spoken, before: dict[Seat, list], ready: float
+    ) -> None:
         for seat in batch.seats:
             if seat.left:
                 continue
@@ -255,7 +263,7 @@ class Scheduler:
                 continue
             seat.peak_out = float(np.abs(pcm).max())
             seat.answered(batch.due[seat], self.clock())
-            seat.deliver([Frame(pcm, before[seat], batch.due[seat])])
+            seat.deliver([Frame(pcm, before[seat], batch.due[seat], ready)])
 
     def _next_at(self) -> float | None:
         """When the earliest seat's next frame may run; soon, where somebody waits for slack."""

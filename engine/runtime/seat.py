@@ -15,14 +15,14 @@ import numpy as np
 from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
+from engine.runtime.metrics import Dropped, Metrics
 from engine.runtime.user_audio import AudioRing
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
-FORGIVE_SECONDS = 1.0  # after a gap, late audio is dropped for so long against invented silence
+FORGIVE_SECONDS = 1.0  # after a gap, late audio may come for so long; then invented silence stays
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
-EXTRA_RATE = 2 / FRAME_SECONDS  # ticks a second for a slot that catches up: one extra each 80 ms
 
 
 class Director(Protocol):
@@ -69,6 +69,7 @@ class Frame:
     pcm: np.ndarray  # [1920] float32
     events: list[Any]
     due_at: float  # when its user frame was complete, on the real-time clock of the seat
+    ready_at: float  # when its pcm was there
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,14 @@ class Seat:
         director: Director,
         deliver: Callable[[list[Output]], None],
         wake: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
         self.deliver = deliver  # thread-safe; called in the scheduler's thread
         self.slot = -1
         self.joined = 0  # the how many-th of its scheduler
         self.left = False
         self.dropped_frames = 0
-        self._wake = wake
+        self._wake, self._metrics = wake, metrics
         self._lock = threading.Lock()
         self._inbox: deque[Any] = deque()
         self._restarts = 0  # asked for and not carried out yet
@@ -123,18 +125,23 @@ class Seat:
         self._next_silence = 0.0
         self._owed = 0  # frames of silence invented in the gap before the last audio
         self._forgive_until = 0.0
-        self._allowance, self._ticked_at = 2.0, 0.0
+        self._ticked_at = self._ticked_before = float("-inf")  # its last tick, and the one before
         self._was_late = False  # its last frame
 
     # -- any thread --------------------------------------------------------------------------------
 
-    def hear(self, pcm: np.ndarray, now: float) -> None:
-        """Take user samples [n] float32. Raises TooFastError beyond 30 s ahead of real time."""
+    def hear(self, pcm: np.ndarray, now: float) -> int:
+        """Take user samples [n] float32; how many frames they complete.
+
+        Raises TooFastError beyond 30 s ahead of real time.
+        """
         with self._lock:
             if not self.live:
-                return  # spoken before the handshake: there is nobody to hear it yet
+                return 0  # spoken before the handshake: there is nobody to hear it yet
+            before = self._audio.frames
             self._audio.push(pcm, now)
-            self._forget_late_audio(now)
+            complete = self._audio.frames - before
+            self._forget_late_audio(now, before)
             waiting = self._audio.samples / SAMPLE_RATE
         if waiting > MAX_AHEAD_SECONDS:
             raise TooFastError(
@@ -142,6 +149,7 @@ class Seat:
                 f"{MAX_AHEAD_SECONDS} s ahead"
             )
         self._wake()
+        return complete
 
     def post(self, command: Any) -> None:
         """Queue a command for the director. Raises RefusedError when 64 are waiting."""
@@ -209,8 +217,9 @@ class Seat:
             if not whole:
                 self._owed += self._last_heard is not None
             late = now - self._next_silence > FRAME_SECONDS
-            self._next_silence = (now if whole or late else self._next_silence) + FRAME_SECONDS
-            self._spend(now)
+            on_clock = not late and (not whole or self._owed)
+            self._next_silence = (self._next_silence if on_clock else now) + FRAME_SECONDS
+            self._ticked_before, self._ticked_at = self._ticked_at, now
             return self._audio.pop(), due
 
     def expected_at(self, now: float) -> float:
@@ -255,22 +264,27 @@ class Seat:
         return self._last_heard is not None and now - self._last_heard <= SILENT_AFTER_SECONDS
 
     def _catch_up_at(self, now: float) -> float:
-        """A steady client is never held back; a backlog gets one extra tick each 80 ms."""
-        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
-        return now if allowance >= 1 else now + (1 - allowance) / EXTRA_RATE
+        """A steady client is never held back; a backlog gets two ticks in any 80 ms, one is extra.
 
-    def _spend(self, now: float) -> None:
-        allowance = min(2.0, self._allowance + (now - self._ticked_at) * EXTRA_RATE)
-        self._allowance, self._ticked_at = allowance - 1, now
+        What came late gets none: with the silence that was answered in its place, the agent would
+        run ahead of real time (wire.md 5).
+        """
+        if self._owed and self._audio.frames > 1:
+            return max(now, self._next_silence)
+        return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
 
-    def _forget_late_audio(self, now: float) -> None:
-        """After a gap that was filled with silence, the late audio would only add delay."""
+    def _forget_late_audio(self, now: float, waited: int) -> None:
+        """After a gap that was filled with silence, quiet frames that come late only add delay.
+
+        Whoever speaks is heard, however late; the delay goes with the next quiet frames.
+        """
         if not self._is_heard(now):
             self._forgive_until = now + FORGIVE_SECONDS
-        elif now > self._forgive_until:
+        elif now > self._forgive_until and waited < 2:
             self._owed = 0
-        self._last_heard = now
-        while self._owed and self._audio.frames > 1:
-            self._audio.pop()
-            self._owed -= 1
-            self.dropped_frames += 1
+        self._last_heard, waiting = now, self._audio.frames
+        if self._owed and waiting > 1:
+            dropped = self._audio.drop_quiet(max(1, waiting - self._owed))
+            self._owed -= dropped
+            self.dropped_frames += dropped
+            self._metrics.dropped(dropped, Dropped.LATE)

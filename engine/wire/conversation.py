@@ -22,6 +22,7 @@ from engine.errors import (
     RefusedError,
     TooFastError,
 )
+from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
 from engine.wire import metadata
 from engine.wire.opus import codec
@@ -105,8 +106,11 @@ class Conversation:
             await self._refuse(str(error))
 
     def _on_audio(self, payload: bytes) -> None:
+        metrics = self.engine.metrics
+        received = metrics.clock()
         for pcm in self.codec.decode(payload):
-            self.session.hear(pcm)
+            seconds = metrics.clock() - received
+            metrics.took(Stage.DECODE, seconds, frames=self.session.hear(pcm))
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -203,8 +207,9 @@ class Conversation:
             await self._send_event(event)
         if data := self.codec.encode(frame.pcm):
             await self.ws.send_bytes(encode(Kind.AUDIO, data))
-        now = self.engine.scheduler.clock()
-        self.session.late_frames += self.engine.metrics.sent(max(0.0, now - frame.due_at))
+        now, metrics = self.engine.scheduler.clock(), self.engine.metrics
+        metrics.took(Stage.SEND, now - frame.ready_at)
+        self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
         if self.query.events and self.session.frames_out % STATS_FRAMES == 0:
             await self._send_metadata(self._stats())
 
@@ -223,7 +228,7 @@ class Conversation:
     def _stats(self) -> bytes:
         metrics = self.engine.metrics
         p50, p99 = metrics.step.percentiles((50, 99))
-        (queue,) = metrics.queue.percentiles((50,))
+        (queue,) = metrics.record.stages[Stage.QUEUE].percentiles((50,))
         return metadata.message(
             "stats",
             self.session.seconds_out,

@@ -13,7 +13,7 @@ from engine.bench import capacity
 from engine.bench.capacity import HELD, LAGGED, Search, VoidError, held, largest, verdict
 from engine.bench.process import Counts, Server
 from engine.errors import EngineError
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("sphn", "soundfile", "soxr", "espeakng_loader", "num2words", "bm25s", "gradio", "modal")
@@ -112,11 +112,14 @@ def test_counts_are_what_happened_in_between():
         metrics.ticked(1, milliseconds / 1e3)
     assert metrics.sent(0.121)
     assert not metrics.sent(0.119)
-    metrics.dropped(3)
-    metrics.opened()
+    metrics.dropped(3, Dropped.OVERLOAD)
+    metrics.dropped(5, Dropped.LATE)
+    for _ in range(3):
+        metrics.opened()
     metrics.ended("left")
     counts = Counts.of(metrics.text().decode()).since(before)
     assert (counts.late, counts.dropped, counts.ended) == (1, 3, {"left": 1})
+    assert counts.live == 2
     assert counts.share_within(0.080) == 0.75
     assert 9 <= counts.tick_ms(25) <= 10
     assert 80 <= counts.tick_ms(99) <= 90

@@ -9,8 +9,11 @@ import pytest
 from aiohttp import web
 
 from demo.growing import CALM_SECONDS, RENEW_SECONDS, Growing, grow_with
+from engine.runtime.capacity import TickTable
+from engine.runtime.overload import Overload
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import ROOT, SECRETS, clean, deploy
+from tests.runtime.rig import Rig
 
 
 class Double:
@@ -87,6 +90,23 @@ async def test_one_slot_alone_is_room_enough(clock):
     await growing.look(free=1, slots=1)
     clock.now += CALM_SECONDS
     await growing.look(free=1, slots=1)
+    assert spare.kept == [1, 0]
+
+
+async def test_a_container_of_more_slots_than_it_holds_in_time_asks_and_gives_back(clock):
+    spare = Double()
+    growing = Growing(spare, clock=clock)
+    rig = Rig(slots=16)
+    rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.05, 2: 0.09, 16: 0.2}))
+    await growing.look(rig.scheduler.free, slots=16)
+    assert spare.kept == []
+    seat = rig.join()
+    await growing.look(rig.scheduler.free, slots=16)
+    assert spare.kept == [1]
+    rig.scheduler.leave(seat, "left")
+    for _ in range(2):
+        clock.now += CALM_SECONDS
+        await growing.look(rig.scheduler.free, slots=16)
     assert spare.kept == [1, 0]
 
 

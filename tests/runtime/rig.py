@@ -123,7 +123,7 @@ class Rig:
         self.backend = backend or NotingBackend(slots, pieces)
         self.backend.tick_seconds, self.backend.piece_seconds = tick, piece
         self.backend.works = self._work
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self.now)
         self.scheduler = Scheduler(self.backend, self.metrics, clock=lambda: self.now)
         self.outputs: dict[Seat, deque[Output]] = {}
         self.delays: dict[Seat, list[float]] = {}  # from a complete user frame to its answer

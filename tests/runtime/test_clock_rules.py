@@ -36,6 +36,22 @@ def test_latency_is_at_most_two_ticks_however_the_clients_are_spread():
 # -- backlogs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tick", [0.0, 0.01, 0.03, 0.05])
+def test_a_backlog_gets_at_most_one_extra_tick_in_any_80_ms(tick):
+    rig = Rig(slots=1, tick=tick)
+    seat = rig.join()
+    rig.advance(1.0)
+    starts, listen = [], rig.backend.listen
+    rig.backend.listen = lambda *args: starts.append(rig.now) or listen(*args)
+    rig.hear(seat, 20)
+    rig.advance(1.5)
+    assert len(starts) == 20
+    for one, third in zip(starts, starts[2:], strict=False):
+        assert third - one >= FRAME_SECONDS - 1e-5
+    fastest = max(9 * FRAME_SECONDS + tick, 19 * tick)  # the second where the backend is too slow
+    assert starts[19] - starts[0] == pytest.approx(fastest, abs=0.001)
+
+
 def test_a_backlog_does_not_get_extra_ticks_while_another_slot_is_late():
     rig = Rig(slots=2, tick=0.03)
     behind, late = rig.join(), rig.join()
@@ -96,7 +112,7 @@ def test_only_in_overload_are_frames_dropped_oldest_quiet_ones_first_and_counted
     heard = [round(float(row[0]), 4) for row in rig.backend.heard[1:]]
     assert heard == [0.5, 0.5]  # of the five that waited, the two oldest quiet ones are gone
     assert seat.dropped_frames == 2
-    assert b"personaplex_dropped_user_frames_total 2.0" in rig.metrics.text()
+    assert b'personaplex_dropped_user_frames_total{reason="overload"} 2.0' in rig.metrics.text()
     assert seat.frames_waiting() == 2
 
 
@@ -190,6 +206,39 @@ def test_admission_asks_the_table_for_the_tick_with_one_more():
     rig.join()
     with pytest.raises(BusyError, match="2 conversations are all this server holds in time"):
         rig.join()
+
+
+def test_free_are_the_places_that_would_be_given_and_no_other_slots():
+    rig = Rig(slots=16)
+    rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.02, 4: 0.05, 16: 0.09}))
+    assert rig.scheduler.free == 4
+    seats = []
+    while free := rig.scheduler.free:
+        seats.append(rig.join())
+        assert rig.scheduler.free == free - 1
+    assert len(seats) == 4
+    with pytest.raises(BusyError):
+        rig.join()
+    rig.scheduler.leave(seats[0], "left")
+    assert rig.scheduler.free == 1
+
+
+def test_a_machine_that_is_too_slow_for_one_has_a_place_for_whoever_tries_alone():
+    rig = Rig(slots=2)
+    rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.09, 2: 0.1}))
+    assert rig.scheduler.free == 1
+    rig.join()
+    assert rig.scheduler.free == 0
+
+
+def test_nothing_is_free_while_the_ticks_are_too_slow_for_newcomers():
+    rig = Rig(slots=4)
+    seats = [rig.join() for _ in range(2)]
+    assert rig.scheduler.free == 2
+    overloaded(rig, seats, tick=0.075, seconds=3)
+    assert rig.scheduler.free == 0
+    overloaded(rig, seats, tick=0.03, seconds=11)
+    assert rig.scheduler.free == 2
 
 
 # -- prompts in the slack --------------------------------------------------------------------------

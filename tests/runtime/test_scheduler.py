@@ -268,11 +268,53 @@ def test_audio_that_comes_late_after_a_gap_is_forgiven(rig):
     invented = len(rig.frames(seat)) - made
     assert invented > 5
     for _ in range(12):  # and now everything comes at once
-        rig.hear(seat)
+        rig.hear(seat, level=0.001)
     rig.advance(0.5)
     assert seat.dropped_frames == invented
+    counted = f'personaplex_dropped_user_frames_total{{reason="late"}} {float(invented)}'
+    assert counted in rig.metrics.text().decode()
     assert seat.frames_waiting() == 0
     assert len(rig.frames(seat)) <= made + 12 + 6
+
+
+def test_whoever_speaks_is_heard_however_late_and_nobody_runs_ahead_of_real_time(rig):
+    seat = rig.join(NotingDirector(wants_frames=True))
+    rig.hear(seat)
+    rig.advance(FRAME_SECONDS)
+    rig.advance(1.0)  # the network stalls; silence is invented meanwhile
+    start, made, before = rig.now, len(rig.frames(seat)), rig.ticks
+    for number in range(12):  # and now everything comes at once, a sentence
+        rig.hear(seat, level=0.1 + number / 100)
+    for _ in range(40):  # which goes on for long
+        assert len(rig.frames(seat)) - made <= (rig.now - start) / FRAME_SECONDS + 1
+        rig.advance(FRAME_SECONDS)
+        rig.hear(seat)
+    assert seat.dropped_frames == 0
+    sentence = [row[seat.slot] for row in rig.backend.heard[before : before + 12]]
+    assert sentence == pytest.approx([0.1 + number / 100 for number in range(12)])
+    assert seat.frames_waiting() > 5  # it is heard with a delay
+    for _ in range(20):  # until there is a pause
+        rig.advance(FRAME_SECONDS)
+        rig.hear(seat, level=0.001)
+    assert 0 < seat.dropped_frames <= 12
+    assert seat.frames_waiting() < 5
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_client_that_was_mute_for_a_while_loses_nothing_afterwards(rig, at_once):
+    seat = rig.join(NotingDirector(wants_frames=True))
+    rig.hear(seat)
+    rig.advance(4.0)  # it sends nothing, and silence is invented
+    rig.hear(seat, at_once)
+    rig.advance(at_once * FRAME_SECONDS)
+    for _ in range(16):  # a second may pass, in which it could still come
+        rig.hear(seat, at_once)
+        rig.advance(at_once * FRAME_SECONDS)
+    dropped = seat.dropped_frames
+    for _ in range(10):
+        rig.hear(seat, at_once, level=0.001)
+        rig.advance(at_once * FRAME_SECONDS)
+    assert seat.dropped_frames == dropped == 0
 
 
 def test_without_a_gap_nothing_is_dropped(rig):

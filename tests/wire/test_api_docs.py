@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import errors
+from engine.runtime.metrics import Metrics, Stage
 from engine.wire import protocol, query
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -55,6 +56,15 @@ def test_every_reason_to_end_is_documented_with_its_close_code(error):
 def test_every_control_byte_is_documented(control):
     row = next(line for line in DOC.splitlines() if line.startswith("| 0x03"))
     assert f"{control.value} {control.name.lower().replace('_', ' ')}" in row
+
+
+def test_every_metric_and_every_stage_is_documented():
+    section = DOC.split("## Metrics")[1].split("## Recipes")[0]
+    for family in Metrics().registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert f"`{name}`" in section
+    for stage in Stage:
+        assert f"`{stage}`" in section
 
 
 RECIPES = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)

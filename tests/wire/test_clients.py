@@ -44,7 +44,7 @@ def heard(monkeypatch):
 
     def listen_in(self, pcm):
         chunks.append(pcm)
-        hear(self, pcm)
+        return hear(self, pcm)
 
     monkeypatch.setattr(Session, "hear", listen_in)
     return chunks

@@ -1,15 +1,18 @@
 """Plain HTTP beside the socket, and what a client sees while the model wakes up."""
 
+import asyncio
 import threading
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from engine.config import VOICE_NAMES
+from engine.config import FRAME_SECONDS, VOICE_NAMES
 from engine.runtime.embedded import EmbeddedBackend
+from engine.runtime.metrics import Stage
 from engine.wire import conversation
 from engine.wire.protocol import Kind
-from tests.wire.peer import connected, eventually, talking
+from tests.wire.peer import FRAME, connected, eventually, talking
 
 
 async def get(url, **headers):
@@ -44,6 +47,30 @@ async def test_metrics_are_prometheus_text(server):
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     for name in ("ticks_total", "frames_total", "late_frames_total", "conversations "):
         assert f"personaplex_{name}" in body
+
+
+async def test_metrics_tell_how_long_each_stage_of_the_frames_of_a_call_took(serve):
+    server = serve(slots=1)
+    async with talking(server.url) as peer:
+        for _ in range(5):
+            await peer.send(Kind.AUDIO, FRAME)
+            await peer.until(Kind.AUDIO)
+            await asyncio.sleep(FRAME_SECONDS)  # not ahead of its clock, or it is answered early
+        _answer, body = await get(server.url + "/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(body)}
+    seconds = {
+        (sample.labels["stage"], sample.labels["quantile"]): sample.value
+        for sample in families["personaplex_frame_seconds"].samples
+    }
+    quantiles = ("0.5", "0.95", "0.99", "1")
+    assert seconds.keys() == {(stage, quantile) for stage in Stage for quantile in quantiles}
+    assert all(0 <= value < 20 for value in seconds.values())
+    parts = (Stage.QUEUE, Stage.LISTEN, Stage.CHOOSE, Stage.SPEAK, Stage.SEND)
+    assert max(seconds[part, "1"] for part in parts) <= seconds["answer", "1"] + 1e-6
+    [slots] = [
+        s for s in families["personaplex_active_slots"].samples if s.labels["quantile"] == "1"
+    ]
+    assert slots.value == 1
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/voices"])
