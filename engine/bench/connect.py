@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, positive
 from engine.bench.device import (
-    KV_TYPES,
     add_model_arguments,
     device_of,
     loop_of,
@@ -31,6 +31,7 @@ from engine.model.loop import Loop, Ready
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.runtime.fitting import Mode
 
+SMALL_OPTIONS = {"columns": [80]}
 SLOTS = 2
 GIVEN_COLUMNS = 11  # of a prompt without a voice: silence around the persona, less the last column
 NEW, KEPT = 3, 9  # openings of each kind, of which the median one counts
@@ -110,7 +111,7 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
     lm, mimi = models(args, weights)
     synchronize()
     made = time.perf_counter() - start
-    mode = Mode(weights, weights if weights in KV_TYPES else "bf16")
+    mode = Mode(weights, weights)
     check_room(beside(lm, mimi, mode), SLOTS)
     start = time.perf_counter()
     loop = loop_of(args, lm, mimi, SLOTS, mode.kv)
@@ -127,8 +128,8 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--columns", type=int, nargs="+", default=[100, 400])
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--columns", type=positive, nargs="+", default=[100, 400])
+    add_precisions(parser)
 
 
 @torch.inference_mode()

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_device
 from engine.bench.recogniser import SMALL as SMALL_STT
 from engine.bench.recogniser import random_recogniser
+from engine.errors import ConfigError
 from engine.model.attention import Rings
+from engine.model.config import ModelConfig
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
@@ -24,8 +27,8 @@ KV_TYPES = {"bf16": None, "int8": torch.int8}
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
-    parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
+    add_device(parser)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--json", help="where to write the result")
 
@@ -34,7 +37,10 @@ def device_of(args: argparse.Namespace) -> str:
     return args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def config_of(args: argparse.Namespace):
+def config_of(args: argparse.Namespace) -> ModelConfig:
+    """Raises ConfigError for the full size on a CPU, whose memory it would fill."""
+    if not args.small and device_of(args) == "cpu":
+        raise ConfigError("the full size needs a GPU; add --small for a reduced one on this CPU")
     return SMALL if args.small else FULL
 
 

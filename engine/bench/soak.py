@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.arguments import duration, zero_or_more
 from engine.bench.crowd import Person, Tally
 from engine.bench.paced import converse, lag, voice
 from engine.bench.process import Server
@@ -27,6 +28,7 @@ HANDLES = 8  # open files, and threads, that may be left once everybody has gone
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
 WARM_UP_SECONDS = 2.0
+SMALL_OPTIONS = {"slots": 2, "minutes": 0.5}
 WATCHED = {"own_mb": MEMORY_MB, "device_mb": DEVICE_MB}
 
 Sample = dict[str, float]
@@ -148,8 +150,10 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--people", type=int, default=0, help="who come and go; 0: one a slot")
+    parser.add_argument("--minutes", type=duration, default=60.0)
+    parser.add_argument(
+        "--people", type=zero_or_more, default=0, help="who come and go; 0: one a slot"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of when who does what")
 
 

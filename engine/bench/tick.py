@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, positive, zero_or_more
 from engine.bench.device import (
     MIMI_BYTES,
     add_model_arguments,
@@ -38,6 +39,8 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.stt import Recogniser
 from engine.runtime.fitting import Mode
+
+SMALL_OPTIONS = {"slots": [1, 2], "context": [100], "ticks": 5, "warm_up": 1}
 
 
 def weight_bytes(lm) -> int:
@@ -140,12 +143,11 @@ def heard_of_weights(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--context", type=int, nargs="+", default=[100, 750, 1500, 3000])
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--kv", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--ticks", type=int, default=500)
-    parser.add_argument("--warm-up", type=int, default=50)
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--context", type=positive, nargs="+", default=[100, 750, 1500, 3000])
+    parser.add_argument("--ticks", type=positive, default=500)
+    parser.add_argument("--warm-up", type=zero_or_more, default=50)
+    add_precisions(parser, ("weights", "kv"))
 
 
 @torch.inference_mode()
