@@ -31,7 +31,7 @@ LAG_SECONDS = 0.020  # p99 of this process's own lag; above it a row says nothin
 WARM_UP_SECONDS = 2.0  # of one conversation before anything counts
 SMALL_OPTIONS = {"slots": 2, "step_seconds": 2.0, "seconds": 5.0}
 HOLDS = 3  # numbers that are tried for minutes, at most
-HELD, LAGGED = "held", "not valid: clients lag"
+HELD, LAGGED, SILENT = "held", "not valid: clients lag", "not valid: no frames"
 
 
 class VoidError(EngineError):
@@ -71,6 +71,8 @@ def verdict(row: dict[str, Any]) -> str:
         return LAGGED
     if row["refused"] or row["broken"]:
         return "refused" if row["refused"] else "hung up"
+    if not row["frames"]:
+        return SILENT
     if max(row["late_server"], row["late_client"]) >= LATE_SHARE * row["frames"]:
         return "late"
     return HELD if row["ticks_in_time"] >= TICK_SHARE else "slow ticks"
@@ -144,6 +146,8 @@ class Search:
                 f"the clients lagged {row['client_lag_ms_p99']:.0f} ms with {row['n']} at once "
                 f"(p99, {LAG_SECONDS * 1e3:.0f} at most); run it where nothing else does"
             )
+        if row["verdict"] == SILENT:
+            raise VoidError(f"{row['n']} sent not one frame in the time given; give more seconds")
         return row["verdict"] == HELD
 
     def _row(self, conversations: int, seconds: float) -> dict[str, Any]:
@@ -163,6 +167,7 @@ def capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dic
     """
     with Server(serve_options(args, model, weights, kv)) as server:
         slots = server.health()["slots"]
+        weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
         print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
         search = Search(server, args, {"weights": weights, "kv": kv})
         measure(server, 1, WARM_UP_SECONDS, args.format)
@@ -181,8 +186,11 @@ def outcome(server: dict[str, Any]) -> str:
     mode = f"{server['weights']}/{server['kv']}"
     if server["void"]:
         return f"{mode}: void, nothing is known of the server: {server['void']}"
-    held_of = f"{server['held']} of {server['slots']} conversations held"
-    return f"{mode}: {held_of} for {server['seconds']:g} s"
+    seconds = f"for {server['seconds']:g} s"
+    if not server["held"]:
+        tried = sorted({row["n"] for row in server["rows"]})
+        return f"{mode}: none held {seconds}; tried: {', '.join(map(str, tried))}"
+    return f"{mode}: {server['held']} of {server['slots']} conversations held {seconds}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ import torch
 from engine.bench.arguments import add_precisions, positive
 from engine.bench.device import (
     add_model_arguments,
+    config_of,
     device_of,
     loop_of,
     models,
@@ -26,6 +27,7 @@ from engine.bench.device import (
 from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.report import Record, table
 from engine.config import FRAME_SAMPLES, SamplingConfig
+from engine.errors import ConfigError
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop, Ready
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
@@ -126,6 +128,15 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
         record.add(row)
 
 
+def check_columns(columns: list[int], context: int) -> None:
+    """Raises ConfigError for a length that no prompt has here."""
+    for each in columns:
+        if not GIVEN_COLUMNS <= each < context:
+            raise ConfigError(
+                f"--columns is {each}; use {GIVEN_COLUMNS} (no persona) to {context - 1} (full)"
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--columns", type=positive, nargs="+", default=[100, 400])
@@ -134,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
+    check_columns(args.columns, config_of(args).lm.context)
     record = Record("connect", args.json, device=device_of(args), rows=[])
     for weights in args.weights:
         with unless_full({"weights_and_kv": weights}, record.add):

@@ -118,12 +118,43 @@ def draw(rings: Rings) -> None:
         rings.scale.fill_(0.02)
 
 
-def tick(ticks: Ticks, slots: int, pcm: np.ndarray, writing: bool = False) -> float:
-    """One tick of the first slots, all of them transcribed if `writing`; seconds."""
+class Marks:
+    """CUDA events before and after each half of a tick."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+
+    def __call__(self) -> None:
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record()
+
+    def ms(self) -> float:
+        """Milliseconds of both halves by the device's own clock."""
+        synchronize()
+        began, heard, chosen, spoken = self._events
+        return began.elapsed_time(heard) + chosen.elapsed_time(spoken)
+
+
+def tick(
+    ticks: Ticks,
+    slots: int,
+    pcm: np.ndarray,
+    writing: bool = False,
+    mark: Callable[[], None] = lambda: None,
+) -> float:
+    """One tick of the first slots, all of them transcribed if `writing`; seconds.
+
+    `mark` is called before and after each of its halves.
+    """
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
+    mark()
     text, *_ = ticks.listen(pcm, active, range(slots) if writing else ())
-    ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
+    mark()
+    chosen = np.where(active, text, 3)
+    mark()
+    ticks.speak(chosen, np.zeros(len(active), bool))
+    mark()
     return time.perf_counter() - start
 
 

@@ -119,7 +119,7 @@ def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Mode, slots: int)
     if args.kernels:
         print(f"{mode}, {slots} slots:\n{table(kernels(loop, slots)[: args.kernels])}")
     ticks = Ticks(loop, not args.eager)
-    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)))}
+    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)[0]))}
 
 
 def of_weights(args: argparse.Namespace, mode: Mode, record: Record) -> None:
