@@ -74,6 +74,9 @@ def test_cuda_where_there_is_none_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "gpu"])
 def test_the_full_size_is_not_begun_on_a_cpu(subject, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    rooms = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.told")
+    for begun in (*rooms, "runtime.generated_files.write_checkpoint"):
+        monkeypatch.setattr(f"engine.{begun}", lambda *_given: pytest.fail("it was begun"))
     path = tmp_path / "result.json"
     said = "error: the full size needs a GPU; add --small for a reduced one on this CPU"
     assert refused(capsys, subject, "--random", "--json", str(path)) == (1, said)
