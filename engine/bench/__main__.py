@@ -5,11 +5,12 @@ import importlib
 import pkgutil
 
 import engine.bench as room
+from engine.bench.arguments import check, parsed
 
 # modules of this room that measure nothing themselves
 HELPERS = (
-    *("__main__", "crowd", "device", "fits", "forcing", "paced", "peers", "process", "profiled"),
-    *("report", "scripted", "source", "standin", "talks"),
+    *("__main__", "arguments", "crowd", "device", "fits", "forcing", "paced", "peers", "process"),
+    *("profiled", "report", "scripted", "source", "standin", "talks"),
 )
 
 
@@ -26,6 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"engine.bench.{args.subject}")
-    parser = argparse.ArgumentParser(prog=f"python -m engine bench {args.subject}")
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(args.options))
+    options = parsed(module, args.options, f"python -m engine bench {args.subject}")
+    check(args.subject, options)
+    return module.run(options)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.arguments import duration, positive
 from engine.bench.paced import Talk, converse, lag, voice
 from engine.bench.process import Server
 from engine.bench.report import save, table
@@ -28,8 +29,9 @@ TICK_SECONDS, TICK_SHARE = 0.080, 0.99  # so many ticks take no longer; a bound 
 JOIN_SECONDS = 0.205  # between two joins: sixteen phases all over the 80 ms of a frame
 LAG_SECONDS = 0.020  # p99 of this process's own lag; above it a row says nothing of the server
 WARM_UP_SECONDS = 2.0  # of one conversation before anything counts
-HOLDS = 3  # numbers that are tried for minutes
-HELD, LAGGED = "held", "not valid: clients lag"
+SMALL_OPTIONS = {"slots": 2, "step_seconds": 2.0, "seconds": 5.0}
+HOLDS = 3  # numbers that are tried for minutes, at most
+HELD, LAGGED, SILENT = "held", "not valid: clients lag", "not valid: no frames"
 
 
 class VoidError(EngineError):
@@ -54,9 +56,9 @@ def largest(holds: Callable[[int], bool], slots: int) -> int:
     return good
 
 
-def held(holds: Callable[[int], bool], best: int) -> int:
+def held(holds: Callable[[int], bool], best: int, times: int = HOLDS) -> int:
     """The best number for minutes; where that fails, three quarters of it; 0: none held."""
-    for _ in range(HOLDS):
+    for _ in range(times):
         if best == 0 or holds(best):
             return best
         best = best * 3 // 4
@@ -69,6 +71,8 @@ def verdict(row: dict[str, Any]) -> str:
         return LAGGED
     if row["refused"] or row["broken"]:
         return "refused" if row["refused"] else "hung up"
+    if not row["frames"]:
+        return SILENT
     if max(row["late_server"], row["late_client"]) >= LATE_SHARE * row["frames"]:
         return "late"
     return HELD if row["ticks_in_time"] >= TICK_SHARE else "slow ticks"
@@ -142,6 +146,8 @@ class Search:
                 f"the clients lagged {row['client_lag_ms_p99']:.0f} ms with {row['n']} at once "
                 f"(p99, {LAG_SECONDS * 1e3:.0f} at most); run it where nothing else does"
             )
+        if row["verdict"] == SILENT:
+            raise VoidError(f"{row['n']} sent not one frame in the time given; give more seconds")
         return row["verdict"] == HELD
 
     def _row(self, conversations: int, seconds: float) -> dict[str, Any]:
@@ -161,12 +167,13 @@ def capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dic
     """
     with Server(serve_options(args, model, weights, kv)) as server:
         slots = server.health()["slots"]
+        weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
         print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
         search = Search(server, args, {"weights": weights, "kv": kv})
         measure(server, 1, WARM_UP_SECONDS, args.format)
         best, void = None, None
         try:
-            best = held(search.holds, largest(search.steps, slots))
+            best = held(search.holds, largest(search.steps, slots), args.holds)
         except VoidError as error:
             void = str(error)
         ready = server.ready_seconds
@@ -179,15 +186,23 @@ def outcome(server: dict[str, Any]) -> str:
     mode = f"{server['weights']}/{server['kv']}"
     if server["void"]:
         return f"{mode}: void, nothing is known of the server: {server['void']}"
-    held_of = f"{server['held']} of {server['slots']} conversations held"
-    return f"{mode}: {held_of} for {server['seconds']:g} s"
+    seconds = f"for {server['seconds']:g} s"
+    if not server["held"]:
+        tried = sorted({row["n"] for row in server["rows"]})
+        return f"{mode}: none held {seconds}; tried: {', '.join(map(str, tried))}"
+    return f"{mode}: {server['held']} of {server['slots']} conversations held {seconds}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    longest = 180.0 if has_cuda() else 30.0
-    parser.add_argument("--seconds", type=float, default=longest, help="for which the best is held")
-    parser.add_argument("--step-seconds", type=float, default=10.0, help="of each step before")
+    longest = 600.0 if has_cuda() else 30.0  # ten minutes: well past the wrap of the rings
+    parser.add_argument(
+        "--seconds", type=duration, default=longest, help="for which the best is held"
+    )
+    parser.add_argument("--step-seconds", type=duration, default=10.0, help="of each step before")
+    parser.add_argument(
+        "--holds", type=positive, default=HOLDS, help="numbers tried for so long, each smaller"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

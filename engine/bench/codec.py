@@ -11,6 +11,7 @@ from multiprocessing import get_context
 
 import torch
 
+from engine.bench.arguments import positive
 from engine.bench.device import median
 from engine.bench.report import save, table
 from engine.model.config import ModelConfig
@@ -103,10 +104,10 @@ def compile_some(worker: int, workers: int, precisions: list[str]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 16])
     parser.add_argument("--precisions", nargs="+", default=["tf32x3"])
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--best", type=int, default=3, help="tiles to print per layer")
+    parser.add_argument("--workers", type=positive, default=14)
+    parser.add_argument("--best", type=positive, default=3, help="tiles to print per layer")
     parser.add_argument("--json")
 
 

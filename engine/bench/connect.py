@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, positive
 from engine.bench.device import (
-    KV_TYPES,
     add_model_arguments,
+    config_of,
     device_of,
     loop_of,
     models,
@@ -26,11 +27,13 @@ from engine.bench.device import (
 from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.report import Record, table
 from engine.config import FRAME_SAMPLES, SamplingConfig
+from engine.errors import ConfigError
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop, Ready
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.runtime.fitting import Mode
 
+SMALL_OPTIONS = {"columns": [80]}
 SLOTS = 2
 GIVEN_COLUMNS = 11  # of a prompt without a voice: silence around the persona, less the last column
 NEW, KEPT = 3, 9  # openings of each kind, of which the median one counts
@@ -110,7 +113,7 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
     lm, mimi = models(args, weights)
     synchronize()
     made = time.perf_counter() - start
-    mode = Mode(weights, weights if weights in KV_TYPES else "bf16")
+    mode = Mode(weights, weights)
     check_room(beside(lm, mimi, mode), SLOTS)
     start = time.perf_counter()
     loop = loop_of(args, lm, mimi, SLOTS, mode.kv)
@@ -125,14 +128,24 @@ def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
         record.add(row)
 
 
+def check_columns(columns: list[int], context: int) -> None:
+    """Raises ConfigError for a length that no prompt has here."""
+    for each in columns:
+        if not GIVEN_COLUMNS <= each < context:
+            raise ConfigError(
+                f"--columns is {each}; use {GIVEN_COLUMNS} (no persona) to {context - 1} (full)"
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--columns", type=int, nargs="+", default=[100, 400])
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--columns", type=positive, nargs="+", default=[100, 400])
+    add_precisions(parser)
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
+    check_columns(args.columns, config_of(args).lm.context)
     record = Record("connect", args.json, device=device_of(args), rows=[])
     for weights in args.weights:
         with unless_full({"weights_and_kv": weights}, record.add):

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_device
 from engine.bench.recogniser import SMALL as SMALL_STT
 from engine.bench.recogniser import random_recogniser
+from engine.errors import ConfigError
 from engine.model.attention import Rings
+from engine.model.config import ModelConfig
 from engine.model.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
@@ -24,8 +27,8 @@ KV_TYPES = {"bf16": None, "int8": torch.int8}
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
-    parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
+    add_device(parser)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--json", help="where to write the result")
 
@@ -34,7 +37,10 @@ def device_of(args: argparse.Namespace) -> str:
     return args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def config_of(args: argparse.Namespace):
+def config_of(args: argparse.Namespace) -> ModelConfig:
+    """Raises ConfigError for the full size on a CPU, whose memory it would fill."""
+    if not args.small and device_of(args) == "cpu":
+        raise ConfigError("the full size needs a GPU; add --small for a reduced one on this CPU")
     return SMALL if args.small else FULL
 
 
@@ -112,12 +118,43 @@ def draw(rings: Rings) -> None:
         rings.scale.fill_(0.02)
 
 
-def tick(ticks: Ticks, slots: int, pcm: np.ndarray, writing: bool = False) -> float:
-    """One tick of the first slots, all of them transcribed if `writing`; seconds."""
+class Marks:
+    """CUDA events before and after each half of a tick."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+
+    def __call__(self) -> None:
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record()
+
+    def ms(self) -> float:
+        """Milliseconds of both halves by the device's own clock."""
+        synchronize()
+        began, heard, chosen, spoken = self._events
+        return began.elapsed_time(heard) + chosen.elapsed_time(spoken)
+
+
+def tick(
+    ticks: Ticks,
+    slots: int,
+    pcm: np.ndarray,
+    writing: bool = False,
+    mark: Callable[[], None] = lambda: None,
+) -> float:
+    """One tick of the first slots, all of them transcribed if `writing`; seconds.
+
+    `mark` is called before and after each of its halves.
+    """
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
+    mark()
     text, *_ = ticks.listen(pcm, active, range(slots) if writing else ())
-    ticks.speak(np.where(active, text, 3), np.zeros(len(active), bool))
+    mark()
+    chosen = np.where(active, text, 3)
+    mark()
+    ticks.speak(chosen, np.zeros(len(active), bool))
+    mark()
     return time.perf_counter() - start
 
 

@@ -5,7 +5,9 @@ timed runs alone. `soak` takes an hour of its own and is not part of it.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -15,9 +17,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from engine.bench.arguments import duration, parsed
+from engine.bench.peers.process import HOW, package_at
 from engine.bench.report import save
+from engine.errors import ConfigError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -27,47 +32,42 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "connect": [],
     "memory": ["--kv", "int8"],
     "peer": ["--slots", "1", "8", "16", "--context", "2999", "--ticks", "50"],
-    "capacity": ["--step-seconds", "4", "--seconds", "180"],
-}
-SMALL = {  # the same at a size for two CPU cores
-    "verify": [],
-    "load": [],
-    "tick": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
-    "stages": ["--slots", "1", "--times", "2"],
-    "connect": ["--columns", "80"],
-    "memory": ["--slots", "2"],
-    "peer": ["--context", "100", "--slots", "1", "2", "--ticks", "3", "--warm-up", "1"],
-    "capacity": ["--slots", "2", "--step-seconds", "1", "--seconds", "2"],
+    "capacity": ["--step-seconds", "4", "--seconds", "180", "--holds", "1"],
 }
 READING = ("load", "peer", "capacity")  # they share one generated checkpoint on disk
 BESIDE = "verify"  # runs in a process of its own while the next part runs
 LAST = "capacity"  # what its calls are held for gives way, so that all ends in time
-CLIMB_SECONDS = 125.0  # it takes before and after that: 76 until its server was ready, then steps
+# It takes before and after that: 54 s on an H200 (2026-11-25, the whole suite 479 s with 128 s of
+# calls), its kernels compiled by the parts before.
+CLIMB_SECONDS = 70.0
 LEAST_SECONDS = 30.0  # of calls, however late it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all, unless given")
     parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed: part `peer`")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it (capacity gives)")
+    parser.add_argument(
+        "--minutes", type=duration, default=9.0, help="for all of it (capacity gives)"
+    )
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     parser.add_argument("--json", help="where to write the result")
+    parser.set_defaults(device="auto")
 
 
 def run(args: argparse.Namespace) -> int:
     """1 if a part found something wrong or could not be run; the others run all the same."""
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parts = parts_of(args)
     target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * args.minutes
     results: dict[str, Any] = {}
-    parts = [part for part in args.parts if part != "peer" or args.moshi]
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as passing:
         folder, waiting = args.folder or passing, None
         for part in parts:
             options = options_of(part, args, folder, target)
-            if part == LAST:
+            if part == LAST and not args.small:
                 options = held_until(end, options)
             if part == BESIDE:
                 waiting = started(part, options)
@@ -83,13 +83,24 @@ def run(args: argparse.Namespace) -> int:
     return max(result["code"] for result in results.values())
 
 
+def parts_of(args: argparse.Namespace) -> list[str]:
+    """What is asked for and can be run here. Raises ConfigError."""
+    from engine.bench.device import config_of  # torch: not for the help
+
+    config_of(args)
+    if args.moshi:
+        package_at("--moshi", args.moshi)
+    elif "peer" in (args.parts or ()):
+        raise ConfigError(f"--parts peer needs a peer: {HOW}")
+    return args.parts or [part for part in PARTS if part != "peer" or args.moshi]
+
+
 def options_of(part: str, args: argparse.Namespace, folder: str, target: Path) -> list[str]:
     """The command line of one subject."""
-    options = [*(SMALL if args.small else PARTS)[part]]
+    options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
     options += ["--json", str(target.with_suffix(f".{part}.json"))]
     options += ["--folder", folder] if part in READING else []
-    options += ["--moshi", args.moshi] if part == "peer" else []
-    return options + (["--small"] if args.small and "--small" not in options else [])
+    return options + (["--moshi", args.moshi] if part == "peer" else [])
 
 
 def held_until(end: float, options: list[str]) -> list[str]:
@@ -100,6 +111,20 @@ def held_until(end: float, options: list[str]) -> list[str]:
         return options
     print(f"{LAST} holds for {left:.0f} s, not {options[at]}: --minutes are over then", flush=True)
     return [*options[:at], f"{left:.0f}", *options[at + 1 :]]
+
+
+class Screen(io.TextIOBase):
+    """The screen, but for a part's word of where its file is: the file is gone at once."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._line = out, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if not line.startswith("written:"):
+                print(line, file=self._out, flush=True)
+        return len(text)
 
 
 Work = Callable[[], dict[str, Any]]
@@ -121,7 +146,7 @@ def started(part: str, options: list[str]) -> Work:
 
     def end() -> dict[str, Any]:
         output, _ = process.communicate()
-        print(output, flush=True)
+        print(output, end="", file=Screen(sys.stdout))
         return result_of(options, process.returncode)
 
     return end
@@ -143,9 +168,9 @@ def run_part(part: str, options: list[str]) -> int:
     from engine.bench.device import release
 
     release()  # a server beside us needs what the part before has left
-    module, parser = importlib.import_module(f"engine.bench.{part}"), argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(options))
+    module = importlib.import_module(f"engine.bench.{part}")
+    with contextlib.redirect_stdout(Screen(sys.stdout)):
+        return module.run(parsed(module, options))
 
 
 def result_of(options: list[str], code: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
+from engine.bench.arguments import positive
 from engine.bench.device import median
 from engine.bench.report import save, table
 from engine.model.int8 import quantise
@@ -88,8 +89,8 @@ def sweep(shape, int8: bool, rows: int) -> list[dict]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, nargs="+", default=[8])
-    parser.add_argument("--best", type=int, default=3, help="tiles to print per shape")
+    parser.add_argument("--rows", type=positive, nargs="+", default=[8])
+    parser.add_argument("--best", type=positive, default=3, help="tiles to print per shape")
     parser.add_argument("--json")
 
 

@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, zero_or_more
 from engine.bench.device import (
     add_model_arguments,
     bytes_of,
@@ -35,6 +36,7 @@ CODEC_BYTES = 0.36 * GIB
 RING_BYTES = {"bf16": 1.465 * GIB, "int8": 0.744 * GIB}  # of one conversation
 STATE_BYTES = 24e6  # of one conversation: the codec's keys and values, and the rest
 SERVING_TICKS = 3
+SMALL_OPTIONS = {"slots": 2}
 
 
 def predicted(mode: Mode, slots: int) -> dict[str, float]:
@@ -136,9 +138,10 @@ def rows_of(args: argparse.Namespace, mode: Mode) -> list[Row]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=int, default=0, help="0: as many as fit, at most 16")
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--kv", nargs="+", default=["bf16", "int8"])
+    parser.add_argument(
+        "--slots", type=zero_or_more, default=0, help="0: as many as fit, at most 16"
+    )
+    add_precisions(parser, ("weights", "kv"))
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from engine.bench.arguments import positive, zero_or_more
 from engine.bench.report import save, table
 from engine.model.config import LMConfig, MimiConfig, ModelConfig, TransformerConfig
 from engine.model.linear import Linear, pack
@@ -41,8 +42,10 @@ CODEC = MimiConfig(dimension=64, n_filters=8, transformer=TransformerConfig(64, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of each kind")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--steps", type=positive, default=40, help="timed steps of each kind")
+    parser.add_argument(
+        "--threads", type=zero_or_more, default=0, help="0: as many as there are cores"
+    )
     parser.add_argument("--json", help="where to write the result")
 
 

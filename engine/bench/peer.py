@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.bench.device import add_model_arguments, device_of
+from engine.bench.arguments import positive, zero_or_more
+from engine.bench.device import add_model_arguments, config_of, device_of
 from engine.bench.model import CODEC
 from engine.bench.model import CONFIG as RECIPE
 from engine.bench.peers import ours
@@ -32,6 +33,7 @@ from engine.runtime.loader import Checkpoint
 
 SIZES = {"full": FULL, "small": SMALL, "recipe": ModelConfig(lm=RECIPE, mimi=CODEC)}
 DEPTH_STEPS = {"moshi": 8, "reference": 16}
+SMALL_OPTIONS = {"context": [100], "slots": [1, 2], "ticks": 3, "warm_up": 1}
 UNSTEADY = 0.10  # of their mean: a row whose two own times differ by more is marked
 COMPARED_FRAMES = 30
 Turn = Callable[[], list[float]]  # milliseconds of every step of one side's turn
@@ -124,10 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="--small: small")
     parser.add_argument("--kind", nargs="+", choices=list(ours.KINDS), default=["step"])
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--context", type=int, nargs="+", default=[100, 750, 2999])
-    parser.add_argument("--ticks", type=int, default=100, help="timed steps of every turn")
-    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--context", type=positive, nargs="+", default=[100, 750, 2999])
+    parser.add_argument("--ticks", type=positive, default=100, help="timed steps of every turn")
+    parser.add_argument("--warm-up", type=zero_or_more, default=10)
     parser.add_argument("--no-compile", action="store_true", help="NO_TORCH_COMPILE=1 for the peer")
 
 
@@ -138,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
     if not packages:
         print(f"bench peer needs a peer: {HOW}", file=sys.stderr)
         return 2
-    config, device = SIZES["small" if args.small else args.size], device_of(args)
+    own = args.small or args.size == "full"
+    config, device = config_of(args) if own else SIZES[args.size], device_of(args)
     args.context = sorted({min(c, config.lm.context - 1) for c in args.context})
     result: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as passing:

@@ -6,6 +6,7 @@ Not a measurement: `server`, `capacity` and `soak` talk to it and judge what the
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ READY_SECONDS = (
     400  # a full checkpoint is read, quantised, its kernels compiled and its ticks timed
 )
 LOG_LINES = 5  # of a server that ended, for whoever must find out why
+LOG_BYTES = 1 << 20  # of a start, at most
+PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as `starting.told` says it
 EMPTY_SECONDS = 10.0  # until all slots are free once everybody has left
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -67,6 +70,13 @@ class Server:
             if time.monotonic() - started > READY_SECONDS:
                 raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._words()}")
             time.sleep(0.02)
+
+    def precision(self) -> tuple[str, str] | None:
+        """What `auto` came to, of weights and of keys and values: its log tells at the start."""
+        # not by seek: the server would write there
+        told = os.pread(self.log.fileno(), LOG_BYTES, 0).decode(errors="replace")
+        found = PRECISION.search(told)
+        return (found[1], found[2]) if found else None
 
     def check_alive(self) -> None:
         """Raises EngineError with the server's last words if it has ended."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.bench.arguments import positive
 from engine.bench.model import BATCHES, CODEC, FILLED, milliseconds
 from engine.bench.report import save, table
 from engine.model.config import MimiConfig
@@ -85,7 +86,7 @@ def measure_recogniser(times: int, real: bool = False, device: str = "cpu") -> l
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of each kind")
+    parser.add_argument("--steps", type=positive, default=40, help="timed steps of each kind")
     parser.add_argument("--real", action="store_true", help="the size of kyutai/stt-1b-en_fr")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", help="where to write the result")

@@ -24,18 +24,23 @@ def _text(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+def target(subject: str, path: str | None) -> Path:
+    """The json file of a result: as asked for, or named after its subject."""
+    return Path(path or f"bench-{subject}.json")
+
+
 def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
     """Write a result with when and where it was measured; the path of the json file."""
-    target = Path(path or f"bench-{subject}.json")
     record = {
         "subject": subject,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         **result,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return target
+    file = target(subject, path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return file
 
 
 class Record:

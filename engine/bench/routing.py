@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.arguments import positive
 from engine.bench.report import save, table
 from engine.bench.scripted import ScriptedBackend
 from engine.bench.standin import Reply, StandIn, by_heart
@@ -143,7 +144,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="dialogues side by side")
+    parser.add_argument("--at-once", type=positive, default=AT_ONCE, help="dialogues side by side")
     parser.add_argument("--only", metavar="KIND", help="one file of tests/dialogues")
     parser.add_argument("--json", help="where to write the result")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.arguments import duration, positive
 from engine.bench.paced import Talk, converse, voice
 from engine.bench.process import Server
 from engine.bench.report import save, table
@@ -54,8 +55,8 @@ def measure(args: argparse.Namespace, server: Server) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--conversations", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--conversations", type=positive, default=16)
+    parser.add_argument("--seconds", type=duration, default=30.0)
     parser.add_argument("--format", choices=("pcm16", "opus"), default="pcm16")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--transcribe", help="recogniser to run beside the model")

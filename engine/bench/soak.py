@@ -1,8 +1,8 @@
 """Whether a server stays well for an hour: people come and go, and its memory is watched.
 
 The real server over loopback. It fails when the server ends a conversation, when its own memory,
-open files or threads grow beyond the bounds below, or when a slot is not given back. Late frames
-are reported; `capacity` judges them.
+open files or threads grow beyond the bounds below, when a slot is not given back, or when nobody
+was let in. Late frames are reported, and whether the clients lagged; `capacity` judges them.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench.arguments import duration, zero_or_more
+from engine.bench.capacity import LAG_SECONDS, LAGGED
 from engine.bench.crowd import Person, Tally
 from engine.bench.paced import converse, lag, voice
 from engine.bench.process import Server
@@ -27,6 +29,7 @@ HANDLES = 8  # open files, and threads, that may be left once everybody has gone
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
 WARM_UP_SECONDS = 2.0
+SMALL_OPTIONS = {"slots": 2, "minutes": 0.5}
 WATCHED = {"own_mb": MEMORY_MB, "device_mb": DEVICE_MB}
 
 Sample = dict[str, float]
@@ -64,6 +67,8 @@ def slope(seconds: Sequence[float], values: Sequence[float]) -> float:
 def faults(result: Mapping[str, Any]) -> list[str]:
     """What is wrong, one sentence each."""
     wrong = []
+    if not result["conversations"]:
+        wrong.append(f"nobody was let in ({result['refused']} were refused): nothing was tried")
     if errors := result["errors"]:
         wrong.append(f"{len(errors)} conversations ended by error, the first: {errors[0]}")
     for name, bound in WATCHED.items():
@@ -148,8 +153,10 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--people", type=int, default=0, help="who come and go; 0: one a slot")
+    parser.add_argument("--minutes", type=duration, default=60.0)
+    parser.add_argument(
+        "--people", type=zero_or_more, default=0, help="who come and go; 0: one a slot"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of when who does what")
 
 
@@ -161,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
             with Server(serve_options(args, model, weights, kv)) as server:
                 people = args.people or server.health()["slots"]
                 result = soak(server, people, args.minutes * 60, args.seed, args.format)
+                weights, kv = server.precision() or (weights, kv)
             results.append({"weights": weights, "kv": kv, **result})
             wrong += [f"{weights}/{kv}: {fault}" for fault in faults(result)]
             print(summary(results[-1]))
@@ -174,6 +182,8 @@ def summary(result: Mapping[str, Any]) -> str:
     """For people: the table and two lines."""
     who = f"{result['weights']}/{result['kv']}, {result['people']} people"
     leaves = ", ".join(f"{count} {how}" for how, count in result["leaves"].items())
+    lags = result["client_lag_ms_p99"] > LAG_SECONDS * 1e3
+    late = f"{result['late']} of {result['frames']} frames late"
     return "\n".join(
         (
             f"{who}, {result['seconds']:g} s",
@@ -181,7 +191,7 @@ def summary(result: Mapping[str, Any]) -> str:
             f"{result['conversations']} conversations ({leaves}), {result['says']} says, "
             f"{result['refused']} refused joins, {len(result['errors'])} errors, "
             f"{result['slots_lost']} of {result['slots']} slots lost",
-            f"{result['late']} of {result['frames']} frames late, {result['dropped']} dropped, "
+            f"{late}{f' ({LAGGED})' if lags else ''}, {result['dropped']} dropped, "
             f"tick p99 {result['tick_ms_p99']:.1f} ms, client lag p99 "
             f"{result['client_lag_ms_p99']:.1f} ms",
         )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from engine.bench.arguments import add_device, zero_or_more
 from engine.config import PRECISIONS, VOICE_NAMES
 from engine.errors import ConfigError
 
@@ -21,13 +22,15 @@ VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public o
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a checkpoint's directory, or embedded")
     parser.add_argument("--random", action="store_true", help="generated weights (the default)")
-    parser.add_argument("--small", action="store_true", help="of a reduced size, for a CPU")
+    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    add_device(parser)
     parser.add_argument("--weights", nargs="+", default=["auto"], choices=PRECISIONS)
     parser.add_argument("--kv", nargs="+", default=["auto"], choices=PRECISIONS)
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--slots", type=int, default=0, help="of the server; 0: as many as fit")
+    parser.add_argument(
+        "--slots", type=zero_or_more, default=0, help="of the server; 0: as many as fit"
+    )
     parser.add_argument("--transcribe", help="recogniser to run beside the model")
     parser.add_argument("--format", choices=("pcm16", "opus"), default="pcm16")
     parser.add_argument("--json", help="where to write the result")

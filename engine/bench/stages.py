@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, positive, zero_or_more
 from engine.bench.device import (
     add_model_arguments,
     config_of,
@@ -33,6 +34,7 @@ from engine.model.mimi import Mimi
 from engine.model.state import Active
 from engine.runtime.fitting import Mode
 
+SMALL_OPTIONS = {"slots": [1], "ticks": 3}
 UNCAPTURED = ("copies",)  # these wait for the host
 Work = Callable[[], object]
 
@@ -94,11 +96,14 @@ def seconds(work: Work, before: Work, times: int, graph: bool) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--context", type=int, default=2999)
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--times", dest="ticks", type=int, default=30)  # as `measure` reads it
-    parser.add_argument("--kernels", type=int, default=0, help="costliest kernels to print as well")
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--context", type=positive, default=2999)
+    # as `measure` reads it
+    parser.add_argument("--times", dest="ticks", type=positive, default=30)
+    parser.add_argument(
+        "--kernels", type=zero_or_more, default=0, help="costliest kernels to print as well"
+    )
+    add_precisions(parser)
     parser.set_defaults(warm_up=2)
 
 
@@ -114,7 +119,7 @@ def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Mode, slots: int)
     if args.kernels:
         print(f"{mode}, {slots} slots:\n{table(kernels(loop, slots)[: args.kernels])}")
     ticks = Ticks(loop, not args.eager)
-    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)))}
+    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)[0]))}
 
 
 def of_weights(args: argparse.Namespace, mode: Mode, record: Record) -> None:

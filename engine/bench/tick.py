@@ -1,6 +1,7 @@
 """How long a tick takes: slots x filled context x weights x KV, against the floor of bandwidth.
 
-Both halves of a tick with their copies and the host's part between them, by the wall clock; the
+Both halves of a tick with their copies and the host's part between them, by the wall clock; on a
+GPU both halves by its own events beside it (`device_ms`, with the wait for the host's work). The
 floor is what must be read (weights once, each slot's valid keys and values, the codec once) over
 the bandwidth of a large copy in the same run.
 """
@@ -13,8 +14,10 @@ from itertools import product
 import numpy as np
 import torch
 
+from engine.bench.arguments import add_precisions, positive, zero_or_more
 from engine.bench.device import (
     MIMI_BYTES,
+    Marks,
     add_model_arguments,
     bandwidth,
     config_of,
@@ -32,12 +35,15 @@ from engine.bench.fits import Row, beside, check_room, unless_full
 from engine.bench.profiled import launches
 from engine.bench.report import Record, table
 from engine.config import FRAME_SAMPLES
+from engine.model.attention import Rings
 from engine.model.graphs import Ticks
 from engine.model.linear import Linear
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.stt import Recogniser
 from engine.runtime.fitting import Mode
+
+SMALL_OPTIONS = {"slots": [1, 2], "context": [100], "ticks": 5, "warm_up": 1}
 
 
 def weight_bytes(lm) -> int:
@@ -50,31 +56,43 @@ def weight_bytes(lm) -> int:
     return total
 
 
-def kv_bytes(loop, columns: int) -> int:
+def kv_bytes(rings: Rings, columns: int) -> int:
     """Bytes of one slot's valid keys and values."""
-    kv, scale = loop.rings.kv, loop.rings.scale
+    kv, scale = rings.kv, rings.scale
     layers, _, _, heads, _, width = kv.shape
     each = width * kv.element_size() + (0 if scale is None else 2)
-    return 2 * layers * heads * each * min(columns, loop.rings.capacity)
+    return 2 * layers * heads * each * min(columns, rings.capacity)
+
+
+def read_bytes(lm: LM, rings: Rings, slots: int, columns: int, codec: float = MIMI_BYTES) -> float:
+    """What a tick must read: the floor is these over the bandwidth."""
+    return weight_bytes(lm) + codec + slots * kv_bytes(rings, columns)
 
 
 def measure(
     ticks: Ticks, slots: int, columns: int, args: argparse.Namespace, writing: bool = False
-) -> np.ndarray:
-    """Milliseconds of each tick; all of them read so many columns: what they push is taken back."""
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Milliseconds of each tick by the wall clock, and by a GPU's events.
+
+    All of them read so many columns: what they push is taken back.
+    """
     loop = ticks.loop
     fill_context(loop, columns)
     rng = np.random.default_rng(0)
     pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
 
-    def timed() -> float:
+    def timed() -> tuple[float, float]:
         stand(loop, columns)
         synchronize()  # the tick does not wait for it
-        return tick(ticks, slots, pcm, writing)
+        if not ticks.cuda:
+            return tick(ticks, slots, pcm, writing) * 1e3, 0.0
+        marks = Marks()
+        return tick(ticks, slots, pcm, writing, marks) * 1e3, marks.ms()
 
     for _ in range(args.warm_up):
         timed()
-    return np.array([timed() for _ in range(args.ticks)]) * 1e3
+    wall, device = np.array([timed() for _ in range(args.ticks)]).T
+    return wall, device if ticks.cuda else None
 
 
 def rows_of(
@@ -85,13 +103,13 @@ def rows_of(
     count = launches(loop, slots)
     ticks = Ticks(loop, not args.eager)
     for columns in args.context:
-        taken = measure(ticks, slots, columns, args)
-        read = weight_bytes(lm) + slots * kv_bytes(loop, columns)
-        read += 0 if args.small else MIMI_BYTES
+        taken, device = measure(ticks, slots, columns, args)
+        read = read_bytes(lm, loop.rings, slots, columns, 0 if args.small else MIMI_BYTES)
         p50, p99 = np.percentile(taken, (50, 99))
         yield {
             "context": columns,
             "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(taken.max()),
+            **({} if device is None else {"device_ms": float(np.median(device))}),
             "launches": count, "read_gb": read / 1e9,
             "gb_per_s": read / p50 / 1e6, "floor_ms": read / speed * 1e3,
             "share": read / speed * 1e3 / float(p50),
@@ -105,7 +123,8 @@ def recogniser_row(
     loop, columns = loop_of(args, lm, mimi, slots, kv), max(args.context)
     ticks = Ticks(loop, not args.eager, hearing=hearing_of(stt, slots))
     plain, heard = (
-        float(np.median(measure(ticks, slots, columns, args, writing))) for writing in (False, True)
+        float(np.median(measure(ticks, slots, columns, args, writing)[0]))
+        for writing in (False, True)
     )
     return {
         "context": columns, "p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain
@@ -140,12 +159,11 @@ def heard_of_weights(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--context", type=int, nargs="+", default=[100, 750, 1500, 3000])
-    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--kv", nargs="+", default=["bf16", "int8"])
-    parser.add_argument("--ticks", type=int, default=500)
-    parser.add_argument("--warm-up", type=int, default=50)
+    parser.add_argument("--slots", type=positive, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--context", type=positive, nargs="+", default=[100, 750, 1500, 3000])
+    parser.add_argument("--ticks", type=positive, default=500)
+    parser.add_argument("--warm-up", type=zero_or_more, default=50)
+    add_precisions(parser, ("weights", "kv"))
 
 
 @torch.inference_mode()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.bench import capacity
-from engine.bench.capacity import HELD, LAGGED, Search, VoidError, held, largest, verdict
+from engine.bench.arguments import parsed
+from engine.bench.capacity import HELD, LAGGED, SILENT, Search, VoidError, held, largest, verdict
 from engine.bench.process import Counts, Server
 from engine.errors import EngineError
 from engine.runtime.metrics import Dropped, Metrics
@@ -58,6 +59,9 @@ def test_a_number_that_does_not_hold_for_long_gives_way_to_a_smaller_one():
     assert held(machine.holds, 16) == 9
     assert machine.asked == [16, 12, 9]
     assert held(Machine(16).holds, 16) == 16
+    once = Machine(9)
+    assert held(once.holds, 16, times=1) == 0  # and whoever has no time for a second one
+    assert once.asked == [16]
     assert held(Machine(1).holds, 16) == held(Machine(0).holds, 1) == 0
 
 
@@ -70,6 +74,7 @@ def test_a_number_that_does_not_hold_for_long_gives_way_to_a_smaller_one():
         ({"ticks_in_time": 0.989}, "slow ticks"),
         ({"refused": 1}, "refused"),
         ({"broken": 1}, "hung up"),
+        ({"frames": 0, "late_server": 0, "late_client": 0}, SILENT),
         ({"client_lag_ms_p99": 21.0, "late_client": 99}, LAGGED),
     ],
 )
@@ -101,6 +106,26 @@ def test_where_the_clients_lag_it_is_void_and_not_a_number_that_did_not_hold():
         Scripted("late", LAGGED).steps(4)
     with pytest.raises(VoidError, match="run it where nothing else does"):
         Scripted(LAGGED).holds(4)
+
+
+def test_without_a_single_frame_it_is_void_and_not_a_number_that_held():
+    with pytest.raises(VoidError, match=r"^4 sent not one frame in the time given; give more"):
+        Scripted(SILENT).holds(4)
+
+
+def test_a_hold_that_failed_says_what_was_tried():
+    server = {"weights": "bf16", "kv": "int8", "void": None, "seconds": 180.0, "slots": 16}
+    rows = [{"n": n} for n in (1, 2, 16, 16)]
+    said = capacity.outcome({**server, "held": 0, "rows": rows})
+    assert said == "bf16/int8: none held for 180 s; tried: 1, 2, 16"
+    said = capacity.outcome({**server, "held": 12, "rows": rows})
+    assert said == "bf16/int8: 12 of 16 conversations held for 180 s"
+
+
+@pytest.mark.parametrize(("gpu", "seconds"), [(True, 600), (False, 30)])
+def test_on_a_gpu_the_best_is_held_past_the_wrap_of_the_rings(gpu, seconds, monkeypatch):
+    monkeypatch.setattr(capacity, "has_cuda", lambda: gpu)
+    assert parsed(capacity, []).seconds == seconds
 
 
 def test_counts_are_what_happened_in_between():
@@ -148,6 +173,8 @@ def test_a_small_generated_model_is_measured_end_to_end(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     code, server = measured(tmp_path, "--random", "--small", "--folder", str(folder))
     assert (code, server["void"], server["slots"]) == (0, None, 1)
+    assert (server["weights"], server["kv"]) == ("bf16", "bf16")  # what auto came to
+    assert {(row["weights"], row["kv"]) for row in server["rows"]} == {("bf16", "bf16")}
     assert server["held"] in (0, 1)  # it is measured, whatever it is
     assert server["rows"][0]["frames"] == 12
     assert (folder / "config.json").exists()  # kept for the next run

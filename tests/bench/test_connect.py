@@ -3,15 +3,36 @@
 import argparse
 import json
 
+import pytest
 import torch
 
 from engine.bench import connect
+from engine.bench.arguments import parsed
 from engine.bench.connect import opened, prompt_of
 from engine.bench.device import loop_of
+from engine.errors import ConfigError
 from engine.model.graphs import Ticks
 from engine.runtime.generated import SMALL
 
 COLUMNS = 30
+
+
+@pytest.mark.parametrize("columns", [1, 10, 750, 3000])
+def test_a_prompt_of_a_length_there_is_not_is_refused_in_one_line(columns, monkeypatch):
+    monkeypatch.setattr(connect, "models", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(ConfigError, match=rf"^--columns is {columns}; use 11 .* to 749 \(full\)$"):
+        connect.run(
+            parsed(connect, ["--small", "--device", "cpu", "--columns", "80", str(columns)])
+        )
+
+
+@pytest.mark.parametrize("columns", [11, 749])
+def test_the_shortest_prompt_and_the_longest_are_as_long_as_the_row_says(columns, small):
+    with torch.inference_mode():
+        loop = loop_of(argparse.Namespace(), *small, slots=2, kv="bf16")
+        _, ready = opened(Ticks(loop), prompt_of(loop, columns))
+    connect.check_columns([columns], SMALL.lm.context)
+    assert ready.columns == columns
 
 
 def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):

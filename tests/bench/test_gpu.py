@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from engine.bench import gpu
+from engine.bench import device, gpu
 from engine.bench.gpu import add_arguments, run
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 
 
 def parsed(*options: str) -> argparse.Namespace:
@@ -33,7 +33,17 @@ def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monk
     assert all(row["share"] == pytest.approx(row["floor_ms"] / row["p50_ms"]) for row in rows)
     assert {row["slots"] for row in kept["tick"]["recogniser"]} == {1, 2}
     assert list(tmp_path.iterdir()) == [path]
-    assert "== memory" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "== memory" in said
+    assert [line for line in said.splitlines() if line.startswith("written:")] == [
+        f"written: {path}"
+    ]
+
+
+@pytest.fixture
+def _whole(monkeypatch):
+    """As if the full size could be run here."""
+    monkeypatch.setattr(device, "config_of", lambda args: None)
 
 
 class Part:
@@ -55,6 +65,7 @@ class Part:
         return 0
 
 
+@pytest.mark.usefixtures("_whole")
 @pytest.mark.parametrize(
     "error",
     [
@@ -83,7 +94,8 @@ def test_a_part_that_fails_does_not_stop_the_others_and_is_told(
     assert "Traceback" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("minutes", "held"), [(9, 180), (3, 55), (0, 30)])
+@pytest.mark.usefixtures("_whole")
+@pytest.mark.parametrize(("minutes", "held"), [(9, 180), (3, 110), (1, 30)])
 def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
     minutes, held, tmp_path, monkeypatch, capfd
 ):
@@ -92,12 +104,13 @@ def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
     class Capacity(Part):
         @staticmethod
         def add_arguments(parser: argparse.ArgumentParser) -> None:
-            for option in ("--json", "--folder", "--step-seconds", "--seconds"):
+            for option in ("--json", "--folder", "--step-seconds", "--seconds", "--holds"):
                 parser.add_argument(option)
 
         @classmethod
         def run(cls, args: argparse.Namespace) -> int:
             seconds.append(float(args.seconds))
+            assert args.holds == "1"  # a second one would not end in time
             return super().run(args)
 
     monkeypatch.setattr(gpu.importlib, "import_module", {"engine.bench.capacity": Capacity}.get)
@@ -106,3 +119,16 @@ def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
     assert run(parsed(*options)) == 0
     assert seconds == [pytest.approx(held, abs=2)]
     assert ("not 180" in capfd.readouterr().out) == (held < 180)
+
+
+def test_a_peer_that_is_not_there_is_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "told", lambda *_: pytest.fail("a part was begun"))
+    with pytest.raises(ConfigError, match=r"^--parts peer needs a peer: get one with .*--moshi"):
+        run(parsed("--small", "--parts", "tick", "peer"))
+    with pytest.raises(ConfigError, match=f"^--moshi {tmp_path} holds no package moshi"):
+        run(parsed("--small", "--moshi", str(tmp_path)))
+
+
+def test_without_a_peer_the_suite_is_all_the_other_parts():
+    assert gpu.parts_of(parsed("--small")) == [part for part in gpu.PARTS if part != "peer"]
+    assert gpu.parts_of(parsed("--small", "--parts", "load")) == ["load"]

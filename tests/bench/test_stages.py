@@ -60,5 +60,10 @@ def test_slots_that_do_not_fit_get_a_row_that_says_so(tmp_path, monkeypatch, sma
     stages.run(parser.parse_args([*options, "--slots", "9", "1", "--json", str(path)]))
     nine, one = json.loads(path.read_text())["rows"]
     assert nine["note"].startswith("does not fit: ")
-    assert one["sum_ms"] > 0
+    parts = [
+        one[f"{name}_ms"]
+        for name in (*("encode", "temporal", "text"), *("depformer", "decode", "copies"))
+    ]
+    assert min(parts) > 0
+    assert one["sum_ms"] == pytest.approx(sum(parts))
     assert one["tick_ms"] > 0

@@ -3,22 +3,31 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from engine.bench import fits, tick
+from engine.bench import device, fits, tick
+from engine.bench.arguments import parsed as options_of
 from engine.bench.fits import beside
+from engine.bench.profiled import launches
 from engine.bench.report import table
 from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
 from engine.runtime.fitting import Mode
+from engine.runtime.generated import FULL, SMALL, generated, on_meta
+
+NUMBERS = 7_374_635_008  # that a tick reads of the public weights (performance.md 1.1)
+H200 = 4.8e12  # bytes a second
+LAUNCHES = 7
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch, small):
     """No time for what these tests do not look at."""
     monkeypatch.setattr(tick, "bandwidth", lambda device: 1e9)
-    monkeypatch.setattr(tick, "launches", lambda loop, slots: 0)
+    monkeypatch.setattr(tick, "launches", lambda loop, slots: LAUNCHES)
     monkeypatch.setattr(tick, "models", lambda args, weights: small)
 
 
@@ -44,7 +53,7 @@ def parsed(path: Path, *options: str) -> argparse.Namespace:
 def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypatch):
     read, codec, real = [], [], tick.tick
 
-    def watched(ticks, slots, pcm, writing=False):
+    def watched(ticks, slots, pcm, writing=False, *_mark):
         seconds = real(ticks, slots, pcm, writing)
         pushed = ticks.loop.rings.pushed
         assert pushed[:slots] == ticks.loop.rings.position[:slots].tolist()
@@ -131,3 +140,94 @@ def test_a_table_has_the_columns_of_all_its_rows():
     head, first, second = table([{"a": 1, "note": "no"}, {"a": 2, "b": 3.0}]).splitlines()
     assert head.split() == ["a", "note", "b"]
     assert (first.split(), second.split()) == (["1", "no"], ["2", "3.00"])
+
+
+def public():
+    """The public language model in bf16, without memory."""
+    return on_meta(FULL)[0].to(torch.bfloat16)
+
+
+def test_the_weights_of_a_tick_are_those_of_the_specification():
+    assert tick.weight_bytes(public()) == 2 * NUMBERS  # 14.749 GB
+
+
+def test_int8_weights_are_a_byte_each_and_a_scale_for_every_output():
+    whole, int8 = (generated(SMALL, "cpu", weights)[0] for weights in ("bf16", "int8"))
+    outputs = sum(len(m.scale) for m in int8.modules() if getattr(m, "scale", None) is not None)
+    assert outputs > 0
+    assert tick.weight_bytes(int8) == tick.weight_bytes(whole) / 4 + 4 * outputs  # float32 here
+
+
+def test_keys_and_values_of_a_column_are_those_of_the_specification():
+    lm = public()
+    each = {kind: tick.kv_bytes(lm.rings(1, kind), 1) for kind in (None, torch.int8)}
+    assert each == {None: 512 << 10, torch.int8: 260 << 10}
+    assert tick.kv_bytes(lm.rings(1), 5000) == 2999 * (512 << 10)  # no more than the ring holds
+
+
+@pytest.mark.parametrize(("slots", "milliseconds"), [(1, 3.5), (2, 3.8), (4, 4.5), (16, 8.4)])
+def test_the_floors_of_an_h200_are_those_of_the_specification(slots, milliseconds):
+    lm = public()
+    read = tick.read_bytes(lm, lm.rings(slots), slots, 3000)
+    assert round(read / H200 * 1e3, 1) == milliseconds
+
+
+def test_the_figures_of_a_row_follow_from_what_is_read(ran, small):
+    (row,) = ran("--slots", "2", "--kv", "int8", "--context", "20")["rows"]
+    loop = tick.loop_of(argparse.Namespace(), *small, slots=2, kv="int8")
+    assert row["read_gb"] * 1e9 == tick.read_bytes(small[0], loop.rings, 2, 20, codec=0)
+    assert row["gb_per_s"] == pytest.approx(row["read_gb"] / row["p50_ms"] * 1e3)
+    assert row["floor_ms"] == pytest.approx(row["read_gb"] * 1e3)  # at a gigabyte a second
+    assert row["share"] == pytest.approx(row["floor_ms"] / row["p50_ms"])
+    assert row["launches"] == LAUNCHES
+    assert "device_ms" not in row  # a CPU has no clock of its own
+
+
+def test_what_a_tick_launches_is_counted(small):
+    loop = tick.loop_of(argparse.Namespace(), *small, slots=1, kv="bf16")
+    assert launches(loop, 1) > 100
+
+
+def test_the_defaults_are_those_of_the_specification():
+    args = options_of(tick, [])
+    assert (args.slots, args.context) == ([1, 2, 4, 8, 16], [100, 750, 1500, 3000])
+    assert (args.weights, args.kv) == (["bf16", "int8"], ["bf16", "int8"])
+    assert (args.ticks, args.warm_up) == (500, 50)
+
+
+def test_the_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
+    monkeypatch.setattr(device, "median", lambda work, times: 0.5)
+    assert device.bandwidth("cpu") == 2 * (256 << 20) / 0.5
+
+
+def test_the_devices_own_clock_runs_in_both_halves_and_not_between_them(monkeypatch):
+    clock = iter((0.0, 4.0, 100.0, 103.0))  # what the host does between them takes 96
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(clock)
+
+        def elapsed_time(self, later: "Event") -> float:
+            return later.at - self.at
+
+    monkeypatch.setattr(device.torch.cuda, "Event", Event)
+    done, marks = [], device.Marks()
+
+    def listen(*_given):
+        done.append("listen")
+        return np.zeros(2, int), None, None
+
+    ticks = SimpleNamespace(
+        loop=SimpleNamespace(slots=2), listen=listen, speak=lambda *_: done.append("speak")
+    )
+
+    def mark() -> None:
+        done.append("mark")
+        marks()
+
+    device.tick(ticks, 1, np.zeros((2, 1920)), False, mark)
+    assert done == ["mark", "listen", "mark", "mark", "speak", "mark"]
+    assert marks.ms() == 7.0

@@ -44,7 +44,7 @@ def turn(
     """Milliseconds of each step of so many slots; the loop is made anew, its memory given back."""
     loop = loop_of(args, checkpoint.lm, checkpoint.mimi, slots, "bf16")
     ticks = KINDS[kind](loop, not args.eager)
-    taken = measure(ticks, slots, context, args)
+    taken, _ = measure(ticks, slots, context, args)
     del loop, ticks
     release()
     return taken.tolist()

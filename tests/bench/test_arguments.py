@@ -1,0 +1,121 @@
+"""What is refused before anything is measured, in one line; and what --small lowers."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+
+from engine.bench import arguments, device
+from engine.bench.__main__ import subjects
+from engine.bench.arguments import parsed
+from engine.cli import main
+
+OF_THE_MODEL = ("tick", "stages", "connect", "memory")
+
+
+def refused(capsys, *words: str) -> tuple[int, str]:
+    """The exit code of a bench that must not measure, and the last line that it said."""
+    try:
+        code = main(["bench", *words])
+    except SystemExit as ended:
+        code = ended.code
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("subject", OF_THE_MODEL)
+@pytest.mark.parametrize("option", ["--weights", "--kv"])
+def test_a_precision_there_is_not_is_wrong_usage(subject, option, capsys):
+    code, said = refused(capsys, subject, "--small", option, "foo")
+    assert code == 2
+    if option == "--weights":
+        assert "invalid choice: 'foo' (choose from" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tick", "--slots", "0"),
+        ("tick", "--slots", "-1"),
+        ("tick", "--context", "0"),
+        ("tick", "--ticks", "0"),
+        ("stages", "--times", "0"),
+        ("connect", "--columns", "0"),
+        ("memory", "--slots", "-1"),
+        ("capacity", "--seconds", "0"),
+        ("capacity", "--step-seconds", "nan"),
+        ("soak", "--minutes", "0"),
+        ("soak", "--minutes", "inf"),
+        ("soak", "--people", "-2"),
+        ("gpu", "--minutes", "0"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_out_of_range_is_wrong_usage(words, capsys):
+    subject, option, value = words
+    code, said = refused(capsys, subject, "--small", option, value)
+    assert code == 2
+    assert f"argument {option}: it is {value}; use " in said
+
+
+@pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "peer"])
+def test_a_device_there_is_not_is_wrong_usage(subject, capsys):
+    code, said = refused(capsys, subject, "--small", "--device", "foo")
+    assert code == 2
+    assert "argument --device: invalid choice: 'foo'" in said
+
+
+def test_cuda_where_there_is_none_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(arguments, "has_cuda", lambda: False)
+    said = (1, "error: --device cuda, but there is no CUDA device here; use cpu or auto")
+    for subject in ("tick", "capacity", "load"):
+        assert refused(capsys, subject, "--small", "--device", "cuda") == said
+
+
+@pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "gpu"])
+def test_the_full_size_is_not_begun_on_a_cpu(subject, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    rooms = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.told")
+    for begun in (*rooms, "runtime.generated_files.write_checkpoint"):
+        monkeypatch.setattr(f"engine.{begun}", lambda *_given: pytest.fail("it was begun"))
+    path = tmp_path / "result.json"
+    said = "error: the full size needs a GPU; add --small for a reduced one on this CPU"
+    assert refused(capsys, subject, "--random", "--json", str(path)) == (1, said)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("option", ["--json", "--folder"])
+def test_a_place_that_cannot_be_written_is_found_before_the_measurement(
+    option, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("engine.bench.load.run", lambda args: pytest.fail("it was begun"))
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "x"
+    code, said = refused(capsys, "load", "--small", option, str(place))
+    assert code == 1
+    assert said.startswith(f"error: {option} {place} cannot be written (")
+    assert said.endswith("); give another")
+
+
+def test_a_place_is_made_and_what_was_there_is_kept(tmp_path):
+    new, old = tmp_path / "of" / "mine.json", tmp_path / "old.json"
+    old.write_text("former")
+    for path in (new, old):
+        arguments.check("load", SimpleNamespace(json=str(path)))
+    assert new.parent.is_dir()
+    assert not new.exists()
+    assert old.read_text() == "former"
+
+
+def test_small_lowers_what_is_not_given_and_nothing_else():
+    from engine.bench import tick
+
+    whole, small = parsed(tick, []), parsed(tick, ["--small", "--ticks", "7"])
+    assert (small.ticks, small.context, small.slots) == (7, [100], [1, 2])
+    assert (whole.ticks, whole.context) == (500, [100, 750, 1500, 3000])
+
+
+@pytest.mark.parametrize("subject", subjects())
+def test_whatever_small_lowers_is_an_option_of_the_subject(subject):
+    module = importlib.import_module(f"engine.bench.{subject}")
+    if small := getattr(module, "SMALL_OPTIONS", {}):
+        assert small.keys() <= vars(parsed(module, ["--small"])).keys()
