@@ -6,6 +6,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 TYPES = [F32, BF16]
+ROUNDED = 0.6  # of a step: what is rounded once, and never merely cut
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

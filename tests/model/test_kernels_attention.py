@@ -7,7 +7,9 @@ from engine.model.attention import Rings, Rotation, Step, attend_few
 from engine.model.kernels_attention import Decode
 from engine.model.kernels_attention import attend_few as attend_few_kernel
 from engine.model.state import Active
-from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, TYPES, close, draw, poisoned
+from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, ROUNDED, TYPES, close, draw, poisoned
+
+MOSTLY = 0.01  # of a ring's numbers may be rounded to their other neighbour
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,7 @@ def check_one_push(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor
     got = push.attend(0, qkv.to(DEVICE))
     idle = [s for s in range(slots) if s not in some]
     if some:
-        close(got[some], want[some], ulps=20 if qkv.dtype == torch.float32 else 4)
+        close(got[some], want[some], ulps=20 if qkv.dtype == torch.float32 else 2)
         check_ring(plain, fast, some, qkv.dtype)
     assert not got[idle].any()
     assert torch.equal(fast.kv[:, :, idle], before[:, :, idle])
@@ -87,16 +89,17 @@ def check_one_push(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor
 
 
 def check_ring(plain: Rings, fast: Rings, some: list[int], dtype: torch.dtype) -> None:
-    """The same numbers within a step of the last place; as int8 within one of its own.
+    """The same numbers within a step of the last place, as int8 one of its own; nearly all equal.
 
-    Of bf16 keys within two: interpreted, they are cut where they would be rounded.
+    What was rounded differs only where float32, in another order, fell between two neighbours.
     """
     got, want = (numbers(rings)[:, :, some, :, : plain.capacity] for rings in (fast, plain))
     step = 1e-5 if dtype == torch.float32 else 2**-7 * want.abs() + 1e-6
     if plain.scale is not None:
-        scale = plain.scale[:, :, some, :, : plain.capacity, None].float()
-        step = (1.01 if dtype == torch.float32 else 2.01) * scale
-    assert ((got - want).abs() <= step).all()
+        step = 1.01 * plain.scale[:, :, some, :, : plain.capacity, None].float()
+    off = (got - want).abs()
+    assert (off <= step).all()
+    assert (off > 1e-5).float().mean() < MOSTLY
 
 
 def numbers(rings: Rings) -> torch.Tensor:
@@ -131,5 +134,5 @@ def test_the_depformers_attention_is_the_plain_one(step, dtype):
     got = attend_few_kernel(qkv.to(DEVICE), fast, step)
     kv[:, :, :, step] = qkv[:, 1:].transpose(0, 1)
     seen = kv[:, :, :, : step + 1]
-    close(got, attend_few(qkv[:, 0].float(), *seen.float()).flatten(1))
+    close(got, attend_few(qkv[:, 0].float(), *seen.float()).flatten(1), ROUNDED)
     assert torch.equal(fast[:, :, :, : step + 1].cpu(), seen)
