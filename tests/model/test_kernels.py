@@ -9,6 +9,14 @@ from engine.model.kernels import add_norm, embed, matmul
 from engine.model.transformer import RMS_EPS
 from tests.model.checking import DEVICE, ROUNDED, TYPES, close, draw, poisoned
 
+PRODUCTS = [
+    (1, 64, 128),
+    (5, 70, 33),
+    (16, 96, 300),
+    (21, 33, 64),
+    (2, 64, 384),  # three whole blocks for two programs
+]
+
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
@@ -16,7 +24,7 @@ def _poisoned(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 128), (5, 70, 33), (16, 96, 300), (21, 33, 64)])
+@pytest.mark.parametrize(("m", "n", "k"), PRODUCTS)
 def test_a_product_is_the_plain_one(m, n, k, dtype):
     x, weight = draw(m, k, dtype=dtype), draw(n, k, dtype=dtype)
     want = x.float() @ weight.float().T
@@ -51,11 +59,18 @@ def test_the_gated_product_is_silu_of_the_gate_times_the_rest(int8, dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_row_of_a_product_depends_on_no_other_row(dtype):
-    x, weight = draw(16, 128, dtype=dtype).to(DEVICE), draw(64, 128, dtype=dtype).to(DEVICE)
-    whole = matmul(x, weight)
-    assert torch.equal(matmul(x[3:4].contiguous(), weight)[0], whole[3])
-    assert torch.equal(matmul(x[:9].contiguous(), weight), whole[:9])
+@pytest.mark.parametrize("k", [128, 300, 1024])
+@pytest.mark.parametrize("how", [{}, {"gated": True}, {"partial": True}], ids=str)
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_row_of_a_product_depends_on_no_other_row(int8, how, k, dtype):
+    x, weight, scale = draw(16, k, dtype=dtype).to(DEVICE), draw(128, k, dtype=dtype) / k, None
+    if int8:
+        weight, scale = (t.to(DEVICE) for t in quantise(weight))
+    weight = weight.to(DEVICE)
+    whole = matmul(x, weight, scale, **how)
+    one = matmul(x[3:4].contiguous(), weight, scale, **how)
+    assert torch.equal(one, whole[..., 3:4, :])
+    assert torch.equal(matmul(x[:9].contiguous(), weight, scale, **how), whole[..., :9, :])
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -52,6 +52,15 @@ def test_decode_attention_is_the_plain_one_through_a_ring_wrap(
             push_only(plain, fast, some, qkv)
 
 
+def fill(rings: Rings) -> None:
+    """Random keys and values, and scales where there are any."""
+    if rings.scale is None:
+        rings.kv.copy_(draw(*rings.kv.shape))
+    else:
+        rings.kv.copy_(torch.randint(-127, 128, rings.kv.shape))
+        rings.scale.copy_(torch.rand(rings.scale.shape) / 50 + 0.01)
+
+
 def push_only(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor) -> None:
     """Grow both rings by the plain code, so that lengths differ between the slots."""
     slots, columns = qkv.shape[:2]
@@ -108,12 +117,13 @@ def numbers(rings: Rings) -> torch.Tensor:
     return (kv if rings.scale is None else kv * rings.scale.float()[..., None]).cpu()
 
 
-def test_a_slot_is_heard_the_same_alone_and_among_others():
-    _, rings = twin_rings(4, 2, 16, 19, torch.float32)
-    rings.kv.copy_(draw(*rings.kv.shape))
+@pytest.mark.parametrize("ring", [F32, BF16, INT8])
+def test_a_slot_is_heard_the_same_alone_and_among_others(ring):
+    _, rings = twin_rings(4, 2, 16, 19, ring)
+    fill(rings)
     for slot, pushed in enumerate((0, 7, 18, 40)):
         rings.set_position(slot, pushed)
-    qkv = draw(4, 1, 3, 2, 16).to(DEVICE)
+    qkv = draw(4, 1, 3, 2, 16, dtype=F32 if ring == F32 else BF16).to(DEVICE)
     among = Decode(rings, Active.of([0, 1, 2, 3], 4, DEVICE), 1, 16, 4).attend(0, qkv)
     for slot in range(4):
         alone = Decode(rings, Active.of([slot], 4, DEVICE), 1, 16, 4).attend(0, qkv)
