@@ -25,20 +25,22 @@ def twin_rings(slots: int, heads: int, width: int, capacity: int, dtype: torch.d
 
 
 @pytest.mark.parametrize(
-    ("heads", "width", "capacity", "columns", "ring", "dtype"),
+    ("heads", "width", "capacity", "columns", "ring", "dtype", "split"),
     [
-        (2, 16, 19, 1, F32, F32),
-        (2, 16, 19, 1, BF16, BF16),
-        (2, 16, 19, 1, INT8, F32),
-        (2, 16, 19, 1, INT8, BF16),
-        (3, 10, 33, 2, F32, F32),  # the codec pushes two
-        (3, 10, 19, 2, BF16, BF16),
-        (3, 10, 19, 2, INT8, F32),
-        (3, 10, 19, 2, INT8, BF16),
+        (2, 16, 19, 1, F32, F32, 16),
+        (2, 16, 19, 1, BF16, BF16, 16),
+        (2, 16, 19, 1, INT8, F32, 16),
+        (2, 16, 19, 1, INT8, BF16, 16),
+        (3, 10, 33, 2, F32, F32, 16),  # the codec pushes two
+        (3, 10, 19, 2, BF16, BF16, 16),
+        (3, 10, 19, 2, INT8, F32, 16),
+        (3, 10, 19, 2, INT8, BF16, 16),
+        (2, 16, 19, 1, INT8, BF16, 512),  # one program reads the whole ring
+        (3, 10, 19, 2, F32, F32, 512),
     ],
 )
 def test_decode_attention_is_the_plain_one_through_a_ring_wrap(
-    heads, width, capacity, columns, ring, dtype
+    heads, width, capacity, columns, ring, dtype, split
 ):
     slots, steps = 4, 2 * capacity + 3
     plain, fast = twin_rings(slots, heads, width, capacity, ring)
@@ -47,7 +49,7 @@ def test_decode_attention_is_the_plain_one_through_a_ring_wrap(
         some = [s for s in range(slots) if torch.rand(1, generator=generator) < 0.7]
         qkv = draw(slots, columns, 3, heads, width, dtype=dtype)
         if step in (0, capacity - 1, capacity + 1, steps - 1):
-            check_one_push(plain, fast, some, qkv)
+            check_one_push(plain, fast, some, qkv, split)
         else:
             push_only(plain, fast, some, qkv)
 
@@ -73,25 +75,30 @@ def push_only(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor) -> 
 
 
 def make_equal(fast: Rings, plain: Rings) -> None:
-    fast.kv.copy_(plain.kv)
-    if fast.scale is not None:
-        fast.scale.copy_(plain.scale)
+    for mine, theirs in zip(kept_of(fast), kept_of(plain), strict=True):
+        mine.copy_(theirs)
 
 
-def check_one_push(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor) -> None:
+def kept_of(rings: Rings) -> list[torch.Tensor]:
+    """What a push may write: numbers, and scales where there are any."""
+    return [rings.kv] if rings.scale is None else [rings.kv, rings.scale]
+
+
+def check_one_push(
+    plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor, split: int
+) -> None:
     """Same answer, same ring, idle slots untouched, every element written."""
-    (slots, columns), before = qkv.shape[:2], fast.kv.clone()
+    (slots, columns), before = qkv.shape[:2], [kept.clone() for kept in kept_of(fast)]
     want = Step(plain, Active.of(some, slots, CPU), columns).attend(0, qkv.clone())
-    push = Decode(fast, Active.of(some, slots, DEVICE), columns, split=16, block=4)
-    push.part.fill_(float("nan"))
-    push.stat.fill_(float("nan"))
+    push = Decode(fast, Active.of(some, slots, DEVICE), columns, split, block=4)
     got = push.attend(0, qkv.to(DEVICE))
     idle = [s for s in range(slots) if s not in some]
     if some:
         close(got[some], want[some], ulps=20 if qkv.dtype == torch.float32 else 2)
         check_ring(plain, fast, some, qkv.dtype)
     assert not got[idle].any()
-    assert torch.equal(fast.kv[:, :, idle], before[:, :, idle])
+    for kept, was in zip(kept_of(fast), before, strict=True):
+        assert torch.equal(kept[:, :, idle], was[:, :, idle])
     for rings, device in ((plain, CPU), (fast, DEVICE)):
         rings.advance(Active.of(some, slots, device), columns)
     make_equal(fast, plain)
