@@ -70,32 +70,33 @@ def one_tick(device: Device, loop: Loop, hearing: Hearing | None = None) -> Seen
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights):
+def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights, record_property):
     with Device() as device:
         seen = one_tick(device, loop_of(FULL, 1, weights))
-    print(f"{seen.launches} launches, {seen.kernels.total()} of them our kernels")
+    record_property(f"launches a tick (budget {MOST_LAUNCHES})", f"{seen.launches} {weights}")
     assert set(seen.kernels) == OF_A_TICK
     assert seen.launches <= MOST_LAUNCHES
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_sixteen_transcribed_conversations_stay_within_it_too(weights):
+def test_sixteen_transcribed_conversations_stay_within_it_too(weights, record_property):
     with Device() as device:
         hearing = hearing_of(16, SttConfig(), weights)
         seen = one_tick(device, loop_of(FULL, 16, weights), hearing)
+    record_property("launches with a recogniser", f"{seen.launches} {weights}")
     assert set(seen.kernels) == OF_A_TICK
     assert 8 * SttConfig().num_layers < seen.launches <= MOST_LAUNCHES
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights):
+def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights, record_property):
     with Device() as device:
         ticks = Ticks(loop_of(FULL, 1, weights))
         device.taken()
         ticks.prefill.run(0, torch.zeros(ticks.loop.piece, FULL.lm.dim, device=GPU))
         seen = device.taken()
     [piece] = seen.replays
-    print(f"{piece.launches} launches")
+    record_property("launches a piece of a prompt", f"{piece.launches} {weights}")
     assert set(piece.kernels) == OF_A_PIECE
     assert piece.launches <= MOST_OF_A_PIECE
     assert not piece.copies
