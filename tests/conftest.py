@@ -24,3 +24,16 @@ def server(serve: Callable[..., ApiServer]) -> ApiServer:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line of the launches that tests counted: what they print, pytest keeps to itself."""
+    stats, counted = terminalreporter.stats, {}
+    reports = [report for key in ("passed", "failed") for report in stats.get(key, [])]
+    for report in sorted(reports, key=lambda report: report.location):
+        for name, value in report.user_properties:
+            if name.startswith("launches "):
+                counted.setdefault(name.removeprefix("launches "), []).append(value)
+    if counted:
+        parts = (f"{of}: {', '.join(values)}" for of, values in counted.items())
+        terminalreporter.write_line("launches " + "; ".join(parts))

@@ -23,6 +23,12 @@ def _order(bits):
 
 
 @triton.jit
+def _key(value, inside):
+    """A logit's place in the ranking: where nothing is, below every number and every NaN."""
+    return tl.where(inside, _order(value.to(tl.int32, bitcast=True)), -(2**31))
+
+
+@triton.jit
 def _race(packed, temperature, most, noise, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`."""
     i = tl.arange(0, WIDTH)
@@ -32,6 +38,7 @@ def _race(packed, temperature, most, noise, WIDTH: tl.constexpr, BLOCK: tl.const
     kept = i < most
     chance = tl.exp((ranked - tl.max(tl.where(kept, ranked, float("-inf")), 0)) / temperature)
     race = chance / tl.load(noise + i, mask=kept, other=1.0)
+    race = tl.where(race >= 0, race, 0.0)  # NaN has no chance; if all are, the first in rank wins
     winner = tl.argmax(tl.where(kept, race, -1.0), 0)
     return tl.sum(tl.where(i == winner, index, 0), 0).to(tl.int64)
 
@@ -44,7 +51,7 @@ def _pick(
     slot = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     value = tl.load(logits + slot * l_stride + i, mask=i < card, other=float("-inf"))
-    key = _order(value.to(tl.float32).to(tl.int32, bitcast=True))
+    key = _key(value.to(tl.float32), i < card)
     # The later the index the smaller the key: of equals, the first wins.
     packed = (key.to(tl.int64) << 32) | (BLOCK - 1 - i).to(tl.int64)
     most = tl.maximum(tl.load(width + slot), 1)
@@ -76,7 +83,7 @@ def _pick_text(
     i = tl.arange(0, BLOCK)
     value = tl.load(logits + slot * l_stride + i, mask=i < card, other=float("-inf"))
     value += tl.where(i == pad, tl.load(bias + slot * b_stride), 0.0)
-    key = _order(value.to(tl.int32, bitcast=True))
+    key = _key(value, i < card)
     most = tl.minimum(tl.maximum(tl.load(width + slot), 1), WIDTH).to(tl.int32)
     low = tl.full((), -(2**31), tl.int64)  # becomes the largest key that `most` entries reach
     for turn in tl.static_range(BITS // 2):  # two bits a turn: three counts in one number

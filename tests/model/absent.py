@@ -103,8 +103,8 @@ class Device(TorchFunctionMode):
                 device.seen.replays.append(self.recorded)
 
         @contextmanager
-        def record(graph: Graph, **options: object) -> Iterator[None]:
-            before = device.taken()
+        def record(graph: Graph, pool: object = None, **options: object) -> Iterator[None]:
+            before, graph.in_pool = device.taken(), pool
             yield
             graph.recorded, device.seen = device.seen, before
 

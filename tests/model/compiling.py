@@ -94,6 +94,32 @@ def tick(dtype: torch.dtype) -> None:
     Decode(layer(SLOTS, dtype), Active.of([0], SLOTS, CPU)).attend(0, projected(SLOTS))
 
 
+def codec_tick() -> None:
+    """Two columns, float32, and a ring that one program reads."""
+    mimi = ModelConfig().mimi
+    sizes, columns = mimi.transformer, mimi.columns
+    width = sizes.d_model // sizes.num_heads
+    rotation = Rotation(width, sizes.max_period, CPU)
+    rings = Rings(1, SLOTS, sizes.num_heads, rotation, sizes.context - 1, torch.float32)
+    decode = Decode(rings, Active.of([0], SLOTS, CPU), columns)
+    assert decode.splits == 1
+    decode.attend(0, numbers(SLOTS, columns, 3, sizes.num_heads, width, dtype=torch.float32))
+
+
+def depth(dtype: torch.dtype) -> None:
+    """The depformer's products."""
+    lm = ModelConfig().lm
+    dim, wide = lm.depformer_dim, lm.depth_hidden
+    given = numbers(8 * dim, dtype=torch.float32) if dtype == torch.int8 else None
+    matmul(numbers(SLOTS, lm.dim), numbers(lm.codebooks * dim, lm.dim, dtype=dtype), given)
+    x = numbers(SLOTS, dim)
+    matmul(x, numbers(3 * dim, dim, dtype=dtype), given)
+    matmul(x, numbers(dim, dim, dtype=dtype), given, partial=True)
+    matmul(x, numbers(2 * wide, dim, dtype=dtype), given, gated=True)
+    matmul(numbers(SLOTS, wide), numbers(dim, wide, dtype=dtype), given, partial=True)
+    matmul(x, numbers(lm.card, dim, dtype=dtype), given)
+
+
 def piece(rows: int, dtype: torch.dtype) -> None:
     """Of a prompt."""
     one = torch.zeros(1, dtype=torch.int64)
@@ -151,6 +177,9 @@ def main() -> None:
     compile_only()
     tick(BF16)
     tick(torch.int8)
+    codec_tick()
+    depth(BF16)
+    depth(torch.int8)
     piece(PIECE, BF16)
     piece(ROWS, torch.int8)
     picks_and_depth()

@@ -17,7 +17,7 @@ from tests.model import interpreting
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
-    interpreting.hasten()
+    interpreting.prepare()
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from engine.model.conv import Conv, ConvTranspose
 from engine.model.kernels_conv import Filter, Moment, convolve
 from engine.model.mimi import Mimi
 from engine.model.state import Active
+from tests.model.checking import poisoned
 from tests.model.making import ODD, MimiConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,18 +41,6 @@ def close(got: Tensor, want: Tensor) -> None:
 
 def moment(position: Tensor, active: Active) -> Moment:
     return Moment(position, COLUMNS, active.mask)
-
-
-def poisoned(monkeypatch) -> None:
-    """What a kernel forgets to write is no number."""
-    empty = torch.empty
-    monkeypatch.setattr(
-        torch, "empty", lambda *a, **k: empty(*a, **k).fill_(_poison(k.get("dtype")))
-    )
-
-
-def _poison(dtype: torch.dtype | None) -> float:
-    return float("nan") if dtype in (None, torch.float32) else -7
 
 
 @pytest.mark.parametrize(

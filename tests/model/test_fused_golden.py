@@ -1,4 +1,4 @@
-"""The reference's tokens through the fused kernels: few frames, as the interpreter is slow; all of
+"""The reference's runs through the fused kernels: few frames, as the interpreter is slow; all of
 them on a GPU. With the codec, and without it where the language model's ring wraps."""
 
 import json
@@ -10,20 +10,28 @@ from safetensors.numpy import load_file
 
 from engine.bench.verify import FRAMES as ALL_FRAMES
 from engine.bench.verify import user_frames
-from engine.config import GREEDY
+from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.prompt import prompt_ids
 from engine.dialogue.voices import Voices
 from engine.model import fast, fast_codec
+from engine.model.lm import LM
+from engine.model.state import Active
+from engine.model.stt import Hearing
 from engine.runtime.backend import Opening
 from engine.runtime.drive import conversation
 from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
-from tests.model.conftest import TINY, build_lm
+from engine.runtime.recogniser import load_recogniser
+from tests.model.conftest import CPU, TINY, build_lm
+from tests.model.listening import STT_TINY, WANT, golden_columns
 from tests.model.test_fast import unpacked
-from tests.model.test_loop import DROPPED, run, start
+from tests.model.test_lm import HIDDEN_TOLERANCE
+from tests.model.test_loop import DROPPED, ReferenceDraws, run, start
+from tests.model.test_mimi import PCM_TOLERANCE
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 2
+MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (4, 12, 7)  # of smaller runs
 PAST = 2  # frames that are played after the one that fills the ring
 
 
@@ -67,3 +75,55 @@ def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, e
     got = run(loop, hastened())
     assert loop.rings.pushed[0] == full + PAST
     assert torch.equal(got.int().cpu(), want)
+
+
+def test_the_fused_kernels_pick_what_the_reference_draws(expected):
+    checkpoint, want = fused(), expected("gen_sampled_optional")["tokens"][:MORE]
+    loop = start(checkpoint.lm, checkpoint.mimi, SamplingConfig(0.7, 0.8, 25, 40))
+    loop.sampler.draw = ReferenceDraws(loop, 4242, 25, 40)
+    user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
+    got = run(loop, user[: len(want)])
+    assert loop.sampler.picked_by is fast.pick
+    assert torch.equal(got.int().cpu(), want)
+
+
+def hidden_of(lm: LM, columns: torch.Tensor, plainly: int = 0) -> torch.Tensor:
+    """Teacher forced over columns [T, 17], the first `plainly` by the plain modules -> [T, dim]."""
+    rings, active, hidden = lm.rings(1), Active.of([0], 1, DEVICE), []
+    for number, column in enumerate(columns.to(DEVICE)):
+        lm.fast = None if number < plainly else fast
+        hidden.append(lm.step(lm.embed(column[None]), rings, active))
+    return torch.cat(hidden).float().cpu()
+
+
+def test_fused_hidden_states_are_the_references_through_a_ring_wrap(expected):
+    lm, want = unpacked(build_lm()).to(DEVICE), expected("lm_teacher_forced")
+    last = lm.window + PAST
+    hidden = hidden_of(lm, want["tokens"].long().T[:last], plainly=lm.window - 1)
+    torch.testing.assert_close(hidden, want["hidden"][:last], atol=HIDDEN_TOLERANCE, rtol=0)
+
+
+def test_fused_bf16_stays_within_twice_the_references_own_bf16_difference(expected):
+    lm, want = unpacked(build_lm(torch.bfloat16)).to(DEVICE), expected("lm_teacher_forced")
+    hidden = hidden_of(lm, want["tokens"].long().T[:COLUMNS])
+    exact, theirs = want["hidden"][:COLUMNS], want["hidden_bf16"][:COLUMNS]
+    assert (hidden - exact).abs().max() <= 2 * (theirs.float() - exact).abs().max()
+
+
+def test_the_fused_recogniser_writes_the_references_tokens(mimi):
+    stt = unpacked(load_recogniser(str(STT_TINY), mimi, device=CPU).stt).to(DEVICE)
+    stt.fast = fast
+    hearing, active, tokens = Hearing(stt, 1), Active.of([0], 1, DEVICE), []
+    for codes in golden_columns()[:STEPS].to(DEVICE):
+        tokens.append(hearing.step(codes[None], active)[0])
+    assert torch.equal(torch.cat(tokens).int().cpu(), WANT["tokens"][: len(tokens)])
+
+
+def test_the_fused_decoders_sound_is_the_references(expected):
+    want, mimi, active = expected("codec"), fused().mimi, Active.of([0], 1, DEVICE)
+    columns = want["codes8_streaming"].long().T.contiguous()[:MORE, None].to(DEVICE)
+    stream = mimi.decoder_stream(1)
+    pcm = torch.cat([mimi.decode(codes, stream, active)[0] for codes in columns]).cpu()
+    assert len(pcm) == len(columns) * FRAME_SAMPLES
+    exact = want["pcm_from_codes8_streaming"][: len(pcm)]
+    torch.testing.assert_close(pcm, exact, atol=PCM_TOLERANCE, rtol=0)

@@ -1,5 +1,7 @@
 """What a tick asks of a GPU: launches, copies and waits, seen without one (absent.py)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -36,15 +38,19 @@ def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool 
     return loop
 
 
-def hearing_of(slots: int) -> Hearing:
-    config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
+TINY_STT = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
+
+
+def hearing_of(slots: int, config: SttConfig = TINY_STT, weights: str = "bf16") -> Hearing:
     with torch.device("meta"):
         stt = Recogniser(config).to(torch.bfloat16)
+    if weights == "int8":
+        quantise(stt)
     stt.hasten()
     return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
 
 
-def listen(ticks: Ticks, writing: tuple[int, ...] = ()) -> np.ndarray:
+def listen(ticks: Ticks, writing: Iterable[int] = ()) -> np.ndarray:
     pcm = np.zeros((ticks.loop.slots, FRAME_SAMPLES), np.float32)
     return ticks.listen(pcm, np.ones(ticks.loop.slots, bool), writing)[0]
 
@@ -53,34 +59,44 @@ def speak(ticks: Ticks) -> None:
     ticks.speak(np.zeros(ticks.loop.slots, int), np.zeros(ticks.loop.slots, bool))
 
 
-def one_tick(device: Device, loop: Loop) -> Seen:
-    """The second, as the first makes what is made once."""
-    ticks = Ticks(loop, graphs=False)
+def one_tick(device: Device, loop: Loop, hearing: Hearing | None = None) -> Seen:
+    """The second, as the first makes what is made once; everybody is transcribed, if anybody."""
+    ticks = Ticks(loop, graphs=False, hearing=hearing)
     for _ in range(2):
         device.taken()
-        listen(ticks)
+        listen(ticks, range(loop.slots) if hearing else ())
         speak(ticks)
     return device.taken()
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights):
+def test_a_tick_of_the_public_model_stays_within_its_budget_of_launches(weights, record_property):
     with Device() as device:
         seen = one_tick(device, loop_of(FULL, 1, weights))
-    print(f"{seen.launches} launches, {seen.kernels.total()} of them our kernels")
+    record_property(f"launches a tick (budget {MOST_LAUNCHES})", f"{seen.launches} {weights}")
     assert set(seen.kernels) == OF_A_TICK
     assert seen.launches <= MOST_LAUNCHES
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights):
+def test_sixteen_transcribed_conversations_stay_within_it_too(weights, record_property):
+    with Device() as device:
+        hearing = hearing_of(16, SttConfig(), weights)
+        seen = one_tick(device, loop_of(FULL, 16, weights), hearing)
+    record_property("launches with a recogniser", f"{seen.launches} {weights}")
+    assert set(seen.kernels) == OF_A_TICK
+    assert 8 * SttConfig().num_layers < seen.launches <= MOST_LAUNCHES
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights, record_property):
     with Device() as device:
         ticks = Ticks(loop_of(FULL, 1, weights))
         device.taken()
         ticks.prefill.run(0, torch.zeros(ticks.loop.piece, FULL.lm.dim, device=GPU))
         seen = device.taken()
     [piece] = seen.replays
-    print(f"{piece.launches} launches")
+    record_property("launches a piece of a prompt", f"{piece.launches} {weights}")
     assert set(piece.kernels) == OF_A_PIECE
     assert piece.launches <= MOST_OF_A_PIECE
     assert not piece.copies
@@ -114,6 +130,59 @@ def test_with_graphs_each_half_of_a_tick_is_one_replay_one_copy_down_and_one_wai
             assert seen.replays[0].launches > 0
             assert not seen.replays[0].copies
             assert not seen.replays[0].waits
+
+
+def some_ticks(
+    ticks: Ticks, slots: list[int], writing: Iterable[int] = (), frames: int = 1
+) -> None:
+    """Frames of these slots alone."""
+    loop, active = ticks.loop, np.isin(np.arange(ticks.loop.slots), slots)
+    for _ in range(frames):
+        ticks.listen(np.zeros((loop.slots, FRAME_SAMPLES), np.float32), active, writing)
+        speak(ticks)
+
+
+def replayed(device: Device, ticks: Ticks) -> list[tuple[str, int]]:
+    """Verb and bucket of every graph replayed since this was last called."""
+    recorded = {id(c.graph.recorded): which for which, c in ticks.captured.items()}
+    return [recorded[id(seen)] for seen in device.taken().replays]
+
+
+def test_the_smallest_bucket_that_covers_the_active_slots_is_replayed():
+    with Device() as device:
+        ticks = Ticks(loop_of(SMALL, 5), hearing=hearing_of(5))
+        assert ticks.buckets == (1, 2, 4, 5)
+        device.taken()
+        for slots, size in (([0], 1), ([1], 2), ([0, 1], 2), ([0, 2], 4), ([3], 4), ([0, 4], 5)):
+            some_ticks(ticks, slots)
+            assert replayed(device, ticks) == [("listen", size), ("speak", size)]
+            some_ticks(ticks, slots, slots[:1])
+            ticks.flush(slots)
+            verbs = "transcribe", "speak", "flush"
+            assert replayed(device, ticks) == [(verb, size) for verb in verbs]
+
+
+def test_the_host_counts_what_a_replay_pushes_for_the_active_slots_and_no_other():
+    with Device():
+        ticks = Ticks(loop_of(SMALL, 4), hearing=hearing_of(4))
+        loop, ear = ticks.loop, ticks.hearing
+        some_ticks(ticks, [0, 2], frames=2)
+        some_ticks(ticks, [2, 3], [3], frames=3)
+        some_ticks(ticks, [1, 2, 3], [1, 3])
+        ticks.flush([0, 3])
+    ticked = [2, 1, 6, 4]
+    codec = [SMALL.mimi.columns * count for count in ticked]
+    assert loop.rings.pushed == ticked
+    assert loop.encoder.rings.pushed == codec
+    assert loop.decoder.rings.pushed == codec
+    assert ear.rings.pushed == [1, 1, 0, 5]
+
+
+def test_all_graphs_of_ticks_share_one_memory_pool():
+    with Device():
+        ticks = Ticks(loop_of(SMALL, 2), hearing=hearing_of(2))
+    [pool] = {captured.graph.in_pool for captured in ticks.captured.values()}
+    assert pool is not None
 
 
 def test_the_absent_device_notices_what_makes_the_host_wait():

@@ -138,3 +138,26 @@ def test_an_inactive_slot_draws_nothing_and_remembers_nothing():
     assert torch.equal(made.fed[1, :-1], before[0])
     assert torch.equal(made.generators[1].get_state(), before[1])
     assert made.count.tolist() == [1, 0]
+
+
+def test_a_seed_discards_the_numbers_drawn_ahead():
+    fresh, ahead, only = sampler(), sampler(), Active.of([0], 2, CPU)
+    ahead.draw_ahead([0])
+    drawn = ahead.noise.clone()
+    for made in (fresh, ahead):
+        made.seed(0, 5)
+        made.draw(only)
+    assert not torch.equal(ahead.noise[0], drawn[0])
+    assert torch.equal(ahead.noise[0], fresh.noise[0])
+    assert torch.equal(ahead.noise[1], drawn[1])
+    assert not ahead.drawn
+
+
+def test_numbers_drawn_ahead_are_those_of_the_next_tick_and_drawn_once():
+    plain, ahead, only = sampler(), sampler(), Active.of([0], 2, CPU)
+    for _ in range(3):
+        ahead.draw_ahead([0])
+        ahead.draw_ahead([0])
+        for made in (plain, ahead):
+            made.draw(only)
+        assert torch.equal(ahead.noise, plain.noise)

@@ -124,9 +124,9 @@ def write(ticks: Ticks, level: float) -> tuple[int, np.ndarray]:
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 @pytest.mark.filterwarnings("ignore")  # the profiler's own
-def test_a_tick_of_all_layers_launches_no_more_than_it_may(weights):
+def test_a_tick_of_all_layers_launches_no_more_than_it_may(weights, record_property):
     loop = loop_of(DEEP, weights, slots=1)
     count, cuda = launches(loop, 1), loop.device.type == "cuda"
-    print(f"{count} launches on {loop.device.type}")
+    record_property(f"launches of a profiled tick on {loop.device.type}", f"{count} {weights}")
     most = MOST_LAUNCHES if cuda else MOST_OPERATORS[weights]
     assert most // 2 < count <= most
