@@ -100,6 +100,7 @@ def nearest(latent: Tensor, tables: Tensor, half_norms: Tensor, codes: Tensor) -
 
 def sum_entries(codes: Tensor, tables: Tensor) -> Tensor:
     """codes [S, L] of tables [>= L, bins, D] -> the sum of their entries [S, D]."""
+    assert codes.stride(-1) == 1, "the codes of a slot lie side by side"
     slots, levels = codes.shape
     _, bins, dim = tables.shape
     out = torch.empty(slots, dim, dtype=torch.float32, device=codes.device)

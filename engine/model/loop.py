@@ -126,11 +126,9 @@ class Loop:
         """Everything that a slot's future depends on, as views (tests compare it)."""
         tokens = [t[slot] for t in (self.agent, self.user_before, self.user_now, self.forced)]
         sampler = [self.sampler.fed[slot, :-1], self.sampler.count[slot]]
-        ring, scale = (
-            [self.rings.used(slot), self.rings.position[slot]],
-            self.rings.used_scale(slot),
-        )
-        ring += [] if scale is None else [scale]
+        ring = [self.rings.used(slot), self.rings.position[slot]]
+        if self.rings.scale is not None:
+            ring.append(self.rings.used_scale(slot))
         return [*ring, *self.encoder.of(slot), *self.decoder.of(slot), *tokens, *sampler]
 
     # -- one tick ----------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def parameters(
             target = value[piece.start : end]
             target.copy_(file.read(piece).view(target.shape))
         yield name, value
-        del value  # before the next one is made
+        del value, target  # before the next one is made
 
 
 def place(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> None:
