@@ -67,10 +67,10 @@ class Renewal:
     def enter(self, slot: int, prompt_frames: int) -> bool:
         """Whether a slot with this prompt has room to talk once it is renewed; only then it is."""
         self.kept[slot] = self.queue.enter(slot, prompt_frames, self.frames)
-        if self.kept[slot] < self.frames:
+        if not self.kept[slot]:
             logger.warning(
-                "a call with a prompt of %d columns keeps %d frames when it is renewed, not %d: "
-                "give it a shorter persona", prompt_frames, self.kept[slot], self.frames
+                "a prompt of %d columns leaves no room for renewals in %d: past its context a call "
+                "loses it; use a shorter persona", prompt_frames, self.spare.capacity
             )  # fmt: skip
         return self.kept[slot] > 0
 

@@ -338,7 +338,7 @@ def test_a_slot_is_due_shortly_before_its_ring_is_full(backend):
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_renewal_is_off_where_prompt_and_frames_leave_no_room(roomy, more):
+def test_renewal_is_off_where_prompt_and_frames_leave_no_room_and_says_so(roomy, more, caplog):
     opening = Opening("TINYF0", (), GREEDY)
     alone = PersonaPlexBackend(roomy, slots=2, renewal_frames=1)
     Call(alone, opening)
@@ -350,6 +350,7 @@ def test_renewal_is_off_where_prompt_and_frames_leave_no_room(roomy, more):
     for _ in range(CONTEXT):
         call.tick()
     assert (backend.renew(SLOT) is None) == bool(more)
+    assert ("leaves no room for renewals" in caplog.text) == bool(more)
 
 
 def test_without_renewal_nothing_is_kept(roomy):
