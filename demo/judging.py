@@ -118,14 +118,14 @@ class Judge:
         """
         known = read(self.results)
         mode, recogniser = allowed(AUTO, known), allowed_recogniser("auto", known)
-        try:
-            with trial(self._folder, self.results / VERDICT) as model:
-                plain, int8 = self._capacity(FAITHFUL, model), None
-                if (mode, recogniser) != (FAITHFUL, "bf16"):
-                    int8 = self._capacity(AUTO, model)  # as a start will take it, all of it
-        except ModelError:
-            self._withdraw()
-            raise
+        with trial(self._folder, self.results / VERDICT) as model:
+            plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
+            if (mode, recogniser) != (FAITHFUL, "bf16"):
+                try:  # as a start will take it, all of it
+                    int8 = self._capacity(AUTO, model, "there is no verdict now, so bf16 stays")
+                except ModelError:
+                    self._withdraw()
+                    raise
         measured = Measured(plain, int8, mode, recogniser)
         if measured.lost:
             self._withdraw()
@@ -134,11 +134,11 @@ class Judge:
             self._commit()
         return measured
 
-    def _capacity(self, mode: Mode, model: Path) -> Capacity:
+    def _capacity(self, mode: Mode, model: Path, otherwise: str) -> Capacity:
         weights, kv = mode
         options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
         options += ["--step-seconds", f"{self._effort.step_seconds:g}", *self._heard()]
-        name, otherwise = f"capacity-{weights}-{kv}", "there is no verdict now, so bf16 stays"
+        name = f"capacity-{weights}-{kv}"
         (server,) = self._run("capacity", name, options, model, otherwise)["servers"]
         return Capacity(server["held"], server["slots"])
 

@@ -126,6 +126,11 @@ class Screen(io.TextIOBase):
                 print(line, file=self._out, flush=True)
         return len(text)
 
+    def flush(self) -> None:
+        """What has no end of line yet."""
+        print(self._line, end="", file=self._out, flush=True)
+        self._line = ""
+
 
 Work = Callable[[], dict[str, Any]]
 
@@ -146,7 +151,7 @@ def started(part: str, options: list[str]) -> Work:
 
     def end() -> dict[str, Any]:
         output, _ = process.communicate()
-        print(output, end="", file=Screen(sys.stdout))
+        print(output, end="", file=Screen(sys.stdout), flush=True)
         return result_of(options, process.returncode)
 
     return end

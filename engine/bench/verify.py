@@ -210,8 +210,8 @@ def renewed_call(device: str, graphs: bool) -> list[list[int]]:
         text = backend.listen(heard, active).text
         codes = backend.speak(text, np.zeros(2, bool)).codes
         said.append([int(text[1]), *codes[1].tolist()])
-        for _ in backend.renew(1) or ():
-            renewed += 1
+        if work := backend.renew(1):
+            renewed += all(piece is None for piece in work)
     if not renewed:
         raise EngineError(f"no renewal in {len(said)} frames, with {ROOM} columns")
     return said

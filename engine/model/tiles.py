@@ -1,6 +1,6 @@
 """Which tile a product is cut into: a table, because autotuning needs a driver and repeats badly.
 
-The entries come from sweeps on devices (`bench kernels`, docs/performance.md); loads no triton.
+The entries come from sweeps on devices (`bench kernels`, docs/measurements); loads no triton.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
 
 
 def _many(gated: bool, partial: bool) -> Tile:
-    """For 17 to 64 rows; of a sweep on an H200 (2026-11-25, docs/performance.md)."""
+    """For 17 to 64 rows; of a sweep on an H200 (2026-11-25, docs/measurements/history.md)."""
     if partial:
         return Tile(64, 128, 4, stages=3)
     return Tile(32, 64 if gated else 128, stages=3)

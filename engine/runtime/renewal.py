@@ -69,8 +69,8 @@ class Renewal:
         self.kept[slot] = self.queue.enter(slot, prompt_frames, self.frames)
         if not self.kept[slot]:
             logger.warning(
-                "a prompt of %d columns leaves no room for renewals in %d: past its context a call "
-                "loses it; use a shorter persona", prompt_frames, self.spare.capacity
+                "a prompt of %d columns leaves no room to renew: past its context this call loses "
+                "voice and persona; use a shorter persona", prompt_frames
             )  # fmt: skip
         return self.kept[slot] > 0
 
@@ -101,17 +101,19 @@ class Renewal:
     def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None, None, int]:
         """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames.
 
-        Where so little slack was left that the spare cannot take all of it, from the beginning.
+        Where so little slack was left that the spare cannot take all of it, from the beginning, and
+        with half the frames, as there may be no more slack than before.
         Returns how many frames the slot's new memory holds.
         """
         self.busy = True
         try:
-            history, done = self.histories[slot], 0
-            first = history.total - self.kept[slot]  # of the frames, that is kept
+            history, kept, done = self.histories[slot], self.kept[slot], 0
+            first = history.total - kept  # of the frames that are kept
             while True:
                 whole = self._columns(slot, voice, prompt, first)
                 if whole.frames > self.spare.capacity:
-                    first, done = history.total - self.kept[slot], 0
+                    kept, done = max(1, kept // 2), 0
+                    first = history.total - kept
                     self.spare.set_position(0, 0)
                     whole = self._columns(slot, voice, prompt, first)
                 left, end = whole.frames - done, min(done + self.loop.piece, whole.frames)
@@ -123,7 +125,8 @@ class Renewal:
                 yield
         finally:
             self.busy, self.first = False, None
-            self.spare.clear(0)  # nothing of a conversation stays behind
+            if self.spare.pushed[0]:  # it was broken off: nothing of a conversation stays behind
+                self.spare.clear(0)
 
     def _columns(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Prompt:
         """From the prompt's first column to the last that the slot has run."""
@@ -145,4 +148,5 @@ class Renewal:
         rings.used(slot).copy_(spare.used(0))
         if rings.scale is not None:
             rings.used_scale(slot).copy_(spare.used_scale(0))
+        spare.clear(0)
         settle(self.loop.device)

@@ -35,7 +35,7 @@ class RenewalQueue:
         if not self._leaves_room(columns, 2):
             return 0
         while columns > prompt and not (
-            columns + self.lasts(columns) <= self._spare
+            columns + 2 * self.lasts(columns) <= self._spare  # at half the pace too
             and self._leaves_room(columns, self._whole + 1)
         ):
             columns -= 1

@@ -22,6 +22,7 @@ MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 FORGIVE_SECONDS = 1.0  # after a gap, late audio may come for so long; then invented silence stays
+HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
 
 
@@ -276,7 +277,8 @@ class Seat:
     def _forget_late_audio(self, now: float, waited: int) -> None:
         """After a gap that was filled with silence, quiet frames that come late only add delay.
 
-        Whoever speaks is heard, however late; the delay goes with the next quiet frames.
+        Whoever speaks is heard, however late; the delay goes with the next quiet frames, and with
+        the oldest of any kind where no quiet ones come for long: there is noise.
         """
         if not self._is_heard(now):
             self._forgive_until = now + FORGIVE_SECONDS
@@ -284,7 +286,9 @@ class Seat:
             self._owed = 0
         self._last_heard, waiting = now, self._audio.frames
         if self._owed and waiting > 1:
-            dropped = self._audio.drop_quiet(max(1, waiting - self._owed))
+            hopes = now <= self._forgive_until + HOPE_SECONDS
+            drop = self._audio.drop_quiet if hopes else self._audio.drop
+            dropped = drop(max(1, waiting - self._owed))
             self._owed -= dropped
             self.dropped_frames += dropped
             self._metrics.dropped(dropped, Dropped.LATE)

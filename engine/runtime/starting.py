@@ -6,7 +6,7 @@ here both are obeyed, and the log says what came of it.
 
 import gc
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,6 +99,12 @@ def fitted(
     checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Mode, options: Options
 ) -> PersonaPlexBackend:
     """As many slots as memory and time allow, or exactly those asked for. Raises ModelError."""
+    if options.renewal_frames >= checkpoint.lm.window:
+        logger.info(
+            "calls are not renewed: %d frames are to be kept, a ring holds %d columns",
+            options.renewal_frames, checkpoint.lm.window,
+        )  # fmt: skip
+        options = replace(options, renewal_frames=0)
     free = free_bytes(checkpoint.lm.embedding.table.device)
     memory = None if free is None else Memory(checkpoint, recogniser, mode, free)
 
@@ -148,14 +154,12 @@ def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tupl
         return 0, CACHE_MB
     left, columns, spare = memory.left(slots), 0, 0
     if renewal_frames:
-        columns, spare = memory.spare(left)
-        if columns < memory.columns:  # the two share what is left
-            columns, spare = memory.spare(SPARE_SHARE * left)
+        columns, spare = memory.spare(max(SPARE_SHARE * left, left - CACHE_MB * MEGABYTE))
     return columns, min(CACHE_MB, (left - spare) / MEGABYTE)
 
 
 def not_renewed(memory: Memory, slots: int) -> str:
-    """Why calls end with the context, and what would help."""
+    """Why calls lose voice and persona with the context, and what would help."""
     fewer = f"--slots {slots - 1}" if slots > 1 else "a larger GPU"
     return (
         f"calls are not renewed past the context: {memory.left(slots) / 1e9:.2f} GB are free for "

@@ -49,6 +49,13 @@ class AudioRing:
             self.due.popleft()
         return frame
 
+    def drop(self, kept: int) -> int:
+        """Drop the oldest frames, whatever is in them, until `kept` are left; how many."""
+        dropped = max(0, self.frames - kept)
+        for _ in range(dropped):
+            self.pop()
+        return dropped
+
     def drop_quiet(self, kept: int) -> int:
         """Drop the oldest frames in which nobody speaks, until `kept` are left; how many."""
         excess, dropped = self.frames - kept, 0

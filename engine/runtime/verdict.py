@@ -150,6 +150,7 @@ def _is_of(known: dict[str, Any], folder: Path) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all: a start may look at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)

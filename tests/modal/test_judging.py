@@ -72,7 +72,14 @@ def test_a_run_that_is_killed_under_load_leaves_the_former_verdict(folder, dies_
     assert json.loads((folder / VERDICT).read_text())["of"] == "a former run"
 
 
-def test_a_run_that_breaks_under_load_leaves_none(folder):
+def test_bf16_that_breaks_under_load_says_nothing_of_a_former_verdict(folder):
+    keep(folder, "cpu", False, True, False, {})
+    with pytest.raises(ModelError, match="nothing is changed"):
+        judged(folder, Benches(folder, True, {}))
+    assert start(folder) == ("bf16", "int8", "bf16")
+
+
+def test_int8_that_breaks_under_load_leaves_none(folder):
     keep(folder, "cpu", True, True, True, {})
     benches = Benches(folder, True, {"bf16": 4})
     with pytest.raises(ModelError, match="there is no verdict now, so bf16 stays"):

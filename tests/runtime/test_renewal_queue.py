@@ -87,6 +87,6 @@ def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare
 def test_a_smaller_spare_keeps_as_many_frames_as_it_holds_with_what_comes_meanwhile(spare):
     queue = RenewalQueue(CAPACITY, BF16, 4, spare)
     kept = queue.enter(0, PROMPT, KEPT)
-    assert PROMPT + kept + queue.lasts(PROMPT + kept) <= spare
-    assert PROMPT + kept + 1 + queue.lasts(PROMPT + kept + 1) > spare
+    assert PROMPT + kept + 2 * queue.lasts(PROMPT + kept) <= spare
+    assert PROMPT + kept + 1 + 2 * queue.lasts(PROMPT + kept + 1) > spare
     assert RenewalQueue(CAPACITY, BF16, 4, PROMPT).enter(0, PROMPT, KEPT) == 0

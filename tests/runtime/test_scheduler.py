@@ -300,6 +300,19 @@ def test_whoever_speaks_is_heard_however_late_and_nobody_runs_ahead_of_real_time
     assert seat.frames_waiting() < 5
 
 
+def test_noise_after_a_gap_does_not_keep_its_delay_for_ever(rig):
+    seat = rig.join(NotingDirector(wants_frames=True))
+    rig.hear(seat)
+    rig.advance(FRAME_SECONDS)
+    rig.advance(1.0)  # the network stalls; silence is invented meanwhile
+    rig.hear(seat, 12, level=0.03)
+    for _ in range(100):  # 8 s, never quiet
+        rig.advance(FRAME_SECONDS)
+        rig.hear(seat, level=0.03)
+    assert seat.frames_waiting() <= 1
+    assert 5 < seat.dropped_frames <= 12
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_client_that_was_mute_for_a_while_loses_nothing_afterwards(rig, at_once):
     seat = rig.join(NotingDirector(wants_frames=True))

@@ -187,12 +187,12 @@ def test_a_device_that_runs_out_of_memory_is_a_clear_error_too(monkeypatch):
 def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, caplog):
     each = Memory(tiny, None, Mode(), 0)
     whole = each.spare(10**12)[1]
-    room(2, more=whole - 1)  # the tiny ring has less columns than a spare must have
+    room(2, more=whole)  # the tiny ring has less columns than a spare must have
     backend = fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6))
     assert backend.renewal is None
     [said] = [record.message for record in caplog.records if "not renewed" in record.message]
     assert said.endswith("use --slots 1 or --weights int8 --kv int8")
-    room(2, more=whole)
+    room(2, more=whole * 4 // 3 + 1)  # a quarter is for kept prompts
     caplog.clear()
     assert fitted(tiny, None, Mode(), Options(slots=2, renewal_frames=6)).renewal.frames == 6
     assert "not renewed" not in caplog.text
@@ -236,6 +236,17 @@ def test_an_a10g_renews_calls_in_every_mode_and_keeps_a_prompt_beside(heard):
         if columns < memory.columns:
             assert of_spare + cache_mb * 1e6 <= memory.left(memory.slots())
     assert columns == (memory.columns if not heard else 927)  # int8 throughout
+
+
+def test_some_memory_is_left_for_kept_prompts_however_much_a_whole_ring_wants():
+    model = public_model()
+    memory = Memory(model, None, Mode(), beside(model.lm, model.mimi))
+    for more in range(400, 3200, 100):  # MB beside the conversations
+        memory._free = memory._free - memory.left(4) + more * 1_000_000
+        columns, cache_mb = _room_beside(memory, 4, 1000)
+        assert cache_mb >= 99
+        assert columns > 400
+    assert columns == memory.columns
 
 
 def test_a_spare_is_as_large_as_memory_allows_and_none_if_that_is_too_small():
