@@ -123,6 +123,9 @@ class Renewal:
                     self._swap(slot)
                     return history.total - first
                 yield
+        except Exception:
+            self.queue.leave(slot)  # or it would be tried again in every frame
+            raise
         finally:
             self.busy, self.first = False, None
             if self.spare.pushed[0]:  # it was broken off: nothing of a conversation stays behind

@@ -142,3 +142,6 @@ class SlackWork:
         except StopIteration as end:
             del self._renewals[seat]
             seat.deliver([Renewed(end.value)])
+        except Exception:  # out of memory, say: the call goes on with the memory that it has
+            del self._renewals[seat]
+            logged_fault("a renewal failed")

@@ -173,7 +173,9 @@ def codec() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
-    driver.set_active(Absent(parser.parse_args().capability))
+    parser.add_argument("--no-picks", action="store_true", help="without those of whole numbers")
+    args = parser.parse_args()
+    driver.set_active(Absent(args.capability))
     compile_only()
     tick(BF16)
     tick(torch.int8)
@@ -182,7 +184,8 @@ def main() -> None:
     depth(torch.int8)
     piece(PIECE, BF16)
     piece(ROWS, torch.int8)
-    picks_and_depth()
+    if not args.no_picks:
+        picks_and_depth()
     codec()
 
 

@@ -335,6 +335,17 @@ def test_the_next_caller_of_a_slot_has_no_history_and_no_place_in_the_queue(room
     assert not backend.renewal.due(SLOT)
 
 
+def test_a_renewal_that_fails_is_not_tried_again_in_this_call(roomy, monkeypatch):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    almost_full(backend, SLOT).tick()
+    work = backend.renew(SLOT)
+    monkeypatch.setattr(backend.renewal.prefill, "run", lambda *what: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(work)
+    assert not backend.renewal.busy
+    assert not list(backend.renewal.queue.slots)
+
+
 # -- when it is off --------------------------------------------------------------------------------
 
 

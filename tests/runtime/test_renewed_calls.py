@@ -129,6 +129,26 @@ def test_who_restarts_in_the_midst_of_a_renewal_is_not_renewed_with_its_old_word
     assert list(rig.outputs[seat]) == [Ready(), Ready()]
 
 
+def test_a_renewal_that_fails_ends_nobodys_call(caplog):
+    rig = Rig(slots=2)
+    seats = [rig.join() for _ in range(2)]
+
+    def fails():
+        yield
+        raise MemoryError("no room for a renewal")
+
+    rig.backend.renewals[0] = fails()
+    for _ in range(3):
+        for seat in seats:
+            rig.hear(seat)
+        rig.advance(0.08)
+    assert [len(rig.frames(seat)) for seat in seats] == [3, 3]
+    assert "a renewal failed" in caplog.text
+    rig.backend.make_due(1)  # the spare is free for the other
+    rig.advance(0.1)
+    assert Renewed(7) in rig.outputs[seats[1]]
+
+
 # -- over a real socket ----------------------------------------------------------------------------
 
 
