@@ -1,22 +1,25 @@
-# run, test, bench, lint: each sets itself up on a fresh machine with Python 3.11.
-PYTHON ?= python3
+# run, test, bench, lint: each sets itself up on a fresh machine that has Python 3.11 to 3.14.
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# The interpreter of .venv once there is one; before that the newest fitting one, or PYTHON=...
+FIND_PYTHON = for python in $(or $(PYTHON),$(BIN)/python python3.14 python3.13 python3.12 python3.11 python3); do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+		2>/dev/null && break; python=; done; \
+	if [ -z "$$python" ]; then echo 'Python 3.11 to 3.14 with its venv module is needed (or PYTHON=/path/to/one)' >&2; exit 1; fi
+SET_UP = @$(FIND_PYTHON); $$python -m engine.install
 # Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone.
 UNIT := tests/model tests/runtime tests/dialogue
 
 .PHONY: setup run test bench lint browsers
 
-setup: $(VENV)/.ready
+# Everything that the tests, the benchmarks and the real model need.
+setup:
+	$(SET_UP) test
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
-
-run: setup
-	$(BIN)/python -m demo $(ARGS)
+run:
+	$(SET_UP) run $(ARGS)
+	@$(BIN)/python -m demo $(ARGS)
 
 test: setup browsers
 	$(BIN)/ruff check .
@@ -30,7 +33,8 @@ test: setup browsers
 browsers:
 	@sh tests/install_tools.sh
 
-bench: setup
+bench:
+	$(SET_UP) model
 	$(BIN)/python -m engine bench $(or $(ARGS),server)
 
 lint: setup

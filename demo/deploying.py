@@ -12,6 +12,8 @@ from pathlib import Path
 import modal
 from modal.config import config as account
 
+from engine.install import requirements
+
 HF_SECRET, HF_KEY = "huggingface-secret", "HF_TOKEN"
 DEEPSEEK_SECRET, DEEPSEEK_KEY = "deepseek-secret", "DEEPSEEK_API_KEY"
 TOKEN = "PERSONAPLEX_TOKEN"
@@ -28,9 +30,8 @@ APART = {
 
 def image(cache: str) -> modal.Image:
     """Packages, settings, code; the volume will be at `cache`."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     # Modal mounts its own client: a second one in the image would only compete with it.
-    pins = [line for line in lines if line and not line.startswith(("#", "modal=="))]
+    pins = [pin for pin in requirements("requirements.txt") if not pin.startswith("modal==")]
     built = modal.Image.debian_slim(python_version="3.11").uv_pip_install(*pins)
     built = built.env(environment(cache))
     for name in FOLDERS:

@@ -15,8 +15,8 @@ from demo.settings import container_config
 from demo.volume import Commit, device_name, fetch, keep_compiled, pinned_to_local
 from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError
+from engine.hardware import has_cuda
 from engine.runtime import hub
-from engine.runtime.choose import has_cuda
 from engine.runtime.verdict import VERDICT, precise, precise_recogniser
 
 

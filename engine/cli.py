@@ -10,6 +10,7 @@ import logging
 import sys
 
 from engine.errors import EngineError
+from engine.install import describe_missing
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMANDS = {
@@ -38,12 +39,15 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = argv[0] if argv and argv[0] in COMMANDS else None
-    args = build_parser(command).parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
+        args = build_parser(command).parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         return importlib.import_module(COMMANDS[command][0]).run(args)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {describe_missing(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 1

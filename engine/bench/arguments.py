@@ -8,7 +8,7 @@ from types import ModuleType
 
 from engine.bench.report import target
 from engine.errors import ConfigError
-from engine.runtime.choose import has_cuda
+from engine.hardware import has_cuda
 
 WEIGHTS = ("bf16", "int8")
 DEVICES = ("auto", "cuda", "cpu")

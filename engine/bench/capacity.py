@@ -20,8 +20,8 @@ from engine.bench.process import Server
 from engine.bench.report import save, table
 from engine.bench.source import add_source_arguments, model_of, precisions, serve_options
 from engine.errors import EngineError
+from engine.hardware import has_cuda
 from engine.runtime.capacity import TICK_LIMIT_SECONDS
-from engine.runtime.choose import has_cuda
 from engine.runtime.overload import WINDOW_SECONDS
 
 LATE_SHARE = 0.001  # of the frames; at so many it does not hold any more

@@ -21,7 +21,7 @@ from engine.bench.paced import converse, lag, voice
 from engine.bench.process import Server
 from engine.bench.report import save, table
 from engine.bench.source import add_source_arguments, model_of, precisions, serve_options
-from engine.runtime.choose import has_cuda
+from engine.hardware import has_cuda
 
 MEMORY_MB = 100  # by which own memory may grow from the second quarter of the time to the last
 DEVICE_MB = 200  # the same, of the whole device

@@ -4,8 +4,13 @@ Word for word, so that a transcript can show what was written while the voice sa
 Not a translator: English only, as the model speaks English.
 """
 
+import functools
 import re
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unicode_rbnf import RbnfEngine
 
 MARKUP = re.compile(r"[*_`~#>|\\<]+|(?<=\s)[-•]+(?=\s)")
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
@@ -122,9 +127,18 @@ def _cardinal(number: str) -> str:
 
 
 def _in_words(number: int, to: str = "cardinal") -> str:
-    from num2words import num2words  # here: it loads sixty languages, and few texts have numbers
+    """A whole number as a `cardinal`, an `ordinal` or a `year`."""
+    from unicode_rbnf import FormatPurpose
 
-    return num2words(number, to=to)
+    return _number_speller().format_number(number, FormatPurpose[to.upper()]).text
+
+
+@functools.cache
+def _number_speller() -> "RbnfEngine":
+    """The rules of the Unicode consortium for English, read once and only when needed."""
+    from unicode_rbnf import RbnfEngine
+
+    return RbnfEngine.for_language("en")
 
 
 def _digits(digits: str) -> str:

@@ -1,9 +1,8 @@
 """Which backend `--model` means: auto, embedded, a directory, or a Hugging Face repository.
 
-Loads no torch: whether there is a GPU is asked of the driver's own library.
+Loads no torch: whether there is a GPU is asked of the driver's own library (engine/hardware.py).
 """
 
-import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import ServerConfig
+from engine.errors import ModelError
+from engine.hardware import has_cuda
+from engine.install import describe_missing
 from engine.runtime.backend import Backend
 from engine.runtime.hub import DEFAULT_REPOSITORY
 
@@ -20,19 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
-CUDA_SUCCESS = 0
-
-
-def has_cuda() -> bool:
-    """Whether the NVIDIA driver is here and sees a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != CUDA_SUCCESS:
-        return False
-    return driver.cuDeviceGetCount(ctypes.byref(count)) == CUDA_SUCCESS and count.value > 0
 
 
 def choose_model(model: str) -> tuple[str, str]:
@@ -57,8 +46,10 @@ def load_backend(
         from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
 
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
-    from engine.runtime.starting import load_personaplex  # torch: only where it is needed
-
+    try:
+        from engine.runtime.starting import load_personaplex  # torch: only where it is needed
+    except ModuleNotFoundError as error:
+        raise ModelError(describe_missing(error)) from None
     return load_personaplex(
         source,
         shelf,

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.config import SAMPLE_RATE
-from engine.errors import BadAudioError
+from engine.errors import BadAudioError, BadParameterError
 
 PAGE = b"OggS"  # every Ogg page begins with it
 INT16_SCALE = 32768
@@ -45,7 +45,13 @@ class OpusCodec:
     """One Ogg/Opus stream each way, 24 kHz, mono."""
 
     def __init__(self) -> None:
-        import sphn  # here: who speaks pcm16 needs none
+        try:
+            import sphn  # here: who speaks pcm16 needs none
+        except ModuleNotFoundError:  # it has no wheel for Linux on ARM
+            raise BadParameterError(
+                "format is 'opus', for which this server lacks its codec (sphn); "
+                "connect with format=pcm16"
+            ) from None
 
         self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
         self._writer = sphn.OpusStreamWriter(SAMPLE_RATE)

@@ -17,7 +17,16 @@ from engine.errors import EngineError
 from engine.runtime.metrics import Dropped, Metrics
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = ("sphn", "soundfile", "soxr", "espeakng_loader", "num2words", "bm25s", "gradio", "modal")
+FOREIGN = (
+    "sphn",
+    "soundfile",
+    "soxr",
+    "espeakng_loader",
+    "unicode_rbnf",
+    "bm25s",
+    "gradio",
+    "modal",
+)
 ROW = {
     "frames": 10_000, "late_server": 9, "late_client": 9, "refused": 0, "broken": 0,
     "ticks_in_time": 0.99, "client_lag_ms_p99": 5.0,

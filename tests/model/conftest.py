@@ -1,5 +1,6 @@
 """The tiny checkpoint's modules, loaded once, and its expected results."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,14 @@ from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
 from engine.runtime.checkpoint import load
 from tests.model import interpreting
 
-if not torch.cuda.is_available():
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it exists on Linux only
+NEED_TRITON = (
+    *("test_compiled", "test_fast", "test_fast_codec", "test_fused_golden", "test_graphs"),
+    *("test_kernels", "test_kernels_attention", "test_kernels_pick", "test_prefill"),
+)
+collect_ignore = [] if HAS_TRITON else [f"{name}.py" for name in NEED_TRITON]
+
+if HAS_TRITON and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
     interpreting.prepare()
 
@@ -59,3 +67,9 @@ def _inference():
     torch.set_num_threads(1)  # so small a model gains nothing from two
     with torch.inference_mode():
         yield
+
+
+def pytest_report_header() -> list[str]:
+    """Say once what this machine cannot test."""
+    skipped = f"skipped, for triton is not on this machine: {', '.join(NEED_TRITON)}"
+    return [] if HAS_TRITON else [skipped]

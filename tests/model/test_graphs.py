@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import FRAME_SAMPLES, GREEDY
+from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
 from engine.model.graphs import Ticks
 from engine.model.linear import quantise
@@ -196,3 +196,16 @@ def test_the_absent_device_notices_what_makes_the_host_wait():
         for read in (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, bool):
             with pytest.raises((RuntimeError, NotImplementedError)):
                 read(there[:1])
+
+
+def test_a_tick_with_a_penalised_slot_waits_for_a_gpu_no_more_often_than_others():
+    with Device() as device:
+        ticks = Ticks(loop_of(SMALL, 2))
+        ticks.loop.sampler.tune(1, SamplingConfig(repetition_penalty=1.3))
+        device.taken()
+        listen(ticks)
+        seen = device.taken()
+    assert seen.copies == [UP, UP, DOWN]
+    assert seen.waits == 1
+    assert seen.operators["scatter_.value"] == 1  # it was penalised
+    assert seen.operators["index_put_"] == 0  # an index of numbers is copied, and not seen above

@@ -4,13 +4,9 @@ import torch
 
 from engine.config import EPAD, PAD, SamplingConfig
 from engine.model.config import LMConfig
-from engine.model.graphs import Ticks
 from engine.model.sampling import Sampler, race
 from engine.model.state import Active
-from engine.runtime.generated import SMALL as SMALL_MODEL
-from tests.model.absent import Device
 from tests.model.conftest import CPU
-from tests.model.test_graphs import DOWN, UP, listen, loop_of
 
 SMALL = LMConfig(text_card=50, card=20, silence_tokens=(0,) * 8, sine_tokens=(0,) * 8)
 
@@ -105,19 +101,6 @@ def test_penalised_logits_below_zero_grow_more_negative():
     logits[:, 10], logits[:, 11] = -1.0, -1.5
     made.feed(torch.tensor([10, 10]), everyone(2))
     assert made.pick_text(logits).tolist() == [11, 11]
-
-
-def test_a_tick_with_a_penalised_slot_waits_for_a_gpu_no_more_often_than_others():
-    with Device() as device:
-        ticks = Ticks(loop_of(SMALL_MODEL, 2))
-        ticks.loop.sampler.tune(1, SamplingConfig(repetition_penalty=1.3))
-        device.taken()
-        listen(ticks)
-        seen = device.taken()
-    assert seen.copies == [UP, UP, DOWN]
-    assert seen.waits == 1
-    assert seen.operators["scatter_.value"] == 1  # it was penalised
-    assert seen.operators["index_put_"] == 0  # an index of numbers is copied, and not seen above
 
 
 def test_a_memory_of_fed_tokens_longer_than_it_holds_keeps_the_newest():

@@ -3,6 +3,7 @@
 import pytest
 
 from engine.config import ServerConfig
+from engine.hardware import has_cuda
 from engine.runtime import choose
 from engine.runtime.choose import DEFAULT_REPOSITORY, EMBEDDED_SLOTS, choose_model, load_backend
 
@@ -51,7 +52,7 @@ def test_with_a_gpu_and_weights_the_model_is_loaded(machine, monkeypatch):
 
 
 def test_asking_for_cuda_never_fails_where_there_is_none():
-    assert choose.has_cuda() in (True, False)
+    assert has_cuda() in (True, False)
 
 
 @pytest.mark.parametrize(("asked", "slots"), [(3, 3), (0, EMBEDDED_SLOTS)])

@@ -1,0 +1,202 @@
+"""Sets up `.venv` with as many packages as the work at hand needs. The Makefile runs this.
+
+    python3 -m engine.install run --model auto    for `make run`: the page, or the model as well
+    python3 -m engine.install test                for `make test`: all there is
+
+Runs before anything is installed, so it knows the standard library only. A second call compares a
+digest and ends. Two calls at once wait for each other; one that was broken off is continued.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.hardware import has_cuda
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST, NEWEST = (3, 11), (3, 14)  # Pythons for which every pin has a wheel
+LISTS = {  # each holds the one before it
+    "page": "requirements-page.txt",
+    "model": "requirements.txt",
+    "test": "requirements-dev.txt",
+}
+# What comes with each list, and what one should know before it comes (measured on Linux x86-64).
+BIG = "on Linux with CUDA, about 2.7 GB to fetch, 5.1 GB on disk"
+CONTENTS = {  # as measured on Linux x86-64 with Python 3.12
+    "page": "the page and the built-in voice (about 110 MB to fetch, 490 MB on disk)",
+    "model": f"PersonaPlex, which needs PyTorch ({BIG})",
+    "test": f"the test tools, and PersonaPlex, which needs PyTorch ({BIG})",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Set up for one purpose; 0 if all is there, 1 with one line that says what is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        return _fail(f"this is Python {sys.version.split()[0]}; {wanted_python()}")
+    if argv[:1] not in (["run"], ["page"], ["model"], ["test"]):
+        return _fail("usage: python3 -m engine.install run [options of the server] | model | test")
+    kind = kind_for_run(argv[1:]) if argv[0] == "run" else argv[0]
+    venv = ROOT / ".venv"
+    if is_ready(venv, kind):
+        return 0
+    try:
+        with lock(ROOT):
+            if not is_ready(venv, kind):  # somebody else may have done it meanwhile
+                install(venv, kind)
+    except subprocess.CalledProcessError as error:
+        return _fail(f"{describe_failure(error)}; what is there stays, the next call goes on")
+    except KeyboardInterrupt:
+        return _fail("broken off; the next call goes on from here")
+    return 0
+
+
+def wanted_python() -> str:
+    """The one line for a machine without a fitting interpreter."""
+    oldest, newest = ("{}.{}".format(*version) for version in (OLDEST, NEWEST))
+    return f"use Python {oldest} to {newest} with its venv module, for example PYTHON=python3.12"
+
+
+def kind_for_run(args: list[str]) -> str:
+    """Which list `python -m demo ARGS` needs: the built-in voice loads no PyTorch."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--model", default=os.environ.get("PERSONAPLEX_MODEL") or "auto")
+    try:
+        model = parser.parse_known_args(args)[0].model
+    except argparse.ArgumentError:  # `--model` without a value: the server itself will say so
+        return "page"
+    if {"-h", "--help"} & set(args) or model == "embedded":
+        return "page"
+    return "model" if model != "auto" or has_cuda() else "page"
+
+
+def requirements(name: str) -> list[str]:
+    """The pins of a list and of those it includes, without comments."""
+    pins = []
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r "):
+            pins += requirements(line.removeprefix("-r "))
+        elif line:
+            pins.append(line)
+    return pins
+
+
+def describe_missing(error: ModuleNotFoundError) -> str:
+    """What to do about a package that `make run` without a model leaves out.
+
+    Raises the error again where it is about a module of our own: that is a fault of ours.
+    """
+    package = (error.name or "").split(".")[0]
+    if package in ("engine", "demo", ""):
+        raise error
+    return (
+        f"the package {package} is not installed, and this needs it; run "
+        '`make run ARGS="--model …"` once, or `.venv/bin/pip install -r requirements.txt`'
+    )
+
+
+def is_ready(venv: Path, kind: str) -> bool:
+    """Whether exactly these pins were installed for this Python."""
+    try:
+        return (venv / f".ready-{kind}").read_text(encoding="ascii") == _digest(kind)
+    except OSError:
+        return False
+
+
+def _digest(kind: str) -> str:
+    """Of a list's pins and this Python's version."""
+    pins = "\n".join([f"{sys.version_info[:2]}", *requirements(LISTS[kind])])
+    return hashlib.sha256(pins.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One set-up of a folder at a time; the system frees the lock of a process that was killed."""
+    import fcntl  # here: who only reads the lists (modal deploy) may be on Windows
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another set-up is running here; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def install(venv: Path, kind: str) -> None:
+    """Make the virtual environment fit and fill it. Raises subprocess.CalledProcessError."""
+    started = time.monotonic()
+    kinds = list(LISTS)[: list(LISTS).index(kind) + 1]
+    python = venv / "bin" / "python"
+    if not _is_usable(python):
+        _say(f"1 of 2: a virtual environment of Python {sys.version.split()[0]} in .venv")
+        _run(sys.executable, "-m", "venv", "--clear", str(venv))
+    remove_broken(venv)
+    _say(f"{'1 of 1' if _stamped(venv) else '2 of 2'}: {CONTENTS[kind]}")
+    for stale in venv.glob(".ready-*"):  # while pip works, nothing is certain
+        stale.unlink()
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet,
+         "-r", str(ROOT / LISTS[kind]))  # fmt: skip
+    for name in kinds:
+        (venv / f".ready-{name}").write_text(_digest(name), encoding="ascii")
+    _say(f"set up in {time.monotonic() - started:.0f} s")
+
+
+def _is_usable(python: Path) -> bool:
+    """Whether the environment runs, has pip, and is of this Python's version."""
+    code = "import sys, pip; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return done.stdout.split() == [str(part) for part in sys.version_info[:2]]
+
+
+def remove_broken(venv: Path) -> None:
+    """Forget packages that were being written when pip was killed: pip would take them for whole.
+
+    pip writes a package's RECORD last.
+    """
+    for folder in venv.glob("lib/python*/site-packages/*.dist-info"):
+        if not (folder / "RECORD").exists():
+            shutil.rmtree(folder)
+
+
+def _stamped(venv: Path) -> bool:
+    return any(venv.glob(".ready-*"))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def describe_failure(error: subprocess.CalledProcessError) -> str:
+    """What did not work, in the words of somebody who only typed `make run`."""
+    if "venv" in error.cmd:
+        return "the virtual environment cannot be made (Debian: apt install python3-venv)"
+    return "pip could not install everything (its own words are above)"
+
+
+def _say(text: str) -> None:
+    print(f"set-up: {text}", flush=True)
+
+
+def _fail(text: str) -> int:
+    print(f"set-up: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

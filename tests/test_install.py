@@ -1,0 +1,270 @@
+"""Set-up on machines that are not ours: other Pythons, two at once, one that was killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from engine import install
+from engine.install import LISTS, ROOT, kind_for_run, requirements
+
+PATIENCE = 600  # seconds for pip on a busy machine; what it says decides, not how long it takes
+
+
+def interpreters() -> dict[str, str]:
+    """Version -> path of every other fitting Python of this machine."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(11, 15)]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = {}
+    for path in [*filter(None, named), *sorted(pyenv.glob("3.*/bin/python"))]:
+        code = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
+        done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+        found.setdefault(done.stdout.strip(), str(path))
+    own = "{}.{}".format(*sys.version_info[:2])
+    return {v: p for v, p in found.items() if v in ("3.11", "3.12", "3.13", "3.14") and v != own}
+
+
+OTHERS = interpreters()
+
+
+@pytest.mark.timeout(PATIENCE)
+@pytest.mark.skipif(not OTHERS, reason="there is no second Python from 3.11 to 3.14 here")
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_lists_resolve_to_wheels_with_other_pythons(version, tmp_path):
+    """The lists hold each other, so the longest one shows that each of them resolves."""
+    report = tmp_path / "report.json"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", OTHERS[version]]
+    done = subprocess.run(
+        [*pip, "install", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--quiet",
+         "--report", str(report), "-r", str(ROOT / LISTS["test"])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    resolved = {
+        canonicalize_name(entry["metadata"]["name"]): entry["metadata"]
+        for entry in json.loads(report.read_text())["install"]
+    }
+    for pin in (Requirement(line) for line in requirements(LISTS["test"])):
+        if pin.marker is None or pin.marker.evaluate():
+            assert pin.specifier.contains(resolved[canonicalize_name(pin.name)]["version"]), pin
+    wanted = [Requirement(line) for line in resolved["torch"].get("requires_dist", [])]
+    tritons = [r for r in wanted if r.name == "triton" and (not r.marker or r.marker.evaluate())]
+    pinned = {r.name: r for r in map(Requirement, requirements(LISTS["test"]))}["triton"]
+    assert all(t.specifier.contains(str(pinned.specifier)[2:]) for t in tritons)
+
+
+def test_what_is_installed_agrees_with_itself():
+    """Each package that a pin brings has the versions that its own metadata ask for."""
+    waiting = [Requirement(line) for line in requirements(LISTS["test"])]
+    seen, checked = set(), 0
+    while waiting:
+        wanted = waiting.pop()
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        version = metadata.version(wanted.name)
+        assert wanted.specifier.contains(version, prereleases=True), f"{wanted}: {version} is here"
+        checked += 1
+        if wanted.name not in seen:
+            seen.add(wanted.name)
+            waiting += map(Requirement, metadata.requires(wanted.name) or [])
+    assert {"gradio", "fastapi", "torch", "huggingface_hub"} <= seen
+    assert checked > 100
+
+
+def test_no_pin_stands_in_two_lists():
+    pins = [Requirement(line).name for line in requirements(LISTS["test"])]
+    assert len(pins) == len(set(pins)) > 15
+    page, model, test = (set(requirements(name)) for name in LISTS.values())
+    assert page < model < test
+    assert not {"torch", "triton", "pytest", "playwright"} & {Requirement(p).name for p in page}
+
+
+# -- what is needed for what -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "gpu", "kind"),
+    [
+        ([], False, "page"),
+        ([], True, "model"),
+        (["--model", "auto"], False, "page"),
+        (["--model", "embedded"], True, "page"),
+        (["--model=tests/golden/tiny", "--port", "9000"], False, "model"),
+        (["--port", "9000", "--mod", "nvidia/personaplex-7b-v1"], False, "model"),
+        (["--model"], False, "page"),
+        (["--model", "nvidia/personaplex-7b-v1", "--help"], False, "page"),
+    ],
+)
+def test_a_run_installs_what_it_needs(monkeypatch, args, gpu, kind):
+    monkeypatch.delenv("PERSONAPLEX_MODEL", raising=False)
+    monkeypatch.setattr(install, "has_cuda", lambda: gpu)
+    assert kind_for_run(args) == kind
+
+
+def test_the_environment_names_the_model_too(monkeypatch):
+    monkeypatch.setenv("PERSONAPLEX_MODEL", "tests/golden/tiny")
+    assert kind_for_run([]) == "model"
+    assert kind_for_run(["--model", "embedded"]) == "page"
+
+
+PAGE_ONLY = """
+import importlib.util, sys
+class OnlyThePage:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton", "sentencepiece", "safetensors", "sphn"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, OnlyThePage())
+"""
+
+
+def page_only(code: str) -> subprocess.CompletedProcess:
+    """Run code where nothing but the page's packages is there."""
+    return subprocess.run(
+        [sys.executable, "-c", PAGE_ONLY + code], capture_output=True, text=True, check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["trace", "offline", "voices"])
+def test_a_command_that_needs_the_model_says_how_to_get_it(command, tmp_path):
+    args = {
+        "trace": ["--model", "tests/golden/tiny", "--input", "x.wav", "--out", "x.safetensors"],
+        "offline": ["--model", "tests/golden/tiny", "--input", "tests/golden/tiny/input_user.wav",
+                    "--output", str(tmp_path / "x.wav"), "--output-text", str(tmp_path / "x.json")],
+        "voices": ["--model", "tests/golden/tiny"],
+    }[command]  # fmt: skip
+    done = page_only(f"from engine.cli import main; sys.exit(main({[command, *args]!r}))")
+    if command == "voices":  # names alone need none of it
+        assert (done.returncode, done.stdout.split()) == (0, ["TINYF0", "TINYM0"])
+        return
+    assert done.returncode == 1
+    assert re.fullmatch(r"(model: .*\n)?", done.stdout)
+    assert "is not installed, and this needs it; run `make run ARGS=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_without_the_opus_codec_asks_for_pcm16():
+    done = page_only("from engine.wire.opus import codec\ncodec('pcm16')\ncodec('opus')")
+    assert "connect with format=pcm16" in done.stderr.splitlines()[-1]
+
+
+def test_without_triton_the_other_tests_run_and_it_is_said_once():
+    code = (
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "import pytest\n"
+        "sys.meta_path[0].find_spec = lambda name, path=None, target=None: (_ for _ in ()).throw("
+        "ModuleNotFoundError(name, name=name)) if name.split('.')[0] == 'triton' else None\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', 'tests/model']))"
+    )
+    done = page_only(code.replace("-q", "-v"))
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert done.stdout.count("skipped, for triton is not on this machine: test_compiled") == 1
+    assert "test_sampling.py" in done.stdout
+    assert "test_kernels.py" not in done.stdout
+
+
+# -- set-up itself ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose only package is a wheel beside it."""
+    shutil.copytree(ROOT / "engine", tmp_path / "engine", ignore=lambda folder, names: [
+        name for name in names if name not in ("__init__.py", "install.py", "hardware.py")
+    ])  # fmt: skip
+    wheel = tmp_path / "tiny_pin-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        info = "tiny_pin-1.0.dist-info"
+        file.writestr("tiny_pin.py", "WHOLE = True\n")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-pin\nVersion: 1.0\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", f"tiny_pin.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n")
+    (tmp_path / "requirements-page.txt").write_text(f"# a comment\n{wheel}\n")
+    (tmp_path / "requirements.txt").write_text("-r requirements-page.txt\n")
+    return tmp_path
+
+
+def set_up(project: Path, kind: str = "page") -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine.install", kind], cwd=project, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def works(project: Path) -> bool:
+    command = [project / ".venv/bin/python", "-c", "import tiny_pin; assert tiny_pin.WHOLE"]
+    return subprocess.run(command, check=False, cwd=project).returncode == 0
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_two_set_ups_at_once_are_one(project):
+    both = [set_up(project), set_up(project)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("waiting for it" in text for text in said) == [False, True]
+    assert sum("a virtual environment of Python" in text for text in said) == 1
+    assert works(project)
+    again = set_up(project)
+    assert again.communicate()[0] == ""  # nothing to do, nothing to say
+    larger = set_up(project, "model")
+    assert "PyTorch" in larger.communicate()[0]
+    assert set_up(project).communicate()[0] == ""
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_a_set_up_that_was_killed_goes_on(project):
+    killed = set_up(project)
+    while not (project / ".venv/bin/python").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not works(project)
+    done = set_up(project)
+    said = done.communicate()[0]
+    assert (done.returncode, works(project)) == (0, True), said
+    # And in the midst of a package: its files are there in part, its RECORD is not.
+    (project / ".venv/.ready-page").unlink()
+    site = next((project / ".venv/lib").glob("python*/site-packages"))
+    (site / "tiny_pin.py").write_text("WHOLE = False\n")
+    (site / "tiny_pin-1.0.dist-info/RECORD").unlink()
+    done = set_up(project)
+    said = done.communicate()[0]
+    assert (done.returncode, works(project)) == (0, True), said
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_a_pin_that_cannot_be_had_is_one_line_at_the_end(project):
+    (project / "requirements-page.txt").write_text("./not-here.whl\n")
+    done = set_up(project)
+    said = done.communicate()[0]
+    assert done.returncode == 1
+    assert said.splitlines()[-1].startswith("set-up: pip could not install everything")
+    assert "Traceback" not in said
+
+
+def test_without_a_fitting_python_make_says_what_it_wants(tmp_path):
+    for name in ("Makefile", "engine"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["make", "--silent", "run", "PYTHON=/no/python3.10"], cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    first, *others = done.stderr.splitlines()
+    assert first == "Python 3.11 to 3.14 with its venv module is needed (or PYTHON=/path/to/one)"
+    assert len(others) == 1  # make's own
+    assert not (tmp_path / ".venv").exists()
