@@ -9,7 +9,7 @@ FIND_PYTHON = for python in $(or $(PYTHON),$(BIN)/python python3.14 python3.13 p
 	if [ -z "$$python" ]; then echo 'Python 3.11 to 3.14 with its venv module is needed (or PYTHON=/path/to/one)' >&2; exit 1; fi
 SET_UP = @$(FIND_PYTHON); $$python -m engine.install
 # Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone.
-UNIT := tests/model tests/runtime tests/dialogue
+UNIT := tests/model tests/weights tests/runtime tests/dialogue tests/lookup
 
 .PHONY: setup run test bench lint browsers
 

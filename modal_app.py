@@ -2,7 +2,7 @@
 
 The container imports this file too, alone at first: only modal and the standard library at module
 level, and as many secrets and volumes there as on the laptop. What is decided when deploying lies
-in demo/deploying.py, what runs in demo/container.py.
+in demo/cloud/deploying.py, what runs in demo/cloud/container.py.
 """
 
 import os
@@ -33,7 +33,7 @@ def gpus() -> str | list[str] | None:
 
 if modal.is_local():
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # from any working directory
-    from demo import deploying
+    from demo.cloud import deploying
 
     image, secrets = deploying.image(CACHE), deploying.secrets()
 else:  # paired with what was deployed by position: the same number is all that counts
@@ -66,8 +66,8 @@ machine = {"gpu": gpus(), "cpu": number("CPU", 4), "memory": number("MEMORY", 16
 class PersonaPlexServer:
     @modal.enter(snap=snapshot)
     def start(self) -> None:
-        from demo.container import Container
-        from demo.growing import ModalSpare
+        from demo.cloud.container import Container
+        from demo.cloud.growing import ModalSpare
 
         spare = ModalSpare(APP, SERVER)
         self.container = Container(
@@ -96,7 +96,7 @@ class PersonaPlexServer:
 @app.function(**everywhere, timeout=3600)
 def download() -> None:
     """Fetch the weights onto the volume, on CPU: `modal run modal_app.py::download`."""
-    from demo.preflight import download
+    from demo.cloud.preflight import download
 
     download(weights.commit)
 
@@ -104,7 +104,7 @@ def download() -> None:
 @app.function(**everywhere, timeout=300)
 def check() -> None:
     """Secrets, licence, key and volume, on CPU: `modal run modal_app.py::check`."""
-    from demo.preflight import check
+    from demo.cloud.preflight import check
 
     check(Path(CACHE))
 
@@ -112,7 +112,7 @@ def check() -> None:
 @app.function(**everywhere, **machine, timeout=3600)
 def gates() -> None:
     """Whether int8 is good here, on the server's GPU: `modal run modal_app.py::gates`."""
-    from demo.gates import gates
+    from demo.cloud.acceptance import gates
 
     gates(Path(CACHE), VOLUME, weights.commit)
 

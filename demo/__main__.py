@@ -7,8 +7,8 @@ import sys
 
 from demo.app import serve
 from engine.cli import LOG_FORMAT
+from engine.commands.serve import add_server_arguments, build_engine, server_config
 from engine.errors import EngineError
-from engine.serve import add_server_arguments, build_engine, server_config
 
 
 def main(argv: list[str] | None = None) -> int:

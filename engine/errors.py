@@ -3,6 +3,11 @@
 Our own faults are `assert`; a client hears `internal error: ` with an id that is in the log.
 """
 
+import logging
+import uuid
+
+logger = logging.getLogger(__name__)
+
 
 class EngineError(Exception):
     """A fault the other side can do something about. Its text goes out as one 0x05 sentence."""
@@ -70,3 +75,10 @@ class ClosingError(EndError):
 
 class InternalError(EndError):
     close_code, prefix = 1011, "internal error: "
+
+
+def logged_fault(what: str) -> InternalError:
+    """Log the exception at hand under an id; the error that tells a client that id."""
+    error_id = uuid.uuid4().hex[:8]
+    logger.exception("%s, error %s", what, error_id)
+    return InternalError(f"{error_id}; the server's log has the details")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.__main__ import subjects
-from engine.bench.arguments import parsed
+from engine.bench.__main__ import SUBJECTS, subjects
+from engine.bench.report import parsed
 from engine.cli import COMMANDS, build_parser
-from engine.serve import add_server_arguments
+from engine.commands.serve import add_server_arguments
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/performance.md", "docs/modal.md", "docs/api.md")
@@ -79,7 +79,7 @@ def bench(words: list[str]) -> None:
     if words == ["SUBJECT"]:
         return
     assert words[0] in subjects()
-    parsed(importlib.import_module(f"engine.bench.{words[0]}"), words[1:])
+    parsed(importlib.import_module(SUBJECTS[words[0]]), words[1:])
 
 
 @pytest.mark.parametrize(

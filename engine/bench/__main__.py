@@ -2,22 +2,24 @@
 
 import argparse
 import importlib
-import pkgutil
 
-import engine.bench as room
-from engine.bench.arguments import check, parsed
+from engine.bench.report import check, parsed
 
-# modules of this room that measure nothing themselves
-HELPERS = (
-    *("__main__", "arguments", "crowd", "device", "fits", "forcing", "paced", "peers", "process"),
-    *("profiled", "report", "scripted", "source", "standin", "talks"),
-)
+SUBJECTS = {  # by what is typed; evaluations and tools stand in rooms of their own
+    **{name: f"engine.bench.{name}" for name in (
+        *("capacity", "connect", "drift", "gpu", "load", "memory", "model", "peer", "recogniser"),
+        *("server", "soak", "stages", "tick", "verify"),
+    )},
+    "routing": "engine.evals.dialogues",
+    "turns": "engine.evals.turns",
+    "kernels": "engine.tools.tiles",
+    "codec": "engine.tools.codec_tiles",
+}  # fmt: skip
 
 
 def subjects() -> list[str]:
-    """The modules beside this one that measure something."""
-    names = [module.name for module in pkgutil.iter_modules(room.__path__)]
-    return sorted(name for name in names if name not in HELPERS)
+    """What can be measured."""
+    return sorted(SUBJECTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"engine.bench.{args.subject}")
+    module = importlib.import_module(SUBJECTS[args.subject])
     options = parsed(module, args.options, f"python -m engine bench {args.subject}")
     check(args.subject, options)
     return module.run(options)

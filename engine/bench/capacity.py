@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.arguments import duration, positive
-from engine.bench.paced import Talk, converse, lag, voice
+from engine.bench.clients import PacedTalk, converse, lag, voice
 from engine.bench.process import Server
-from engine.bench.report import save, table
-from engine.bench.source import add_source_arguments, model_of, precisions, serve_options
+from engine.bench.report import (
+    add_source_arguments,
+    duration,
+    model_of,
+    positive,
+    precisions,
+    save,
+    serve_options,
+    table,
+)
 from engine.errors import EngineError
 from engine.hardware import has_cuda
-from engine.runtime.capacity import TICK_LIMIT_SECONDS
-from engine.runtime.overload import WINDOW_SECONDS
+from engine.runtime.load import TICK_LIMIT_SECONDS, WINDOW_SECONDS
 
 LATE_SHARE = 0.001  # of the frames; at so many it does not hold any more
 TICK_SECONDS, TICK_SHARE = 0.080, 0.99  # so many ticks take no longer; a bound of the histogram
@@ -80,7 +86,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 async def _talk_all(
     url: str, conversations: int, seconds: float, fmt: str
-) -> tuple[list[Talk], list[float]]:
+) -> tuple[list[PacedTalk], list[float]]:
     """All conversations, one joining after the other, and this process's own lag."""
     pcm = voice()
     async with lag() as lags:

@@ -14,24 +14,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.bench.arguments import add_precisions, positive
 from engine.bench.device import (
+    Row,
     add_model_arguments,
+    beside,
+    check_room,
     config_of,
     device_of,
     loop_of,
     models,
     synchronize,
     tick,
+    unless_full,
 )
-from engine.bench.fits import Row, beside, check_room, unless_full
-from engine.bench.report import Record, table
+from engine.bench.report import BenchRecord, add_precisions, positive, table
 from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.errors import ConfigError
-from engine.model.graphs import Ticks
-from engine.model.loop import Loop, Ready
+from engine.model.gpu.graphs import Ticks
+from engine.model.loop import Loop, PromptState
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
-from engine.runtime.fitting import Mode
+from engine.weights.sizing import Precision
 
 SMALL_OPTIONS = {"columns": [80]}
 SLOTS = 2
@@ -68,7 +70,9 @@ def prefill(ticks: Ticks, prompt: Prompt) -> tuple[float, ...]:
     return tuple(taken)
 
 
-def opened(ticks: Ticks, prompt: Prompt, kept: Ready | None = None) -> tuple[Opened, Ready]:
+def opened(
+    ticks: Ticks, prompt: Prompt, kept: PromptState | None = None
+) -> tuple[Opened, PromptState]:
     """Open slot 0, from what was kept of the prompt or anew, until it speaks; what to keep."""
     loop = ticks.loop
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
@@ -107,13 +111,13 @@ def row_of(ticks: Ticks, columns: int) -> Row:
     }  # fmt: skip
 
 
-def of_weights(args: argparse.Namespace, weights: str, record: Record) -> None:
+def of_weights(args: argparse.Namespace, weights: str, record: BenchRecord) -> None:
     """One row a length of the prompt; the first of them knows the cold start."""
     start = time.perf_counter()
     lm, mimi = models(args, weights)
     synchronize()
     made = time.perf_counter() - start
-    mode = Mode(weights, weights)
+    mode = Precision(weights, weights)
     check_room(beside(lm, mimi, mode), SLOTS)
     start = time.perf_counter()
     loop = loop_of(args, lm, mimi, SLOTS, mode.kv)
@@ -146,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
     check_columns(args.columns, config_of(args).lm.context)
-    record = Record("connect", args.json, device=device_of(args), rows=[])
+    record = BenchRecord("connect", args.json, device=device_of(args), rows=[])
     for weights in args.weights:
         with unless_full({"weights_and_kv": weights}, record.add):
             of_weights(args, weights, record)

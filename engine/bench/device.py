@@ -1,24 +1,33 @@
 """What the benches of the model share: the model to run, bandwidth, clocks and their options."""
 
 import argparse
+import contextlib
 import gc
 import time
-from collections.abc import Callable
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from engine.bench.arguments import add_device
 from engine.bench.recogniser import SMALL as SMALL_STT
 from engine.bench.recogniser import random_recogniser
+from engine.bench.report import add_device
+from engine.config import FRAME_SAMPLES
 from engine.errors import ConfigError
 from engine.model.attention import Rings
 from engine.model.config import ModelConfig
-from engine.model.graphs import Ticks
+from engine.model.gpu.graphs import Ticks
+from engine.model.lm import LM
 from engine.model.loop import Loop
+from engine.model.mimi import Mimi
 from engine.model.stt import Hearing, Recogniser, SttConfig
-from engine.runtime.generated import FULL, SMALL, generated
+from engine.weights.generated import FULL, SMALL, generated
+from engine.weights.loading import Checkpoint, LoadedRecogniser
+from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
 MIMI_BYTES = 0.33e9  # one encode and one decode of the public codec, read once a tick
@@ -185,3 +194,90 @@ def bytes_of(tensors) -> int:
     """Bytes of tensors, each memory once."""
     seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(seen.values())
+
+
+# -- fits ------------------------------------------------------------------------------------------
+#
+# What a bench does with a combination that does not fit the device: it says so and goes on.
+#
+# First the arithmetic of a server's start is asked, as what no server would run need not be
+# measured; what that did not foresee, the device itself refuses.
+
+Row = dict[str, Any]
+
+
+@contextlib.contextmanager
+def unless_full(head: Row, keep: Callable[[Row], None]) -> Iterator[None]:
+    """Work that may not fit: then `keep` gets a row that says so, and what follows goes on.
+
+    What the functions called inside have allocated is given back; names of the caller stay.
+    """
+    note = ""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        note = f"does not fit: {str(error).splitlines()[0]}"
+        traceback.clear_frames(error.__traceback__)  # it would keep all that did fit
+    release()
+    if note:
+        print(*(f"{name} {value}," for name, value in head.items()), note, flush=True)
+        keep(head | {"note": note})
+
+
+def beside(lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None) -> Memory | None:
+    """The arithmetic for loaded models, of precision `mode`; None on a CPU: it is not counted."""
+    release()
+    free = free_bytes(lm.embedding.table.device)
+    if free is None:
+        return None
+    heard = LoadedRecogniser(stt, None) if stt else None
+    return Memory(Checkpoint("generated", lm, mimi, None, None), heard, mode, free)
+
+
+def check_room(memory: Memory | None, slots: int) -> None:
+    """Raises torch.OutOfMemoryError where a server would not start with so many slots."""
+    if memory is None or memory.slots(most=slots) == slots:
+        return
+    needed = slots * memory.slot_bytes(memory.mode)
+    there = max(0, needed + memory.left(slots))
+    raise torch.OutOfMemoryError(
+        f"{needed / 1e9:.2f} GB of {there / 1e9:.2f} GB beside the weights and the reserve"
+    )
+
+
+# -- profiled --------------------------------------------------------------------------------------
+#
+# A tick as the profiler sees it: how many kernels, which ones, how long each kind takes.
+
+
+def profiled(loop: Loop, slots: int) -> list:
+    """The events of one tick of the first slots, without graphs."""
+    ticks = Ticks(loop, graphs=False)
+    pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
+    tick(ticks, slots, pcm)
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if ticks.cuda else [])
+    with profile(activities=kinds) as profiler:
+        tick(ticks, slots, pcm)
+    events = profiler.events()
+    if not ticks.cuda:
+        return [e for e in events if e.name.startswith("aten::") and not e.cpu_children]
+    on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    return [e for e in on_device if not e.name.startswith("Mem")]
+
+
+def launches(loop: Loop, slots: int) -> int:
+    """Kernels of one tick; on a CPU, operators that compute, as a stand-in."""
+    return len(profiled(loop, slots))
+
+
+def kernels(loop: Loop, slots: int) -> list[dict]:
+    """One row a kind of kernel, the costliest first."""
+    taken = defaultdict(list)
+    for event in profiled(loop, slots):
+        elapsed = event.time_range.elapsed_us()
+        taken[event.name[:60]].append(elapsed)
+    rows = [
+        {"kernel": name, "launches": len(us), "us_each": float(np.mean(us)), "us": float(sum(us))}
+        for name, us in taken.items()
+    ]
+    return sorted(rows, key=lambda row: -row["us"])

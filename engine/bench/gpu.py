@@ -19,9 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from engine.bench.arguments import duration, parsed
 from engine.bench.peers.process import HOW, package_at
-from engine.bench.report import save
+from engine.bench.report import duration, parsed, save
 from engine.errors import ConfigError
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200

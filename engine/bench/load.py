@@ -18,10 +18,10 @@ import torch
 
 from engine.bench.device import add_model_arguments, config_of, device_of, release, synchronize
 from engine.bench.report import save, table
-from engine.dialogue.voices import Voices
-from engine.runtime.generated_files import write_checkpoint
-from engine.runtime.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.weights.generated import write_checkpoint
+from engine.weights.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
 

@@ -10,10 +10,12 @@ from itertools import product
 import numpy as np
 import torch
 
-from engine.bench.arguments import add_precisions, zero_or_more
 from engine.bench.device import (
+    Row,
     add_model_arguments,
+    beside,
     bytes_of,
+    check_room,
     device_of,
     fill_context,
     loop_of,
@@ -21,14 +23,13 @@ from engine.bench.device import (
     release,
     synchronize,
     tick,
+    unless_full,
 )
-from engine.bench.fits import Row, beside, check_room, unless_full
-from engine.bench.report import Record, table
+from engine.bench.report import BenchRecord, add_precisions, table, zero_or_more
 from engine.config import FRAME_SAMPLES
-from engine.model.graphs import Ticks
-from engine.runtime.capacity import GIB, WORK_BYTES
-from engine.runtime.fitting import Memory, Mode
+from engine.model.gpu.graphs import Ticks
 from engine.runtime.personaplex import CPU_SLOTS
+from engine.weights.sizing import GIB, WORK_BYTES, Memory, Precision
 
 # performance.md 1.2 and 1.5 of the specification, for the public shapes on a GPU
 LM_BYTES = {"bf16": 14.32 * GIB, "int8": 7.45 * GIB}
@@ -39,7 +40,7 @@ SERVING_TICKS = 3
 SMALL_OPTIONS = {"slots": 2}
 
 
-def predicted(mode: Mode, slots: int) -> dict[str, float]:
+def predicted(mode: Precision, slots: int) -> dict[str, float]:
     """Bytes by item."""
     sizes = {
         "language model": LM_BYTES[mode.weights], "codec": CODEC_BYTES,
@@ -102,7 +103,7 @@ def serve(ticks: Ticks) -> None:
     ticks.prefill.run(0, table.new_zeros(loop.piece, table.shape[1]))
 
 
-def sizes(args: argparse.Namespace, mode: Mode) -> tuple[int, dict[str, int]]:
+def sizes(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[str, int]]:
     """Slots, and bytes by item for one precision; a CPU has only those that tensors tell."""
     begin_peak()
     lm, mimi = models(args, mode.weights)
@@ -124,7 +125,7 @@ def sizes(args: argparse.Namespace, mode: Mode) -> tuple[int, dict[str, int]]:
     return slots, {item: size for item, size in found.items() if size or ticks.cuda}
 
 
-def rows_of(args: argparse.Namespace, mode: Mode) -> list[Row]:
+def rows_of(args: argparse.Namespace, mode: Precision) -> list[Row]:
     """One row an item."""
     slots, measured = sizes(args, mode)
     public = device_of(args) == "cuda" and not args.small
@@ -146,11 +147,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
-    record = Record("memory", args.json, device=device_of(args), rows=[])
+    record = BenchRecord("memory", args.json, device=device_of(args), rows=[])
     for weights, kv in product(args.weights, args.kv):
         head = {"weights": weights, "kv": kv}
         with unless_full(head, record.add):
-            for row in rows_of(args, Mode(weights, kv)):
+            for row in rows_of(args, Precision(weights, kv)):
                 record.add(head | row)
     print(table(record.result["rows"]))
     print("written:", record.save())

@@ -17,18 +17,17 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from engine.bench.arguments import positive, zero_or_more
-from engine.bench.report import save, table
+from engine.bench.report import positive, save, table, zero_or_more
 from engine.model.config import LMConfig, MimiConfig, ModelConfig, TransformerConfig
-from engine.model.linear import Linear, pack
+from engine.model.linear import Linear, pack_products
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
-from engine.model.names import lm_pieces, unused_by_lm
 from engine.model.prompt import Voice, build_prompt, prompt_frames
 from engine.model.state import Active
-from engine.runtime.checkpoint import load
-from engine.runtime.generated_files import write_model
+from engine.weights.checkpoint import load
+from engine.weights.generated import write_model
+from engine.weights.names import lm_pieces, unused_by_lm
 
 BATCHES = (1, 2, 4, 8)
 FILLED = (100, 749)  # frames in the ring
@@ -113,7 +112,7 @@ def steps(times: int) -> list[dict]:
     plain = {batch: matmul_ms(weights, batch, times) for batch in BATCHES}
     widths = [w.shape[1] for w in weights]
     del weights
-    pack(lm)
+    pack_products(lm)
     for batch in BATCHES:
         row = {"B": batch}
         row |= {f"step at {n}, ms": step_ms(lm, batch, n, times) for n in FILLED}
@@ -126,7 +125,7 @@ def steps(times: int) -> list[dict]:
 def prompts(times: int) -> dict[str, float]:
     """A prompt of 100 columns in one pass, step by step, and from the cache."""
     lm = random_lm()
-    pack(lm)
+    pack_products(lm)
     with torch.device("meta"):
         mimi = Mimi(CODEC)
     loop = Loop(lm, mimi.to_empty(device="cpu"), 1)

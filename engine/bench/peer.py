@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.bench.arguments import positive, zero_or_more
 from engine.bench.device import add_model_arguments, config_of, device_of
 from engine.bench.model import CODEC
 from engine.bench.model import CONFIG as RECIPE
 from engine.bench.peers import ours
 from engine.bench.peers.process import HOW, PeerProcess, package_at
-from engine.bench.report import save, table
+from engine.bench.report import positive, save, table, zero_or_more
 from engine.errors import ModelError
 from engine.model.config import ModelConfig
-from engine.runtime.generated import FULL, SMALL
-from engine.runtime.generated_files import write_checkpoint
-from engine.runtime.hub import CONFIG as CONFIG_FILE
-from engine.runtime.loader import Checkpoint
+from engine.weights.generated import FULL, SMALL, write_checkpoint
+from engine.weights.hub import CONFIG as CONFIG_FILE
+from engine.weights.loading import Checkpoint
 
 SIZES = {"full": FULL, "small": SMALL, "recipe": ModelConfig(lm=RECIPE, mimi=CODEC)}
 DEPTH_STEPS = {"moshi": 8, "reference": 16}

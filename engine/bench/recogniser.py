@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from engine.bench.arguments import positive
 from engine.bench.model import BATCHES, CODEC, FILLED, milliseconds
-from engine.bench.report import save, table
+from engine.bench.report import positive, save, table
 from engine.model.config import MimiConfig
-from engine.model.linear import pack, quantise
+from engine.model.linear import pack_products, quantise_products
 from engine.model.mimi import Mimi
 from engine.model.state import Active
 from engine.model.stt import Hearing, Recogniser, SttConfig
@@ -33,8 +32,8 @@ def random_recogniser(
     for parameter in stt.parameters():
         parameter.normal_(0, 0.02, generator=generator)
     if int8:
-        quantise(stt)
-    pack(stt)
+        quantise_products(stt)
+    pack_products(stt)
     stt.hasten()
     return stt
 
@@ -64,7 +63,7 @@ def random_mimi(config: MimiConfig, device: torch.device) -> Mimi:
     for parameter in mimi.parameters():
         parameter.normal_(0, 0.1)
     mimi.prepare()
-    pack(mimi)
+    pack_products(mimi)
     return mimi
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.arguments import duration, positive
-from engine.bench.paced import Talk, converse, voice
+from engine.bench.clients import PacedTalk, converse, voice
 from engine.bench.process import Server
-from engine.bench.report import save, table
+from engine.bench.report import duration, positive, save, table
 from engine.config import FRAME_SECONDS, LATE_SECONDS
 
 
-async def _all(args: argparse.Namespace, url: str) -> list[Talk]:
+async def _all(args: argparse.Namespace, url: str) -> list[PacedTalk]:
     pcm = voice()
     spread = FRAME_SECONDS * 5 / args.conversations  # phases all over the frame, as people have
     return await asyncio.gather(

@@ -14,13 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.arguments import duration, zero_or_more
 from engine.bench.capacity import LAG_SECONDS, LAGGED
-from engine.bench.crowd import Person, Tally
-from engine.bench.paced import converse, lag, voice
+from engine.bench.clients import Person, Tally, converse, lag, voice
 from engine.bench.process import Server
-from engine.bench.report import save, table
-from engine.bench.source import add_source_arguments, model_of, precisions, serve_options
+from engine.bench.report import (
+    add_source_arguments,
+    duration,
+    model_of,
+    precisions,
+    save,
+    serve_options,
+    table,
+    zero_or_more,
+)
 from engine.hardware import has_cuda
 
 MEMORY_MB = 100  # by which own memory may grow from the second quarter of the time to the last

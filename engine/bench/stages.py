@@ -10,29 +10,31 @@ from functools import partial
 import numpy as np
 import torch
 
-from engine.bench.arguments import add_precisions, positive, zero_or_more
 from engine.bench.device import (
+    Row,
     add_model_arguments,
+    beside,
+    check_room,
     config_of,
     device_of,
     fill_context,
+    kernels,
     loop_of,
     median,
     models,
     stand,
     synchronize,
+    unless_full,
 )
-from engine.bench.fits import Row, beside, check_room, unless_full
-from engine.bench.profiled import kernels
-from engine.bench.report import Record, table
+from engine.bench.report import BenchRecord, add_precisions, positive, table, zero_or_more
 from engine.bench.tick import measure
 from engine.config import FRAME_SAMPLES, PAD
-from engine.model.graphs import Block, Ticks
+from engine.model.gpu.graphs import Block, Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.state import Active
-from engine.runtime.fitting import Mode
+from engine.weights.sizing import Precision
 
 SMALL_OPTIONS = {"slots": [1], "ticks": 3}
 UNCAPTURED = ("copies",)  # these wait for the host
@@ -107,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(warm_up=2)
 
 
-def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Mode, slots: int) -> Row:
+def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Precision, slots: int) -> Row:
     """Milliseconds of every stage, of all of them, and of the tick that they make."""
     loop = loop_of(args, lm, mimi, slots, mode.kv)
     fill_context(loop, args.context)
@@ -122,7 +124,7 @@ def row_of(args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Mode, slots: int)
     return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)[0]))}
 
 
-def of_weights(args: argparse.Namespace, mode: Mode, record: Record) -> None:
+def of_weights(args: argparse.Namespace, mode: Precision, record: BenchRecord) -> None:
     """One row a number of slots."""
     lm, mimi = models(args, mode.weights)
     for slots in args.slots:
@@ -135,10 +137,10 @@ def of_weights(args: argparse.Namespace, mode: Mode, record: Record) -> None:
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
     args.context = min(args.context, config_of(args).lm.context - 1)
-    record = Record("stages", args.json, device=device_of(args), rows=[])
+    record = BenchRecord("stages", args.json, device=device_of(args), rows=[])
     for weights in args.weights:
         with unless_full({"weights_and_kv": weights}, record.add):
-            of_weights(args, Mode(weights, weights), record)
+            of_weights(args, Precision(weights, weights), record)
     print(table(record.result["rows"]))
     print("written:", record.save())
     return 0

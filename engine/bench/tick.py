@@ -14,34 +14,36 @@ from itertools import product
 import numpy as np
 import torch
 
-from engine.bench.arguments import add_precisions, positive, zero_or_more
 from engine.bench.device import (
     MIMI_BYTES,
     Marks,
+    Row,
     add_model_arguments,
     bandwidth,
+    beside,
+    check_room,
     config_of,
     device_of,
     fill_context,
     hearing_of,
+    launches,
     loop_of,
     models,
     recogniser_of,
     stand,
     synchronize,
     tick,
+    unless_full,
 )
-from engine.bench.fits import Row, beside, check_room, unless_full
-from engine.bench.profiled import launches
-from engine.bench.report import Record, table
+from engine.bench.report import BenchRecord, add_precisions, positive, table, zero_or_more
 from engine.config import FRAME_SAMPLES
 from engine.model.attention import Rings
-from engine.model.graphs import Ticks
+from engine.model.gpu.graphs import Ticks
 from engine.model.linear import Linear
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.stt import Recogniser
-from engine.runtime.fitting import Mode
+from engine.weights.sizing import Precision
 
 SMALL_OPTIONS = {"slots": [1, 2], "context": [100], "ticks": 5, "warm_up": 1}
 
@@ -131,13 +133,13 @@ def recogniser_row(
     }  # fmt: skip
 
 
-def of_weights(args: argparse.Namespace, weights: str, speed: float, record: Record) -> None:
+def of_weights(args: argparse.Namespace, weights: str, speed: float, record: BenchRecord) -> None:
     """Every row of one precision of the weights."""
     lm, mimi = models(args, weights)
     for kv, slots in product(args.kv, args.slots):
         head = {"weights": weights, "kv": kv, "slots": slots}
         with unless_full(head, record.add):
-            check_room(beside(lm, mimi, Mode(weights, kv)), slots)
+            check_room(beside(lm, mimi, Precision(weights, kv)), slots)
             for row in rows_of(args, lm, mimi, kv, slots, speed):
                 record.add(head | row)
     head, keep = {"weights": weights, "kv": args.kv[-1]}, partial(record.add, to="recogniser")
@@ -149,7 +151,7 @@ def heard_of_weights(
     args: argparse.Namespace, lm: LM, mimi: Mimi, head: Row, keep: Callable[[Row], None]
 ) -> None:
     """A recogniser of that precision too, beside as many slots as each row asks for."""
-    stt, mode = recogniser_of(args, head["weights"]), Mode(**head)
+    stt, mode = recogniser_of(args, head["weights"]), Precision(**head)
     for slots in args.slots:
         one = {**head, "slots": slots}
         with unless_full(one, keep):
@@ -172,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     args.context = sorted({min(columns, most) for columns in args.context})
     device = device_of(args)
     speed = bandwidth(device)
-    record = Record(
+    record = BenchRecord(
         "tick", args.json, device=device, copy_gb_per_s=speed / 1e9, rows=[], recogniser=[]
     )
     for weights in args.weights:

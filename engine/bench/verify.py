@@ -17,21 +17,18 @@ from safetensors.numpy import load_file
 from engine.bench.device import KV_TYPES, add_model_arguments, device_of, loop_of, release
 from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES, GREEDY
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
 from engine.model.attention import Rings
-from engine.model.graphs import Ticks
-from engine.model.prefill import Prefill
+from engine.model.gpu.graphs import Prefill, Ticks
+from engine.model.gpu.kernels import ROWS
 from engine.model.state import Active
-from engine.model.tiles import ROWS
 from engine.runtime.backend import HeardRow, Opening
-from engine.runtime.drive import conversation, frames_of
-from engine.runtime.generated import SMALL, generated
-from engine.runtime.generated_files import TINY
-from engine.runtime.loader import load_checkpoint
+from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.recogniser import load_recogniser
+from engine.weights.generated import SMALL, TINY, generated
+from engine.weights.loading import load_checkpoint, load_recogniser
+from engine.weights.voices import Voices
 
 STT_TINY = Path("tests/golden/stt_tiny")
 GOLDEN = ("gen_voice_pt", "gen_forced_text")
@@ -46,7 +43,7 @@ Result = tuple[str, bool, str]  # what was checked, whether it holds, a number o
 def user_frames() -> np.ndarray:
     with wave.open(str(TINY / "input_user.wav")) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-    return frames_of(samples.astype(np.float32) / 32768)
+    return split_frames(samples.astype(np.float32) / 32768)
 
 
 def golden_runs(device: str) -> Iterator[Result]:
@@ -68,7 +65,7 @@ def golden_run(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
     forced, count = run.get("forced", {}), iter(range(10_000))
     ids = prompt_ids(run["text_prompt"], backend.tokenizer)
     opening = Opening(run["voice"].split(".")[0], ids, GREEDY)
-    frames = conversation(
+    frames = drive_conversation(
         backend,
         opening,
         user_frames()[:FRAMES],
@@ -87,7 +84,7 @@ def recogniser_runs(device: str) -> Iterator[Result]:
     for graphs in (False, True):
         backend = PersonaPlexBackend(checkpoint, slots=2, recogniser=stt, graphs=graphs)
         flushed: list[HeardRow] = []
-        frames = list(conversation(backend, opening, user_frames(), flushed=flushed))
+        frames = list(drive_conversation(backend, opening, user_frames(), flushed=flushed))
         got = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
         same = got == want["tokens"][1:].tolist()
         yield f"recogniser float32 {'graphs' if graphs else 'eager'}", same, f"{len(got)} steps"

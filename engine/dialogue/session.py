@@ -17,24 +17,17 @@ import numpy as np
 
 from engine.config import FRAME_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.dialogue import events as ev
-from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.routing import Routing
-from engine.dialogue.transcript import Transcript
-from engine.dialogue.voices import choose_voice
-from engine.errors import (
-    EndError,
-    IdleError,
-    RefusedError,
-    TimeLimitError,
-    TooFastError,
-)
+from engine.dialogue.floor import Transcript
+from engine.dialogue.persona import prompt_ids
+from engine.errors import EndError, IdleError, RefusedError, TimeLimitError, TooFastError
+from engine.lookup.question import Hooks, Routing
 from engine.runtime.backend import Opening
 from engine.runtime.seat import Ended, Frame, Notice, Output, Ready, Seat
+from engine.weights.voices import choose_voice
 
 if TYPE_CHECKING:
-    from engine.dialogue.engine import Engine
+    from engine.dialogue.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +63,7 @@ class Limits:
 class Session:
     """One conversation. Use as `async with`; everything but `outputs` returns at once."""
 
-    def __init__(self, engine: "Engine", config: SessionConfig) -> None:
+    def __init__(self, engine: "Service", config: SessionConfig) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.config = config
         self.frames_out = 0  # agent frames handed out

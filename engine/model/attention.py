@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.int8 import exact_columns, quantise_columns
+from engine.model.linear import exact_columns, quantise_columns
 from engine.model.state import Active
 
 LANES = 16  # floats in 64 bytes: what starts on such a border is summed in the same order
@@ -131,7 +131,7 @@ class Rings:
         self.position[slot] = pushed
 
 
-class Step:
+class RingPush:
     """One push of T columns (1, or 2 in the codec) for every active slot of the rings."""
 
     def __init__(self, rings: Rings, active: Active, columns: int = 1) -> None:

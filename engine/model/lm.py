@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.model.attention import Chunk, Rings, Step
+from engine.model.attention import Chunk, RingPush, Rings
 from engine.model.config import LMConfig
 from engine.model.depformer import Depformer, Pick
 from engine.model.linear import Linear
@@ -93,7 +93,7 @@ class Temporal(nn.Module):
         if self.fast:
             hidden = self.fast.step(self, embedded, rings, active)
         else:
-            x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+            x = self.transformer(embedded[:, None], RingPush(rings, active))  # [S, 1, dim]
             hidden = self.out_norm(x[:, 0])
         rings.advance(active, 1)
         return hidden
@@ -114,7 +114,7 @@ class Temporal(nn.Module):
     def hasten(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
-            self.fast = importlib.import_module("engine.model.fast")
+            self.fast = importlib.import_module("engine.model.gpu.fused")
 
 
 class LM(Temporal):

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.model.gpu.kernels import ROWS
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
 from engine.model.sampling import Sampler
 from engine.model.state import Active
-from engine.model.tiles import ROWS
 
 FREE = -1  # no token is forced here
 PIECE = 64  # columns of a prompt in one piece of work
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PromptState:
     """A slot just before its bootstrap tick: what is kept of a prompt for the next caller."""
 
     kv: Tensor  # [L, 2, H, n, D], the used part of the ring
@@ -97,12 +97,12 @@ class Loop:
             tokens[slot] = 0
         self.booting.discard(slot)
 
-    def ready(self, slot: int, prompt: Prompt) -> Ready:
+    def ready(self, slot: int, prompt: Prompt) -> PromptState:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after
         last, after = last.to(self.device), after.to(self.device)
         scale = self.rings.used_scale(slot)
-        return Ready(
+        return PromptState(
             kv=self.rings.used(slot).clone(),
             scale=None if scale is None else scale.clone(),
             columns=self.rings.pushed[slot],
@@ -112,7 +112,7 @@ class Loop:
             forced=torch.where(self.agent_late, after[1 : 1 + q], FREE),
         )
 
-    def start(self, slot: int, ready: Ready) -> None:
+    def start(self, slot: int, ready: PromptState) -> None:
         """Put a cleared slot just before its bootstrap tick."""
         self.rings.set_position(slot, ready.columns)
         self.rings.used(slot).copy_(ready.kv)

@@ -6,12 +6,14 @@ All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from engine.config import SamplingConfig
-from engine.runtime.capacity import TickTable
+
+if TYPE_CHECKING:
+    from engine.runtime.load import TickTable
 
 
 class Tokenizer(Protocol):
@@ -107,7 +109,7 @@ class Backend(Protocol):
     limited_by: str  # what made that number: memory, time, asked, most, cpu
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
-    ticks: TickTable | None  # how long a tick takes, where it was measured
+    ticks: "TickTable | None"  # how long a tick takes, where it was measured
     transcribes: bool  # whether a recogniser is loaded; only then there is what follows
     transcription: Transcription
     transcribing: bool  # the recogniser's switch, for all slots: off, it costs nothing

@@ -14,10 +14,10 @@ from engine.errors import ModelError
 from engine.hardware import has_cuda
 from engine.install import describe_missing
 from engine.runtime.backend import Backend
-from engine.runtime.hub import DEFAULT_REPOSITORY
+from engine.weights.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
-    from engine.runtime.loader import Shelf
+    from engine.weights.loading import Shelf
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ Direct = Callable[[int, HeardRow, float, float], tuple[int, bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class DrivenFrame:
     """80 ms of a conversation."""
 
     user_codes: np.ndarray | None  # [8] int64
@@ -34,14 +34,14 @@ def undirected(sampled: int, heard: HeardRow, peak_in: float, peak_out: float) -
     return sampled, False
 
 
-def conversation(
+def drive_conversation(
     backend: Backend,
     opening: Opening,
     user: Iterable[np.ndarray],
     direct: Direct = undirected,
     slot: int = 0,
     flushed: list[HeardRow] | None = None,
-) -> Iterator[Frame]:
+) -> Iterator[DrivenFrame]:
     """Open a slot, run it over the user's frames [1920] float32, and close it.
 
     flushed: takes what the recogniser, if it runs, still writes after the last frame.
@@ -50,13 +50,13 @@ def conversation(
         for _ in backend.open(slot, opening):
             pass
         silence = np.zeros(FRAME_SAMPLES, np.float32)
-        _, _, chosen = tick(backend, slot, silence, direct, peak_out=0.0)  # the bootstrap
+        _, _, chosen = drive_tick(backend, slot, silence, direct, peak_out=0.0)  # the bootstrap
         peak_out = 0.0
         for pcm in user:
             held = chosen
-            heard, spoken, chosen = tick(backend, slot, pcm, direct, peak_out)
+            heard, spoken, chosen = drive_tick(backend, slot, pcm, direct, peak_out)
             peak_out = float(np.abs(spoken.pcm[slot]).max())
-            yield Frame(
+            yield DrivenFrame(
                 user_codes=None if heard.user_codes is None else heard.user_codes[slot],
                 sampled_text=held[0],
                 text=held[1],
@@ -71,7 +71,7 @@ def conversation(
         backend.close(slot)
 
 
-def tick(
+def drive_tick(
     backend: Backend, slot: int, pcm: np.ndarray, direct: Direct, peak_out: float
 ) -> tuple[Heard, Spoken, tuple[int, int]]:
     """One step of one slot, pcm [1920]; the last part is (sampled, fed) text of the next frame."""
@@ -86,6 +86,6 @@ def tick(
     return heard, backend.speak(text, hush), (sampled, int(text[slot]))
 
 
-def frames_of(pcm: np.ndarray) -> np.ndarray:
+def split_frames(pcm: np.ndarray) -> np.ndarray:
     """Audio [samples] as whole frames [T, 1920], the last one filled with zeros."""
     return np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)

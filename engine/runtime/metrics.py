@@ -76,7 +76,7 @@ class Window:
         return np.percentile(values, wanted).tolist() if len(values) else [0.0] * len(wanted)
 
 
-class Record:
+class LatencyRecord:
     """The latency record (performance.md 2.6): each frame's stages, and the slots of each tick.
 
     Without what the client's loudspeaker still has to play: the protocol does not tell it.
@@ -118,7 +118,7 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.registry = CollectorRegistry()
-        self.record = Record(clock)
+        self.record = LatencyRecord(clock)
         self.step = Window(clock)  # seconds of backend work per tick
         self.late_frames = 0
         registry = self.registry

@@ -1,10 +1,8 @@
-"""The model as a backend: openings, prompts and seeds around the frame loop of engine/model.
-
-Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
-"""
+"""States of prompts that were run before, so that a known voice and persona connect at once."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,18 +10,99 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.model.attention import Rings
-from engine.model.graphs import Ticks
-from engine.model.loop import Loop, Ready
+from engine.model.gpu.graphs import Ticks, Words
+from engine.model.loop import Loop, PromptState
 from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.state import Active
+from engine.model.stt import Hearing, silence_codes
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
-from engine.runtime.capacity import TickTable, time_ticks
-from engine.runtime.ear import Ear, rows, written
-from engine.runtime.loader import Checkpoint, file_hash, read_saved_voice
-from engine.runtime.prompt_cache import PromptCache
-from engine.runtime.recogniser import LoadedRecogniser
+from engine.runtime.load import TickTable, time_ticks
 from engine.runtime.renewal import Renewal, settle
+from engine.weights.loading import Checkpoint, LoadedRecogniser, file_hash, read_saved_voice
+
+MEGABYTE = 1_000_000
+Key = tuple[str, tuple[int, ...]]  # hash of the voice's file, text ids of the persona
+
+
+class PromptCache:
+    """Least recently used out, within a budget in MB. Only the scheduler's thread uses it."""
+
+    def __init__(self, budget_mb: float) -> None:
+        self._budget = budget_mb * MEGABYTE
+        self._kept: OrderedDict[Key, PromptState] = OrderedDict()
+
+    def get(self, key: Key) -> PromptState | None:
+        """The state of a prompt, if it is kept; it counts as used now."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Key, ready: PromptState) -> None:
+        """Keep a state; those unused for longest make room. Too large a one is not kept."""
+        if ready.bytes > self._budget:
+            return
+        self._kept[key] = ready
+        self._kept.move_to_end(key)
+        while sum(kept.bytes for kept in self._kept.values()) > self._budget:
+            self._kept.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+# -- ear -------------------------------------------------------------------------------------------
+#
+# The recogniser beside the frame loop: for which slots it runs, and what its results are called.
+#
+# It runs in the loop's ticks (engine/model/gpu/graphs.py) and reads what the codec has encoded
+# there
+# anyway. Switching it off altogether is the backend's affair; what its tokens mean, the dialogue's.
+
+NOT_RUN = -1  # instead of a token
+
+
+class Transcriber:
+    """Only the scheduler's thread may call it, and make it under inference mode."""
+
+    def __init__(self, recogniser: LoadedRecogniser, loop: Loop) -> None:
+        config = recogniser.stt.config
+        silence = silence_codes(loop.mimi, config.n_q)
+        self.hearing = Hearing(recogniser.stt, loop.slots, silence)
+        self.transcription = Transcription(recogniser.tokenizer, config.delay_frames)
+        self._open: set[int] = set()  # slots that are transcribed
+
+    def open(self, slot: int) -> None:
+        """Run for this slot from its bootstrap on."""
+        self._open.add(slot)
+
+    def clear(self, slot: int) -> None:
+        self._open.discard(slot)
+        self.hearing.clear(slot)
+
+    def among(self, slots: Iterable[int]) -> list[int]:
+        """Those of some slots for which it runs."""
+        return [slot for slot in slots if slot in self._open]
+
+
+def written(words: Words, slots: list[int]) -> Words:
+    """Results of a step that ran for these slots only: the other rows are NOT_RUN."""
+    text, pause = words
+    ran = np.isin(np.arange(len(text)), slots)
+    return np.where(ran, text, NOT_RUN), pause
+
+
+def rows(words: Words, slots: list[int]) -> dict[int, HeardRow]:
+    """The same, slot by slot."""
+    text, pause = words
+    return {s: HeardRow(int(text[s]), None if pause is None else pause[s]) for s in slots}
+
+
+# -- personaplex -----------------------------------------------------------------------------------
+#
+# The model as a backend: openings, prompts and seeds around the frame loop of engine/model.
+#
+# Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
 
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4  # on a CPU neither memory nor ticks are measured
@@ -56,7 +135,7 @@ class PersonaPlexBackend:
         self._active = np.zeros(slots, bool)
         self.transcribing = self.transcribes = recogniser is not None
         with torch.inference_mode():
-            self.ear = Ear(recogniser, self.loop) if recogniser else None
+            self.ear = Transcriber(recogniser, self.loop) if recogniser else None
             self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
         self.ticks: TickTable | None = None
         self.renewal: Renewal | None = None
@@ -197,11 +276,11 @@ class PersonaPlexBackend:
         settle(self.loop.device)
 
     @torch.inference_mode()
-    def _ready(self, slot: int, prompt: Prompt) -> Ready:
+    def _ready(self, slot: int, prompt: Prompt) -> PromptState:
         return self.loop.ready(slot, prompt)
 
     @torch.inference_mode()
-    def _start(self, slot: int, ready: Ready, opening: Opening) -> None:
+    def _start(self, slot: int, ready: PromptState, opening: Opening) -> None:
         self.loop.start(slot, ready)
         self.loop.sampler.seed(slot, opening.seed)
         self.loop.sampler.tune(slot, opening.sampling)

@@ -1,25 +1,92 @@
-"""Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
+"""Asking each seat's director: what it makes of its inbox, which text is fed, what a flush brings.
 
-Not a place for conversation: which text is fed is each seat's director's affair, who may talk for
-how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
+One conversation's fault ends that conversation, never its neighbours'. Scheduler's thread only.
 """
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, SamplingConfig
-from engine.errors import BusyError, EngineError
-from engine.runtime.backend import Backend, Opening, Spoken
-from engine.runtime.directing import Batch, Directing, logged_fault
+from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.errors import BusyError, EngineError, logged_fault
+from engine.runtime.backend import Backend, Heard, Opening, Spoken
+from engine.runtime.load import KEPT_FRAMES, Overload, Shedding, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
-from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
-from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
-from engine.runtime.slack import SlackWork, next_due
+from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Who takes part in a tick."""
+
+    seats: list[Seat]
+    pcm: np.ndarray  # [S, 1920] float32
+    active: np.ndarray  # [S] bool
+    peaks: dict[Seat, float] = field(default_factory=dict)  # of the user frames
+    due: dict[Seat, float] = field(default_factory=dict)  # when the user frames were complete
+
+
+class Directing:
+    """All seats' directors, each behind its own fence."""
+
+    def __init__(self, backend: Backend, give_up: Callable[[Seat, EngineError], None]) -> None:
+        self._backend, self._give_up = backend, give_up
+
+    def read_inboxes(self, seats: list[Seat]) -> None:
+        for seat in seats:
+            self._tell(seat, seat.obey)
+
+    def flush(self, seats: list[Seat]) -> bool:
+        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
+        if not (self._backend.transcribes and self._backend.transcribing):
+            return False
+        flushing = {seat.slot: seat for seat in seats if seat.flushing and not seat.left}
+        if flushing:
+            for slot, heard in self._backend.flush(list(flushing)).items():
+                self._tell(flushing[slot], partial(flushing[slot].director.flush, heard))
+        return bool(flushing)
+
+    def choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
+        """Which token is fed to each slot: text [S] int64, hush [S] bool."""
+        text = np.full(self._backend.slots, PAD, np.int64)
+        hush = np.zeros(self._backend.slots, bool)
+        for seat in batch.seats:
+            slot = seat.slot
+            try:
+                text[slot], hush[slot] = seat.director.step(
+                    int(heard.text[slot]), heard.row(slot), batch.peaks[seat], seat.peak_out
+                )
+                seat.chosen = seat.director.events()
+            except Exception:  # one conversation's fault must not reach its neighbours
+                self._give_up(seat, logged_fault("director failed"))
+        return text, hush
+
+    def _tell(self, seat: Seat, report: Callable[[], list[Any]]) -> None:
+        """Deliver what a director reports between two frames."""
+        try:
+            events = report()
+        except Exception:  # one conversation's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("director failed"))
+            return
+        if events:
+            seat.deliver([Notice(events)])
+
+
+# -- scheduler -------------------------------------------------------------------------------------
+#
+# Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
+#
+# Not a place for conversation: which text is fed is each seat's director's affair, who may talk for
+# how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
 
 RETRY_SECONDS = 3  # what a refused client is told
 LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
@@ -75,7 +142,7 @@ class Scheduler:
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
-        self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
+        self, opening: Opening, director: FrameDirector, deliver: Callable[[list[Output]], None]
     ) -> Seat:
         """Take the lowest free slot. Raises BusyError if there is none."""
         seat = Seat(opening, director, deliver, self.wake, self.metrics)
@@ -107,7 +174,7 @@ class Scheduler:
         self.metrics.ended(reason)
         self.wake()
 
-    def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
+    def restart(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
         """The same slot from the beginning; `Ready` is delivered again."""
         seat.forget()
         self._do(lambda: self._reopen(seat, opening, director))
@@ -178,7 +245,7 @@ class Scheduler:
         for task in tasks:
             task()
 
-    def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
+    def _reopen(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
         if not seat.left:
             self._close(seat)
             seat.restart(opening, director)

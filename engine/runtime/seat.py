@@ -1,22 +1,100 @@
-"""One conversation's place at the scheduler: its bounded boxes and its frame clock.
+"""User samples on their way to ticks, and when each whole frame was complete.
 
-A session's threads write into the boxes (`hear`, `post`), the scheduler's thread empties them.
-What a seat may not do is decide anything about other seats.
+A box of one seat, without a lock of its own: the seat (seat.py) holds one.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.metrics import Dropped, Metrics
-from engine.runtime.user_audio import AudioRing
+
+QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
+
+
+@dataclass(eq=False)
+class AudioRing:
+    """The samples that wait.
+
+    A burst is dated on the 80 ms clock, not on its arrival: its frames are due one after another.
+    """
+
+    chunks: deque[np.ndarray] = field(default_factory=deque)
+    samples: int = 0
+    due: deque[float] = field(default_factory=deque)
+    last_due: float = 0.0
+
+    def push(self, pcm: np.ndarray, now: float) -> None:
+        before = self.samples // FRAME_SAMPLES
+        self.chunks.append(pcm)
+        self.samples += len(pcm)
+        for _ in range(self.samples // FRAME_SAMPLES - before):
+            self.last_due = max(now, self.last_due + FRAME_SECONDS)
+            self.due.append(self.last_due)
+
+    def pop(self) -> np.ndarray:
+        """The oldest 1920 samples; what is missing is silence."""
+        frame = np.zeros(FRAME_SAMPLES, np.float32)
+        filled = 0
+        while self.chunks and filled < FRAME_SAMPLES:
+            chunk = self.chunks.popleft()
+            taken = chunk[: FRAME_SAMPLES - filled]
+            frame[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            if len(taken) < len(chunk):
+                self.chunks.appendleft(chunk[len(taken) :])
+        self.samples -= filled
+        if self.due and filled == FRAME_SAMPLES:
+            self.due.popleft()
+        return frame
+
+    def drop(self, kept: int) -> int:
+        """Drop the oldest frames, whatever is in them, until `kept` are left; how many."""
+        dropped = max(0, self.frames - kept)
+        for _ in range(dropped):
+            self.pop()
+        return dropped
+
+    def drop_quiet(self, kept: int) -> int:
+        """Drop the oldest frames in which nobody speaks, until `kept` are left; how many."""
+        excess, dropped = self.frames - kept, 0
+        if excess <= 0:
+            return 0
+        due, frames = list(self.due), [self.pop() for _ in range(self.frames)]
+        waiting = []
+        for when, frame in zip(due, frames, strict=True):
+            if dropped < excess and np.abs(frame).max() < QUIET_PEAK:
+                dropped += 1
+            else:
+                waiting.append((when, frame))
+        self.due = deque(when for when, _ in waiting)
+        self.chunks.extendleft(frame for _, frame in reversed(waiting))
+        self.samples += len(waiting) * FRAME_SAMPLES
+        return dropped
+
+    @property
+    def frames(self) -> int:
+        return self.samples // FRAME_SAMPLES
+
+    @property
+    def missing_seconds(self) -> float:
+        """Of speech, until the frame that has begun is whole."""
+        return (FRAME_SAMPLES - self.samples % FRAME_SAMPLES) / SAMPLE_RATE
+
+
+# -- seat ------------------------------------------------------------------------------------------
+#
+# One conversation's place at the scheduler: its bounded boxes and its frame clock.
+#
+# A session's threads write into the boxes (`hear`, `post`), the scheduler's thread empties them.
+# What a seat may not do is decide anything about other seats.
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
@@ -26,7 +104,7 @@ HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was 
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
 
 
-class Director(Protocol):
+class FrameDirector(Protocol):
     """What the scheduler needs of `dialogue.director`, which lies above it."""
 
     @property
@@ -96,7 +174,7 @@ class Seat:
     def __init__(
         self,
         opening: Opening,
-        director: Director,
+        director: FrameDirector,
         deliver: Callable[[list[Output]], None],
         wake: Callable[[], None],
         metrics: Metrics,
@@ -112,7 +190,7 @@ class Seat:
         self._restarts = 0  # asked for and not carried out yet
         self.start(opening, director)
 
-    def start(self, opening: Opening, director: Director) -> None:
+    def start(self, opening: Opening, director: FrameDirector) -> None:
         """Begin a conversation on this seat (again, for a restart)."""
         self.opening, self.director = opening, director
         self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
@@ -173,7 +251,7 @@ class Seat:
         """Whether the backend holds anything of this conversation."""
         return self.work is not None or self.bootstrapping or self.live
 
-    def restart(self, opening: Opening, director: Director) -> None:
+    def restart(self, opening: Opening, director: FrameDirector) -> None:
         """Carry out a restart that was announced by `forget`."""
         with self._lock:
             self._restarts -= 1

@@ -12,13 +12,18 @@ from pathlib import Path
 import torch
 
 from engine.errors import ModelError
-from engine.runtime.fitting import MODES, Memory, Mode, free_bytes
-from engine.runtime.hub import Progress, find
-from engine.runtime.loader import Checkpoint, Shelf, load_checkpoint
-from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, PersonaPlexBackend
-from engine.runtime.prompt_cache import MEGABYTE
-from engine.runtime.recogniser import LoadedRecogniser, download_recogniser, load_recogniser
-from engine.runtime.verdict import precise, precise_recogniser
+from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
+from engine.weights.hub import Progress, find
+from engine.weights.loading import (
+    Checkpoint,
+    LoadedRecogniser,
+    Shelf,
+    download_recogniser,
+    load_checkpoint,
+    load_recogniser,
+)
+from engine.weights.sizing import PRECISIONS, Memory, Precision, free_bytes
+from engine.weights.verdict import precise, precise_recogniser
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ def load_personaplex(
     """
     progress = progress or (lambda phase, percent: None)
     folder = find(source, revision, progress)
-    mode = Mode(*precise(precision, folder, device))
+    mode = Precision(*precise(precision, folder, device))
     try:
         checkpoint = load_checkpoint(
             source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
@@ -96,7 +101,7 @@ def _recogniser(
 
 
 def fitted(
-    checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Mode, options: Options
+    checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Precision, options: Options
 ) -> PersonaPlexBackend:
     """As many slots as memory and time allow, or exactly those asked for. Raises ModelError."""
     if options.renewal_frames >= checkpoint.lm.window:
@@ -129,7 +134,7 @@ def fitted(
         backend = build(slots)
         backend.ticks = ticks.upto(slots)
     backend.limited_by = limit
-    logger.info("%s", told(memory, mode, slots, limit))
+    logger.info("%s", describe_slots(memory, mode, slots, limit))
     if memory and options.renewal_frames and not backend.renewal:
         logger.warning("%s", not_renewed(memory, slots))
     elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
@@ -167,14 +172,14 @@ def not_renewed(memory: Memory, slots: int) -> str:
     )
 
 
-def told(memory: Memory | None, mode: Mode, slots: int, limit: str) -> str:
+def describe_slots(memory: Memory | None, mode: Precision, slots: int, limit: str) -> str:
     """The start log's line: slots here, and what bf16 and int8 throughout would hold."""
     here = f"slots: {slots} here ({mode}, {LIMITS[limit]})"
     if memory is None:
         return here
     others = [
         f"{memory.slots(other)} with {other.weights} weights and KV (by memory, projected)"
-        for other in (MODES[0], MODES[-1])
+        for other in (PRECISIONS[0], PRECISIONS[-1])
         if other != mode
     ]
     return "; ".join([here, *others])

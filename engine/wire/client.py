@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.config import FRAME_SAMPLES, SAMPLE_RATE
 from engine.errors import ConfigError, EngineError
-from engine.wire.opus import codec
+from engine.wire.audio import make_codec
 from engine.wire.protocol import MAX_MESSAGE_BYTES, Kind, decode, encode
 
 CHUNK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, as browsers send
@@ -55,7 +55,7 @@ class Client:
 
     def __init__(self, url: str, fmt: str = "pcm16", events: bool = True, **query: Any) -> None:
         self.url = api_url(url, format=fmt, events=int(events), **query)
-        self._codec = codec(fmt)
+        self._codec = make_codec(fmt)
         self.close_code: int | None = None
 
     async def __aenter__(self) -> "Client":

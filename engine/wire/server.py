@@ -1,31 +1,31 @@
 """The HTTP side of the engine: `/api`, `/api/chat`, `/healthz`, `/voices`, `/metrics`.
 
-Adds routes to an aiohttp application; what runs the application is `engine.serve` or `demo.app`.
+Adds routes to an aiohttp application; what runs the application is `commands.serve` or `demo.app`.
 """
 
+import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
 
 from engine.config import ServerConfig
-from engine.dialogue.engine import Engine
-from engine.errors import EndError, EngineError
-from engine.wire.auth import authorize, cors
-from engine.wire.conversation import Conversation, say_goodbye
-from engine.wire.protocol import PATHS
-from engine.wire.query import parse
+from engine.dialogue.service import Service
+from engine.errors import EndError, EngineError, UnauthorizedError
+from engine.wire.protocol import PATHS, parse_query
+from engine.wire.socket import ChatSocket, say_goodbye
 
 logger = logging.getLogger(__name__)
 
-ENGINE = web.AppKey("engine", Engine)
+ENGINE = web.AppKey("engine", Service)
 CONFIG = web.AppKey("config", ServerConfig)
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # above it aiohttp hangs up by itself; ours is 256 KiB
 WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, not buffered for
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def add_routes(app: web.Application, engine: Engine, config: ServerConfig) -> None:
+def add_routes(app: web.Application, engine: Service, config: ServerConfig) -> None:
     """Put the engine's routes on an application."""
     app[ENGINE], app[CONFIG] = engine, config
     for path in PATHS:
@@ -46,7 +46,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     config = request.app[CONFIG]
     try:
         authorize(request, config.token, config.allowed_origins)
-        await Conversation(ws, request.app[ENGINE], parse(request.query)).run()
+        await ChatSocket(ws, request.app[ENGINE], parse_query(request.query)).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
@@ -99,3 +99,52 @@ async def voices(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     body = request.app[ENGINE].metrics.text()
     return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
+
+
+# -- auth ------------------------------------------------------------------------------------------
+#
+# Who may talk: one shared token, in the query, as a bearer, or in the page's cookie.
+#
+# A cookie travels by itself, so it counts only from our own pages (the Origin is checked).
+
+COOKIE = "personaplex_token"
+
+
+def is_same_token(given: str, token: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(given.encode(errors="replace"), token.encode())
+
+
+def authorize(request: web.Request, token: str, allowed_origins: tuple[str, ...]) -> None:
+    """Raises UnauthorizedError unless the server is open or the token is right."""
+    if not token:
+        return
+    bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    for given in (request.query.get("token", ""), bearer):
+        if given and is_same_token(given, token):
+            return
+    cookie = request.cookies.get(COOKIE, "")
+    if cookie and is_same_token(cookie, token):
+        if own_origin(request, allowed_origins):
+            return
+        raise UnauthorizedError("this page's origin may not use the cookie; connect with token=")
+    raise UnauthorizedError("the token is wrong or missing; connect with ?token=…")
+
+
+def own_origin(request: web.Request, allowed: tuple[str, ...]) -> bool:
+    """Whether the page that connects is ours, or from an origin that is listed by name."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return False  # browsers always send it; others have the token itself
+    hosts = {request.host, request.headers.get("X-Forwarded-Host", request.host)}
+    return urlsplit(origin).netloc in hosts or origin in allowed
+
+
+def cors(request: web.Request, allowed: tuple[str, ...]) -> dict[str, str]:
+    """Headers that let a page of another origin read an answer."""
+    origin = request.headers.get("Origin", "")
+    if "*" in allowed:
+        return {"Access-Control-Allow-Origin": "*"}
+    if origin in allowed:
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+    return {}

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.bench import arguments, device
+from engine.bench import device
+from engine.bench import report as arguments
 from engine.bench.__main__ import subjects
-from engine.bench.arguments import parsed
+from engine.bench.report import parsed
 from engine.cli import main
 
 OF_THE_MODEL = ("tick", "stages", "connect", "memory")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine.bench import capacity
-from engine.bench.arguments import parsed
 from engine.bench.capacity import HELD, LAGGED, SILENT, Search, VoidError, held, largest, verdict
 from engine.bench.process import Counts, Server
+from engine.bench.report import parsed
 from engine.errors import EngineError
 from engine.runtime.metrics import Dropped, Metrics
 

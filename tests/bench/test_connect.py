@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from engine.bench import connect
-from engine.bench.arguments import parsed
 from engine.bench.connect import opened, prompt_of
 from engine.bench.device import loop_of
+from engine.bench.report import parsed
 from engine.errors import ConfigError
-from engine.model.graphs import Ticks
-from engine.runtime.generated import SMALL
+from engine.model.gpu.graphs import Ticks
+from engine.weights.generated import SMALL
 
 COLUMNS = 30
 

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.bench import drift
-from engine.bench.forcing import TURN_FRAMES
+from engine.bench.drift import TURN_FRAMES
 from engine.errors import ConfigError, ModelError
-from engine.model import attention, int8
-from engine.runtime.verdict import VERDICT, precise, precise_recogniser
+from engine.model import attention
+from engine.model import linear as int8
+from engine.weights.verdict import VERDICT, precise, precise_recogniser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
@@ -52,7 +53,7 @@ def quantised(folder: Path) -> None:
     tensors = {name: value.float() for name, value in load_file(path).items()}
     for name, value in tensors.items():
         if value.dim() == 2:
-            steps, scale = int8.quantise(value)
+            steps, scale = int8.quantise_weight(value)
             tensors[name] = steps.float() * scale[:, None]
     save_file(tensors, path)
 
@@ -87,7 +88,7 @@ def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_n
     places, monkeypatch
 ):
     model, stt = places
-    monkeypatch.setattr(int8, "quantise", coarse(int8.quantise))
+    monkeypatch.setattr(int8, "quantise", coarse(int8.quantise_weight))
     result = run(model, stt, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good.pop("int8 KV")

@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 
-from engine.bench.fits import check_room, unless_full
-from engine.runtime.fitting import Memory, Mode
+from engine.bench.device import check_room, unless_full
+from engine.weights.sizing import Memory, Precision
 from tests.runtime.test_starting import beside, public_model
 
 
@@ -39,7 +39,7 @@ def test_work_that_fits_gets_no_row_and_other_errors_pass():
 
 def test_an_a10g_has_room_for_four_slots_in_bf16_and_is_told_why_not_for_sixteen():
     model = public_model()
-    memory = Memory(model, None, Mode(), beside(model.lm, model.mimi))
+    memory = Memory(model, None, Precision(), beside(model.lm, model.mimi))
     check_room(memory, 4)
     with pytest.raises(torch.OutOfMemoryError, match=r"^25\.50 GB of 6\.94 GB beside the weights"):
         check_room(memory, 16)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from engine.bench import drift
-from engine.bench.forcing import TURN_FRAMES, Conversation, forced, talk, user_frames
+from engine.bench.drift import TURN_FRAMES, ForcedConversation, forced, talk, user_frames
 from engine.config import GREEDY
-from engine.dialogue.voices import Voices
-from engine.runtime.loader import load_checkpoint
+from engine.weights.loading import load_checkpoint
+from engine.weights.voices import Voices
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 
@@ -61,4 +61,4 @@ def test_the_user_asks_and_waits_one_turn_in_each_block_of_a_verdict():
 
 def test_padding_and_its_end_are_no_text():
     columns = torch.tensor([[3, 9], [0, 9], [7, 9], [3, 9]])
-    assert Conversation(torch.empty(0), columns, torch.empty(0)).spoken == 0.25
+    assert ForcedConversation(torch.empty(0), columns, torch.empty(0)).spoken == 0.25

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from engine.bench import load
-from tests.runtime.test_generated_files import LEAST
+from tests.weights.test_generated_files import LEAST
 
 PHASES = ["load bf16", "first int8: load, convert, keep", "int8 once kept"]
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from engine.bench import fits, memory
+from engine.bench import device as fits
+from engine.bench import memory
 from engine.bench.memory import predicted
-from engine.runtime.capacity import GIB, RESERVE_BYTES, WORK_BYTES
-from engine.runtime.fitting import MODES, Mode
-from engine.runtime.generated import SMALL
+from engine.weights.generated import SMALL
+from engine.weights.sizing import GIB, PRECISIONS, RESERVE_BYTES, WORK_BYTES, Precision
 
 A10G = 23_028 << 20  # bytes that the card reports
 ITEMS = ["language model", "codec", "rings", "codec's state"]
@@ -30,12 +30,12 @@ def ran(tmp_path, monkeypatch, small):
 
 
 def test_the_predictions_are_those_of_the_specification():
-    one = predicted(Mode(), 1)
+    one = predicted(Precision(), 1)
     assert (one["rings"] + one["codec's state"]) / GIB == pytest.approx(1.49, abs=0.005)
     room = A10G - RESERVE_BYTES
-    for mode, slots in zip(MODES, (4, 8, 8, 16), strict=True):
+    for mode, slots in zip(PRECISIONS, (4, 8, 8, 16), strict=True):
         assert predicted(mode, slots)["peak of serving"] <= room
-    assert predicted(Mode(), 5)["peak of serving"] > room
+    assert predicted(Precision(), 5)["peak of serving"] > room
 
 
 def test_every_item_that_a_cpu_has_is_measured(ran):

@@ -14,9 +14,9 @@ from engine.bench.peers.process import PeerProcess, package_at
 from engine.bench.peers.weights import fitted, lm_arguments, read_lm
 from engine.errors import ConfigError, ModelError
 from engine.model.config import ModelConfig
-from engine.model.names import lm_pieces
-from engine.runtime.checkpoint import TensorFile, parameters
-from engine.runtime.hub import LM_FILE
+from engine.weights.checkpoint import TensorFile, parameters
+from engine.weights.hub import LM_FILE
+from engine.weights.names import lm_pieces
 from tests.model.making import Held, on_meta
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"

@@ -2,11 +2,18 @@
 
 from dataclasses import replace
 
-from engine.bench.routing import act, rows, summary
-from engine.bench.scripted import Probe
-from engine.bench.talks import Script, Talk, Turn, load_scripts
+from engine.evals.dialogues import (
+    ActedDialogue,
+    Probe,
+    Script,
+    ScriptedTurn,
+    act,
+    load_scripts,
+    rows,
+    summary,
+)
 
-TURN = Turn("product", "How much is it?", "user")
+TURN = ScriptedTurn("product", "How much is it?", "user")
 
 
 def test_precision_and_recall_count_who_handed_over():
@@ -26,7 +33,7 @@ def test_cases_with_a_filler_are_told_apart():
         replace(TURN, started=1.0, first_word=1.5),
         replace(TURN, started=1.0, first_word=4.0, filler=True),
     ]
-    figures = summary([Talk(Script("product", []), None, Probe(), turns)])
+    figures = summary([ActedDialogue(Script("product", []), None, Probe(), turns)])
     assert figures["trigger to first word, s, max"] == 0.5
     assert figures["the same after a filler, s, max"] == 3.0
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench import fits, stages
+from engine.bench import device as fits
+from engine.bench import stages
 from engine.bench.device import fill_context, loop_of
 from engine.config import FRAME_SAMPLES
-from engine.model.graphs import Ticks
-from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
+from engine.model.gpu.graphs import Ticks
+from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench import device, fits, tick
-from engine.bench.arguments import parsed as options_of
-from engine.bench.fits import beside
-from engine.bench.profiled import launches
+from engine.bench import device, tick
+from engine.bench import device as fits
+from engine.bench.device import beside, launches
+from engine.bench.report import parsed as options_of
 from engine.bench.report import table
-from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
-from engine.runtime.fitting import Mode
-from engine.runtime.generated import FULL, SMALL, generated, on_meta
+from engine.weights.generated import FULL, SMALL, generated, on_meta
+from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, Precision
 
 NUMBERS = 7_374_635_008  # that a tick reads of the public weights (performance.md 1.1)
 H200 = 4.8e12  # bytes a second
@@ -72,7 +71,7 @@ def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypa
 def test_slots_that_do_not_fit_get_a_row_that_says_so_and_the_others_are_measured(
     ran, monkeypatch, small, capsys
 ):
-    each = beside_with(monkeypatch, small, 10**9).slot_bytes(Mode())
+    each = beside_with(monkeypatch, small, 10**9).slot_bytes(Precision())
     beside_with(monkeypatch, small, RESERVE_BYTES + WORK_BYTES + int(1.5 * each))
     told = ran("--slots", "2", "1", "--kv", "bf16", "int8", "--context", "20")
     large, one, *int8 = told["rows"]
@@ -87,7 +86,7 @@ def test_slots_that_do_not_fit_get_a_row_that_says_so_and_the_others_are_measure
 def beside_with(monkeypatch, models, free: int):
     """The arithmetic of a device with so many bytes free, from now on."""
     monkeypatch.setattr(fits, "free_bytes", lambda device: free)
-    return beside(*models, Mode())
+    return beside(*models, Precision())
 
 
 def test_a_device_that_runs_out_of_memory_costs_one_row(ran, monkeypatch):

@@ -10,15 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-from engine.bench.standin import Reply, StandIn, by_heart
 from engine.config import EPAD, PAD, DeepSeekConfig, ServerConfig
 from engine.dialogue import events as ev
-from engine.dialogue.answerer import Answerer, Deadlines
-from engine.dialogue.answers import Answers, build_answers
-from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director, Mode
 from engine.dialogue.events import RouteState
-from engine.dialogue.routing import Routing
+from engine.evals.standin import Reply, StandIn, by_heart
+from engine.lookup.question import Answers, Hooks, Routing, build_answers
+from engine.lookup.textmodel import Answerer, Deadlines
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from engine.runtime.metrics import Metrics

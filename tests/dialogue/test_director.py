@@ -7,7 +7,7 @@ import pytest
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director, Mode
-from engine.dialogue.utterance import prepare
+from engine.dialogue.speech import prepare
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.scripted import LOUD, OWN, Scripted, always, always_a_piece, chance, never

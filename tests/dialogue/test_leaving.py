@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.bench.standin import Manner, Reply, StandIn
 from engine.dialogue import events as ev
-from engine.dialogue.engine import Engine
+from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
+from engine.evals.standin import Manner, Reply, StandIn
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.seat import Notice, Ready
 from tests.dialogue.talk import standing
@@ -19,10 +19,10 @@ LISTENED = ev.UserText(QUESTION, 0.0, 1.0, final=True)
 
 
 @asynccontextmanager
-async def serving_one() -> AsyncIterator[tuple[Engine, StandIn]]:
+async def serving_one() -> AsyncIterator[tuple[Service, StandIn]]:
     """A server's shared things with a single slot, and a text model that never answers."""
     async with standing(lambda _question: Reply(manner=Manner.SILENT)) as (api, answers):
-        engine = Engine(lambda _progress: EmbeddedBackend(1), answers=answers)
+        engine = Service(lambda _progress: EmbeddedBackend(1), answers=answers)
         engine.start()
         await asyncio.to_thread(engine.wait, 30)
         yield engine, api

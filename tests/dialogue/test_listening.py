@@ -7,7 +7,7 @@ import pytest
 from engine.config import PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
-from engine.dialogue.transcript import Transcript, sounds_like
+from engine.dialogue.floor import Transcript, sounds_like
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.hearing import TRANSCRIPTION, Heard, quiet, spoken

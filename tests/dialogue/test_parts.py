@@ -2,12 +2,11 @@
 
 import pytest
 
-from engine.dialogue.engine import Engine
 from engine.dialogue.floor import LOUD, Floor
-from engine.dialogue.personas import PERSONAS_FILE, load_personas
-from engine.dialogue.pieces import PieceDecoder
-from engine.dialogue.prompt import prompt_ids, wrap
+from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids, wrap
+from engine.dialogue.service import Service
 from engine.dialogue.session import Limits, Session, SessionConfig
+from engine.dialogue.text import PieceDecoder
 from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
 from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 
@@ -160,7 +159,7 @@ class Quiet:
 
 @pytest.fixture
 def session():
-    session = Session(Engine(lambda _progress: EmbeddedBackend()), config=SessionConfig())
+    session = Session(Service(lambda _progress: EmbeddedBackend()), config=SessionConfig())
     session._seat, session.director = object(), Quiet()
     session._started = session._touched = session._active_at = 1000.0
     return session

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from engine.dialogue.speakable import clean, spell, spelled
-from engine.dialogue.utterance import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
+from engine.dialogue.speech import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
+from engine.dialogue.text import clean, spell, spelled
 from engine.runtime.embedded import ByteTokenizer
 
 

@@ -3,29 +3,19 @@
 import numpy as np
 import pytest
 
-from engine.bench.turns import SCRIPTS, SPELLING, measure_turns, perform, told
 from engine.config import EPAD, PAD
-from engine.dialogue.transcript import Transcript
-from engine.dialogue.turn import TurnRule
-from engine.dialogue.words import Word, WordReader
+from engine.dialogue.floor import HeardWord, Transcript, TurnRule, WordReader
+from engine.evals.turns import SCRIPTS, SPELLING, measure_turns, perform, told
 from engine.runtime.backend import HeardRow, Transcription
-from engine.runtime.loader import Tokenizer
-from tests.dialogue.hearing import (
-    EXPECTED,
-    STT_TINY,
-    TRANSCRIPTION,
-    WANT,
-    Heard,
-    quiet,
-    spoken,
-)
+from engine.weights.loading import SentencePieceTokenizer
+from tests.dialogue.hearing import EXPECTED, STT_TINY, TRANSCRIPTION, WANT, Heard, quiet, spoken
 
 LOUD, SOFT = 0.3, 0.003  # peaks: -10 and -50 dBFS
 TALKING, DONE = np.full(4, 0.02, np.float32), np.full(4, 0.99, np.float32)
 
 
 def tiny_reader() -> WordReader:
-    tokenizer = Tokenizer(STT_TINY / "tokenizer_en_fr_audio_8000.model")
+    tokenizer = SentencePieceTokenizer(STT_TINY / "tokenizer_en_fr_audio_8000.model")
     return WordReader(Transcription(tokenizer, EXPECTED["audio_delay_frames"]))
 
 
@@ -90,7 +80,7 @@ def test_the_first_steps_are_not_read():
     reader = WordReader(TRANSCRIPTION)
     early = [reader.read(SPELLING.id("▁early"), step + 1) for step in range(6)]
     assert early[:5] == [None] * 5
-    assert isinstance(early[5], Word)
+    assert isinstance(early[5], HeardWord)
 
 
 # -- the rule of turns -----------------------------------------------------------------------------

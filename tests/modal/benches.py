@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from engine.bench.drift import LIMITS
-from engine.runtime.verdict import VERDICT, keep, precise, precise_recogniser
+from engine.weights.verdict import VERDICT, keep, precise, precise_recogniser
 from tests.modal.rehearsal import ROOT
 
 TINY = ROOT / "tests" / "golden" / "tiny"

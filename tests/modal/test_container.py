@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from demo import container as container_module
-from demo import volume
-from demo.container import Container
-from demo.settings import container_config
+from demo.cloud import container as container_module
+from demo.cloud import volume
+from demo.cloud.container import Container
+from demo.cloud.settings import container_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError
-from engine.runtime import hub
+from engine.weights import hub
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys
 
 
 def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_path, monkeypatch):
-    from engine.runtime import recogniser
+    from engine.weights import loading as recogniser
 
     downloaded(hf_home, "c0ffee")
     asked: list[str] = []

@@ -8,7 +8,7 @@ import click
 import pytest
 from modal.cli.entry_point import entrypoint_cli
 
-from demo import deploying
+from demo.cloud import deploying
 from engine.config import ServerConfig
 from tests.modal.rehearsal import ROOT
 

@@ -12,17 +12,16 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from demo import gates as gates_module
-from demo.gates import gates
-from demo.judging import AUTO, WHOLE, Effort, in_a_process
-from demo.settings import container_config
-from demo.volume import pinned_to_local
+from demo.cloud import acceptance as gates_module
+from demo.cloud.acceptance import AUTO, WHOLE, Effort, gates, in_a_process
+from demo.cloud.settings import container_config
+from demo.cloud.volume import pinned_to_local
 from engine.bench.drift import LEAST_FRAMES
-from engine.dialogue.voices import Voices
 from engine.model.linear import Linear
-from engine.runtime import hub
 from engine.runtime.choose import load_backend
-from engine.runtime.verdict import VERDICT, keep, precise
+from engine.weights import hub
+from engine.weights.verdict import VERDICT, keep, precise
+from engine.weights.voices import Voices
 from tests.modal.benches import STT, TINY, Benches
 from tests.modal.hub import RefusingHub
 from tests.modal.rehearsal import ROOT, clean
@@ -263,7 +262,7 @@ def test_where_nothing_can_be_judged_the_end_is_one_line(cache, monkeypatch, env
 
 def test_without_the_licence_the_end_is_one_line(tmp_path):
     code = (
-        "from pathlib import Path; from demo.gates import gates\n"
+        "from pathlib import Path; from demo.cloud.acceptance import gates\n"
         "gates(Path('cache'), 'volume', print)"
     )
     with RefusingHub("gated") as stand_in:  # the hub's address is read when its client is imported

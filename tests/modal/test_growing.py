@@ -8,9 +8,8 @@ import sys
 import pytest
 from aiohttp import web
 
-from demo.growing import CALM_SECONDS, RENEW_SECONDS, Growing, grow_with
-from engine.runtime.capacity import TickTable
-from engine.runtime.overload import Overload
+from demo.cloud.growing import CALM_SECONDS, RENEW_SECONDS, Growing, grow_with
+from engine.runtime.load import Overload, TickTable
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import ROOT, SECRETS, clean, deploy
 from tests.runtime.rig import Rig
@@ -146,7 +145,7 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
     """The deployed class is looked up by name and asked for one container more, by real calls."""
     code = (
         "import asyncio\n"
-        "from demo.growing import ModalSpare\n"
+        "from demo.cloud.growing import ModalSpare\n"
         "asyncio.run(ModalSpare('personaplex', 'PersonaPlexServer').keep(1))"
     )
     with Platform(secrets=dict(SECRETS)) as platform:

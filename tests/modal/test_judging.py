@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.judging import AUTO, FAITHFUL, Capacity, Judge, Measured
+from demo.cloud.acceptance import AUTO, FAITHFUL, Capacity, Judge, Measured
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.runtime.verdict import VERDICT, keep, precise, precise_recogniser
+from engine.weights.verdict import VERDICT, keep, precise, precise_recogniser
 from tests.modal.benches import STT, TINY, Benches
 
 

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from demo import preflight, volume
+from demo.cloud import preflight, volume
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.runtime import hub
+from engine.weights import hub
 from tests.modal.hub import RefusingHub
 
 CONFIG = ServerConfig(model=hub.DEFAULT_REPOSITORY)

@@ -76,7 +76,7 @@ def test_a_token_that_cannot_be_kept_never_deploys_an_open_server(tmp_path):
 
 def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     code = (
-        "import time, demo.deploying as d\n"
+        "import time, demo.cloud.deploying as d\n"
         "d.ASK_SECONDS = 0.5\n"
         "started = time.monotonic()\n"
         "print(len(d.secrets()), time.monotonic() - started < 5)\n"

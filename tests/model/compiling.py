@@ -15,19 +15,16 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from engine.model import fast_codec
 from engine.model.attention import Rings, Rotation
 from engine.model.config import ModelConfig
-from engine.model.kernels import add_norm, embed, matmul
-from engine.model.kernels_attention import Decode, attend_few
-from engine.model.kernels_conv import Filter, Moment, convolve
-from engine.model.kernels_pick import pick, pick_text
-from engine.model.kernels_prompt import Piece
-from engine.model.kernels_quantizer import nearest, sum_entries, upsample
+from engine.model.gpu import fused as fast_codec
+from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
+from engine.model.gpu.kernels_attention import Decode, attend_few
+from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
+from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
 from engine.model.state import Active
-from engine.model.tiles import ROWS
 
 CPU, SLOTS = torch.device("cpu"), 4
 BF16 = torch.bfloat16
@@ -123,7 +120,7 @@ def depth(dtype: torch.dtype) -> None:
 def piece(rows: int, dtype: torch.dtype) -> None:
     """Of a prompt."""
     one = torch.zeros(1, dtype=torch.int64)
-    Piece(layer(rows, dtype), one, one, rows).attend(0, projected(rows))
+    PromptPiece(layer(rows, dtype), one, one, rows).attend(0, projected(rows))
 
 
 def picks_and_depth() -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from engine.model.config import ModelConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
-from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
-from engine.runtime.checkpoint import load
+from engine.weights.checkpoint import load
+from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
 from tests.model import interpreting
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it exists on Linux only

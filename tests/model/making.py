@@ -12,8 +12,8 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.names import Piece, lm_pieces, mimi_pieces
-from engine.runtime.generated import on_meta
+from engine.weights.generated import on_meta
+from engine.weights.names import TensorSlice, lm_pieces, mimi_pieces
 
 ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache line holds
     lm=LMConfig(
@@ -31,7 +31,7 @@ ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache lin
 
 
 def tensors(
-    pieces: Iterable[tuple[str, list[Piece]]], usual: bool = True, scale: float = 0.2
+    pieces: Iterable[tuple[str, list[TensorSlice]]], usual: bool = True, scale: float = 0.2
 ) -> dict[str, Tensor]:
     """Seeded values for every tensor; `usual` False: the other shape a file may have."""
     generator = torch.Generator().manual_seed(5)
@@ -59,6 +59,6 @@ class Held:
     def __init__(self, values: dict[str, Tensor]) -> None:
         self.values = values
 
-    def read(self, piece: Piece) -> Tensor:
+    def read(self, piece: TensorSlice) -> Tensor:
         value = self.values[piece.name]
         return value if piece.rows is None else value[piece.skip : piece.skip + piece.rows]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.model import fast
-from engine.model.attention import Step
+from engine.model.attention import RingPush
+from engine.model.gpu import fused as fast
 from engine.model.state import Active
 from tests.model.conftest import TINY, build_lm
 
@@ -33,7 +33,7 @@ def test_fused_steps_are_the_plain_ones(lm, expected):
         tokens = torch.stack([column, column])
         embedded = lm.embedding(tokens)
         torch.testing.assert_close(fast.embedded(lm.embedding, tokens), embedded)
-        x = lm.transformer(embedded[:, None], Step(plain, active))
+        x = lm.transformer(embedded[:, None], RingPush(plain, active))
         want = lm.out_norm(x[:, 0])
         got = fast.step(lm, embedded, fused, active)
         torch.testing.assert_close(got[1], want[1], atol=TOLERANCE, rtol=0)

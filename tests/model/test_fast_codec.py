@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.model import fast_codec
 from engine.model.config import QuantizerConfig, TransformerConfig
-from engine.model.conv import Conv, ConvTranspose
-from engine.model.kernels_conv import Filter, Moment, convolve
-from engine.model.mimi import Mimi
+from engine.model.gpu import fused as fast_codec
+from engine.model.gpu.kernels_codec import Filter, Moment, convolve
+from engine.model.mimi import Conv, ConvTranspose, Mimi
 from engine.model.state import Active
 from tests.model.checking import poisoned
 from tests.model.making import ODD, MimiConfig

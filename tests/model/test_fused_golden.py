@@ -11,17 +11,17 @@ from safetensors.numpy import load_file
 from engine.bench.verify import FRAMES as ALL_FRAMES
 from engine.bench.verify import user_frames
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
-from engine.model import fast, fast_codec
+from engine.dialogue.persona import prompt_ids
+from engine.model.gpu import fused as fast
+from engine.model.gpu import fused as fast_codec
 from engine.model.lm import LM
 from engine.model.state import Active
 from engine.model.stt import Hearing
 from engine.runtime.backend import Opening
-from engine.runtime.drive import conversation
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.runtime.drive import drive_conversation
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.recogniser import load_recogniser
+from engine.weights.loading import Checkpoint, load_checkpoint, load_recogniser
+from engine.weights.voices import Voices
 from tests.model.conftest import CPU, TINY, build_lm
 from tests.model.listening import STT_TINY, WANT, golden_columns
 from tests.model.test_fast import unpacked
@@ -53,7 +53,7 @@ def test_the_fused_kernels_say_the_references_tokens():
     assert backend.loop.sampler.text_picked_by is fast.pick_text
     ids = prompt_ids(told["text_prompt"], backend.tokenizer)
     opening = Opening(told["voice"].split(".")[0], ids, GREEDY)
-    frames = list(conversation(backend, opening, user_frames()[:FRAMES]))
+    frames = list(drive_conversation(backend, opening, user_frames()[:FRAMES]))
     got = [[f.text, *f.agent_codes, *f.user_codes] for f in frames]
     assert np.array_equal(got, want)
 

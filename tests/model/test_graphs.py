@@ -9,11 +9,11 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
-from engine.model.graphs import Ticks
-from engine.model.linear import quantise
+from engine.model.gpu.graphs import Ticks
+from engine.model.linear import quantise_products
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
-from engine.runtime.generated import FULL, SMALL, on_meta
+from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 
@@ -28,7 +28,7 @@ def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool 
     lm = lm.to(torch.bfloat16)
     mimi.prepare()
     if weights == "int8":
-        quantise(lm)
+        quantise_products(lm)
     if fused:
         lm.hasten()
         mimi.hasten()
@@ -45,7 +45,7 @@ def hearing_of(slots: int, config: SttConfig = TINY_STT, weights: str = "bf16") 
     with torch.device("meta"):
         stt = Recogniser(config).to(torch.bfloat16)
     if weights == "int8":
-        quantise(stt)
+        quantise_products(stt)
     stt.hasten()
     return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
 

@@ -6,8 +6,7 @@ import torch
 
 from engine.config import FRAME_SAMPLES
 from engine.model.attention import Chunk
-from engine.model.mimi import Stream, transformed
-from engine.model.seanet import run
+from engine.model.mimi import Stream, run, transformed
 from engine.model.state import Active
 from tests.model.conftest import CPU, TINY
 

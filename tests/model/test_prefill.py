@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.model import fast
 from engine.model.attention import Chunk, Rings, Rotation
-from engine.model.kernels_prompt import Piece
-from engine.model.prefill import Prefill
+from engine.model.gpu import fused as fast
+from engine.model.gpu.graphs import Prefill
+from engine.model.gpu.kernels_prompt import PromptPiece
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, close, draw, poisoned
 from tests.model.conftest import build_lm
 from tests.model.test_fast import TOLERANCE, unpacked
@@ -61,7 +61,7 @@ def test_a_piece_is_heard_and_kept_as_the_plain_chunk(
     plain, quick = twins(heads, width, 95, ring, pushed)
     before = quick.kv.clone()
     qkv = draw(columns, 1, 3, heads, width, dtype=dtype)
-    piece = Piece(quick, *whose(count), columns)
+    piece = PromptPiece(quick, *whose(count), columns)
     got = piece.attend(1, qkv.to(DEVICE))
     chunk = Chunk(plain, MINE, count)
     want = chunk.attend(1, qkv[:count, 0][None].clone())[0]
@@ -80,7 +80,7 @@ def test_a_piece_is_heard_and_kept_as_the_plain_chunk(
 def test_nothing_that_counts_changes_nothing_and_hears_silence():
     _, rings = twins(2, 16, 95, F32, 0)
     before = rings.kv.clone()
-    piece = Piece(rings, *whose(0), 16)
+    piece = PromptPiece(rings, *whose(0), 16)
     assert not piece.attend(0, draw(16, 1, 3, 2, 16).to(DEVICE)).any()
     piece.advance()
     assert torch.equal(rings.kv, before)

@@ -5,11 +5,11 @@ import torch
 
 from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.model.loop import Loop
-from engine.model.names import lm_pieces, mimi_pieces
 from engine.model.prompt import Voice, build_prompt, prompt_frames
 from engine.model.state import Active
-from engine.runtime.checkpoint import fill
-from engine.runtime.generated import on_meta
+from engine.weights.checkpoint import fill
+from engine.weights.generated import on_meta
+from engine.weights.names import lm_pieces, mimi_pieces
 from tests.model.conftest import CPU
 from tests.model.making import ODD, Held, checkpoint
 

@@ -5,10 +5,8 @@ import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BusyError
-from engine.runtime.capacity import TickTable
-from engine.runtime.overload import Overload, Step
+from engine.runtime.load import Overload, Relief, Slack, TickTable
 from engine.runtime.seat import Ended, Ready
-from engine.runtime.slack import Slack
 from tests.runtime.rig import NotingDirector, Rig
 
 # -- when a tick starts ----------------------------------------------------------------------------
@@ -191,7 +189,7 @@ def test_a_recogniser_that_is_too_much_rests_longer_each_time():
     while len(rests) < 3:
         now += FRAME_SECONDS
         overload.ticked(0.06 if overload.recogniser_paused else 0.079)
-        if overload.step(transcribing=not overload.recogniser_paused) is Step.PAUSE_RECOGNISER:
+        if overload.step(transcribing=not overload.recogniser_paused) is Relief.PAUSE_RECOGNISER:
             paused_at = now
         elif paused_at is not None and not overload.recogniser_paused:
             rests.append(now - paused_at)

@@ -2,13 +2,13 @@
 
 import torch
 
-from engine.model.loop import Ready
-from engine.runtime.prompt_cache import PromptCache
+from engine.model.loop import PromptState
+from engine.runtime.personaplex import PromptCache
 
 
-def ready(megabytes: float) -> Ready:
+def ready(megabytes: float) -> PromptState:
     kv, none = torch.zeros(int(megabytes * 250_000)), torch.zeros(1)
-    return Ready(kv, 1, none, none, none, none)
+    return PromptState(kv, 1, none, none, none, none)
 
 
 def key(number: int) -> tuple[str, tuple[int, ...]]:

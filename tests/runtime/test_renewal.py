@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.model.loop import Loop
 from engine.runtime.backend import Opening
-from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts

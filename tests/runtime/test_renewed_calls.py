@@ -5,15 +5,15 @@ import asyncio
 import numpy as np
 import pytest
 
-from engine import offline, trace
 from engine.cli import main
+from engine.commands import offline, trace
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, ServerConfig
-from engine.dialogue.voices import Voices
 from engine.errors import ModelError
 from engine.runtime.backend import Opening, Spoken
 from engine.runtime.choose import load_backend
-from engine.runtime.renewal_queue import SHORT, RenewalQueue
+from engine.runtime.renewal import SHORT, RenewalQueue
 from engine.runtime.seat import Ready, Renewed
+from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig

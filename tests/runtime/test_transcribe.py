@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import FRAME_SAMPLES, GREEDY, ServerConfig
-from engine.dialogue.voices import Voices
 from engine.errors import ModelError
-from engine.model.graphs import Ticks
+from engine.model.gpu.graphs import Ticks
 from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
-from engine.runtime.drive import frames_of
+from engine.runtime.drive import split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
 from engine.runtime.starting import load_personaplex
+from engine.weights.loading import LoadedRecogniser, load_recogniser
+from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from tests.model.listening import CPU, STT_TINY, WANT
 from tests.runtime.conftest import TINY
@@ -38,7 +38,7 @@ def backend(tiny, recogniser) -> PersonaPlexBackend:
 
 @pytest.fixture(scope="module")
 def user() -> np.ndarray:
-    return frames_of(read_wav(str(TINY / "input_user.wav")))
+    return split_frames(read_wav(str(TINY / "input_user.wav")))
 
 
 def enter(backend: PersonaPlexBackend, slot: int, opening: Opening = HEARD) -> None:

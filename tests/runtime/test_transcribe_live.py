@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.config import FRAME_SAMPLES, PAD, ServerConfig
-from engine.dialogue.voices import Voices
 from engine.runtime.backend import Heard, HeardRow, Opening
 from engine.runtime.choose import load_backend
+from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from engine.wire.protocol import Kind
 from tests.model.listening import STT_TINY

@@ -14,8 +14,7 @@ import sphn
 
 from engine.cli import main
 from engine.dialogue.session import Session
-from engine.wire.protocol import Kind
-from engine.wire.query import parse
+from engine.wire.protocol import Kind, parse_query
 from tests.sound import assert_says, best_match, speech
 from tests.wire.ogg import packets, page, pages
 from tests.wire.peer import connected, eventually
@@ -78,7 +77,7 @@ async def test_the_byte_sequence_of_the_public_web_client_is_heard_and_answered(
 
 
 def test_every_parameter_of_the_public_web_client_is_understood():
-    query = parse(PUBLIC_WEB_QUERY)
+    query = parse_query(PUBLIC_WEB_QUERY)
     assert query.session.seed == 318723
     assert query.session.voice == "NATM1.pt"
     assert query.session.sampling.text_top_k == 25

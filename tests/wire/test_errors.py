@@ -15,7 +15,7 @@ from engine.dialogue import session
 from engine.dialogue.director import Director
 from engine.dialogue.session import Limits
 from engine.runtime.embedded import EmbeddedBackend
-from engine.wire import conversation
+from engine.wire import socket as conversation
 from engine.wire.protocol import MAX_MESSAGE_BYTES, Kind
 from tests.wire.ogg import EMPTY_PACKET_PAGE
 from tests.wire.peer import FRAME, connected, eventually, talking
@@ -354,7 +354,7 @@ async def test_a_fault_while_a_text_is_prepared_ends_its_own_conversation_only(
     server, monkeypatch, caplog
 ):
     async with talking(server.url) as neighbour, talking(server.url) as peer:
-        monkeypatch.setattr("engine.dialogue.agenda.prepare", fail)
+        monkeypatch.setattr("engine.dialogue.speech.prepare", fail)
         await peer.say("hello")
         text, code = await peer.end()
         monkeypatch.undo()

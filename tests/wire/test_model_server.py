@@ -8,12 +8,12 @@ import pytest
 import soundfile
 
 from engine.config import FRAME_SAMPLES
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.runtime.backend import Opening
-from engine.runtime.drive import conversation, frames_of
+from engine.runtime.drive import drive_conversation, split_frames
+from engine.runtime.seat import QUIET_PEAK
 from engine.runtime.starting import load_personaplex
-from engine.runtime.user_audio import QUIET_PEAK
+from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.serving import ApiServer
@@ -67,7 +67,7 @@ def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, us
     alone = load_personaplex(str(TINY), Voices, slots=1)
     ids = prompt_ids(PERSONA, alone.tokenizer)
     for heard, seed in ((first, 5), (third, 7)):
-        frames = conversation(alone, Opening("TINYF0", ids, seed=seed), frames_of(user))
+        frames = drive_conversation(alone, Opening("TINYF0", ids, seed=seed), split_frames(user))
         want = np.concatenate([frame.pcm for frame in frames])
         np.testing.assert_allclose(heard, np.clip(want, -1, 1), atol=2 / 32768)
     assert not np.allclose(first, third, atol=0.01)

@@ -10,11 +10,11 @@ from torch import Tensor
 from engine.bench.device import loop_of, release
 from engine.bench.tick import measure
 from engine.config import FRAME_SAMPLES, GREEDY
-from engine.dialogue.voices import Voices
-from engine.model.graphs import ACTIVE, Ticks
+from engine.model.gpu.graphs import ACTIVE, Ticks
 from engine.model.loop import Loop
 from engine.model.prompt import Voice, build_prompt
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 
 
 class Steps(Ticks):

@@ -1,6 +1,6 @@
 """A file's weights and sizes as somebody else's `moshi` package takes them. Knows no such package.
 
-The names are those of the public files already (engine/model/names.py reads them the other way);
+The names are those of the public files already (engine/weights/names.py reads them the other way);
 what differs is the number of depth steps.
 """
 

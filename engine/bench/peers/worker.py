@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.bench.peers.weights import codec_arguments, lm_arguments, read_lm
 from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.model.config import ModelConfig
-from engine.runtime.hub import CONFIG, LM_FILE, MIMI_FILE
+from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE
 
 
 def fill(gen: torch.nn.Module, columns: int) -> int:

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { OggDemuxer, OggMuxer } from "../../../demo/static/ogg.js";
+import { OggDemuxer, OggMuxer } from "../../../demo/page/static/ogg.js";
 
 const packet = (length, seed = 1) => Uint8Array.from({ length }, (_, i) => (i * 31 + seed) % 256);
 

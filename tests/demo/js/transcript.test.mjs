@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { FORMATS } from "../../../demo/static/downloads.js";
-import { Transcript } from "../../../demo/static/transcript.js";
+import { FORMATS } from "../../../demo/page/static/downloads.js";
+import { Transcript } from "../../../demo/page/static/transcript.js";
 
 function transcript() {
   const seen = { queue: [], order: [] };

@@ -1,0 +1,165 @@
+"""The life of one container: open the port at once, wake the model behind it, drain, end.
+
+Knows nothing of Modal: what it needs of the platform comes in as callables, and tests run it in a
+plain process. The server has a thread and an event loop of its own.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from demo.app import build_app
+from demo.cloud.growing import Growing, Spare, grow_with
+from demo.cloud.settings import container_config
+from demo.cloud.volume import (
+    Commit,
+    converted,
+    fetch,
+    keep_compiled,
+    pinned_to_local,
+    save_converted,
+)
+from engine.cli import LOG_FORMAT
+from engine.commands.serve import Over, build_engine, serve_until, settle
+from engine.dialogue.service import Progress, Service
+from engine.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+OPEN_SECONDS = 60.0  # from start to an open port
+STOP_SECONDS = 25.0  # the platform kills after 30
+
+
+class Container:
+    """One server in this process. `start`, `resume` and `stop` are called in this order, once."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] = os.environ,
+        port: int = 8998,
+        cache: Path | None = None,
+        commit: Commit = lambda: None,
+        spare: Spare | None = None,
+        snapshot: bool = False,
+        leave: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._environ, self._port, self._cache = environ, port, cache
+        self._commit, self._spare, self._leave = commit, spare, leave
+        self._snapshot = snapshot  # `start` ends warm and without a socket: to be frozen
+        self._engine: Service | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: Over | None = None
+        self._opened, self._ended = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+        self._stopping = False
+
+    # -- the platform's three calls ----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Return when the port answers, or, to be frozen, when the model is warm."""
+        set_up_logging(self._environ)
+        try:
+            self._config = container_config(self._environ, self._port)
+            if self._cache:
+                keep_compiled(os.environ, self._cache)
+            self._make_engine()
+            if self._snapshot:
+                self._engine.start()
+                self._engine.wait()
+            else:
+                self._open()
+        except EngineError as error:
+            self._die(str(error))
+
+    def resume(self) -> None:
+        """Open the port of a thawed container: no socket, loop or clock is older than this."""
+        if self._snapshot:
+            self._open()
+
+    def stop(self) -> None:
+        """Say goodbye to live conversations and end the server, in 25 s at most."""
+        self._stopping = True
+        if self._loop is None or self._ended.is_set():
+            return
+        self._loop.call_soon_threadsafe(settle, self._over, None)
+        if not self._ended.wait(STOP_SECONDS):
+            logger.warning("the server did not end in %.0f s; leaving it", STOP_SECONDS)
+
+    # -- the server's thread -----------------------------------------------------------------------
+
+    def _make_engine(self) -> None:
+        local = pinned_to_local(self._config)
+
+        before = converted()
+
+        def prepare(progress: Progress) -> None:
+            fetch(local, progress, self._save)
+
+        def loaded(progress: Progress) -> None:
+            save_converted(before, progress, self._save)
+
+        self._engine = build_engine(local, self._died, prepare, loaded)
+
+    def _open(self) -> None:
+        threading.Thread(target=self._run, name="server", daemon=True).start()
+        if not self._opened.wait(OPEN_SECONDS):
+            self._die(f"port {self._port} did not open in {OPEN_SECONDS:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            code = asyncio.run(self._serve())
+        except EngineError as error:
+            return self._die(str(error))
+        except BaseException as error:  # the thread's boundary: no server, no container
+            logger.exception("the server broke")
+            return self._die(f"the server broke: {error}")
+        self._ended.set()
+        if not self._stopping:
+            self._die("the server has ended by itself" if code == 0 else "", code or 1)
+
+    async def _serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        self._loop = loop
+        if self._failure:
+            settle(self._over, self._failure)
+        app = build_app(self._engine, self._config)
+        if self._spare and self._environ.get("PERSONAPLEX_AUTOSCALE") != "0":
+            base = int(self._environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0)
+            app.cleanup_ctx.append(grow_with(self._engine, Growing(self._spare, base)))
+        return await serve_until(self._over, app, self._engine, self._config, self._opened.set)
+
+    def _died(self, error: BaseException) -> None:
+        """In the thread that died: end the server, and the process even if that hangs."""
+        self._failure = error
+        if self._loop is None:
+            return  # no server yet: `start` or `_serve` sees the failure
+        last = threading.Timer(STOP_SECONDS, self._die, [f"{error}; the server would not end"])
+        last.daemon = True
+        last.start()
+        self._loop.call_soon_threadsafe(settle, self._over, error)
+
+    def _save(self) -> None:
+        """Commit the volume. Failing, it costs the next container a download, no more."""
+        try:
+            self._commit()
+        except Exception as error:  # the platform's boundary
+            logger.warning("the volume was not committed: %s", error)
+
+    def _die(self, why: str, code: int = 1) -> None:
+        """End the process at once, so that the platform replaces the container."""
+        if why:
+            print(f"error: {why}", flush=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._leave(code)
+
+
+def set_up_logging(environ: Mapping[str, str]) -> None:
+    """Log lines carry the container's name: the platform mixes the lines of all."""
+    task = environ.get("MODAL_TASK_ID", "")
+    logging.basicConfig(level=logging.INFO, format=f"{LOG_FORMAT} [{task}]" if task else LOG_FORMAT)

@@ -1,0 +1,140 @@
+"""`python -m engine serve`: `/api` without the page. Also the options every server shares."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+from aiohttp import web
+
+from engine.config import ServerConfig, parse_setting
+from engine.dialogue.service import Progress, Service
+from engine.dialogue.session import Limits
+from engine.errors import ConfigError
+from engine.lookup.question import build_answers
+from engine.runtime.backend import Backend
+from engine.runtime.choose import choose_model, load_backend
+from engine.weights.voices import Voices
+from engine.wire.server import add_routes
+
+logger = logging.getLogger(__name__)
+
+Over = asyncio.Future[BaseException | None]
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option per field of ServerConfig; each is also an environment variable."""
+    for entry in fields(ServerConfig):
+        assert entry.default is not MISSING
+        parser.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            dest=entry.name,
+            metavar="VALUE",
+            default=None,
+            help=f"{entry.metadata['help']} (${entry.metadata['env']}, default {entry.default!r})",
+        )
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The options given, then the environment, then the defaults. Raises ConfigError."""
+    given = {}
+    for entry in fields(ServerConfig):
+        text = getattr(args, entry.name)
+        if text is not None:
+            name = f"--{entry.name.replace('_', '-')}"
+            given[entry.name] = parse_setting(name, text, entry.default)
+    return ServerConfig.from_environment(os.environ, **given)
+
+
+def build_engine(
+    config: ServerConfig,
+    on_death: Callable[[BaseException], None] | None = None,
+    prepare: Callable[[Progress], None] = lambda progress: None,
+    loaded: Callable[[Progress], None] = lambda progress: None,
+) -> Service:
+    """An engine for this configuration; `start` it to load the model.
+
+    `prepare` runs before that and `loaded` after it, in the loader's thread; what they raise ends
+    the engine.
+    """
+    source, why = choose_model(config.model)
+    print(f"model: {source} ({why})", flush=True)
+
+    def load(progress: Progress) -> Backend:
+        prepare(progress)
+        backend = load_backend(config, progress, Voices)
+        loaded(progress)
+        return backend
+
+    engine = Service(
+        load,
+        model=source,
+        limits=Limits(config.idle_s, config.silence_s, config.session_s),
+        on_death=on_death,
+        answers=build_answers(config, os.environ),
+    )
+    engine.default_voice = config.voice
+    return engine
+
+
+async def run_app(app: web.Application, engine: Service, config: ServerConfig) -> int:
+    """Serve until SIGINT or SIGTERM, or until the engine dies; the exit code. Main thread only."""
+    loop = asyncio.get_running_loop()
+    over: Over = loop.create_future()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, settle, over, None)
+    engine.on_death = lambda error: loop.call_soon_threadsafe(settle, over, error)
+    return await serve_until(over, app, engine, config)
+
+
+async def serve_until(
+    over: Over,
+    app: web.Application,
+    engine: Service,
+    config: ServerConfig,
+    opened: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until `over` is settled: with None to stop, with the error that ended the engine.
+
+    The port opens at once (`opened` is called then); the model loads behind it. Any thread's loop.
+    """
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        await runner.cleanup()
+        why = os.strerror(error.errno or 0)
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
+    print(f"listening on http://localhost:{config.port}", flush=True)
+    opened()
+    engine.start()
+    error = await over
+    if error is not None:
+        print(f"error: {error}", flush=True)
+    await engine.drain(config.drain_s)
+    await runner.cleanup()
+    engine.stop()
+    return 0 if error is None else 1
+
+
+def settle(over: Over, result: BaseException | None) -> None:
+    """End `serve_until`; the first call counts. In the future's loop only."""
+    if not over.done():
+        over.set_result(result)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_server_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = server_config(args)
+    engine = build_engine(config)
+    app = web.Application()
+    add_routes(app, engine, config)
+    return asyncio.run(run_app(app, engine, config))

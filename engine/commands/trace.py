@@ -1,0 +1,129 @@
+"""`python -m engine trace`: the engine made visible, every token and sample in one file.
+
+The same as `offline`, through the same backend, but it writes tensors: row i is frame i, text and
+agent codes that belong to the same 80 ms (design.md 5).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from engine import __version__
+from engine.commands.offline import Speaker, add_model_arguments, assembled, opening, words
+from engine.config import ServerConfig
+from engine.errors import ConfigError, ModelError
+from engine.progress import show
+from engine.runtime.backend import Backend, HeardRow, Opening
+from engine.runtime.choose import load_backend
+from engine.runtime.drive import Direct, DrivenFrame, drive_conversation, split_frames, undirected
+from engine.weights.voices import Voices
+from engine.wire.client import read_wav
+
+
+class Forced:
+    """A director that feeds the listed tokens in their frames and leaves the rest to another."""
+
+    def __init__(self, tokens: dict[int, int], otherwise: Direct) -> None:
+        self._tokens, self._otherwise = tokens, otherwise
+        self._frame = 0  # whose text is chosen next
+
+    def __call__(
+        self, sampled: int, heard: HeardRow, peak_in: float, peak_out: float
+    ) -> tuple[int, bool]:
+        frame, self._frame = self._frame, self._frame + 1
+        if frame in self._tokens:
+            return self._tokens[frame], False
+        return self._otherwise(sampled, heard, peak_in, peak_out)
+
+
+def tokens_from(text: str) -> dict[int, int]:
+    """`12:337,260` as {12: 337, 13: 260}."""
+    frame, _, ids = text.partition(":")
+    try:
+        return {int(frame) + i: int(token) for i, token in enumerate(ids.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; use FRAME:ID,ID,… for example 22:337,260"
+        ) from None
+
+
+def stt_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
+    """What the recogniser wrote: row i is the step that read user frame i."""
+    rows = [frame.heard for frame in frames]
+    found = {"stt_tokens": np.array([row.stt_text for row in rows], np.int64)}  # [T]
+    if rows[0].pause is not None:
+        found["stt_pause"] = np.stack([row.pause for row in rows])  # [T, 4]
+    return found
+
+
+def tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
+    """What is written. Raises ModelError for a backend that has no tokens."""
+    if not frames or frames[0].agent_codes is None:
+        raise ModelError("this backend has no tokens to trace; give --model a checkpoint")
+    return {
+        "user_codes": np.stack([frame.user_codes for frame in frames]),  # [T, 8]
+        "sampled_text": np.array([frame.sampled_text for frame in frames], np.int64),
+        "text": np.array([frame.text for frame in frames], np.int64),
+        "agent_codes": np.stack([frame.agent_codes for frame in frames]),  # [T, 8]
+        "pcm": np.concatenate([frame.pcm for frame in frames]),  # [T * 1920]
+    }
+
+
+def director(backend: Backend, args: argparse.Namespace) -> Direct:
+    """Who chooses the text. Raises ConfigError for a token that is not in the vocabulary."""
+    forced = {frame: token for part in args.force for frame, token in part.items()}
+    vocabulary = len(backend.tokenizer)
+    for frame, token in forced.items():
+        if not (frame >= 0 and 0 <= token < vocabulary):
+            raise ConfigError(
+                f"--force {frame}:{token}; use frames from 0 and ids from 0 to {vocabulary - 1}"
+            )
+    return Forced(forced, Speaker(backend, args.say) if args.say else undirected)
+
+
+def about(backend: Backend, start: Opening, source: str) -> dict[str, str]:
+    """The metadata of the file."""
+    return {
+        "model": source,
+        "voice": start.voice,
+        "prompt_frames": str(backend.prompt_frames(start)),
+        "seed": str(start.seed),
+        "version": __version__,
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", "--input-wav", dest="input", required=True, metavar="WAV")
+    parser.add_argument("--out", required=True, metavar="SAFETENSORS")
+    parser.add_argument("--frames", type=int, help="stop after so many; default: the whole input")
+    parser.add_argument(
+        "--force", type=tokens_from, action="append", default=[], metavar="FRAME:ID,ID,…",
+        help="feed these text tokens from a frame on, whatever the model or --say wants",
+    )  # fmt: skip
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.frames is not None and args.frames < 1:
+        raise ConfigError(f"--frames is {args.frames}; use 1 or more")
+    user = split_frames(read_wav(args.input))[: args.frames]
+    with assembled(args) as source:
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
+        backend = load_backend(config, show, Voices)
+    if not hasattr(backend, "prompt_frames"):
+        raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
+    direct, start = director(backend, args), opening(backend, args)
+    flushed: list[HeardRow] = []
+    frames = list(drive_conversation(backend, start, user, direct, flushed=flushed))
+    found, metadata = tensors(frames), about(backend, start, args.model)
+    if backend.transcribes:
+        found |= stt_tensors(frames)
+        metadata["words"] = json.dumps(words(frames, flushed, backend), ensure_ascii=False)
+    save_file(found, args.out, metadata)
+    print(f"{len(frames)} frames of {Path(args.input).name} -> {args.out}")
+    return 0

@@ -1,0 +1,62 @@
+"""The personas of `assets/personas.toml`: who the agent is told to be."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ConfigError
+from engine.runtime.backend import Tokenizer
+
+PERSONAS_FILE = Path(__file__).parents[2] / "assets" / "personas.toml"
+MAX_PROMPT_CHARS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """One preset."""
+
+    id: str
+    title: str
+    text: str
+
+
+def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
+    """All presets, the default one first. Raises ConfigError naming what is wrong in the file."""
+    with path.open("rb") as file:
+        try:
+            entries = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path.name}: {error}; mend the file") from error
+    personas = []
+    for key, entry in entries.items():
+        entry = entry if isinstance(entry, dict) else {}
+        title, text = entry.get("title"), entry.get("text")
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise ConfigError(f"{path.name}: [{key}] needs a title and a text")
+        if len(text) > MAX_PROMPT_CHARS:
+            raise ConfigError(f"{path.name}: [{key}] has {len(text)} characters; use up to 4000")
+        personas.append(Persona(key, title, " ".join(text.split())))
+    if not personas:
+        raise ConfigError(f"{path.name}: no persona in it; add one")
+    return tuple(personas)
+
+
+# -- prompt ----------------------------------------------------------------------------------------
+#
+# The persona as the model reads it: wrapped in `<system>` tags, tokenised (model.md 6.3).
+
+TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slash
+
+
+def wrap(text: str) -> str:
+    """The role text between its tags; unchanged if it has them; empty stays empty."""
+    cleaned = text.strip()
+    if not cleaned or (cleaned.startswith(TAG) and cleaned.endswith(TAG)):
+        return cleaned
+    return f"{TAG} {cleaned} {TAG}"
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of a persona; none for an empty one."""
+    wrapped = wrap(text)
+    return tuple(tokenizer.encode(wrapped)) if wrapped else ()

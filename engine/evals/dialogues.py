@@ -1,0 +1,485 @@
+"""A backend whose text head reads from a script, and a probe beside each director.
+
+For `bench routing`: the head wants to say its line whether or not it may, as the model would; the
+probe sees every token that is really fed. No speech is made: a frame is loud while words sound.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import time
+import tomllib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.bench.report import positive, save, table
+from engine.config import (
+    EPAD,
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    PAD,
+    VOICE_NAMES,
+    DeepSeekConfig,
+    SamplingConfig,
+    ServerConfig,
+)
+from engine.dialogue import events as ev
+from engine.dialogue.director import Director, Mode
+from engine.dialogue.events import RouteState, SayState
+from engine.dialogue.floor import BARGE_IN_FRAMES
+from engine.dialogue.service import Service
+from engine.dialogue.session import Session, SessionConfig
+from engine.dialogue.speech import prepare
+from engine.evals.standin import Reply, StandIn, by_heart
+from engine.evals.turns import measure_turns
+from engine.lookup.question import build_answers
+from engine.lookup.textmodel import Answerer
+from engine.runtime.backend import Heard, Opening, Spoken
+from engine.runtime.embedded import ByteTokenizer
+from engine.runtime.seat import Frame, Notice, Output, Ready
+
+VOTE_RATE = 0.3  # how often the head would start a word while it has nothing to say
+WORD_FRAMES = 5  # about two and a half words a second
+SOUND_FRAMES = 4  # for which a fed piece is heard
+LOUD = 0.2
+
+
+class Head:
+    """One conversation's text head."""
+
+    def __init__(self, seed: int) -> None:
+        self.line: deque[int] = deque()
+        self._rng = random.Random(seed)
+
+    def plan(self, text: str, tokenizer: ByteTokenizer) -> None:
+        """What the model wants to say from now on."""
+        line: deque[int] = deque()
+        for word in text.split():
+            tokens = [EPAD, *tokenizer.encode(word)]
+            line.extend(tokens + [PAD] * (WORD_FRAMES - len(tokens)))
+        self.line = line  # in one go: the scheduler's thread reads it
+
+    def sample(self) -> int:
+        line = self.line
+        if line:
+            return line.popleft()
+        return EPAD if self._rng.random() < VOTE_RATE else PAD
+
+
+@dataclass
+class Probe:
+    """What one director did, seen from the scheduler's thread."""
+
+    director: Director | None = None
+    held_at: float = 0.0  # time.monotonic() at which the last hold began
+    own_while_held: int = 0  # tokens of the model's own that were fed during a hold
+    spoken_frames: int = 0
+    padding_frames: int = 0  # of them
+    cancel_excess: list[int] = field(default_factory=list)  # frames beyond the current word
+    _mode: Mode = Mode.FREE
+    _cancel: int | None = None
+
+    def see(self, token: int) -> None:
+        """The token fed in this step."""
+        if self.director is None:
+            return
+        before, self._mode = self._mode, self.director.mode
+        if before is self._mode is Mode.HOLD:
+            self.own_while_held += token != PAD
+        elif before is Mode.FREE and self._mode is Mode.HOLD:
+            self.held_at = time.monotonic()
+        if self._mode is Mode.SPEAK:
+            self.spoken_frames += 1
+            self.padding_frames += token in (PAD, EPAD)
+        self._time_cancel(before, token)
+
+    def _time_cancel(self, before: Mode, token: int) -> None:
+        """From the barge-in until the text is left: frames that are no piece of the word."""
+        if before is Mode.SPEAK and self.director.floor.onset_frames == BARGE_IN_FRAMES:
+            self._cancel = 0
+        if self._cancel is None:
+            return
+        self._cancel += token in (PAD, EPAD)
+        if self._mode is not Mode.SPEAK:
+            self.cancel_excess.append(self._cancel)
+            self._cancel = None
+
+
+class ScriptedBackend:
+    """The contract of `backend.py` for scripts; a conversation's seed names its head and probe."""
+
+    name = "scripted"
+    ticks, limited_by = None, "asked"
+    transcribes = False
+    voices = VOICE_NAMES
+
+    def __init__(self, slots: int, talks: int) -> None:
+        self.slots = slots
+        self.tokenizer = ByteTokenizer()
+        self.heads = [Head(i) for i in range(talks)]
+        self.probes = [Probe() for _ in range(talks)]
+        self._talk_of: dict[int, int] = {}  # slot -> talk
+        self._sounding = np.zeros(slots, np.int64)  # [S] frames left to be heard
+        self._active: list[int] = []
+
+    def open(self, slot: int, opening: Opening) -> Iterator[None]:
+        self._talk_of[slot] = opening.seed
+        self._sounding[slot] = 0
+        yield from ()
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        """The script stands."""
+
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        self._active = [int(slot) for slot in np.flatnonzero(active)]
+        text = np.full(self.slots, PAD, np.int64)  # [S]
+        for slot in self._active:
+            text[slot] = self.heads[self._talk_of[slot]].sample()
+        return Heard(text=text)
+
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
+        for slot in self._active:
+            token = int(text[slot])
+            self.probes[self._talk_of[slot]].see(token)
+            left = SOUND_FRAMES if token > PAD else max(0, self._sounding[slot] - 1)
+            self._sounding[slot] = left
+            pcm[slot] = LOUD if left and not hush[slot] else 0.0
+        return Spoken(pcm=pcm)
+
+    def close(self, slot: int) -> None:
+        self._talk_of.pop(slot, None)
+
+    def context_used(self, slot: int) -> float:
+        return 0.0
+
+    def renew(self, slot: int) -> None:
+        """A script has no memory to fill."""
+
+
+# -- talks -----------------------------------------------------------------------------------------
+#
+# The scripted dialogues, acted out in real time on a real engine; what each turn came to.
+#
+# The user's words reach the director as a transcript would bring them (a test double); everything
+# else is the engine's own: session, scheduler, director, router, answerer over real HTTP.
+
+DIALOGUES = Path(__file__).parents[2] / "tests" / "dialogues"
+SPEECH = np.full(FRAME_SAMPLES, 0.3, np.float32)  # a user frame that is loud
+SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
+FRAMES_PER_WORD = 3
+MIN_SPEECH_FRAMES, MAX_SPEECH_FRAMES = 6, 20
+TURN_END_FRAMES = 9  # of quiet, until the turn is over
+REPLY_FRAMES = 5  # until the model starts its line
+QUIET_FRAMES = 6  # with nothing going on, before the next turn
+TALK_OVER_FRAMES = 8  # how long the user speaks over an answer
+MAX_TURN_SECONDS = 60.0
+TOKENIZER = ByteTokenizer()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One dialogue of a file."""
+
+    kind: str
+    turns: list[dict[str, Any]]
+
+
+def load_scripts(folder: Path = DIALOGUES) -> list[Script]:
+    """All dialogues of tests/dialogues."""
+    return [
+        Script(path.stem, dialogue["turns"])
+        for path in sorted(folder.glob("*.toml"))
+        for dialogue in tomllib.loads(path.read_text(encoding="utf-8"))["dialogue"]
+    ]
+
+
+@dataclass
+class ScriptedTurn:
+    """What became of one turn of the user."""
+
+    kind: str
+    user: str
+    expected: str  # who should hand over: user, marker, phrase, or nobody
+    handed_over: str = ""
+    state: str = ""  # of the route, at last
+    started: float = 0.0  # time.monotonic() of the trigger
+    first_word: float = 0.0  # of the answer, handed out
+    filler: bool = False  # something was said before the answer
+    words: int = 0  # spoken words of a whole answer
+    frames: int = 0  # it took
+
+    @property
+    def latency(self) -> float:
+        return self.first_word - self.started if self.first_word else 0.0
+
+
+@dataclass
+class ActedDialogue:
+    """One dialogue in progress."""
+
+    script: Script
+    head: Head
+    probe: Probe
+    turns: list[ScriptedTurn] = field(default_factory=list)
+    frames_in: int = 0
+    frames_out: int = 0
+    _answer: int = 0  # the say id of the answer in progress
+    _route: RouteState | None = None
+    _spoken_at: int = 0  # frame in which the answer began
+    _next: float = 0.0
+
+    async def run(self, engine: Service, number: int) -> "ActedDialogue":
+        """Act it out."""
+        async with engine.session(SessionConfig(seed=number, text_prompt="")) as session:
+            ready = asyncio.Event()
+            session.connect()
+            self.probe.director = session.director
+            reading = asyncio.create_task(self._read(session, ready))
+            await ready.wait()
+            self._next = time.monotonic()
+            for turn in self.script.turns:
+                async with asyncio.timeout(MAX_TURN_SECONDS):
+                    await self._act(session, turn)
+            await asyncio.sleep(4 * FRAME_SECONDS)
+            reading.cancel()
+        return self
+
+    async def _act(self, session: Session, turn: dict[str, Any]) -> None:
+        """The user speaks, the model wants to answer, and whatever comes of it."""
+        text = turn["user"]
+        expected = "user" if turn.get("routed") else turn.get("source", "")
+        self.turns.append(ScriptedTurn(self.script.kind, text, expected))
+        self._answer = self._spoken_at = 0
+        loud = FRAMES_PER_WORD * len(text.split())
+        loud = min(max(loud, MIN_SPEECH_FRAMES), MAX_SPEECH_FRAMES)
+        await self._frames(session, SPEECH, loud)
+        await self._frames(session, SILENCE, TURN_END_FRAMES)
+        if turn.get("transcribed", True):
+            self.turns[-1].started = time.monotonic()
+            session.post(ev.UserText(text, 0.0, 0.0, final=True))
+        await self._frames(session, SILENCE, REPLY_FRAMES)
+        self.head.plan(turn.get("agent", ""), TOKENIZER)
+        await self._until_quiet(session, turn.get("barge_in"))
+
+    async def _until_quiet(self, session: Session, barge_in: float | None) -> None:
+        quiet = 0
+        while quiet < QUIET_FRAMES:
+            free = session.director.mode is Mode.FREE and not session.director.wants_frames
+            quiet = quiet + 1 if free and not self.head.line else 0
+            first = self.turns[-1].first_word
+            if barge_in is not None and first and time.monotonic() - first > barge_in:
+                barge_in = None
+                await self._frames(session, SPEECH, TALK_OVER_FRAMES)
+            await self._frames(session, SILENCE, 1)
+
+    async def _frames(self, session: Session, pcm: np.ndarray, count: int) -> None:
+        """User frames at the pace of speech."""
+        for _ in range(count):
+            session.hear(pcm)
+            self.frames_in += 1
+            self._next += FRAME_SECONDS
+            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+
+    # -- what comes back ---------------------------------------------------------------------------
+
+    async def _read(self, session: Session, ready: asyncio.Event) -> None:
+        async for output in session.outputs():
+            if isinstance(output, Ready):
+                ready.set()
+            self._take(output)
+
+    def _take(self, output: Output) -> None:
+        self.frames_out += isinstance(output, Frame)
+        if isinstance(output, Frame | Notice):
+            for event in output.events:
+                self._note(event)
+
+    def _note(self, event: ev.Event) -> None:
+        match event:
+            case ev.Route():
+                self._note_route(event)
+            case ev.Saying(id, SayState.SPEAKING) if id == self._answer:
+                self._spoken_at = self.frames_out
+            case ev.Saying(id, SayState.DONE, text) if id == self._answer:
+                self.turns[-1].words = len(prepare(text, TOKENIZER))
+                self.turns[-1].frames = self.frames_out - self._spoken_at
+            case ev.Saying(id, SayState.QUEUED) if self._route is RouteState.ANSWERING:
+                self._answer, self._route = id, None
+            case ev.Text(_, given=True) if self.turns:
+                self._note_word()
+
+    def _note_route(self, route: ev.Route) -> None:
+        turn = self.turns[-1]
+        if route.state is RouteState.ASKING:
+            turn.handed_over = str(route.source)
+            if route.source != "user":
+                turn.started = self.probe.held_at
+        turn.state = str(route.state)
+        self._route = route.state
+
+    def _note_word(self) -> None:
+        turn = self.turns[-1]
+        if not self._spoken_at:
+            turn.filler = True
+        elif not turn.first_word:
+            turn.first_word = time.monotonic()
+
+
+# -- routing ---------------------------------------------------------------------------------------
+#
+# Smart routing by scripted dialogues: who hands over when, how fast, and at what pace.
+#
+# Runs tests/dialogues in real time through session, scheduler, director, marker and router, with a
+# scripted text head and a local stand-in for the API that takes half a second. The user's words
+# come
+# from a test double of the transcript; how well the end of a turn is told stands beside (turns.py).
+
+API_SECONDS = 0.5  # until the stand-in's first word
+AT_ONCE = 16  # conversations in real time beside each other: two cores keep their pace
+
+
+def replies(scripts: Sequence[Script]) -> dict[str, float]:
+    """Seconds until the API's first word, for the questions that say so."""
+    turns = [turn for script in scripts for turn in script.turns]
+    return {turn["user"]: turn["api"] for turn in turns if "api" in turn}
+
+
+async def act(scripts: Sequence[Script], at_once: int) -> tuple[list[ActedDialogue], int]:
+    """All dialogues acted out, and how often the API was asked."""
+    slow = replies(scripts)
+
+    def reply(question: str) -> Reply:
+        return replace(by_heart(question), delay=slow.get(question, API_SECONDS))
+
+    async with StandIn(reply) as api:
+        backend = ScriptedBackend(
+            2 * at_once, len(scripts)
+        )  # a slot is free a tick after it is left
+        answers = build_answers(ServerConfig(), {})
+        answers = replace(answers, answerer=Answerer(DeepSeekConfig("sk-bench", api.url)))
+        engine = Service(lambda _progress: backend, answers=answers)
+        engine.start()
+        await asyncio.to_thread(engine.wait)
+        free = asyncio.Semaphore(at_once)
+
+        async def one(number: int, script: Script) -> ActedDialogue:
+            async with free:
+                talk = ActedDialogue(script, backend.heads[number], backend.probes[number])
+                return await talk.run(engine, number)
+
+        talks = await asyncio.gather(*(one(i, script) for i, script in enumerate(scripts)))
+        await answers.answerer.close()
+        engine.stop()
+    return talks, len(api.requests)
+
+
+def rows(turns: Sequence[ScriptedTurn]) -> list[dict[str, Any]]:
+    """Who handed over, by kind of dialogue."""
+    kinds = sorted({turn.kind for turn in turns})
+    return [_row(kind, [t for t in turns if t.kind == kind]) for kind in kinds] + [
+        _row("all", turns)
+    ]
+
+
+def _row(kind: str, turns: Sequence[ScriptedTurn]) -> dict[str, Any]:
+    should = [turn for turn in turns if turn.expected]
+    did = [turn for turn in turns if turn.handed_over]
+    right = [turn for turn in did if turn.expected == turn.handed_over]
+    return {
+        "dialogues": kind,
+        "turns": len(turns),
+        "should hand over": len(should),
+        "did": len(did),
+        "precision": _share(len(right), len(did)),
+        "recall": _share(len(right), len(should)),
+    }
+
+
+def summary(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
+    """The figures the issue has aims for."""
+    turns = [turn for talk in talks for turn in talk.turns]
+    small = [turn for turn in turns if not turn.expected]
+    product = [turn for turn in turns if turn.expected == "user"]
+    model = [turn for turn in turns if turn.expected in ("marker", "phrase")]
+    answered = [turn for turn in turns if turn.first_word]
+    return {
+        "small talk left alone": _share(sum(not t.handed_over for t in small), len(small)),
+        "product questions routed": _share(
+            sum(t.handed_over == "user" for t in product), len(product)
+        ),
+        "model's hand-overs caught": _share(
+            sum(t.handed_over == t.expected for t in model), len(model)
+        ),
+        **_times("trigger to first word, s", [t.latency for t in answered if not t.filler]),
+        **_times("the same after a filler, s", [t.latency for t in answered if t.filler]),
+        "own words during hold": sum(talk.probe.own_while_held for talk in talks),
+        **_pace(turns, talks),
+        **_cancels(talks),
+        "frames in minus out, max": max(abs(t.frames_in - t.frames_out) for t in talks),
+    }
+
+
+def _pace(turns: Sequence[ScriptedTurn], talks: Sequence[ActedDialogue]) -> dict[str, Any]:
+    paces = [60 * t.words / (t.frames * FRAME_SECONDS) for t in turns if t.frames]
+    low, mid, high = np.percentile(paces, (0, 50, 100)) if paces else (0.0, 0.0, 0.0)
+    said, frames = sum(t.words for t in turns), sum(t.frames for t in turns)
+    spoken = sum(talk.probe.spoken_frames for talk in talks)
+    padding = sum(talk.probe.padding_frames for talk in talks)
+    return {
+        "words/min": 60 * said / max(1.0, frames * FRAME_SECONDS),
+        "words/min, slowest": float(low),
+        "words/min, p50": float(mid),
+        "words/min, fastest": float(high),
+        "share of padding while speaking": _share(padding, spoken),
+    }
+
+
+def _cancels(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
+    excess = [frames for talk in talks for frames in talk.probe.cancel_excess]
+    return {
+        "barge-ins": len(excess),
+        "cancel, frames beyond the word, max": max(excess, default=0),
+    }
+
+
+def _times(name: str, seconds: Sequence[float]) -> dict[str, Any]:
+    p50, p95, most = np.percentile(seconds, (50, 95, 100)) if seconds else (0.0, 0.0, 0.0)
+    cases = {f"{name}, cases": len(seconds)}
+    return cases | {f"{name}, p50": float(p50), f"{name}, p95": float(p95), f"{name}, max": most}
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--at-once", type=positive, default=AT_ONCE, help="dialogues side by side")
+    parser.add_argument("--only", metavar="KIND", help="one file of tests/dialogues")
+    parser.add_argument("--json", help="where to write the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a conversation are many here
+    scripts = [one for one in load_scripts() if args.only in (None, one.kind)]
+    print(f"{len(scripts)} dialogues, {args.at_once} at once, in real time …", flush=True)
+    talks, asked = asyncio.run(act(scripts, args.at_once))
+    turns = [turn for talk in talks for turn in talk.turns]
+    by_kind, figures, ends = rows(turns), summary(talks), measure_turns()
+    print(table(by_kind), end="\n\n")
+    print(table(ends), end="\n\n")
+    print(table([{"figure": name, "value": value} for name, value in figures.items()]))
+    for turn in turns:
+        if turn.handed_over != turn.expected:
+            wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
+            print(f"wanted {wanted}, was {got}: {turn.user}")
+    told = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
+    path = save("routing", told | {"turns": [asdict(turn) for turn in turns]}, args.json)
+    print(f"written: {path}")
+    return 0

@@ -1,0 +1,185 @@
+"""How well the end of a turn is told: scripted users, precision and recall of each rule.
+
+The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
+0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
+after their sound. They hold the rules of listening.md 1.3, not the recogniser's own hearing.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from engine.bench.report import save, table
+from engine.config import EPAD, FRAME_SECONDS, PAD
+from engine.dialogue.floor import Transcript
+from engine.runtime.backend import HeardRow, Transcription
+
+DELAY_FRAMES = 6
+WORD_FRAMES = 4  # 0.32 s a word
+IN_TIME_FRAMES = 25  # 2 s: a turn's end told later counts as missed
+FIRST_ID = 10  # of the scripted words
+
+SAY, PAUSE, COUGH, MUSIC, SILENCE = "say", "pause", "cough", "music", "silence"
+SCRIPTS: dict[str, tuple[tuple[str, Any], ...]] = {  # a turn is over where silence follows
+    "one sentence": ((SILENCE, 20), (SAY, "what does it cost a month"), (SILENCE, 40)),
+    "short pause": (
+        *((SILENCE, 15), (SAY, "i would like to know"), (PAUSE, 6)),
+        *((SAY, "what it costs"), (SILENCE, 40)),
+    ),
+    "long pause": (
+        *((SILENCE, 15), (SAY, "well tell me"), (PAUSE, 11), (SAY, "about the price"), (PAUSE, 9)),
+        *((SAY, "for a year"), (SILENCE, 40)),
+    ),
+    "very long pause": (
+        *((SILENCE, 15), (SAY, "let me think"), (PAUSE, 20), (SAY, "yes please do"), (SILENCE, 40)),
+    ),
+    "coughs": (
+        *((SILENCE, 20), (COUGH, 3), (SILENCE, 20), (SAY, "sorry go on"), (SILENCE, 25)),
+        *((COUGH, 5), (SILENCE, 30)),
+    ),
+    "uh-huh": ((SILENCE, 20), (SAY, "uh-huh"), (SILENCE, 30), (SAY, "uh-huh"), (SILENCE, 30)),
+    "music": ((SILENCE, 20), (MUSIC, 100), (SILENCE, 30), (SAY, "stop that"), (SILENCE, 30)),
+    "words over music": ((MUSIC, 40), (SAY, "can you hear me over this"), (MUSIC, 60)),
+    "silence": ((SILENCE, 200),),
+    "quick turns": (
+        *((SILENCE, 15), (SAY, "yes"), (SILENCE, 15), (SAY, "no wait"), (SILENCE, 15)),
+        *((SAY, "what was that"), (SILENCE, 40)),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """One frame of a scripted user."""
+
+    peak: float
+    token: int
+    done: float  # P(the user is done)
+
+    @property
+    def heard(self) -> HeardRow:
+        return HeardRow(stt_text=self.token, pause=np.full(4, self.done, np.float32))
+
+
+class Spelling:
+    """A tokenizer with a piece for every word it has met, from id 10 on."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def id(self, piece: str) -> int:
+        if piece not in self.pieces:
+            self.pieces.append(piece)
+        return FIRST_ID + self.pieces.index(piece)
+
+    def piece(self, token: int) -> str:
+        return self.pieces[token - FIRST_ID]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(map(self.piece, tokens)).replace("▁", " ")
+
+
+SPELLING = Spelling()
+
+
+def perform(script: tuple[tuple[str, Any], ...], seed: int = 0) -> tuple[list[Scripted], list[int]]:
+    """A script as frames, and the frames in which a turn was really over."""
+    rng, peaks, done, ends = np.random.default_rng(seed), [], [], []
+    tokens: dict[int, int] = {}  # frame -> written then
+    for index, (what, amount) in enumerate(script):
+        if what == SAY:
+            for word in amount.split():
+                written = len(peaks) + DELAY_FRAMES
+                tokens |= {written: EPAD, written + 1: SPELLING.id(f"▁{word}")}
+                peaks += list(rng.uniform(0.1, 0.5, WORD_FRAMES))
+                done += list(rng.uniform(0.0, 0.1, WORD_FRAMES))
+            if script[index + 1][0] not in (PAUSE, SAY):
+                ends.append(len(peaks))
+            continue
+        loudest = {PAUSE: 0.004, SILENCE: 0.004, COUGH: 0.6, MUSIC: 0.3}[what]
+        peaks += list(rng.uniform(loudest / 2, loudest, amount))
+        after_speech = index > 0 and script[index - 1][0] == SAY
+        done += list(_head(what, amount, after_speech, rng))
+    frames = [
+        Scripted(float(peak), tokens.get(i, PAD), float(head))
+        for i, (peak, head) in enumerate(zip(peaks, done, strict=True))
+    ]
+    return frames, ends
+
+
+def _head(what: str, frames: int, after_speech: bool, rng: np.random.Generator) -> np.ndarray:
+    """The pause head through a stretch without words [frames]."""
+    if what == PAUSE:
+        return np.minimum(0.1 * np.arange(1, frames + 1), rng.uniform(0.3, 0.55, frames))
+    head = rng.uniform(0.9, 1.0, frames)
+    if after_speech:
+        head[:3] = (0.3, 0.6, 0.85)[:frames]
+    return head
+
+
+RULES = {  # name -> what of the recogniser's row is there
+    "recogniser": lambda heard: heard,
+    "without heads": lambda heard: HeardRow(stt_text=heard.stt_text),
+    "energy": lambda heard: HeardRow(),
+}
+
+
+def told(frames: list[Scripted], rule: str) -> Iterator[int]:
+    """The frames in which a rule tells that a turn is over, its words flushed at once."""
+    transcript = Transcript(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
+    written = 0  # frames whose tokens a flush has brought already
+    for number, frame in enumerate(frames):
+        row = frame.heard if number >= written else replace(frame.heard, stt_text=PAD)
+        events = transcript.hear(frame.peak, RULES[rule](row))
+        ahead = number
+        while transcript.flushing:  # what the recogniser would write next, on silence
+            ahead += 1
+            written = ahead + 1
+            token = frames[ahead].token if ahead < len(frames) else PAD
+            events += transcript.flush(HeardRow(stt_text=token))
+        if rule == "energy" and transcript.turn_ended:
+            yield number
+        yield from (number for event in events if event.final)
+
+
+def measure(rule: str) -> dict[str, Any]:
+    """One row: a rule over all scripts."""
+    right, turns, all_told, delays = 0, 0, 0, []
+    for script in SCRIPTS.values():
+        frames, ends = perform(script)
+        open_ends, detections = list(ends), list(told(frames, rule))
+        for at in detections:
+            match = [end for end in open_ends if end <= at < end + IN_TIME_FRAMES]
+            if match:
+                open_ends.remove(match[0])
+                delays.append(at - match[0] + 1)
+        right += len(ends) - len(open_ends)
+        turns, all_told = turns + len(ends), all_told + len(detections)
+    return {
+        "rule": rule,
+        "turns": turns,
+        "told": all_told,
+        "right": right,
+        "precision": right / max(1, all_told),
+        "recall": right / turns,
+        "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
+    }
+
+
+def measure_turns() -> list[dict[str, Any]]:
+    """Precision and recall of every rule; also printed by `bench routing`."""
+    return [measure(rule) for rule in RULES]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", help="where to write the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    rows = measure_turns()
+    print(table(rows))
+    print("written:", save("turns", {"runs": rows}, args.json))
+    return 0

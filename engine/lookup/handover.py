@@ -1,0 +1,299 @@
+"""When the model's own words hand over: marker and phrases behind one latch (listening.md 3.3).
+
+Part of the director, frame by frame; with routing off every token passes untouched. The other two
+triggers, the client's `ask` and the user's own turn, come in from the session as a hold.
+"""
+
+import functools
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EPAD, PAD
+from engine.dialogue.events import Source
+from engine.dialogue.floor import Transcript
+from engine.dialogue.text import PieceDecoder
+from engine.errors import ConfigError
+from engine.lookup.router import is_question
+from engine.runtime.backend import Tokenizer
+
+COOLDOWN_FRAMES = 25  # between two hand-overs
+TURN_FRAMES = 188  # 15 s: how old the user's last turn may be
+PHRASE_FRAMES = 38  # 3 s after a question of the user
+WORDS_SAID = 2  # by the user since the last hand-over
+LOUD_SAID = 6  # the same without a recogniser, in loud frames
+TAIL_CHARS = 80  # of the agent's own words that a phrase may end
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerRules:
+    """What counts as a hand-over."""
+
+    threshold: int = 3  # `!` that make a marker
+    phrases: tuple[str, ...] = ()  # lower case, letters, blanks and apostrophes
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What becomes of one token of the free agent."""
+
+    fed: int
+    shown: str = ""
+    source: Source | None = None  # it handed over
+    ignored: bool = False  # a marker that did not count
+
+
+class Latch:
+    """One hand-over per thing the user said."""
+
+    def __init__(self) -> None:
+        self._frame = 0
+        self._fired_at = -COOLDOWN_FRAMES
+        self._turn_at: int | None = None
+        self._words = self._loud = 0  # said by the user since the last hand-over
+        self._asked = True  # the last turn was a question; without its words it may have been
+
+    def tick(self, floor: Transcript) -> None:
+        """Once a frame, in every mode."""
+        self._frame += 1
+        self._loud += floor.loud
+        if floor.turn_ended:
+            self._turn_at, self._asked = self._frame, True
+
+    def turned(self, text: str) -> None:
+        """The user's turn in words."""
+        self._words += len(text.split())
+        self._turn_at, self._asked = self._frame, is_question(text)
+
+    def fire(self) -> None:
+        self._fired_at = self._frame
+        self._words = self._loud = 0
+
+    @property
+    def armed(self) -> bool:
+        said = self._words >= WORDS_SAID or self._loud >= LOUD_SAID
+        cool = self._frame - self._fired_at >= COOLDOWN_FRAMES
+        return said and cool and self._age <= TURN_FRAMES
+
+    @property
+    def armed_for_phrase(self) -> bool:
+        return self.armed and self._asked and self._age <= PHRASE_FRAMES
+
+    @property
+    def _age(self) -> int:
+        """Frames since the user's last turn ended."""
+        return TURN_FRAMES + 1 if self._turn_at is None else self._frame - self._turn_at
+
+
+class PhraseWatch:
+    """Recognises `let me check` and the like at the end of the agent's own words."""
+
+    def __init__(self, phrases: tuple[str, ...]) -> None:
+        self._endings = tuple(f" {phrase}" for phrase in phrases)
+        self._tail = " "
+
+    def see(self, shown: str) -> bool:
+        text = re.sub(r"[^a-z' ]", "", shown.lower().replace("’", "'"))
+        self._tail = re.sub(r" +", " ", self._tail + text)[-TAIL_CHARS:]
+        return bool(text.strip()) and self._tail.endswith(self._endings)
+
+    def forget(self) -> None:
+        self._tail = " "
+
+
+class OwnWords:
+    """The free agent's own tokens: shown, fed, and watched for a hand-over while `on`.
+
+    Without rules it can never be on.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, rules: TriggerRules | None = None, on: bool = True
+    ) -> None:
+        self.latch = Latch()
+        self.on = on and rules is not None
+        self._tokenizer = tokenizer
+        self._decoder = PieceDecoder()
+        self._marker = MarkerDetector(tokenizer, rules.threshold) if rules else None
+        self._phrases = PhraseWatch(rules.phrases if rules else ())
+        self._tidier = BangTidier()
+
+    def switch(self, on: bool) -> str:
+        """Watch or not from now on; what is still to be shown."""
+        left = self.leave()
+        self.on = on and self._marker is not None
+        return left
+
+    def see(self, token: int) -> Own:
+        """Judge a sampled token of a free agent."""
+        if not self.on:
+            return Own(token, self._text(token))
+        seen = self._marker.see(token, self.latch.armed)
+        if seen.fired:
+            return Own(seen.fed, self._show(seen.due), Source.MARKER)
+        shown = self._show(seen.due)
+        phrase = self._phrases.see(shown) and self.latch.armed_for_phrase
+        return Own(seen.fed, shown, Source.PHRASE if phrase else None, seen.swallowed)
+
+    def leave(self) -> str:
+        """The agent is not free any more: what is still to be shown."""
+        self._phrases.forget()
+        return self._show(self._marker.flush()) if self._marker else ""
+
+    def _show(self, tokens: tuple[int, ...]) -> str:
+        return self._tidier.tidy("".join(self._text(token) for token in tokens))
+
+    def _text(self, token: int) -> str:
+        return "" if token <= PAD else self._decoder.feed(self._tokenizer.piece(token))
+
+
+# -- marker ----------------------------------------------------------------------------------------
+#
+# The `!!!` by which the model hands a question over (listening.md 3).
+#
+# Works on the tokens the model samples, before they are fed, so a marker is neither spoken nor
+# shown. When a marker counts at all is `trigger.py`'s affair.
+
+MAX_GAP_FRAMES = 6  # of padding inside one marker
+THRESHOLDS = (2, 3)
+BYTE_BANG = "<0x21>"
+TABLES_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bang:
+    """A piece that ends in `!`."""
+
+    count: int  # trailing `!`
+    pure: bool  # nothing else in it but a leading ▁
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What becomes of one sampled token."""
+
+    fed: int
+    due: tuple[int, ...] = ()  # tokens to be shown now
+    fired: bool = False
+    swallowed: bool = False  # a repeated `!` that was no marker
+
+
+@functools.lru_cache(TABLES_KEPT)
+def bang_table(tokenizer: Tokenizer) -> dict[int, Bang]:
+    """Every id whose piece ends in `!`, by a scan of all pieces; remembered per tokenizer."""
+    table = {}
+    for token in range(PAD + 1, len(tokenizer)):
+        piece = tokenizer.piece(token).replace(BYTE_BANG, "!")
+        if piece.endswith("!"):
+            text = piece.removeprefix("▁")
+            table[token] = Bang(len(text) - len(text.rstrip("!")), not text.strip("!"))
+    return table
+
+
+class MarkerDetector:
+    """Looks for `threshold` exclamation marks, however they are split and padded."""
+
+    def __init__(self, tokenizer: Tokenizer, threshold: int) -> None:
+        assert threshold in THRESHOLDS, threshold
+        self.threshold = threshold
+        self._table = bang_table(tokenizer)
+        self._count = 0  # `!` in a row so far
+        self._gap = 0  # frames of padding since
+        self._pending: int | None = None  # a fed `!` that is not shown yet
+
+    def see(self, token: int, armed: bool) -> Sighting:
+        """Judge a sampled token; `armed`: a marker would count now."""
+        if token in (PAD, EPAD):
+            self._gap += 1
+            return Sighting(token, self.flush() if self._gap > MAX_GAP_FRAMES else ())
+        bang = self._table.get(token)
+        self._gap = 0
+        if bang is None or not bang.pure:
+            return self._see_text(token, bang, armed)
+        self._count += bang.count
+        if self._count >= self.threshold and armed:
+            self._count, self._pending = 0, None
+            return Sighting(PAD, fired=True)
+        self._pending = token if self._pending is None else self._pending
+        repeated = self._count >= 2
+        return Sighting(PAD if repeated else token, swallowed=self._count >= self.threshold)
+
+    def _see_text(self, token: int, bang: Bang | None, armed: bool) -> Sighting:
+        due = self.flush()
+        if bang is None:
+            return Sighting(token, (*due, token))
+        if bang.count >= self.threshold and armed:  # text and a whole marker in one piece
+            return Sighting(PAD, due, fired=True)
+        self._count = bang.count
+        return Sighting(token, (*due, token))
+
+    def flush(self) -> tuple[int, ...]:
+        """Forget what was counted; the token that is still to be shown, if any."""
+        due = () if self._pending is None else (self._pending,)
+        self._count, self._gap, self._pending = 0, 0, None
+        return due
+
+
+class BangTidier:
+    """Keeps two `!` in a row off the display, across pieces."""
+
+    def __init__(self) -> None:
+        self._after_bang = False
+
+    def tidy(self, text: str) -> str:
+        """A piece of text as it may be shown; empty if nothing is left of it."""
+        if self._after_bang:
+            text = re.sub(r"^\s*!+", "", text)
+        text = re.sub(r"!{2,}", "!", text)
+        if text.strip():
+            self._after_bang = text.endswith("!")
+        return text
+
+
+# -- phrases ---------------------------------------------------------------------------------------
+#
+# The fixed words of smart routing, from `assets/phrases.toml`: data, checked once at start.
+
+PHRASES_FILE = Path(__file__).parents[2] / "assets" / "phrases.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Phrases:
+    """What is said and listened for."""
+
+    announcements: tuple[str, ...]  # the agent's own: it will look
+    fillers: tuple[str, ...]  # the first after 0.7 s, the second after 8 s
+    no_key: str
+    failed: str
+    late: str
+    broken_off: str
+    system: str  # the prompt of the text model
+    without_facts: str
+    smalltalk: tuple[str, ...]  # everyday sentences that need no facts
+
+
+def load_phrases(path: Path = PHRASES_FILE) -> Phrases:
+    """Raises ConfigError naming what is wrong in the file."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        apologies, answerer = data["apologies"], data["answerer"]
+        phrases = Phrases(
+            announcements=_lines(data["announcements"]),
+            fillers=_lines(data["fillers"]),
+            **{name: str(apologies[name]) for name in ("no_key", "failed", "late", "broken_off")},
+            system=" ".join(answerer["system"].split()),
+            without_facts=str(answerer["without_facts"]),
+            smalltalk=_lines(data["smalltalk"]),
+        )
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path.name}: {error}; mend the file") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path.name}: {error} is missing or of a wrong kind; add it") from None
+    if bad := [text for text in phrases.announcements if re.search(r"[^a-z' ]", text)]:
+        raise ConfigError(f"{path.name}: announcement {bad[0]!r}; use a-z, blanks, apostrophes")
+    return phrases
+
+
+def _lines(value: list[str]) -> tuple[str, ...]:
+    return tuple(str(line) for line in value)

@@ -1,0 +1,281 @@
+"""The language model's step in few, large kernels: about 8 launches a layer instead of 20.
+
+The same weights and the same rounding as the plain modules, which are its oracle. Imported only
+where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
+"""
+
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.attention import Rings
+from engine.model.depformer import Depformer, DepthLayer, Pick
+from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
+from engine.model.gpu.kernels_attention import Decode, attend_few
+from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
+from engine.model.gpu.kernels_prompt import PromptPiece
+from engine.model.linear import Linear
+from engine.model.mimi import Conv, ConvTranspose, Elu, Residual
+from engine.model.state import Active
+from engine.model.transformer import RMS_EPS, Attends, Gating, RMSNorm, Transformer
+
+__all__ = ["depth", "embedded", "pick", "pick_text", "prefill", "product", "step"]
+
+
+def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
+    """A linear layer through the kernel, whatever its weight is kept in."""
+    return matmul(x, linear.weight, linear.scale, **how)
+
+
+def normed(x: Tensor, y: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    return add_norm(x, y, norm.alpha, RMS_EPS)
+
+
+def gated(gating: Gating, x: Tensor) -> Tensor:
+    """x [S, dim] -> parts of the feed-forward's result [P, S, dim]."""
+    return product(gating.linear_out, product(gating.linear_in, x, gated=True), partial=True)
+
+
+def embedded(embedding, tokens: Tensor) -> Tensor:
+    """tokens [S, K] -> [S, dim]."""
+    if embedding.offsets is None:
+        embedding.offsets = torch.tensor(embedding.starts, device=embedding.table.device)
+    return embed(tokens, embedding.offsets, embedding.table)
+
+
+def step(lm, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
+    """`Temporal.step`: embedded [S, dim] -> hidden [S, dim]; the rings are not advanced."""
+    return temporal(lm, embedded, Decode(rings, active))
+
+
+def prefill(lm, embedded: Tensor, rings: Rings, slot: Tensor, count: Tensor) -> None:
+    """The next columns of a slot, embedded [T, dim], of which the first `count` [1] count.
+
+    They must fit behind what the ring of the slot [1] holds.
+    """
+    piece = PromptPiece(rings, slot, count, len(embedded))
+    temporal(lm, embedded, piece)
+    piece.advance()
+
+
+def temporal(lm, x: Tensor, push: Attends) -> Tensor:
+    """All layers: embedded rows [S, dim] -> hidden [S, dim]; the rings are written."""
+    y = None
+    for index, layer in enumerate(lm.transformer.layers):
+        x, h = normed(x, y, layer.norm1)
+        qkv = product(layer.self_attn.in_proj, h)  # [S, 3 * dim]
+        heard = push.attend(index, qkv.view(len(x), 1, 3, layer.self_attn.heads, -1))
+        y = product(layer.self_attn.out_proj, heard[:, 0], partial=True)  # [P, S, dim]
+        x, h = normed(x, y, layer.norm2)
+        y = gated(layer.gating, h)
+    return normed(x, y, lm.out_norm)[1]
+
+
+def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> Tensor:
+    """`Depformer.forward`: hidden [S, dim], text [S] -> codes [S, Q]."""
+    config = depformer.config
+    steps, heads = config.codebooks, config.depformer_num_heads
+    inputs = product(depformer.input, hidden).unflatten(-1, (steps, -1))  # [S, Q, dim]
+    slots, width = len(hidden), inputs.shape[-1]
+    shape = (len(depformer.layers), 2, slots, heads, steps, width // heads)
+    kv = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+    first = torch.zeros(1, dtype=torch.int64, device=hidden.device)  # where a table begins
+
+    def told(embedding: torch.nn.Embedding, tokens: Tensor) -> Tensor:
+        return embed(tokens[:, None], first, embedding.weight)
+
+    said, codes = told(depformer.text_emb, text), []
+    for step in range(steps):
+        x, y = inputs[:, step], said  # [S, dim]
+        for layer, columns in zip(depformer.layers, kv, strict=True):
+            x, y = _depth_layer(layer, x, y, step, columns)
+        x, _ = add_norm(x, y, None)
+        codes.append(decide(step, product(depformer.linears[step], x)))
+        if step + 1 < steps:
+            said = told(depformer.emb[step], codes[-1])
+    return torch.stack(codes, 1)
+
+
+def _depth_layer(
+    layer: DepthLayer, x: Tensor, y: Tensor, step: int, kv: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x and what is still to be added to it -> the same after the layer."""
+    x, h = normed(x, y, layer.norm1)
+    qkv = product(layer.in_proj[step], h).view(len(x), 3, layer.heads, -1)
+    heard = attend_few(qkv, kv, step)
+    x, h = normed(x, product(layer.out_proj[step], heard, partial=True), layer.norm2)
+    return x, gated(layer.gating[step], h)
+
+
+# -- fast codec ------------------------------------------------------------------------------------
+#
+# The codec in few, large kernels: one launch a layer of SEANet, seven a transformer layer.
+#
+# The same weights as the plain modules, which are its oracle; float32 throughout. Imported only
+# where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
+
+Filters = dict[nn.Module, Filter]
+
+
+def filters(mimi: nn.Module) -> Filters:
+    """Every convolution and product of the codec as its kernel reads it."""
+    found = {}
+    for module in mimi.modules():
+        if isinstance(module, Conv):
+            found[module] = _conv(module)
+        elif isinstance(module, ConvTranspose) and module.convtr.groups == 1:
+            found[module] = _transposed(module)
+        elif isinstance(module, Linear):
+            found[module] = Filter(module.weight)
+    return found
+
+
+def _conv(module: Conv) -> Filter:
+    conv = module.conv
+    return Filter(
+        conv.weight.flatten(1), conv.bias, conv.kernel_size[0], conv.stride[0], module.past,
+        replicate=module.replicate,
+    )  # fmt: skip
+
+
+def _transposed(module: ConvTranspose) -> Filter:
+    """Each output reads two columns: the former through the kernel's second half, and its own."""
+    late, fresh = module.convtr.weight.unflatten(-1, (2, module.stride)).flip(2).unbind(2)
+    weight = torch.stack([late, fresh], -1)  # [Cin, Cout, stride, 2]
+    weight = weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1).contiguous()
+    return Filter(weight, module.convtr.bias, kernel=2, past=1, shuffle=module.stride)
+
+
+class FusedStream:
+    """What one direction of the codec remembers of each slot, as the kernels want it."""
+
+    def __init__(
+        self,
+        parts: list[nn.Module],
+        transformer: Transformer,
+        by: Filters,
+        slots: int,
+        capacity: int,
+    ) -> None:
+        self.rings = transformer.rings(slots, capacity)
+        device = self.rings.kv.device
+        modules = [m for part in parts for m in part.modules()]
+        self.pasts = {  # [2, S, Cin, P]
+            m: torch.zeros(2, slots, by[m].inputs, by[m].past, device=device)
+            for m in modules
+            if m in by and by[m].past
+        }
+        for module in modules:
+            if isinstance(module, ConvTranspose) and module not in by:
+                self.pasts[module] = torch.zeros(1, slots, module.convtr.in_channels, device=device)
+
+    def narrow(self, slots: int) -> "FusedStream":
+        """The first slots: the same memory."""
+        some = copy(self)
+        some.pasts = {module: past[:, :slots] for module, past in self.pasts.items()}
+        some.rings = self.rings.narrow(slots)
+        return some
+
+    def clear(self, slot: int) -> None:
+        """Back to silence before the first frame."""
+        for past in self.pasts.values():
+            past[:, slot].zero_()
+        self.rings.clear(slot)
+
+    def kept(self) -> list[Tensor]:
+        """All tensors of its memory."""
+        return [*self.pasts.values(), self.rings.kv]
+
+    def of(self, slot: int) -> list[Tensor]:
+        """Every tensor of a slot's memory, as views (tests compare them)."""
+        pasts = [past[:, slot] for past in self.pasts.values()]
+        return [*pasts, self.rings.used(slot), self.rings.position[slot]]
+
+
+def encode(mimi, pcm: Tensor, stream: FusedStream, active: Active, codebooks: int) -> Tensor:
+    """One frame: pcm [S, 1920] -> codes [S, codebooks]."""
+    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    x = seanet(mimi.encoder.model, pcm[:, None], mimi.filters, stream, now)  # [S, dim, 2]
+    x = transformed(mimi.encoder_transformer, x, mimi.filters, stream, active, now)
+    down = mimi.downsample
+    latent = convolve(x, mimi.filters[down], now, stream.pasts[down])  # [S, dim, 1]
+    codes = torch.empty(len(pcm), codebooks, dtype=torch.int64, device=pcm.device)
+    for part, some in _halves(mimi, codes):
+        inner = convolve(latent, mimi.filters[part.input_proj], now)[..., 0]  # [S, inner]
+        nearest(inner, part.tables, part.half_norms, some)
+    stream.rings.advance(active, mimi.config.columns)
+    return codes
+
+
+def decode(mimi, codes: Tensor, stream: FusedStream, active: Active) -> Tensor:
+    """One frame: codes [S, levels] -> pcm [S, 1920]."""
+    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    latent = None
+    for part, some in _halves(mimi, codes):
+        entries = sum_entries(some, part.tables)[..., None]  # [S, inner, 1]
+        latent = convolve(entries, mimi.filters[part.output_proj], now, residual=latent)
+    up = mimi.upsample
+    x = upsample(latent[..., 0], stream.pasts[up][0], up.convtr.weight, active.mask)  # [S, dim, 2]
+    x = transformed(mimi.decoder_transformer, x, mimi.filters, stream, active, now)
+    x = seanet(mimi.decoder.model, x, mimi.filters, stream, now)
+    stream.rings.advance(active, mimi.config.columns)
+    return x[:, 0]
+
+
+def _halves(mimi, codes: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Both quantizers, each with its columns of codes, if there are any."""
+    quantizer = mimi.quantizer
+    both = [(quantizer.rvq_first, codes[:, :1]), (quantizer.rvq_rest, codes[:, 1:])]
+    return [(part, some) for part, some in both if some.shape[1]]
+
+
+def seanet(
+    layers: nn.ModuleList, x: Tensor, by: Filters, stream: FusedStream, now: Moment
+) -> Tensor:
+    """One launch a convolution: an ELU is part of the one behind it."""
+
+    def through(x: Tensor, module: Conv, **more) -> Tensor:
+        return convolve(x, by[module], now, stream.pasts.get(module), **more)
+
+    elu = False
+    for layer in layers:
+        if isinstance(layer, Residual):
+            _, narrow, _, wide = layer.block
+            x = through(through(x, narrow, elu=True), wide, elu=True, residual=x)
+        elif not isinstance(layer, Elu):
+            x = through(x, layer, elu=elu)
+        elu = isinstance(layer, Elu)
+    return x
+
+
+def transformed(
+    transformer: Transformer,
+    x: Tensor,
+    by: Filters,
+    stream: FusedStream,
+    active: Active,
+    now: Moment,
+) -> Tensor:
+    """x [S, dim, T] through the layers and their rings, which are written, not advanced."""
+    slots, _, columns = x.shape
+    push = Decode(stream.rings, active, columns)
+    for index, layer in enumerate(transformer.layers):
+        attention = layer.self_attn
+        qkv = convolve(normed_columns(layer.norm1, x), by[attention.in_proj], now, rows=True)
+        qkv = qkv.transpose(1, 2).view(slots, columns, 3, attention.heads, -1)
+        heard = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
+        x = convolve(
+            heard, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
+        )
+        h = normed_columns(layer.norm2, x)
+        thought = convolve(h, by[layer.linear1], now, gelu=True, rows=True)
+        x = convolve(
+            thought, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
+        )
+    return x
+
+
+def normed_columns(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """x [S, dim, T], each column over its channels."""
+    return norm(x.transpose(1, 2)).transpose(1, 2)

@@ -1,0 +1,325 @@
+"""How many conversations a machine holds: from free memory and a timed tick per bucket.
+
+Arithmetic and a stopwatch; nothing here is guessed and nothing knows a card's name. Loads no torch.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+
+import numpy as np
+
+from engine.config import FRAME_SECONDS, LATE_SECONDS
+from engine.errors import BusyError, EngineError, logged_fault
+from engine.runtime.backend import Backend
+from engine.runtime.seat import Renewed, Seat
+
+TICK_LIMIT_SECONDS = 0.070  # of 80 ms: the rest is for what lies around the backend
+# A frame that comes when a tick has just begun waits for its end and is made in the next one.
+IN_TIME_SECONDS = LATE_SECONDS / 2
+WARM_UPS = 2  # rounds that are not counted: kernels are compiled in them, and buffers made
+ROUNDS = 20  # that are; all of it should take an A10G less than 6 s
+
+
+@dataclass(frozen=True, slots=True)
+class TickTable:
+    """Measured seconds of a tick per bucket, with every slot's context full."""
+
+    seconds: Mapping[int, float]  # slots of a bucket -> its tick
+    piece: float = 0.0  # seconds of a piece of a prompt
+
+    def tick(self, slots: int) -> float:
+        """Of the cheapest bucket that covers so many slots; beyond the largest, never in time.
+
+        A larger bucket has more to do: a smaller one that took longer was disturbed meanwhile.
+        """
+        covering = (taken for size, taken in self.seconds.items() if size >= slots)
+        return min(covering, default=float("inf"))
+
+    def upto(self, slots: int) -> "TickTable":
+        """The same for a server with fewer slots."""
+        seconds = {size: taken for size, taken in self.seconds.items() if size <= slots}
+        return TickTable(seconds, self.piece)
+
+    def slots_in_time(self) -> int:
+        """The largest bucket in whose ticks no frame is late, and so in all below; 0: none."""
+        good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]
+        return max(good, default=0)
+
+
+def time_ticks(
+    buckets: tuple[int, ...], tick: Callable[[int], float], piece: Callable[[], float]
+) -> TickTable:
+    """Time a tick of each bucket and a piece of a prompt: what nine in ten keep is what counts.
+
+    `tick(slots)` and `piece()` run one and return its seconds. They take turns, so that a hiccup
+    of the machine falls on few of each and not on all of one bucket.
+    """
+    works = [*(partial(tick, size) for size in buckets), piece]
+    rounds = [[work() for work in works] for _ in range(WARM_UPS + ROUNDS)][WARM_UPS:]
+    *ticks, of_piece = np.percentile(rounds, 90, axis=0, method="inverted_cdf").tolist()
+    return TickTable(dict(zip(buckets, ticks, strict=True)), of_piece)
+
+
+logger = logging.getLogger(__name__)
+
+
+# -- overload --------------------------------------------------------------------------------------
+#
+# When a server is too slow: close admission, then shed the recogniser, then the newest session.
+#
+# Source of the rules: performance.md 2.6. Fed with the seconds of every tick and asked on the
+# scheduler's thread; knows no threads and no clock but the one it is given.
+
+WINDOW_SECONDS = 10.0  # that p95 looks back
+LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
+FEW_TICKS, LONG_SECONDS = 3, 1.0  # unless they are so long that there are not more of them
+SHED_SECONDS = 0.078  # p95 above it is overload
+PATIENCE_SECONDS = 5.0  # of overload before something is given up
+MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
+KEPT_FRAMES = 3  # of a slot's backlog that are never dropped
+
+
+class Relief(IntEnum):
+    """What overload asks for."""
+
+    NOTHING = 0
+    PAUSE_RECOGNISER = 1
+    END_NEWEST = 2
+
+
+class Overload:
+    """p95 of the tick over ten seconds, and what follows from it. `admits` from any thread."""
+
+    def __init__(self, clock: Callable[[], float], table: TickTable | None = None) -> None:
+        self._clock, self._table = clock, table
+        self._lock = threading.Lock()
+        self._ticks: deque[tuple[float, float]] = deque()  # (when, seconds)
+        self._since: float | None = None  # when p95 rose above the shedding limit
+        self._acted_at = -WINDOW_SECONDS  # what comes after a step is judged by its own ticks
+        self._rest = WINDOW_SECONDS  # of the recogniser, when it is paused next
+        self._resume_at = 0.0
+        self.shedding = False  # in overload, however short: quiet frames are dropped
+        self.recogniser_paused = False
+
+    def ticked(self, seconds: float) -> None:
+        now = self._clock()
+        with self._lock:
+            self._ticks.append((now, seconds))
+            while self._ticks[0][0] < now - WINDOW_SECONDS:
+                self._ticks.popleft()
+
+    @property
+    def p95(self) -> float:
+        """Seconds; 0 while too little was measured in the last ten seconds."""
+        return self._p95_since(self._clock() - WINDOW_SECONDS)
+
+    def _p95_since(self, start: float) -> float:
+        with self._lock:
+            taken = [seconds for when, seconds in self._ticks if when >= start]
+        long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
+        return float(np.percentile(taken, 95)) if long or len(taken) >= LEAST_TICKS else 0.0
+
+    def admits(self, live: int) -> bool:
+        """Whether one more than `live` conversations can be held in time; one always may try."""
+        if live == 0:
+            return True
+        if self.p95 > TICK_LIMIT_SECONDS:
+            return False
+        return self._table is None or live < self._table.slots_in_time()
+
+    def step(self, transcribing: bool) -> Relief:
+        """What to do now; each step is asked for once, the next after five more seconds."""
+        now = self._clock()
+        self.shedding = self._p95_since(max(now - WINDOW_SECONDS, self._acted_at)) > SHED_SECONDS
+        if not self.shedding:
+            self._since = None
+            if now >= self._resume_at and self.p95 <= TICK_LIMIT_SECONDS:
+                self.recogniser_paused = False
+            return Relief.NOTHING
+        if self._since is None:
+            self._since = now
+        if now - self._since < PATIENCE_SECONDS:
+            return Relief.NOTHING
+        self._since = self._acted_at = now
+        if transcribing and not self.recogniser_paused:
+            self._pause(now)
+            return Relief.PAUSE_RECOGNISER
+        return Relief.END_NEWEST
+
+    def _pause(self, now: float) -> None:
+        """Each pause is longer than the last, unless all went well for long: no see-saw."""
+        if now - self._resume_at > MOST_REST_SECONDS:
+            self._rest = WINDOW_SECONDS
+        self.recogniser_paused = True
+        self._resume_at = now + self._rest
+        self._rest = min(2 * self._rest, MOST_REST_SECONDS)
+
+
+class Shedding:
+    """Does what overload asks for."""
+
+    def __init__(
+        self, overload: Overload, backend: Backend, give_up: Callable[[Seat, EngineError], None]
+    ) -> None:
+        self._overload, self._backend, self._give_up = overload, backend, give_up
+
+    def act(self, seats: list[Seat]) -> None:
+        """After a tick: the recogniser goes first, then the newest conversation."""
+        backend, was_paused = self._backend, self._overload.recogniser_paused
+        step = self._overload.step(backend.transcribes and backend.transcribing)
+        if step is Relief.PAUSE_RECOGNISER:
+            logger.warning("overload: the recogniser is paused")
+            backend.transcribing = False
+        elif step is Relief.END_NEWEST:
+            self._end_newest([seat for seat in seats if not seat.left])
+        elif was_paused and not self._overload.recogniser_paused:
+            backend.transcribing = True
+
+    def _end_newest(self, seats: list[Seat]) -> None:
+        if len(seats) > 1:  # the last one is better slow than gone
+            newest = max(seats, key=lambda seat: seat.joined)
+            self._give_up(newest, BusyError("the server is overloaded; retry in 60 s"))
+
+
+# -- slack -----------------------------------------------------------------------------------------
+#
+# What runs in the slack between ticks: newcomers' prompts, and renewals of long conversations.
+#
+# One bounded piece at a time, and none that would make somebody's frame late. When the next tick
+# runs is the scheduler's affair. Source of the rules: performance.md 2.6. Scheduler's thread only.
+
+AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
+STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
+
+
+class Slack:
+    """Whether what may wait fits in before somebody's frame would be late.
+
+    That is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody else's
+    frame is to be run. `piece`: seconds of one as timed at the start.
+    """
+
+    def __init__(self, piece: float = 0.0) -> None:
+        self._least = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
+        self._seconds = dict(self._least)  # of the slowest recent ones
+        self._refused: dict[Seat, float] = {}  # since when its work has been held back
+
+    def piece_took(self, seconds: float) -> None:
+        self._took("piece", seconds)
+
+    def tick_took(self, seconds: float) -> None:
+        self._took("tick", seconds)
+
+    def _took(self, what: str, seconds: float) -> None:
+        self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
+
+    def forget(self, seat: Seat) -> None:
+        """Its work is void: whoever sits there next waits for a time of their own."""
+        self._refused.pop(seat, None)
+
+    def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
+        """Whether this seat's work may run now.
+
+        next_due: when the earliest coming user frame will be complete; None: nobody is live.
+        """
+        done = now + self._seconds[what] + self._seconds["tick"] + AROUND_SECONDS
+        fits = next_due is None or done <= next_due + LATE_SECONDS
+        if not fits and now - self._refused.setdefault(seat, now) <= PATIENCE_SECONDS:
+            return False
+        self.forget(seat)  # a machine that never has slack still serves
+        return True
+
+
+def next_due(seats: list[Seat], now: float) -> float | None:
+    """When the earliest user frame is or will be complete; None: nobody is live.
+
+    A silent client's may be complete at any moment, so from now on.
+    """
+    live = [seat.expected_at(now) or now for seat in seats if seat.live and not seat.left]
+    return min(live, default=None)
+
+
+class SlackWork:
+    """Prompts first, as somebody waits for them; then renewals."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float],
+        give_up: Callable[[Seat, EngineError], None],
+    ) -> None:
+        self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
+        self._backend, self._clock, self._give_up = backend, clock, give_up
+        self._renewals: dict[Seat, Generator[None, None, int]] = {}
+        self._waiting_since: float | None = None  # something for its next piece
+
+    def piece(self, seats: list[Seat]) -> bool:
+        """One piece, if there is work and nobody gets late by it; whether there was one."""
+        job, started = self._job(seats), self._clock()
+        if not job:
+            return False
+        seat, work = job
+        if not self.slack.allows(started, next_due(seats, started), seat):
+            return False
+        work()
+        self.slack.piece_took(self._clock() - started)
+        self._waiting_since = None
+        return True
+
+    def starves(self, seats: list[Seat], now: float) -> bool:
+        """Whether work has been waiting for long, because tick follows tick without a gap."""
+        if not self._job(seats):
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        return self._waiting_since is not None and now - self._waiting_since > STARVED_SECONDS
+
+    def drop(self, seat: Seat) -> None:
+        """End a renewal in its midst: its conversation is over, the spare memory is free."""
+        self.slack.forget(seat)
+        if work := self._renewals.pop(seat, None):
+            work.close()
+
+    def _job(self, seats: list[Seat]) -> tuple[Seat, Callable[[], None]] | None:
+        """What is to be done next and for whom, if anything."""
+        staying = [seat for seat in seats if not seat.left]
+        for seat in staying:
+            if not (seat.live or seat.bootstrapping):
+                return seat, partial(self._prepare, seat)
+        for seat in staying:
+            if not self._renewals and seat.live and (work := self._backend.renew(seat.slot)):
+                self._renewals[seat] = work
+        for seat, work in self._renewals.items():
+            return seat, partial(self._renew, seat, work)
+        return None
+
+    def _prepare(self, seat: Seat) -> None:
+        """One bounded piece of a newcomer's prompt."""
+        try:
+            if seat.work is None:
+                seat.work = self._backend.open(seat.slot, seat.opening)
+            next(seat.work)
+        except StopIteration:
+            seat.bootstrapping = True
+            if seat.tuned:
+                self._backend.tune(seat.slot, seat.tuned)
+        except EngineError as error:  # this conversation's own fault, a voice for example
+            self._give_up(seat, error)
+        except Exception:  # out of memory, say: a newcomer's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("a conversation could not be opened"))
+
+    def _renew(self, seat: Seat, work: Generator[None, None, int]) -> None:
+        """One piece of work for a conversation whose context runs out."""
+        try:
+            next(work)
+        except StopIteration as end:
+            del self._renewals[seat]
+            seat.deliver([Renewed(end.value)])
+        except Exception:  # out of memory, say: the call goes on with the memory that it has
+            del self._renewals[seat]
+            logged_fault("a renewal failed")

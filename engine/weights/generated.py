@@ -1,0 +1,162 @@
+"""Models of generated weights, made on the device: for measuring where no checkpoint is at hand.
+
+The shapes are the checkpoint's, the numbers a seeded draw, so that speed and memory are real and
+words are not. Nothing here is for talking to people.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.model.config import (
+    LMConfig,
+    MimiConfig,
+    ModelConfig,
+    QuantizerConfig,
+    TransformerConfig,
+)
+from engine.model.lm import LM, ZERO_ROW
+from engine.model.mimi import Mimi
+from engine.weights.checkpoint import Pieces, place
+from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
+from engine.weights.int8 import Layout, Writer
+from engine.weights.loading import SentencePieceTokenizer
+from engine.weights.names import lm_pieces, mimi_pieces
+
+FULL = ModelConfig()
+SMALL = ModelConfig(  # the public design at a width that two CPU cores run in real time
+    lm=LMConfig(
+        dim=256, num_heads=4, num_layers=4, context=750,
+        depformer_dim=128, depformer_num_heads=4, depformer_num_layers=2,
+        depformer_dim_feedforward=512,
+    ),
+    mimi=MimiConfig(
+        dimension=64, n_filters=8,
+        transformer=TransformerConfig(64, 4, 2, 128, 250),
+        quantizer=QuantizerConfig(32, 32, 2048),
+    ),
+)  # fmt: skip
+
+
+def value_of(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """One parameter in float32: what must be positive is one, the rest keeps its input's size."""
+    if name.endswith(("alpha", "cluster_usage", "_initialized")) or ".norm" in name:
+        return torch.ones(shape, device=generator.device)
+    inputs = shape[1:].numel() if len(shape) > 1 else 1
+    spread = 1.0 if "embedding" in name or "emb." in name else max(1, inputs) ** -0.5
+    value = torch.empty(shape, device=generator.device)
+    value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
+    if name == "embedding.table":
+        value[ZERO_ROW] = 0
+    return value
+
+
+def values(
+    model: nn.Module, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter of a model on the meta device, one after the other."""
+    for name, parameter in list(model.named_parameters()):
+        yield name, value_of(name, parameter.shape, generator).to(dtype)
+
+
+def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
+    """Both models without memory."""
+    with torch.device("meta"):
+        return LM(config.lm), Mimi(config.mimi)
+
+
+def generated(
+    config: ModelConfig, device: str, weights: str = "bf16", seed: int = 0
+) -> tuple[LM, Mimi]:
+    """Both models with seeded weights; on a CPU `bf16` is float32, as everywhere."""
+    where = torch.device(device)
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    generator = torch.Generator(where).manual_seed(seed)
+    lm, mimi = on_meta(config)
+    for name, value in values(mimi, torch.float32, generator):
+        place(mimi, name, value)
+    mimi.prepare()
+    mimi.hasten()
+    for name, value in values(lm, dtype, generator):
+        place(lm, name, value, int8=weights == "int8")
+    lm.hasten()
+    return lm, mimi
+
+
+# -- generated files -------------------------------------------------------------------------------
+#
+# Generated models as checkpoints on disk, in the layout of the public files of 8 depth steps.
+#
+# For measuring and testing what begins with files, where no checkpoint can be had. The
+# vocabulary and
+# the voice come from the tiny checkpoint of the tests; nothing here is for talking to people.
+
+TINY = Path("tests/golden/tiny")
+VOICE = "TINYM0.wav"
+FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never needs one
+
+
+def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
+    """Make a folder that loads like any checkpoint and equals `generated(config, device)`.
+
+    Equals to the bit on a GPU; on a CPU its language model is that one rounded to bfloat16. Holds
+    one tensor at a time.
+    """
+    (folder / "voices").mkdir(parents=True, exist_ok=True)
+    shutil.copy(TINY / "voices" / VOICE, folder / "voices")
+    write_tokenizer(folder / TEXT_FILE, config.lm.text_card)
+    generator = torch.Generator(torch.device(device)).manual_seed(seed)
+    lm, mimi = on_meta(config)
+    whole = torch.float32
+    write_model(folder / MIMI_FILE, list(mimi_pieces(mimi)), values(mimi, whole, generator), whole)
+    half = torch.bfloat16
+    write_model(folder / LM_FILE, list(lm_pieces(lm)), values(lm, half, generator), half)
+    written = replace(config, lm=replace(config.lm, dep_q=config.lm.codebooks))
+    (folder / CONFIG).write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
+
+
+def write_model(
+    path: Path, pieces: Pieces, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> None:
+    """Write a model's parameters, in any order, as the file that `pieces` reads them from."""
+    groups = dict(pieces)
+    layout = Layout(
+        {piece.name: (dtype, piece.shapes[-1]) for group in groups.values() for piece in group}
+    )
+    with path.open("wb") as file:
+        writer = Writer(file, layout)
+        for name, value in parameters:
+            for piece in groups[name]:
+                row = math.prod(value.shape[1:])  # numbers
+                end = None if piece.rows is None else piece.start + piece.rows
+                writer.write(piece.name, value[piece.start : end].to(dtype), piece.skip * row)
+
+
+def write_tokenizer(path: Path, size: int) -> None:
+    """The tiny vocabulary, brought to so many pieces.
+
+    Repeated fields of a protobuf message may follow anywhere: new pieces are appended to the file.
+    """
+    source = TINY / TEXT_FILE
+    own = len(SentencePieceTokenizer(source))
+    assert size >= own, f"text_card is {size}; the vocabulary of {source} has {own} pieces"
+    added = b"".join(_piece(f"▁w{number}") for number in range(own, size))
+    path.write_bytes(source.read_bytes() + added)
+
+
+def _piece(text: str) -> bytes:
+    """Field 1 of SentencePiece's ModelProto: a piece's text (1) and score (2)."""
+    score = torch.tensor(FILLER_SCORE).numpy().tobytes()
+    message = _field(1, text.encode()) + b"\x15" + score
+    return _field(1, message)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field of less than 128 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content

@@ -1,0 +1,284 @@
+"""From a checkpoint's folder to modules, tokenizer and voices on the device.
+
+Weights go from the mapped file to the device one tensor at a time (checkpoint.py).
+"""
+
+import hashlib
+import json
+import logging
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+import torch
+from torch import nn
+
+from engine.errors import ModelError
+from engine.model.config import LMConfig, ModelConfig
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+from engine.model.prompt import RING, Voice
+from engine.model.stt import Recogniser, SttConfig
+from engine.weights.checkpoint import Pieces, TensorFile, load
+from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, fetch, find
+from engine.weights.int8 import load_int8
+from engine.weights.names import lm_pieces, mimi_pieces, stt_pieces, unused_by_lm, unused_by_stt
+
+
+class VoiceShelf(Protocol):
+    """Names and files of voices; `dialogue/voices.py` keeps this contract."""
+
+    names: tuple[str, ...]
+
+    def path(self, name: str) -> Path:
+        """Raises ModelError naming the voices there are."""
+
+    def audio(self, name: str) -> np.ndarray:
+        """A recorded voice, float32 [T], 24 kHz, at the loudness the model expects."""
+
+
+Shelf = Callable[[Path], VoiceShelf]  # made from a model's folder
+
+
+class SentencePieceTokenizer:
+    """SentencePiece with ▁ for blanks; ids 0 EPAD (unknown), 3 PAD."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise ModelError(
+                f"{path} is no SentencePiece model ({error}); fetch it again"
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        return self._pieces.encode(text)
+
+    def piece(self, token: int) -> str:
+        return self._pieces.id_to_piece(token)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of whole words, bytes put together."""
+        return self._pieces.decode(tokens)
+
+    def __len__(self) -> int:
+        return self._pieces.get_piece_size()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model ready to run."""
+
+    name: str
+    lm: LM
+    mimi: Mimi
+    tokenizer: SentencePieceTokenizer
+    voices: VoiceShelf
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Raises ModelError."""
+    path = folder / CONFIG
+    try:
+        return ModelConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); fetch it again") from error
+
+
+def load_checkpoint(
+    source: str,
+    shelf: Shelf,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    int8: bool = False,
+    revision: str | None = None,
+    progress: Progress = lambda phase, percent: None,
+) -> Checkpoint:
+    """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
+
+    dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
+    int8: the language model's products are kept so (engine/model/linear.py), on disk too
+    (int8_cache.py).
+    """
+    folder, where = find(source, revision, progress), torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
+    config, voices = read_config(folder), shelf(folder)
+    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
+    with torch.device("meta"):
+        lm, mimi = LM(config.lm), Mimi(config.mimi)
+
+    def fill(
+        model: nn.Module, file: str, pieces: Pieces, dtype, unused, int8: bool = False
+    ) -> None:
+        phase = f"loading {file}"
+        (load_int8 if int8 else load)(
+            model, folder / file, pieces, where, dtype, unused,
+            report=lambda percent: progress(phase, percent),
+        )  # fmt: skip
+
+    fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
+    mimi.prepare()
+    mimi.hasten()
+    fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name), int8)
+    lm.hasten()
+    tokenizer = SentencePieceTokenizer(folder / TEXT_FILE)
+    if len(tokenizer) > config.lm.text_card:
+        raise ModelError(
+            f"{folder / TEXT_FILE} has {len(tokenizer)} pieces, lm.text_card is "
+            f"{config.lm.text_card}; use the files of one release together"
+        )
+    return Checkpoint(Path(source).name or source, lm, mimi, tokenizer, voices)
+
+
+def read_saved_voice(path: Path, config: LMConfig) -> Voice:
+    """A `.pt` voice: tensors only, never code. Raises ModelError."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        embeddings, ring = saved["embeddings"], saved["cache"]
+        return Voice(
+            embeddings=embeddings.reshape(-1, config.dim),
+            ring=ring.reshape(config.n_q + 1, RING).long(),
+        )
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise ModelError(_bad_voice(path, config, error)) from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(_bad_voice(path, config, "it is not made of tensors only")) from error
+
+
+def _bad_voice(path: Path, config: LMConfig, why: object) -> str:
+    return (
+        f"{path} is not a saved voice of this model ({why}); expected embeddings "
+        f"[N, 1, 1, {config.dim}] and cache [1, {config.n_q + 1}, {RING}]"
+    )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+logger = logging.getLogger(__name__)
+
+
+# -- recogniser ------------------------------------------------------------------------------------
+#
+# From a recogniser's folder or repository to modules and tokenizer on the device.
+#
+# `kyutai/stt-1b-en_fr-candle` and `kyutai/stt-1b-en_fr` have the same layout; only the first has
+# the
+# pause heads. The codec in these repositories is not loaded: PersonaPlex's is the same network.
+
+DEFAULT_RECOGNISER = "kyutai/stt-1b-en_fr-candle"  # CC-BY 4.0; the one with pause heads
+STT_TEXT_FILE = "tokenizer_en_fr_audio_8000.model"  # where config.json names none
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecogniser:
+    """A recogniser ready to run beside a codec."""
+
+    stt: Recogniser
+    tokenizer: SentencePieceTokenizer
+
+
+def download_recogniser(source: str, progress: Progress = lambda phase, percent: None) -> Path:
+    """The folder of a recogniser; a repository is fetched or its download resumed.
+
+    `1` means the default repository. Raises ModelError.
+    """
+    source = DEFAULT_RECOGNISER if source == "1" else source
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ModelError(
+            f"recogniser {source!r} is no directory and no repository; use a folder with {LM_FILE},"
+            f" or a name such as {DEFAULT_RECOGNISER}"
+        )
+    folder = fetch(source, None, progress, (CONFIG,))
+    return fetch(source, None, progress, (_text_file(read_json(folder)), LM_FILE))
+
+
+def read_json(folder: Path) -> dict:
+    """A recogniser's config.json. Raises ModelError."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); fetch it again") from error
+    if not isinstance(config, dict) or config.get("model_type", "stt") != "stt":
+        raise ModelError(f"{path} is not a recogniser's; use one such as {DEFAULT_RECOGNISER}")
+    return config
+
+
+def _text_file(config: dict) -> str:
+    return Path(config.get("tokenizer_name", STT_TEXT_FILE)).name
+
+
+def load_recogniser(
+    source: str,
+    mimi: Mimi,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    int8: bool = False,
+    progress: Progress = lambda phase, percent: None,
+) -> LoadedRecogniser:
+    """Find or fetch a recogniser that reads the codes of `mimi`. Raises ModelError.
+
+    dtype None: bfloat16 on a GPU, float32 on a CPU. int8: its products are kept so, on disk too.
+    """
+    folder = download_recogniser(source, progress)
+    raw = read_json(folder)
+    file = TensorFile(folder / LM_FILE)
+    config = _measured(SttConfig.from_json(raw), file)
+    _check_codec(config, mimi, folder)
+    with torch.device("meta"):
+        stt = Recogniser(config)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    pieces, phase = list(stt_pieces(stt, file.names())), "loading the recogniser"
+    (load_int8 if int8 else load)(
+        stt, file.path, pieces, device, dtype, unused_by_stt,
+        report=lambda percent: progress(phase, percent),
+    )  # fmt: skip
+    tokenizer = SentencePieceTokenizer(folder / _text_file(raw))
+    if len(tokenizer) > config.text_card:
+        raise ModelError(
+            f"{folder / _text_file(raw)} has {len(tokenizer)} pieces, text_card is "
+            f"{config.text_card}; use the files of one release together"
+        )
+    stt.hasten()
+    return LoadedRecogniser(stt, tokenizer)
+
+
+def _measured(config: SttConfig, file: TensorFile) -> SttConfig:
+    """The configuration with what is read off the tensors: pause heads, feed-forward width."""
+    names = file.names()
+    heads = sum(bool(re.fullmatch(r"extra_heads\.\d+\.weight", name)) for name in names)
+    if not heads:
+        logger.warning(
+            "%s has no pause heads: the end of a turn is told by loudness; %s has them",
+            *(file.path, DEFAULT_RECOGNISER),
+        )
+    values = file.shape("extra_heads.0.weight")[0] if heads else config.pause_values
+    gate = "transformer.layers.0.gating.linear_in.weight"
+    hidden = file.shape(gate)[0] // 2 if gate in names else config.hidden
+    return replace(config, pause_heads=heads, pause_values=values, hidden=hidden)
+
+
+def _check_codec(config: SttConfig, mimi: Mimi, folder: Path) -> None:
+    """Raises ModelError if the recogniser reads other codes than this codec makes."""
+    codec = mimi.config.quantizer
+    if config.card != codec.bins or config.n_q > codec.n_q:
+        raise ModelError(
+            f"{folder / CONFIG}: n_q {config.n_q} and card {config.card} do not fit the codec's "
+            f"{codec.n_q} codebooks of {codec.bins}; use a recogniser of this codec"
+        )

@@ -1,0 +1,122 @@
+"""Which tensors of the two checkpoint files make which parameter of the modules."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.model.lm import LM
+from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser
+
+MIMI_RENAMES = (  # our name -> the file's
+    (r"(conv|convtr)\.(weight|bias)$", r"\1.\1.\2"),
+    (r"^(down|up)sample\.(conv|convtr)\.", r"\1sample.\2.\2."),
+    (r"_transformer\.layers", "_transformer.transformer.layers"),
+    (r"layer_scale_(\d)$", r"layer_scale_\1.scale"),
+    (r"\.in_proj\.weight$", ".in_proj_weight"),
+    (r"(\.layers\.\d+)\.(embedding_sum|cluster_usage|_initialized)$", r"\1._codebook.\2"),
+)
+STT_RENAMES = (  # our name -> a spelling that the file may use
+    (r"\.(in|out)_proj\.weight$", r".\1_projs.0.weight"),
+    (r"\.in_proj\.weight$", ".in_proj_weight"),
+)
+PAUSE_HEAD = "extra_heads.{}.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlice:
+    """Rows of one tensor of a file that fill rows of a parameter."""
+
+    name: str  # in the file
+    shapes: tuple[tuple[int, ...], ...]  # which the file's tensor may have; the first is usual
+    start: int = 0  # first row of the parameter
+    rows: int | None = None  # how many; None: all of it
+    skip: int = 0  # first row in the file
+
+
+def lm_pieces(lm: LM) -> Iterator[tuple[str, list[TensorSlice]]]:
+    """(parameter, the pieces that fill it) for every parameter of the language model."""
+    for name, parameter in lm.named_parameters():
+        yield name, _lm_pieces(lm, name, tuple(parameter.shape))
+
+
+def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[TensorSlice]:
+    config, steps, width = lm.config, lm.config.codebooks, shape[-1]
+    if name == "embedding.table":
+        return _tables(lm.embedding.starts, config.card + 1, config.text_card + 1, width)
+    if name == "depformer.input.weight":
+        dim = config.depformer_dim
+        return [
+            TensorSlice(f"depformer_in.{k}.weight", ((dim, width),), k * dim, dim)
+            for k in range(steps)
+        ]
+    if match := re.fullmatch(r"(depformer\.layers\.\d+\.)(in|out)_proj\.(\d+)\.weight", name):
+        prefix, which, step = match.groups()
+        tail = "in_proj_weight" if which == "in" else "out_proj.weight"
+        shapes = ((2 * steps * shape[0], width), (steps * shape[0], width))  # 16 or 8 depth steps
+        return [TensorSlice(f"{prefix}self_attn.{tail}", shapes, 0, shape[0], int(step) * shape[0])]
+    if name.endswith(".alpha"):
+        return [TensorSlice(name, ((1, 1, *shape), shape))]
+    name = re.sub(r"\.in_proj\.weight$", ".in_proj_weight", name)
+    name = re.sub(r"^depformer\.(text_emb|emb)\.", r"depformer_\1.", name)
+    return [TensorSlice(re.sub(r"^depformer\.linears\.", "linears.", name), (shape,))]
+
+
+def _tables(starts: tuple[int, ...], audio: int, text: int, width: int) -> list[TensorSlice]:
+    """The text table and one per audio row, of so many rows each, in one parameter."""
+    shape = ((audio, width),)
+    first, *others = starts
+    tables = [TensorSlice(f"emb.{k}.weight", shape, start, audio) for k, start in enumerate(others)]
+    return [*tables, TensorSlice("text_emb.weight", ((text, width),), first, text)]
+
+
+def stt_pieces(stt: Recogniser, names: set[str]) -> Iterator[tuple[str, list[TensorSlice]]]:
+    """(parameter, the pieces that fill it) of the recogniser; `names` are those of the file."""
+    config = stt.config
+    for name, parameter in stt.named_parameters():
+        shape, there = tuple(parameter.shape), name
+        if name == "embedding.table":
+            starts, rows = stt.embedding.starts, (config.card + 1, config.text_card + 1)
+            yield name, _tables(starts, *rows, shape[-1])
+        elif name == "pauses.weight":
+            size = (config.pause_values, shape[-1])
+            yield (
+                name,
+                [
+                    TensorSlice(PAUSE_HEAD.format(k), (size,), k * size[0], size[0])
+                    for k in range(config.pause_heads)
+                ],
+            )
+        elif name.endswith(".alpha"):
+            yield name, [TensorSlice(name, ((1, 1, *shape), shape))]
+        else:
+            for pattern, to in STT_RENAMES:
+                if (spelled := re.sub(pattern, to, name)) in names:
+                    there = spelled
+            yield name, [TensorSlice(there, (shape,))]
+
+
+def unused_by_stt(name: str) -> bool:
+    """Whether a tensor belongs to what a recogniser's file may carry and no step needs."""
+    return name.startswith(("extra_heads.", "depformer", "linears.", "condition_provider."))
+
+
+def unused_by_lm(lm: LM, name: str) -> bool:
+    """Whether a tensor belongs to the depth steps of the user's rows, which are not built."""
+    pattern = r"(?:depformer_in|linears|depformer\.layers\.\d+\.gating|depformer_emb)\.(\d+)\..*"
+    match = re.fullmatch(pattern, name)
+    if not match:
+        return False
+    step = int(match[1]) + name.startswith("depformer_emb")  # emb.k is what step k + 1 is told
+    return lm.config.codebooks <= step < lm.config.n_q
+
+
+def mimi_pieces(mimi: Mimi) -> Iterator[tuple[str, list[TensorSlice]]]:
+    """(parameter, the one tensor that fills it) for every parameter of the codec."""
+    for name, parameter in mimi.named_parameters():
+        there, shape = name, tuple(parameter.shape)
+        for pattern, to in MIMI_RENAMES:
+            there = re.sub(pattern, to, there)
+        if re.search(r"\.(in|out)put_proj\.", name):
+            shape = (*shape, 1)  # a convolution of one column there
+        yield name, [TensorSlice(there, (shape,))]

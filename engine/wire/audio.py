@@ -1,0 +1,90 @@
+"""Audio as it travels: one Ogg/Opus byte stream, or raw PCM16. Both directions, per socket.
+
+Opus is `sphn` 0.2.1, with its traps closed: a reader that is stuck after garbage ends the
+conversation, messages go in page by page (more than 5 s at once is an error of the library), and
+what is not a number never reaches the encoder.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from engine.config import SAMPLE_RATE
+from engine.errors import BadAudioError, BadParameterError
+
+PAGE = b"OggS"  # every Ogg page begins with it
+INT16_SCALE = 32768
+
+
+class Codec(Protocol):
+    """Both directions of one socket's audio."""
+
+    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+        """User samples [n] float32, bit by bit. Raises BadAudioError."""
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        """The bytes to send for agent samples [n] float32."""
+
+
+class PcmCodec:
+    """Signed 16-bit little-endian samples, 24 kHz, mono."""
+
+    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+        if len(payload) % 2:
+            raise BadAudioError(
+                f"{len(payload)} bytes of pcm16 are not whole samples; send an even length"
+            )
+        yield np.frombuffer(payload, "<i2").astype(np.float32) / INT16_SCALE
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        return (clip_finite(pcm) * (INT16_SCALE - 1)).astype("<i2").tobytes()
+
+
+class OpusCodec:
+    """One Ogg/Opus stream each way, 24 kHz, mono."""
+
+    def __init__(self) -> None:
+        try:
+            import sphn  # here: who speaks pcm16 needs none
+        except ModuleNotFoundError:  # it has no wheel for Linux on ARM
+            raise BadParameterError(
+                "format is 'opus', for which this server lacks its codec (sphn); "
+                "connect with format=pcm16"
+            ) from None
+
+        self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
+        self._writer = sphn.OpusStreamWriter(SAMPLE_RATE)
+
+    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+        for part in _pages(payload):
+            try:
+                yield self._reader.append_bytes(part)
+            except ValueError as error:
+                raise BadAudioError(
+                    f"not an Ogg/Opus stream ({error}); send Ogg/Opus at 24 kHz mono, "
+                    "or connect with format=pcm16"
+                ) from error
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        return self._writer.append_pcm(clip_finite(pcm))
+
+
+def make_codec(fmt: str) -> Codec:
+    """The codec of a format name (`wire.query.FORMATS`)."""
+    return PcmCodec() if fmt == "pcm16" else OpusCodec()
+
+
+def clip_finite(pcm: np.ndarray) -> np.ndarray:
+    """Samples within −1 to 1, with 0 for what is not a number."""
+    return np.clip(np.nan_to_num(pcm, posinf=1, neginf=-1), -1, 1).astype(np.float32)
+
+
+def _pages(payload: bytes) -> Iterator[bytes]:
+    """The payload cut before every page; any cut is fine with the reader."""
+    start = 0
+    while start < len(payload):
+        end = payload.find(PAGE, start + 1)
+        end = len(payload) if end < 0 else end
+        yield payload[start:end]
+        start = end
