@@ -34,7 +34,7 @@ def random_recogniser(
     if int8:
         quantise_products(stt)
     pack_products(stt)
-    stt.hasten()
+    stt.use_fused_kernels()
     return stt
 
 

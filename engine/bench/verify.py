@@ -176,7 +176,7 @@ def prompts(args: argparse.Namespace) -> Iterator[Result]:
             lm.prefill(part, rings, 3)
         whole, once, cut, plain = (exact(rings, slot) for slot in range(4))
         yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
-        if lm.fast:  # the plain modules' bits do depend on it
+        if lm.fused:  # the plain modules' bits do depend on it
             yield f"a prompt cut elsewhere, {weights}/{kv}", torch.equal(whole, cut), ""
         off = ((whole - plain).norm() / plain.norm()).item()
         yield f"a prompt = the plain one, {weights}/{kv}", off <= PROMPT_OFF, f"{off:.4f} off"

@@ -76,7 +76,7 @@ class Temporal(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
-        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
 
     def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
         """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
@@ -84,14 +84,14 @@ class Temporal(nn.Module):
 
     def embed(self, column: Tensor) -> Tensor:
         """One column of tokens [S, K] -> [S, dim]."""
-        if self.fast:
-            return self.fast.embedded(self.embedding, column)
+        if self.fused:
+            return self.fused.embedded(self.embedding, column)
         return self.embedding(column)
 
     def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
         """One frame: embedded [S, dim] -> hidden [S, dim]."""
-        if self.fast:
-            hidden = self.fast.step(self, embedded, rings, active)
+        if self.fused:
+            hidden = self.fused.step(self, embedded, rings, active)
         else:
             x = self.transformer(embedded[:, None], RingPush(rings, active))  # [S, 1, dim]
             hidden = self.out_norm(x[:, 0])
@@ -107,14 +107,14 @@ class Temporal(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., dim] -> float32 [..., text_card]."""
-        if self.fast:
-            return self.fast.product(self.text_linear, hidden).float()
+        if self.fused:
+            return self.fused.product(self.text_linear, hidden).float()
         return self.text_linear(hidden).float()
 
-    def hasten(self) -> None:
+    def use_fused_kernels(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
-            self.fast = importlib.import_module("engine.model.gpu.fused")
+            self.fused = importlib.import_module("engine.model.gpu.fused")
 
 
 class LM(Temporal):
@@ -130,6 +130,6 @@ class LM(Temporal):
 
     def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
         """The agent's codes of one frame [S, Q], as picked."""
-        if self.fast:
-            return self.fast.depth(self.depformer, hidden, text, pick)
+        if self.fused:
+            return self.fused.depth(self.depformer, hidden, text, pick)
         return self.depformer(hidden, text, pick)

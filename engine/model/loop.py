@@ -62,9 +62,9 @@ class Loop:
         self.logits = torch.zeros(slots, config.text_card, device=self.device)
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
-        if lm.fast:
-            self.sampler.picked_by = lm.fast.pick
-            self.sampler.text_picked_by = lm.fast.pick_text
+        if lm.fused:
+            self.sampler.picked_by = lm.fused.pick
+            self.sampler.text_picked_by = lm.fused.pick_text
 
     @property
     def piece(self) -> int:

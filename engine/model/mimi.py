@@ -285,18 +285,18 @@ class Mimi(nn.Module):
         self.downsample = Conv(dim, dim, 2 * stride, stride, replicate=True)
         self.upsample = ConvTranspose(dim, dim, stride, depthwise=True)
         self.quantizer = Quantizer(config)
-        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
         self.filters: dict[nn.Module, Any] = {}  # its weights
 
     def prepare(self) -> None:
         """Derive the codebooks, once the weights are in place."""
         self.quantizer.prepare()
 
-    def hasten(self) -> None:
+    def use_fused_kernels(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.downsample.conv.weight.is_cuda and importlib.util.find_spec("triton"):
-            self.fast = importlib.import_module("engine.model.gpu.fused")
-            self.filters = self.fast.filters(self)
+            self.fused = importlib.import_module("engine.model.gpu.fused")
+            self.filters = self.fused.filters(self)
 
     def encoder_stream(self, slots: int) -> Stream:
         return self._stream([self.encoder, self.downsample], self.encoder_transformer, slots)
@@ -306,15 +306,15 @@ class Mimi(nn.Module):
 
     def _stream(self, parts: list[nn.Module], transformer: Transformer, slots: int) -> Stream:
         capacity = self.config.transformer.context - 1
-        if self.fast:
-            return self.fast.Stream(parts, transformer, self.filters, slots, capacity)
+        if self.fused:
+            return self.fused.FusedStream(parts, transformer, self.filters, slots, capacity)
         return Stream(parts, transformer, slots, capacity)
 
     def encode(self, pcm: Tensor, stream: Stream, active: Active, codebooks: int = 0) -> Tensor:
         """One frame: pcm [S, 1920] -> codes [S, codebooks] (8 unless asked for more)."""
         codebooks = codebooks or self.config.num_codebooks
-        if self.fast:
-            return self.fast.encode(self, pcm, stream, active, codebooks)
+        if self.fused:
+            return self.fused.encode(self, pcm, stream, active, codebooks)
         latent = self.latent(pcm, stream, active)
         return self.quantizer.encode(latent, codebooks)
 
@@ -332,8 +332,8 @@ class Mimi(nn.Module):
 
     def decode(self, codes: Tensor, stream: Stream, active: Active) -> Tensor:
         """One frame: codes [S, levels] -> pcm [S, 1920]."""
-        if self.fast:
-            return self.fast.decode(self, codes, stream, active)
+        if self.fused:
+            return self.fused.decode(self, codes, stream, active)
         first = stream.rings.position == 0
         latent = self.quantizer.decode(codes)[..., None]  # [S, dim, 1]
         columns = self.upsample(latent, stream.tails, active, first)  # [S, dim, 2]

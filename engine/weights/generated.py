@@ -21,8 +21,9 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM, ZERO_ROW
+from engine.model.lm import LM, ZERO_ROW, Temporal
 from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser, SttConfig
 from engine.weights.checkpoint import Pieces, place
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.int8 import Layout, Writer
@@ -72,21 +73,35 @@ def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
 
 
 def generated(
-    config: ModelConfig, device: str, weights: str = "bf16", seed: int = 0
+    config: ModelConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
 ) -> tuple[LM, Mimi]:
     """Both models with seeded weights; on a CPU `bf16` is float32, as everywhere."""
-    where = torch.device(device)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    generator = torch.Generator(where).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     lm, mimi = on_meta(config)
     for name, value in values(mimi, torch.float32, generator):
         place(mimi, name, value)
     mimi.prepare()
-    mimi.hasten()
-    for name, value in values(lm, dtype, generator):
-        place(lm, name, value, int8=weights == "int8")
-    lm.hasten()
+    mimi.use_fused_kernels()
+    fill_language_model(lm, weights, generator)
     return lm, mimi
+
+
+def generated_recogniser(
+    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
+) -> Recogniser:
+    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
+    with torch.device("meta"):
+        stt = Recogniser(config)
+    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
+    return stt
+
+
+def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
+    """Give a model on the meta device its weights, on the generator's device."""
+    dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
+    for name, value in values(model, dtype, generator):
+        place(model, name, value, int8=weights == "int8")
+    model.use_fused_kernels()
 
 
 # -- generated files -------------------------------------------------------------------------------

@@ -126,9 +126,9 @@ def load_checkpoint(
 
     fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
     mimi.prepare()
-    mimi.hasten()
+    mimi.use_fused_kernels()
     fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name), int8)
-    lm.hasten()
+    lm.use_fused_kernels()
     tokenizer = SentencePieceTokenizer(folder / TEXT_FILE)
     if len(tokenizer) > config.lm.text_card:
         raise ModelError(
@@ -255,7 +255,7 @@ def load_recogniser(
             f"{folder / _text_file(raw)} has {len(tokenizer)} pieces, text_card is "
             f"{config.text_card}; use the files of one release together"
         )
-    stt.hasten()
+    stt.use_fused_kernels()
     return LoadedRecogniser(stt, tokenizer)
 
 

@@ -70,13 +70,13 @@ class Prefill:
         table = lm.embedding.table
         self.embedded = table.new_zeros(columns, table.shape[1])
         self.whose = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, how many count
-        recorded = lm.fast and graphs and table.is_cuda
+        recorded = lm.fused and graphs and table.is_cuda
         self.recorded = record(self._launch, pool) if recorded else None
 
     def run(self, slot: int, embedded: Tensor) -> None:
         """The next columns of a slot, embedded [T, dim]."""
         count, pushed = len(embedded), self.rings.pushed[slot]
-        if not self.lm.fast or pushed + count > self.rings.capacity:
+        if not self.lm.fused or pushed + count > self.rings.capacity:
             self.lm.prefill(embedded, self.rings, slot)
             return
         self.embedded[:count].copy_(embedded)
@@ -89,7 +89,7 @@ class Prefill:
 
     def _launch(self) -> None:
         """Nothing counts while it is recorded, so nothing is written."""
-        self.lm.fast.prefill(self.lm, self.embedded, self.rings, self.whose[:1], self.whose[1:])
+        self.lm.fused.prefill(self.lm, self.embedded, self.rings, self.whose[:1], self.whose[1:])
 
 
 logger = logging.getLogger(__name__)
