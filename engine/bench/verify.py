@@ -19,10 +19,9 @@ from engine.bench.report import save, table
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
-from engine.model.attention import Rings
 from engine.model.gpu.graphs import Prefill, Ticks
 from engine.model.gpu.kernels import ROWS
-from engine.model.state import Active
+from engine.model.transformer import Active, Rings
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend

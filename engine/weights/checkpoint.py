@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.linear import Linear
+from engine.model.transformer import Linear
 from engine.weights.names import TensorSlice
 
 Pieces = list[tuple[str, list[TensorSlice]]]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.linear import Linear, quantise_weight
+from engine.model.transformer import Linear, quantise_weight
 from engine.weights.checkpoint import Report, TensorFile, check, fill
 from engine.weights.hub import INT8_SUFFIX
 from engine.weights.names import TensorSlice

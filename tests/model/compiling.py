@@ -15,7 +15,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from engine.model.attention import Rings, Rotation
 from engine.model.config import ModelConfig
 from engine.model.gpu import fused
 from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
@@ -24,7 +23,7 @@ from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, su
 from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active, Rings, Rotation
 
 CPU, SLOTS = torch.device("cpu"), 4
 BF16 = torch.bfloat16

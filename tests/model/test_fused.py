@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from engine.model.attention import RingPush
 from engine.model.gpu import fused
-from engine.model.state import Active
+from engine.model.transformer import Active, RingPush
 from tests.model.conftest import TINY, build_lm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +31,7 @@ def test_fused_steps_are_the_plain_ones(lm, expected):
     for column in columns:
         tokens = torch.stack([column, column])
         embedded = lm.embedding(tokens)
-        torch.testing.assert_close(fused.embedded(lm.embedding, tokens), embedded)
+        torch.testing.assert_close(fused.embed_column(lm.embedding, tokens), embedded)
         x = lm.transformer(embedded[:, None], RingPush(plain, active))
         want = lm.out_norm(x[:, 0])
         got = fused.step(lm, embedded, rings, active)

@@ -9,7 +9,7 @@ from engine.model.config import QuantizerConfig, TransformerConfig
 from engine.model.gpu import fused
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve
 from engine.model.mimi import Conv, ConvTranspose, Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active
 from tests.model.checking import poisoned
 from tests.model.making import ODD, MimiConfig
 

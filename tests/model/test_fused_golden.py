@@ -14,8 +14,8 @@ from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.model.gpu import fused
 from engine.model.lm import LM
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active
 from engine.runtime.backend import Opening
 from engine.runtime.drive import drive_conversation
 from engine.runtime.personaplex import PersonaPlexBackend

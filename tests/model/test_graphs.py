@@ -10,9 +10,9 @@ from torch import Tensor
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks
-from engine.model.linear import quantise_products
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.model.transformer import quantise_products
 from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.model.attention import Chunk, Rings, Rotation
 from engine.model.gpu import fused
 from engine.model.gpu.graphs import Prefill
 from engine.model.gpu.kernels_prompt import PromptPiece
+from engine.model.transformer import Chunk, Rings, Rotation
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, close, draw, poisoned
 from tests.model.conftest import build_lm
 from tests.model.test_fused import TOLERANCE, unpacked

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from engine.errors import ModelError
-from engine.model.linear import Linear, quantise_weight
+from engine.model.transformer import Linear, quantise_weight
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights import checkpoint
