@@ -21,6 +21,7 @@ COMMANDS = {
     "trace": ("engine.commands.trace", "like offline, with every token and tensor in one file"),
     "voices": ("engine.commands.voices", "list the voices of a model"),
     "download": ("engine.commands.download", "fetch or resume the checkpoint"),
+    "quantise": ("engine.commands.quantise", "write int8 weights beside a checkpoint, once"),
     "bench": ("engine.bench.__main__", "benchmarks: python -m engine bench SUBJECT"),
 }
 

@@ -17,11 +17,10 @@ from demo.cloud.growing import Growing, Spare, grow_with
 from demo.cloud.settings import container_config
 from demo.cloud.volume import (
     Commit,
-    converted,
     fetch,
     keep_compiled,
+    keep_int8,
     pinned_to_local,
-    save_converted,
 )
 from engine.cli import LOG_FORMAT
 from engine.commands.serve import Over, build_engine, serve_until, settle
@@ -94,15 +93,11 @@ class Container:
     def _make_engine(self) -> None:
         local = pinned_to_local(self._config)
 
-        before = converted()
-
         def prepare(progress: Progress) -> None:
             fetch(local, progress, self._save)
+            keep_int8(local, progress, self._save)
 
-        def loaded(progress: Progress) -> None:
-            save_converted(before, progress, self._save)
-
-        self._engine = build_engine(local, self._died, prepare, loaded)
+        self._engine = build_engine(local, self._died, prepare)
 
     def _open(self) -> None:
         threading.Thread(target=self._run, name="server", daemon=True).start()

@@ -8,10 +8,13 @@ import logging
 import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from engine.config import ServerConfig
+from engine.errors import ModelError
+from engine.hardware import has_cuda
 from engine.weights import hub
 
 logger = logging.getLogger(__name__)
@@ -78,19 +81,39 @@ def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
     return True
 
 
-def converted() -> dict[Path, int]:
-    """The int8 weights that lie beside downloaded ones, and when each was written."""
-    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
-    return {path: path.stat().st_mtime_ns for path in found}
+def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
+    """Write the int8 weights that this start reads, and commit the volume; whether any were new.
 
+    Where they cannot be kept, the start makes them in memory.
+    """
+    if config.weights == "bf16" or not is_repository(config.model):
+        return False
+    from engine.weights import loading  # brings torch along
+    from engine.weights.verdict import precise, precise_recogniser
 
-def save_converted(before: dict[Path, int], progress: hub.Progress, commit: Commit) -> bool:
-    """Commit the volume if loading has written int8 weights since; whether it had."""
+    device = config.device if config.device != "auto" else ("cuda" if has_cuda() else "cpu")
+    folder, before = hub.find(config.model, config.revision or None, progress), converted()
+    report = partial(progress, "keeping the int8 weights")
+    try:
+        if precise((config.weights, config.kv), folder, device)[0] == "int8":
+            loading.quantise_checkpoint(folder, device, report)
+        if config.transcribe:
+            recogniser = loading.download_recogniser(config.transcribe, progress)
+            if precise_recogniser(config.weights, folder, recogniser, device) == "int8":
+                loading.quantise_recogniser(recogniser, device, report)
+    except ModelError as error:
+        logger.warning("%s", error)
     if converted() == before:
         return False
     progress("saving the int8 weights to the volume", 0.0)
     commit()
     return True
+
+
+def converted() -> dict[Path, int]:
+    """The int8 weights that lie beside downloaded ones, and when each was written."""
+    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def keep_compiled(environ: MutableMapping[str, str], cache: Path) -> None:

@@ -18,13 +18,13 @@ from engine.bench.recogniser import random_recogniser
 from engine.bench.report import add_device
 from engine.config import FRAME_SAMPLES
 from engine.errors import ConfigError
-from engine.model.attention import Rings
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.model.transformer import Rings
 from engine.weights.generated import FULL, SMALL, generated
 from engine.weights.loading import Checkpoint, LoadedRecogniser
 from engine.weights.sizing import Memory, Precision, free_bytes

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 
 from engine.bench.report import positive, save, table, zero_or_more
 from engine.model.config import LMConfig, MimiConfig, ModelConfig, TransformerConfig
-from engine.model.linear import Linear, pack_products
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.prompt import Voice, build_prompt, prompt_frames
-from engine.model.state import Active
+from engine.model.transformer import Active, Linear, pack_products
 from engine.weights.checkpoint import load
 from engine.weights.generated import write_model
 from engine.weights.names import lm_pieces, unused_by_lm

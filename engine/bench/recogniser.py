@@ -12,10 +12,9 @@ import torch
 from engine.bench.model import BATCHES, CODEC, FILLED, milliseconds
 from engine.bench.report import positive, save, table
 from engine.model.config import MimiConfig
-from engine.model.linear import pack_products, quantise_products
 from engine.model.mimi import Mimi
-from engine.model.state import Active
 from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.model.transformer import Active, pack_products, quantise_products
 
 SMALL = SttConfig(dim=256, num_heads=4, num_layers=4, hidden=704)
 MODEL_CODEBOOKS = 8
@@ -34,7 +33,7 @@ def random_recogniser(
     if int8:
         quantise_products(stt)
     pack_products(stt)
-    stt.hasten()
+    stt.use_fused_kernels()
     return stt
 
 

@@ -33,7 +33,7 @@ from engine.model.gpu.graphs import Block, Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active
 from engine.weights.sizing import Precision
 
 SMALL_OPTIONS = {"slots": [1], "ticks": 3}
@@ -56,8 +56,8 @@ def stages(loop: Loop) -> dict[str, Work]:
     return {
         "encode": lambda: loop.mimi.encode(pcm, loop.encoder, busy),
         "temporal": lambda: loop.lm.step(loop.lm.embed(column), loop.rings, busy),
-        "text": loop.picked,
-        "depformer": lambda: loop.say(text, hush, busy),
+        "text": loop.pick_text,
+        "depformer": lambda: loop.step_depth(text, hush, busy),
         "decode": lambda: loop.mimi.decode(codes, loop.decoder, busy),
         "copies": copies(loop),
     }

@@ -37,12 +37,11 @@ from engine.bench.device import (
 )
 from engine.bench.report import BenchRecord, add_precisions, positive, table, zero_or_more
 from engine.config import FRAME_SAMPLES
-from engine.model.attention import Rings
 from engine.model.gpu.graphs import Ticks
-from engine.model.linear import Linear
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.stt import Recogniser
+from engine.model.transformer import Linear, Rings
 from engine.weights.sizing import Precision
 
 SMALL_OPTIONS = {"slots": [1, 2], "context": [100], "ticks": 5, "warm_up": 1}

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
-from engine.model.attention import Rings
 from engine.model.gpu.graphs import Ticks, Words
 from engine.model.loop import Loop, PromptState
 from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
-from engine.model.state import Active
 from engine.model.stt import Hearing, silence_codes
+from engine.model.transformer import Active, Rings
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.load import TickTable, time_ticks
 from engine.runtime.renewal import Renewal, settle

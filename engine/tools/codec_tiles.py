@@ -49,7 +49,7 @@ def layers(mimi, slots: int) -> list[tuple[tuple[int, int, int], object]]:
     """((columns, outputs, inputs), launch) of every different layer of one frame."""
     from engine.model.gpu import fused as fast_codec
     from engine.model.gpu import kernels_codec as kernels_conv
-    from engine.model.state import Active
+    from engine.model.transformer import Active
 
     seen, real = {}, kernels_conv.convolve
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from engine.bench.device import median
 from engine.bench.report import positive, save, table
 from engine.model.gpu.kernels import Tile
-from engine.model.linear import quantise_weight
+from engine.model.transformer import quantise_weight
 
 SHAPES = (  # outputs (of one half, if gated), inputs, gated, partial
     (12288, 4096, False, False),

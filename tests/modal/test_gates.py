@@ -17,7 +17,7 @@ from demo.cloud.acceptance import AUTO, WHOLE, Effort, gates, in_a_process
 from demo.cloud.settings import container_config
 from demo.cloud.volume import pinned_to_local
 from engine.bench.drift import LEAST_FRAMES
-from engine.model.linear import Linear
+from engine.model.transformer import Linear
 from engine.runtime.choose import load_backend
 from engine.weights import hub
 from engine.weights.verdict import VERDICT, keep, precise

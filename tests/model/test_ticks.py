@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from engine.bench.device import launches
-from engine.bench.recogniser import random_recogniser
 from engine.bench.verify import play, play_on
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks, buckets_for
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, SttConfig
-from engine.weights.generated import FULL, SMALL, generated
+from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
 
 MOST_LAUNCHES = 1200  # on a GPU; test_graphs.py counts them where there is none
 MOST_OPERATORS = {"bf16": 8_000, "int8": 12_500}  # of the plain modules on a CPU
@@ -67,7 +66,7 @@ def test_a_neighbour_changes_no_token_and_an_idle_slot_does_not_move(loop):
 
 def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_asked(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
-    stt = random_recogniser(config, loop.device, torch.float32)
+    stt = generated_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     seen = []
     for every in (True, False):
@@ -85,7 +84,7 @@ def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_
 
 def test_what_one_verb_leaves_for_the_next_stays_at_its_address_whichever_verb_it_was(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=1, hidden=96, context=20)
-    stt = random_recogniser(config, loop.device, torch.float32)
+    stt = generated_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     ticks = Ticks(loop, False, every=True, hearing=Hearing(stt, loop.slots, silence))
     play(ticks, [0], 1)  # everybody is new

@@ -25,12 +25,12 @@ class Steps(Ticks):
 
     def _listen(self, size: int) -> Tensor:
         heard = self.up.device[:size, : self.loop.lm.config.codebooks].long()
-        text = self.loops[size].thought(heard, self._who(size, ACTIVE))
+        text = self.loops[size].step_temporal(heard, self._who(size, ACTIVE))
         return torch.cat([text[:, None], heard], 1).float()
 
     def _speak(self, size: int) -> Tensor:
         given = self.up_text.device[:size]
-        codes = self.loops[size].say(given[:, 0], given[:, 1] != 0, self._who(size, ACTIVE))
+        codes = self.loops[size].step_depth(given[:, 0], given[:, 1] != 0, self._who(size, ACTIVE))
         silent = torch.zeros(size, FRAME_SAMPLES, device=codes.device)
         return torch.cat([silent, codes.float()], 1)
 
