@@ -1,15 +1,14 @@
 """Every command of our own that a document names is real, with its options and their values."""
 
 import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from engine.bench.__main__ import SUBJECTS, subjects
-from engine.bench.report import parsed
+from engine.bench.__main__ import load_subject, subjects
+from engine.bench.report import parse_options
 from engine.cli import COMMANDS, build_parser
 from engine.commands.serve import add_server_arguments
 
@@ -79,7 +78,7 @@ def bench(words: list[str]) -> None:
     if words == ["SUBJECT"]:
         return
     assert words[0] in subjects()
-    parsed(importlib.import_module(SUBJECTS[words[0]]), words[1:])
+    parse_options(load_subject(words[0]), words[1:])
 
 
 @pytest.mark.parametrize(

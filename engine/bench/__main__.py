@@ -1,25 +1,40 @@
-"""`python -m engine bench SUBJECT`: one module a subject, each prints a table and writes json."""
+"""`python -m engine bench SUBJECT`: measure one subject, print a table, write a json file."""
 
 import argparse
 import importlib
 
-from engine.bench.report import check, parsed
+from engine.bench.report import Subject, check_options, parse_options
 
-SUBJECTS = {  # by what is typed; evaluations and tools stand in rooms of their own
-    **{name: f"engine.bench.{name}" for name in (
-        *("capacity", "connect", "drift", "gpu", "load", "memory", "model", "peer", "recogniser"),
-        *("server", "soak", "stages", "tick", "verify"),
-    )},
+SUBJECTS = {  # what is typed -> its module, and the subject's name there if the module has several
+    "tick": "engine.bench.tick",
+    "stages": "engine.bench.tick:STAGES",
+    "connect": "engine.bench.tick:CONNECT",
+    "memory": "engine.bench.tick:MEMORY",
+    "load": "engine.bench.load",
+    "capacity": "engine.bench.capacity",
+    "soak": "engine.bench.capacity:SOAK",
+    "server": "engine.bench.server",
+    "drift": "engine.bench.drift",
+    "gpu": "engine.bench.gpu",
+    "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",
-    "kernels": "engine.tools.tiles",
-    "codec": "engine.tools.codec_tiles",
-}  # fmt: skip
+    "tiles": "engine.tools.tiles",
+}
 
 
 def subjects() -> list[str]:
     """What can be measured."""
     return sorted(SUBJECTS)
+
+
+def load_subject(name: str) -> Subject:
+    """Import a subject; its module is loaded only now, because most of them load torch."""
+    path, _, attribute = SUBJECTS[name].partition(":")
+    module = importlib.import_module(path)
+    if attribute:
+        return getattr(module, attribute)
+    return Subject(module.add_arguments, module.run, getattr(module, "SMALL_OPTIONS", {}))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module = importlib.import_module(SUBJECTS[args.subject])
-    options = parsed(module, args.options, f"python -m engine bench {args.subject}")
-    check(args.subject, options)
-    return module.run(options)
+    subject = load_subject(args.subject)
+    options = parse_options(subject, args.options, f"python -m engine bench {args.subject}")
+    check_options(args.subject, options)
+    return subject.run(options)

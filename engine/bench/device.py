@@ -1,4 +1,7 @@
-"""What the benches of the model share: the model to run, bandwidth, clocks and their options."""
+"""What the measurements of the model share: models to run, one stopwatch, memory and kernels.
+
+The models have generated weights, so nothing has to be downloaded. Nothing here judges a number.
+"""
 
 import argparse
 import contextlib
@@ -6,17 +9,15 @@ import gc
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.bench.recogniser import SMALL as SMALL_STT
-from engine.bench.recogniser import random_recogniser
 from engine.bench.report import add_device
-from engine.config import FRAME_SAMPLES
+from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.errors import ConfigError
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks
@@ -25,13 +26,18 @@ from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.stt import Hearing, Recogniser, SttConfig
 from engine.model.transformer import Rings
-from engine.weights.generated import FULL, SMALL, generated
+from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
 from engine.weights.loading import Checkpoint, LoadedRecogniser
 from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
-MIMI_BYTES = 0.33e9  # one encode and one decode of the public codec, read once a tick
+CPU_COPY_BYTES = 256 << 20
 KV_TYPES = {"bf16": None, "int8": torch.int8}
+SMALL_STT = SttConfig(dim=256, num_heads=4, num_layers=4, hidden=704)
+WARM_UP_RUNS = 2  # of timed work: they compile and allocate, and do not count
+
+Row = dict[str, Any]
+Work = Callable[[], Any]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,39 +48,35 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", help="where to write the result")
 
 
-def device_of(args: argparse.Namespace) -> str:
+def pick_device(args: argparse.Namespace) -> str:
     return args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def config_of(args: argparse.Namespace) -> ModelConfig:
-    """Raises ConfigError for the full size on a CPU, whose memory it would fill."""
-    if not args.small and device_of(args) == "cpu":
+def pick_config(args: argparse.Namespace) -> ModelConfig:
+    """The sizes to run. Raises ConfigError for the full size on a CPU, whose memory it fills."""
+    if not args.small and pick_device(args) == "cpu":
         raise ConfigError("the full size needs a GPU; add --small for a reduced one on this CPU")
     return SMALL if args.small else FULL
 
 
-def models(args: argparse.Namespace, weights: str):
-    """(language model, codec) of generated weights; memory of former ones is given back."""
-    release()
-    return generated(config_of(args), device_of(args), weights)
+# -- models ----------------------------------------------------------------------------------------
 
 
-def release() -> None:
-    """Free what nobody holds any more, on the device too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def generate_models(args: argparse.Namespace, weights: str) -> tuple[LM, Mimi]:
+    """Language model and codec; the memory of former ones is given back first."""
+    release_memory()
+    return generated(pick_config(args), pick_device(args), weights)
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def generate_recogniser(args: argparse.Namespace, weights: str) -> Recogniser:
+    """The recogniser that stands to the chosen model as the public one stands to PersonaPlex."""
+    return generated_recogniser(
+        SMALL_STT if args.small else SttConfig(), pick_device(args), weights
+    )
 
 
-def loop_of(args: argparse.Namespace, lm, mimi, slots: int, kv: str) -> Loop:
+def make_loop(lm: LM, mimi: Mimi, slots: int, kv: str) -> Loop:
     """A loop whose slots all sample with the default settings."""
-    from engine.config import SamplingConfig
-
     loop = Loop(lm, mimi, slots, KV_TYPES[kv])
     for slot in range(slots):
         loop.sampler.tune(slot, SamplingConfig())
@@ -82,44 +84,36 @@ def loop_of(args: argparse.Namespace, lm, mimi, slots: int, kv: str) -> Loop:
     return loop
 
 
-def recogniser_of(args: argparse.Namespace, weights: str) -> Recogniser:
-    """A recogniser of generated weights."""
-    device = torch.device(device_of(args))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = SMALL_STT if args.small else SttConfig()
-    return random_recogniser(config, device, dtype, int8=weights == "int8")
-
-
-def hearing_of(stt: Recogniser, slots: int) -> Hearing:
-    """It at work for a number of slots, their rings full."""
+def make_hearing(stt: Recogniser, slots: int) -> Hearing:
+    """A recogniser at work for all slots, with full rings."""
     device = stt.embedding.table.device
     hearing = Hearing(stt, slots, torch.zeros(stt.config.n_q, dtype=torch.int64, device=device))
-    draw(hearing.rings)
-    stand_at(hearing.rings, hearing.rings.capacity)
+    randomise(hearing.rings)
+    set_pushed(hearing.rings, hearing.rings.capacity)
     return hearing
 
 
 def fill_context(loop: Loop, columns: int) -> None:
-    """Give every slot and its codec a past that `stand` may point into: drawn, not zeros."""
+    """Give every slot and its codec a past of random numbers: zeros would cost less."""
     for rings in (loop.rings, loop.encoder.rings, loop.decoder.rings):
-        draw(rings)
-    stand(loop, columns)
+        randomise(rings)
+    rewind(loop, columns)
 
 
-def stand(loop: Loop, columns: int) -> None:
-    """Put every slot where its next tick reads so many columns, its own among them."""
-    stand_at(loop.rings, columns - 1)
+def rewind(loop: Loop, columns: int) -> None:
+    """Put every slot where its next tick reads `columns` columns, its own among them."""
+    set_pushed(loop.rings, columns - 1)
     for rings in (loop.encoder.rings, loop.decoder.rings):
-        stand_at(rings, (columns - 1) * loop.mimi.config.columns)
+        set_pushed(rings, (columns - 1) * loop.mimi.config.columns)
 
 
-def stand_at(rings: Rings, pushed: int) -> None:
-    """All slots at once, as `Rings.set_position` is for one."""
+def set_pushed(rings: Rings, pushed: int) -> None:
+    """`Rings.set_position` for all slots at once."""
     rings.position.fill_(pushed)
     rings.pushed[:] = [pushed] * len(rings.pushed)  # in place: narrower rings share it
 
 
-def draw(rings: Rings) -> None:
+def randomise(rings: Rings) -> None:
     if rings.scale is None:
         rings.kv.normal_()
     else:
@@ -127,106 +121,108 @@ def draw(rings: Rings) -> None:
         rings.scale.fill_(0.02)
 
 
-class Marks:
+# -- time ------------------------------------------------------------------------------------------
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def time_once(work: Work) -> tuple[float, Any]:
+    """Seconds of some work until the device has finished it, and what the work returned."""
+    synchronize()
+    start = time.perf_counter()
+    result = work()
+    synchronize()
+    return time.perf_counter() - start, result
+
+
+def time_work(work: Work, times: int, before: Work = lambda: None, captured: bool = False) -> float:
+    """Median seconds of some work; `before` runs ahead of each time and does not count.
+
+    With `captured` the work is recorded as a CUDA graph, and the graph is what is timed.
+    """
+    if captured:
+        work()  # compiles: that cannot be recorded
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        work = graph.replay
+    taken = []
+    for _ in range(WARM_UP_RUNS + times):
+        before()
+        taken.append(time_once(work)[0])
+    return float(np.median(taken[WARM_UP_RUNS:]))
+
+
+def measure_bandwidth(device: str) -> float:
+    """Bytes a second of a large copy; what is read and what is written both count."""
+    size = COPY_BYTES if device == "cuda" else CPU_COPY_BYTES
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / time_work(lambda: target.copy_(source), 10)
+
+
+class HalfTimes:
     """CUDA events before and after each half of a tick."""
 
     def __init__(self) -> None:
         self._events: list[torch.cuda.Event] = []
 
-    def __call__(self) -> None:
+    def mark(self) -> None:
         self._events.append(torch.cuda.Event(enable_timing=True))
         self._events[-1].record()
 
-    def ms(self) -> float:
-        """Milliseconds of both halves by the device's own clock."""
+    def milliseconds(self) -> float:
+        """Both halves by the device's own clock, without the host's part between them."""
         synchronize()
         began, heard, chosen, spoken = self._events
         return began.elapsed_time(heard) + chosen.elapsed_time(spoken)
 
 
-def tick(
+def run_tick(
     ticks: Ticks,
     slots: int,
     pcm: np.ndarray,
-    writing: bool = False,
+    transcribe: bool = False,
     mark: Callable[[], None] = lambda: None,
 ) -> float:
-    """One tick of the first slots, all of them transcribed if `writing`; seconds.
-
-    `mark` is called before and after each of its halves.
-    """
+    """Seconds of one tick of the first slots; `mark` is called around each of its halves."""
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
     mark()
-    text, *_ = ticks.listen(pcm, active, range(slots) if writing else ())
+    text, *_ = ticks.listen(pcm, active, range(slots) if transcribe else ())
     mark()
-    chosen = np.where(active, text, 3)
+    chosen = np.where(active, text, PAD)
     mark()
     ticks.speak(chosen, np.zeros(len(active), bool))
     mark()
     return time.perf_counter() - start
 
 
-def bandwidth(device: str) -> float:
-    """Bytes a second of a large copy, read and written both counted."""
-    cuda = device == "cuda"
-    size = COPY_BYTES if cuda else 256 << 20
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / median(lambda: target.copy_(source), 10)
+# -- memory ----------------------------------------------------------------------------------------
 
 
-def median(work: Callable[[], Any], times: int, before: Callable[[], None] | None = None) -> float:
-    """Median seconds of some work, finished on the device too; `before` each is not counted."""
-    taken = []
-    for _ in range(times + 2):
-        if before:
-            before()
-        synchronize()
-        start = time.perf_counter()
-        work()
-        synchronize()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[2:]))
+def release_memory() -> None:
+    """Give back what nothing refers to any more, on the device too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def bytes_of(tensors) -> int:
-    """Bytes of tensors, each memory once."""
+def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors; memory that several share counts once."""
     seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(seen.values())
 
 
-# -- fits ------------------------------------------------------------------------------------------
-#
-# What a bench does with a combination that does not fit the device: it says so and goes on.
-#
-# First the arithmetic of a server's start is asked, as what no server would run need not be
-# measured; what that did not foresee, the device itself refuses.
-
-Row = dict[str, Any]
-
-
-@contextlib.contextmanager
-def unless_full(head: Row, keep: Callable[[Row], None]) -> Iterator[None]:
-    """Work that may not fit: then `keep` gets a row that says so, and what follows goes on.
-
-    What the functions called inside have allocated is given back; names of the caller stay.
-    """
-    note = ""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        note = f"does not fit: {str(error).splitlines()[0]}"
-        traceback.clear_frames(error.__traceback__)  # it would keep all that did fit
-    release()
-    if note:
-        print(*(f"{name} {value}," for name, value in head.items()), note, flush=True)
-        keep(head | {"note": note})
-
-
-def beside(lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None) -> Memory | None:
-    """The arithmetic for loaded models, of precision `mode`; None on a CPU: it is not counted."""
-    release()
+def plan_memory(
+    lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None
+) -> Memory | None:
+    """The arithmetic of a server's start for loaded models; None on a CPU: nothing limits it."""
+    release_memory()
     free = free_bytes(lm.embedding.table.device)
     if free is None:
         return None
@@ -235,7 +231,7 @@ def beside(lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None) -
 
 
 def check_room(memory: Memory | None, slots: int) -> None:
-    """Raises torch.OutOfMemoryError where a server would not start with so many slots."""
+    """Raises torch.OutOfMemoryError where a server would not start with that many slots."""
     if memory is None or memory.slots(most=slots) == slots:
         return
     needed = slots * memory.slot_bytes(memory.mode)
@@ -245,19 +241,38 @@ def check_room(memory: Memory | None, slots: int) -> None:
     )
 
 
-# -- profiled --------------------------------------------------------------------------------------
-#
-# A tick as the profiler sees it: how many kernels, which ones, how long each kind takes.
+@contextlib.contextmanager
+def skip_if_full(head: Row, keep: Callable[[Row], None]) -> Iterator[None]:
+    """Run work that may not fit the device: then `keep` gets a row that says so, and we go on.
+
+    What the functions inside have allocated is given back; the caller's own names stay.
+    """
+    note = ""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        note = f"does not fit: {str(error).splitlines()[0]}"
+        traceback.clear_frames(error.__traceback__)  # it would keep all that did fit
+    release_memory()
+    if note:
+        print(*(f"{name} {value}," for name, value in head.items()), note, flush=True)
+        keep(head | {"note": note})
 
 
-def profiled(loop: Loop, slots: int) -> list:
-    """The events of one tick of the first slots, without graphs."""
+# -- kernels ---------------------------------------------------------------------------------------
+
+
+def profile_tick(loop: Loop, slots: int) -> list:
+    """The profiler's events of one tick of the first slots, without graphs.
+
+    On a GPU the events are kernels; on a CPU they are the operators that compute.
+    """
     ticks = Ticks(loop, graphs=False)
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
-    tick(ticks, slots, pcm)
+    run_tick(ticks, slots, pcm)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if ticks.cuda else [])
     with profile(activities=kinds) as profiler:
-        tick(ticks, slots, pcm)
+        run_tick(ticks, slots, pcm)
     events = profiler.events()
     if not ticks.cuda:
         return [e for e in events if e.name.startswith("aten::") and not e.cpu_children]
@@ -265,17 +280,15 @@ def profiled(loop: Loop, slots: int) -> list:
     return [e for e in on_device if not e.name.startswith("Mem")]
 
 
-def launches(loop: Loop, slots: int) -> int:
-    """Kernels of one tick; on a CPU, operators that compute, as a stand-in."""
-    return len(profiled(loop, slots))
+def count_launches(loop: Loop, slots: int) -> int:
+    return len(profile_tick(loop, slots))
 
 
-def kernels(loop: Loop, slots: int) -> list[dict]:
+def rank_kernels(loop: Loop, slots: int) -> list[Row]:
     """One row a kind of kernel, the costliest first."""
     taken = defaultdict(list)
-    for event in profiled(loop, slots):
-        elapsed = event.time_range.elapsed_us()
-        taken[event.name[:60]].append(elapsed)
+    for event in profile_tick(loop, slots):
+        taken[event.name[:60]].append(event.time_range.elapsed_us())
     rows = [
         {"kernel": name, "launches": len(us), "us_each": float(np.mean(us)), "us": float(sum(us))}
         for name, us in taken.items()

@@ -1,4 +1,7 @@
-"""How every benchmark reports: a table for people, json for comparison."""
+"""What all benchmarks share: their options, the model that a server runs, and how they report.
+
+A result is a table for people and a json file for comparison. Loads no torch by itself.
+"""
 
 import argparse
 import contextlib
@@ -9,71 +12,61 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from engine.config import PRECISIONS, VOICE_NAMES
 from engine.errors import ConfigError
 from engine.hardware import has_cuda
 
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text columns, in the order in which their keys first come."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    )
-
-
-def _text(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def target(subject: str, path: str | None) -> Path:
-    """The json file of a result: as asked for, or named after its subject."""
-    return Path(path or f"bench-{subject}.json")
-
-
-def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
-    """Write a result with when and where it was measured; the path of the json file."""
-    record = {
-        "subject": subject,
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-        **result,
-    }
-    file = target(subject, path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return file
-
-
-class BenchRecord:
-    """A result whose json is written anew with every row: what is measured is kept at once."""
-
-    def __init__(self, subject: str, path: str | None, **result: Any) -> None:
-        self.subject, self.path, self.result = subject, path, result
-
-    def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
-        self.result.setdefault(to, []).append(row)
-        self.save()
-
-    def save(self) -> Path:
-        return save(self.subject, self.result, self.path)
-
-
-# -- arguments -------------------------------------------------------------------------------------
-#
-# Options that several subjects share, and what is refused before anything is measured.
-
 WEIGHTS = ("bf16", "int8")
 DEVICES = ("auto", "cuda", "cpu")
+VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something to measure: its options, how it runs, and what --small changes of the options."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]  # -> exit code
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_options(subject: Subject, options: Sequence[str], prog: str = "") -> argparse.Namespace:
+    """A subject's options; with --small the subject's own small values replace the defaults."""
+    parser = argparse.ArgumentParser(prog=prog or None)
+    subject.add_arguments(parser)
+    args = parser.parse_args(options)
+    if getattr(args, "small", False):
+        parser.set_defaults(**subject.small)
+        args = parser.parse_args(options)
+    return args
+
+
+def check_options(subject: str, args: argparse.Namespace) -> None:
+    """Find now what would else be found when the work is done. Raises ConfigError."""
+    if getattr(args, "device", "") == "cuda" and not has_cuda():
+        raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
+    path = result_path(subject, args.json)
+    check_writable("--json", path, path)
+    if folder := getattr(args, "folder", None):
+        check_writable("--folder", Path(folder), Path(folder) / ".bench")
+
+
+def check_writable(option: str, given: Path, path: Path) -> None:
+    """Raises ConfigError where no file can be written at `path`."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
+    if not there:
+        path.unlink()
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -99,57 +92,67 @@ def duration(text: str) -> float:
     return value
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+
+
 def add_precisions(parser: argparse.ArgumentParser, names: Sequence[str] = ("weights",)) -> None:
     for name in names:
         parser.add_argument(f"--{name}", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+# -- results ---------------------------------------------------------------------------------------
 
 
-def parsed(module: ModuleType, options: Sequence[str], prog: str = "") -> argparse.Namespace:
-    """A subject's options; with --small its SMALL_OPTIONS are those not given."""
-    parser = argparse.ArgumentParser(prog=prog or None)
-    module.add_arguments(parser)
-    args = parser.parse_args(options)
-    if getattr(args, "small", False):
-        parser.set_defaults(**getattr(module, "SMALL_OPTIONS", {}))
-        args = parser.parse_args(options)
-    return args
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned text, with a column for each key in the order of first appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
 
 
-def check(subject: str, args: argparse.Namespace) -> None:
-    """What would else be found when the work is done. Raises ConfigError."""
-    if getattr(args, "device", "") == "cuda" and not has_cuda():
-        raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
-    path = target(subject, args.json)
-    check_file("--json", path, path)
-    if folder := getattr(args, "folder", None):
-        check_file("--folder", Path(folder), Path(folder) / ".bench")
+def _text(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def check_file(option: str, given: Path, path: Path) -> None:
-    """Whether a file can be written at `path`. Raises ConfigError."""
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a"):
-            pass
-    except OSError as error:
-        why = error.strerror
-        raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
-    if not there:
-        path.unlink()
+def result_path(subject: str, path: str | None) -> Path:
+    """The json file of a result: as asked for, or named after its subject."""
+    return Path(path or f"bench-{subject}.json")
 
 
-# -- source ----------------------------------------------------------------------------------------
-#
-# Which model a server under test runs: one that is there, or a generated one written to disk.
-#
-# A server reads files, as in earnest; `bench tick` and its like make their weights in memory.
+def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
+    """Write a result with the date and the machine; returns the path of the json file."""
+    record = {
+        "subject": subject,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        **result,
+    }
+    file = result_path(subject, path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return file
 
-VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
+
+class BenchRecord:
+    """A result whose json file is written anew with every row, so that a crash loses nothing."""
+
+    def __init__(self, subject: str, path: str | None, **result: Any) -> None:
+        self.subject, self.path, self.result = subject, path, result
+
+    def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
+        self.result.setdefault(to, []).append(row)
+        self.save()
+
+    def save(self) -> Path:
+        return save(self.subject, self.result, self.path)
+
+
+# -- the model of a server under test --------------------------------------------------------------
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,13 +172,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", help="where to write the result")
 
 
-def precisions(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Every (weights, keys and values) asked for."""
-    return list(product(args.weights, args.kv))
-
-
 def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -> list[str]:
-    """The command line of the server. Random words must not look anything up: routing is off."""
+    """The command line of the server. Routing is off: random words must not look anything up."""
     options = ["--model", model, "--routing", "0", "--device", args.device]
     options += ["--weights", weights, "--kv", kv, "--slots", str(args.slots)]
     options += ["--eager", "1"] if args.eager else []
@@ -184,31 +182,34 @@ def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -
 
 
 @contextlib.contextmanager
-def model_of(args: argparse.Namespace) -> Iterator[str]:
-    """What the server is to load. Raises ConfigError."""
+def choose_model(args: argparse.Namespace) -> Iterator[str]:
+    """What the server is to load: a model that is there, or a generated one written to disk.
+
+    A server reads files, as in earnest. Raises ConfigError.
+    """
     if args.model and (args.random or args.folder):
         raise ConfigError(f"--model {args.model} and generated weights; give one of them")
     if args.model:
         yield args.model
     elif args.folder:
-        yield _written(Path(args.folder), args)
+        yield write_generated(Path(args.folder), args)
     else:
         with tempfile.TemporaryDirectory(prefix="bench-model-") as scratch:
-            yield _written(Path(scratch), args)
+            yield write_generated(Path(scratch), args)
 
 
-def _written(folder: Path, args: argparse.Namespace) -> str:
-    """The generated checkpoint of a folder, made there unless it is there."""
-    from engine.bench.device import config_of, device_of, release  # torch: only where it generates
+def write_generated(folder: Path, args: argparse.Namespace) -> str:
+    """Put a generated checkpoint into a folder unless one is there; returns the folder."""
+    from engine.bench.device import pick_config, pick_device, release_memory  # loads torch
     from engine.weights.generated import write_checkpoint
     from engine.weights.hub import CONFIG
     from engine.weights.loading import read_config
 
-    config, saved = config_of(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
+    config, saved = pick_config(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
     if not (folder / CONFIG).exists():
         start = time.monotonic()
-        write_checkpoint(folder, config, device_of(args), 0)
-        release()  # the server beside us needs the memory
+        write_checkpoint(folder, config, pick_device(args), 0)
+        release_memory()  # the server beside us needs the memory
         print(f"generated checkpoint written in {time.monotonic() - start:.1f} s", flush=True)
     written = read_config(folder)
     if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
@@ -219,7 +220,7 @@ def _written(folder: Path, args: argparse.Namespace) -> str:
 
 
 def write_voice(path: Path, lm) -> None:
-    """A saved voice as the public checkpoint has them: no sound file has to be read for it."""
+    """Write a saved voice as the public checkpoint has them, so that no sound must be read."""
     import torch
 
     from engine.model.prompt import RING

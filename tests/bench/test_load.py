@@ -29,7 +29,7 @@ def test_every_phase_is_measured_at_the_reduced_size(tmp_path, capsys):
 
 
 def test_a_kept_folder_is_used_again_and_its_conversion_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "config_of", lambda args: LEAST)
+    monkeypatch.setattr(load, "pick_config", lambda args: LEAST)
     folder = ("--folder", str(tmp_path / "of" / "mine"))
     first, again = bench(tmp_path, *folder), bench(tmp_path, *folder, "--cold")
     assert [row["phase"] for row in again["rows"]] == PHASES

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from engine.bench.verify import FRAMES as ALL_FRAMES
-from engine.bench.verify import user_frames
+from engine.bench.gpu import GOLDEN_FRAMES as ALL_FRAMES
+from engine.bench.gpu import read_user_frames
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.model.gpu import fused
@@ -52,7 +52,7 @@ def test_the_fused_kernels_say_the_references_tokens():
     assert backend.loop.sampler.text_picked_by is fused.pick_text
     ids = prompt_ids(told["text_prompt"], backend.tokenizer)
     opening = Opening(told["voice"].split(".")[0], ids, GREEDY)
-    frames = list(drive_conversation(backend, opening, user_frames()[:FRAMES]))
+    frames = list(drive_conversation(backend, opening, read_user_frames()[:FRAMES]))
     got = [[f.text, *f.agent_codes, *f.user_codes] for f in frames]
     assert np.array_equal(got, want)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench.device import launches
-from engine.bench.verify import play, play_on
+from engine.bench.device import count_launches
+from engine.bench.gpu import play, play_on
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks, buckets_for
@@ -125,7 +125,7 @@ def write(ticks: Ticks, level: float) -> tuple[int, np.ndarray]:
 @pytest.mark.filterwarnings("ignore")  # the profiler's own
 def test_a_tick_of_all_layers_launches_no_more_than_it_may(weights, record_property):
     loop = loop_of(DEEP, weights, slots=1)
-    count, cuda = launches(loop, 1), loop.device.type == "cuda"
+    count, cuda = count_launches(loop, 1), loop.device.type == "cuda"
     record_property(f"launches of a profiled tick on {loop.device.type}", f"{count} {weights}")
     most = MOST_LAUNCHES if cuda else MOST_OPERATORS[weights]
     assert most // 2 < count <= most

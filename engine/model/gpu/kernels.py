@@ -1,6 +1,6 @@
 """Which tile a product is cut into: a table, because autotuning needs a driver and repeats badly.
 
-The entries come from sweeps on devices (`bench kernels`, docs/measurements); loads no triton.
+The entries come from sweeps on devices (`bench tiles`, docs/measurements); loads no triton.
 """
 
 import os

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from engine.bench.device import check_room, unless_full
+from engine.bench.device import check_room, skip_if_full
 from engine.weights.sizing import Memory, Precision
 from tests.runtime.test_starting import beside, public_model
 
@@ -22,7 +22,7 @@ def test_what_did_fit_is_given_back_before_the_next_combination():
     def keep(row: dict) -> None:
         rows.append((row, held[0]() is None))
 
-    with unless_full({"slots": 16}, keep):
+    with skip_if_full({"slots": 16}, keep):
         list(work())
     note = "does not fit: CUDA out of memory. Tried to allocate 2 GiB."
     assert rows == [({"slots": 16, "note": note}, True)]
@@ -30,9 +30,9 @@ def test_what_did_fit_is_given_back_before_the_next_combination():
 
 def test_work_that_fits_gets_no_row_and_other_errors_pass():
     rows = []
-    with unless_full({"slots": 1}, rows.append):
+    with skip_if_full({"slots": 1}, rows.append):
         pass
-    with pytest.raises(RuntimeError, match="illegal"), unless_full({"slots": 1}, rows.append):
+    with pytest.raises(RuntimeError, match="illegal"), skip_if_full({"slots": 1}, rows.append):
         raise RuntimeError("illegal memory access")
     assert rows == []
 
