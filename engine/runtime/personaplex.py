@@ -131,7 +131,9 @@ class PersonaPlexBackend:
         self.config = checkpoint.lm.config
         self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots, kv_dtype)
         self.cache = PromptCache(cache_mb)
+        self._digests: dict[str, str] = {}  # of the files of voices that were read, by name
         self._voices: dict[str, Voice] = {}  # by the hash of their file
+        self._recordings: dict[str, np.ndarray] = {}  # whole frames to be encoded, likewise
         self._active = np.zeros(slots, bool)
         self.transcribing = self.transcribes = recogniser is not None
         with torch.inference_mode():
@@ -146,14 +148,27 @@ class PersonaPlexBackend:
 
     # -- one conversation --------------------------------------------------------------------------
 
+    def prepare(self, opening: Opening) -> None:
+        """Read the voice's file; a file that is as it was costs only its hash. Any thread."""
+        path = self.checkpoint.voices.path(opening.voice)
+        digest = file_hash(path)
+        if digest not in self._voices and digest not in self._recordings:
+            if path.suffix == ".pt":
+                self._voices[digest] = read_saved_voice(path, self.config)
+            else:
+                pcm = self.checkpoint.voices.audio(opening.voice)
+                self._recordings[digest] = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
+        self._digests[opening.voice] = digest
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         """Each `next` runs at most 64 columns (or a frame of a recorded voice) for this slot."""
         self.close(slot)
-        path = self.checkpoint.voices.path(opening.voice)
-        key = file_hash(path), opening.text_ids
+        if opening.voice not in self._digests:
+            self.prepare(opening)
+        key = self._digests[opening.voice], opening.text_ids
         ready = self.cache.get(key)
         if ready is None:
-            yield from self._load_voice(opening.voice, key[0])
+            yield from self._encode_voice(key[0])
             prompt = self._prompt(self._voices[key[0]], opening.text_ids)
             for embedded in self._embedded(prompt).split(self.loop.piece):
                 self._prefill(slot, embedded)
@@ -259,7 +274,7 @@ class PersonaPlexBackend:
 
     def prompt_frames(self, opening: Opening) -> int:
         """Frames of a prompt whose voice has been loaded by an `open` of the same voice."""
-        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
+        voice = self._voices[self._digests[opening.voice]]
         return self._prompt(voice, opening.text_ids).frames
 
     def _prompt(self, voice: Voice, text_ids: tuple[int, ...]) -> Prompt:
@@ -287,21 +302,16 @@ class PersonaPlexBackend:
         if self.ear and opening.transcribe:
             self.ear.open(slot)
 
-    def _load_voice(self, name: str, digest: str) -> Iterator[None]:
-        """Read a saved voice, or encode a recorded one: a frame takes as long as a piece."""
+    def _encode_voice(self, digest: str) -> Iterator[None]:
+        """Encode a recorded voice: a frame takes as long as a piece of a prompt."""
         if digest in self._voices:
             return
-        path = self.checkpoint.voices.path(name)
-        if path.suffix == ".pt":
-            self._voices[digest] = read_saved_voice(path, self.config)
-            return
-        pcm = self.checkpoint.voices.audio(name)
-        pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
         stream, codes = self.checkpoint.mimi.encoder_stream(1), []
-        for frame in torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES):
+        for frame in torch.from_numpy(self._recordings[digest]).view(-1, 1, FRAME_SAMPLES):
             codes.append(self._encode(frame, stream))
             yield
         self._voices[digest] = Voice(codes=torch.cat(codes))
+        self._recordings.pop(digest, None)  # another opening may have been faster
 
     @torch.inference_mode()
     def _encode(self, frame: Tensor, stream: Stream) -> Tensor:

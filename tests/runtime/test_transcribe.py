@@ -14,6 +14,7 @@ from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
 from engine.runtime.drive import split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
+from engine.runtime.scheduler import heard_row
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import LoadedRecogniser, load_recogniser
 from engine.weights.voices import Voices
@@ -83,9 +84,9 @@ def test_a_conversation_without_recogniser_has_no_words_beside_one_with(backend,
     enter(backend, 0, UNHEARD)
     enter(backend, 2, HEARD)
     heard = tick(backend, user[0], (0, 2))
-    assert heard.row(0).stt_text is None
-    assert heard.row(0).pause is None
-    assert heard.row(2).stt_text == WANT["tokens"][0]
+    assert heard_row(heard, 0).stt_text is None
+    assert heard_row(heard, 0).pause is None
+    assert heard_row(heard, 2).stt_text == WANT["tokens"][0]
     assert list(backend.flush([0, 2])) == [2]
 
 
@@ -134,12 +135,12 @@ def test_switched_off_it_runs_no_step_and_encodes_no_more_than_the_model_needs(
     backend.transcribing = False
     heard = tick(backend, user[1], (0,))
     assert heard.stt_text is None
-    assert heard.row(0).stt_text is None
+    assert heard_row(heard, 0).stt_text is None
     assert encoded == [32, 8]
     assert backend.flush([0]) == {}
     assert all(map(torch.equal, before, backend.ear.hearing.state(0)))
     backend.transcribing = True
-    assert tick(backend, user[2], (0,)).row(0).stt_text is not None
+    assert heard_row(tick(backend, user[2], (0,)), 0).stt_text is not None
 
 
 def test_nothing_of_a_conversation_stays_after_its_end(backend, user):
