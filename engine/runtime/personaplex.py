@@ -18,7 +18,7 @@ from engine.model.state import Active
 from engine.model.stt import Hearing, silence_codes
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.load import TickTable, time_ticks
-from engine.runtime.renewal import Renewal, settle
+from engine.runtime.renewal import Renewal, wait_for
 from engine.weights.loading import Checkpoint, LoadedRecogniser, file_hash, read_saved_voice
 
 MEGABYTE = 1_000_000
@@ -288,7 +288,7 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:
         self.runner.prefill.run(slot, embedded)
-        settle(self.loop.device)
+        wait_for(self.loop.device)
 
     @torch.inference_mode()
     def _ready(self, slot: int, prompt: Prompt) -> PromptState:
