@@ -500,7 +500,7 @@ def test_a_backend_that_dies_tells_every_seat_and_the_owner_of_the_process(caplo
     for _ in range(2):
         scheduler.join(Opening("V"), NotingDirector(), told.extend)
     scheduler.start()
-    assert died.wait(10)
+    assert died.wait(60)
     scheduler.stop()
     assert str(deaths[0]) == "device lost"
     assert [type(output.error) for output in told] == [InternalError] * 2
