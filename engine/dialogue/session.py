@@ -155,7 +155,7 @@ class Session:
                 f"audio is {ahead:.0f} s ahead of real time; send at most "
                 f"{MAX_BURST_SECONDS:.0f} s ahead"
             )
-        return self._seat.hear(pcm, self._engine.scheduler.clock()) if self._seat else 0
+        return self._seat.push_audio(pcm, self._engine.scheduler.clock()) if self._seat else 0
 
     def say(self, text: str, replace: bool = False) -> int:
         """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long."""

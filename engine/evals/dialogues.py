@@ -128,6 +128,9 @@ class ScriptedBackend:
         self._sounding = np.zeros(slots, np.int64)  # [S] frames left to be heard
         self._active: list[int] = []
 
+    def prepare(self, opening: Opening) -> None:
+        """A script reads no files."""
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         self._talk_of[slot] = opening.seed
         self._sounding[slot] = 0

@@ -52,7 +52,7 @@ def quantised(folder: Path) -> None:
     tensors = {name: value.float() for name, value in load_file(path).items()}
     for name, value in tensors.items():
         if value.dim() == 2:
-            steps, scale = linear.quantise_weight(value)
+            steps, scale = transformer.quantise_weight(value)
             tensors[name] = steps.float() * scale[:, None]
     save_file(tensors, path)
 
