@@ -51,6 +51,7 @@ MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
+REST_SECONDS = 1e-4  # between two words of a long text
 SHORT_CHARS = 300  # at most 3 ms of preparing: the event loop may do that itself
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
@@ -399,7 +400,7 @@ class CommandLine:
             if chars > SHORT_CHARS:
                 loop = asyncio.get_running_loop()
                 self._preparing = loop.run_in_executor(
-                    self._executor, prepare_command, self._waiting[0], self._tokenizer
+                    self._executor, prepare_command, self._waiting[0], self._tokenizer, _rest
                 )
                 self._preparing.add_done_callback(self._take_prepared)
             else:
@@ -424,6 +425,11 @@ class CommandLine:
             self._deliver(command)
         except RefusedError as error:
             self._refuse(command, str(error))
+
+
+def _rest() -> None:
+    """Let go of the interpreter: the scheduler's thread must not wait for a text's."""
+    time.sleep(REST_SECONDS)
 
 
 def _count_chars(command: ev.Command) -> int:

@@ -8,6 +8,7 @@ is the wait for the floor before a text. All of it belongs to the director and t
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -25,14 +26,16 @@ DRY_FRAMES = 12  # how long a growing text may be out of words
 PHRASES_KEPT = 64  # fillers and apologies, for all tokenizers
 
 
-def prepare_command(command: ev.Command, tokenizer: Tokenizer) -> ev.Command:
+def prepare_command(
+    command: ev.Command, tokenizer: Tokenizer, rest: Callable[[], object] | None = None
+) -> ev.Command:
     """The command with the words of its texts. Any thread but the scheduler's."""
     match command:
         case ev.Say(text=text, growing=True) | ev.More(text=text):
             text = spelled(text)  # an answer of ours: what is shown is what is said
-            return replace(command, text=text, words=prepare(text, tokenizer))
+            return replace(command, text=text, words=prepare(text, tokenizer, rest))
         case ev.Say(text=text):
-            return replace(command, words=prepare(text, tokenizer))
+            return replace(command, words=prepare(text, tokenizer, rest))
         case ev.Hold(fillers=fillers, apology=apology):
             fillers = tuple(replace(s, words=prepare_phrase(s.text, tokenizer)) for s in fillers)
             if apology:

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -99,13 +99,16 @@ class SpokenWord:
         return self.ring_out + self.pause
 
 
-def prepare(text: str, tokenizer: Tokenizer) -> tuple[SpokenWord, ...]:
+def prepare(
+    text: str, tokenizer: Tokenizer, rest: Callable[[], object] | None = None
+) -> tuple[SpokenWord, ...]:
     """All words of a text, in order; nothing is dropped. Empty if there is nothing to say.
 
-    Any thread but the scheduler's: 2000 characters take about 20 ms.
+    Any thread but the scheduler's: 2000 characters take about 20 ms. rest: called between words, so
+    that a thread of its own gives way to the frames.
     """
     words: list[SpokenWord] = []
-    for shown, spoken in _pair_words(clean(text)):
+    for shown, spoken in _pair_words(clean(text), rest):
         # in bounded parts: nothing can be cancelled inside a word, or played before its end
         for start in range(0, len(spoken), MAX_WORD_LETTERS):
             part = spoken[start : start + MAX_WORD_LETTERS]
@@ -114,12 +117,14 @@ def prepare(text: str, tokenizer: Tokenizer) -> tuple[SpokenWord, ...]:
     return tuple(_split_long_sentences(words))
 
 
-def _pair_words(text: str) -> list[tuple[str, str]]:
+def _pair_words(text: str, rest: Callable[[], object] | None) -> list[tuple[str, str]]:
     """(shown, spoken) words; what cannot be spoken (a dash) is shown with the word before it."""
     pairs: list[tuple[str, str]] = []
     opening: list[str] = []  # tokens that cannot be spoken, before the first word
     for token in text.split():
         spoken = spell(token)
+        if rest:
+            rest()
         if spoken:
             pairs.append((" ".join([*opening, token]), spoken[0]))
             pairs += [("", word) for word in spoken[1:]]

@@ -207,9 +207,9 @@ class History:
         messages, chars = [], 0
         for role, spoken in list(self._turns)[-SENT_TURNS:][::-1]:
             text = " ".join(spoken.split())
-            chars += len(text)
-            if chars > SENT_CHARS:
+            if chars + len(text) > SENT_CHARS:
                 break  # a gap in the talk would mislead: nothing older is sent either
+            chars += len(text)
             if text:
                 messages.append({"role": role, "content": text})
         return messages[::-1]

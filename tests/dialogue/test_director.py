@@ -1,6 +1,7 @@
 """The director under scripted votes (listening.md 2.2): always, never, at random."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -94,6 +95,14 @@ def test_the_pace_lies_between_72_and_200_words_a_minute():
         begins = script.begins(words_of(text))
         pace = (len(begins) - 1) / ((begins[-1] - begins[0]) * 0.08 / 60)
         assert low <= pace <= high, (vote, pace)
+
+
+def test_without_votes_a_comma_gives_six_frames_more_and_a_sentences_end_ten():
+    script = Scripted(never)
+    script.say("one two, three. four")
+    script.until_said()
+    begins = script.begins(words_of("one two, three. four"))
+    assert [later - begin for begin, later in pairwise(begins)] == [8, 8 + 6, 10 + 10]
 
 
 def test_the_first_word_comes_at_the_first_vote_after_two_frames():

@@ -432,3 +432,25 @@ def test_a_growing_answer_that_runs_dry_is_over_after_twelve_frames():
     rig.take(ev.More(5, "maybe one o'clock.", last=True))
     rig.steps(60)
     assert rig.given == "It is noon or"
+
+
+def test_a_user_who_speaks_during_a_hold_does_not_stop_a_text_that_nobody_waits_for():
+    rig = Rig()
+    rig.take(ev.Say(1, "First of all, this."))
+    rig.step()
+    hold(rig)
+    rig.steps(4)
+    rig.steps(6, peak_in=LOUD)
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.STALE)]
+    rig.run_until(lambda: rig.director.mode is Mode.FREE)
+    assert rig.states(1)[-1] is SayState.DONE
+
+
+def test_a_user_who_began_to_speak_while_another_text_waited_does_not_end_a_later_hold():
+    rig = Rig()
+    rig.take(ev.Say(1, "First of all, this."))
+    rig.steps(3)
+    rig.steps(5, peak_in=LOUD)
+    hold(rig)
+    rig.steps(6, peak_in=LOUD)
+    assert not rig.of(ev.HoldEnded)
