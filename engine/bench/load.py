@@ -114,15 +114,6 @@ def gigabytes(files: list[Path]) -> float:
     return sum(file.stat().st_size for file in files) / 1e9
 
 
-def files_of(path: Path) -> list[Path]:
-    """A file, or those of a folder."""
-    return sorted(path.iterdir()) if path.is_dir() else [path]
-
-
-def gigabytes(files: list[Path]) -> float:
-    return sum(file.stat().st_size for file in files) / 1e9
-
-
 def anonymous_bytes() -> int:
     """Resident memory of this process that no file backs; 0 where the system does not tell."""
     status = Path("/proc/self/status")

@@ -11,7 +11,7 @@ import multiprocessing
 import time
 from typing import Any
 
-from engine.bench.capacity import measure
+from engine.bench.capacity import measure_row
 from engine.bench.clients import PacedTalk, listening
 from engine.bench.process import Server
 from engine.bench.report import duration, positive, save, table
@@ -68,7 +68,7 @@ def measure_beside_a_flood(args: argparse.Namespace, server: Server) -> dict[str
     hostile = context.Process(target=flood_later, args=(server.url, args.seconds), daemon=True)
     hostile.start()
     try:
-        return measure(server, args.conversations, args.seconds, args.format)
+        return measure_row(server, args.conversations, args.seconds, args.format)
     finally:
         hostile.terminate()
         hostile.join()
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     options = ["--model", args.model, "--slots", str(args.conversations + args.hostile)]
     options += ["--transcribe", args.transcribe] if args.transcribe else []
     with Server(options) as server:
-        calm = measure(server, args.conversations, args.seconds, args.format)
+        calm = measure_row(server, args.conversations, args.seconds, args.format)
         rows = [row_of(f"{args.conversations}", calm)]
         if args.hostile:
             flooded = measure_beside_a_flood(args, server)

@@ -19,8 +19,9 @@ from engine.dialogue.director import Director
 from engine.dialogue.events import Say
 from engine.dialogue.floor import WordReader, seconds
 from engine.dialogue.persona import load_personas, prompt_ids
-from engine.dialogue.text import PieceDecoder
+from engine.dialogue.speech import prepare_command
 from engine.errors import ConfigError
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Backend, HeardRow, Opening
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.drive import DrivenFrame, drive_conversation, split_frames
@@ -61,6 +62,7 @@ class Speaker:
 
     def __init__(self, backend: Backend, say: list[tuple[int, str]]) -> None:
         self.director = Director(backend.tokenizer)
+        self._tokenizer = backend.tokenizer
         self._say = sorted(say)
         self._frame = 0  # whose text is chosen next
         self._ids = 0
@@ -68,7 +70,8 @@ class Speaker:
     def __call__(self, sampled: int, heard, peak_in: float, peak_out: float) -> tuple[int, bool]:
         while self._say and self._say[0][0] <= self._frame:
             self._ids += 1
-            self.director.take(Say(self._ids, self._say.pop(0)[1]))
+            said = Say(self._ids, self._say.pop(0)[1])
+            self.director.take(prepare_command(said, self._tokenizer))
         self._frame += 1
         choice = self.director.step(sampled, heard, peak_in, peak_out)
         self.director.events()  # nobody is listening to them here

@@ -14,7 +14,7 @@ from engine.config import ServerConfig, parse_setting
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
-from engine.lookup.question import build_answers
+from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.weights.voices import Voices

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.bench.report import save, table
 from engine.config import EPAD, FRAME_SECONDS, PAD
-from engine.dialogue.floor import Transcript
+from engine.dialogue.floor import UserFloor
 from engine.runtime.backend import HeardRow, Transcription
 
 DELAY_FRAMES = 6
@@ -129,17 +129,17 @@ RULES = {  # name -> what of the recogniser's row is there
 
 def told(frames: list[Scripted], rule: str) -> Iterator[int]:
     """The frames in which a rule tells that a turn is over, its words flushed at once."""
-    transcript = Transcript(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
+    transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
     for number, frame in enumerate(frames):
         row = frame.heard if number >= written else replace(frame.heard, stt_text=PAD)
-        events = transcript.hear(frame.peak, RULES[rule](row))
+        events = transcript.take_frame(frame.peak, RULES[rule](row))
         ahead = number
-        while transcript.flushing:  # what the recogniser would write next, on silence
+        while transcript.runs_ahead:  # what the recogniser would write next, on silence
             ahead += 1
             written = ahead + 1
             token = frames[ahead].token if ahead < len(frames) else PAD
-            events += transcript.flush(HeardRow(stt_text=token))
+            events += transcript.take_step(HeardRow(stt_text=token))
         if rule == "energy" and transcript.turn_ended:
             yield number
         yield from (number for event in events if event.final)

@@ -118,7 +118,7 @@ class ChatSocket:
         received = metrics.clock()
         for pcm in self.codec.decode(payload):
             seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.hear(pcm))
+            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -217,7 +217,7 @@ class ChatSocket:
             await self._send_event(event)
         if data := self.codec.encode(frame.pcm):
             await self.ws.send_bytes(encode(Kind.AUDIO, data))
-        now, metrics = self.engine.scheduler.clock(), self.engine.metrics
+        now, metrics = self.session.clock(), self.engine.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
         if self.query.events and self.session.frames_out % STATS_FRAMES == 0:

@@ -39,13 +39,13 @@ PUBLIC_WEB_QUERY = {
 def heard(monkeypatch):
     """The user samples that reach the conversations."""
     chunks = []
-    hear = Session.hear
+    hear = Session.push_audio
 
     def listen_in(self, pcm):
         chunks.append(pcm)
         return hear(self, pcm)
 
-    monkeypatch.setattr(Session, "hear", listen_in)
+    monkeypatch.setattr(Session, "push_audio", listen_in)
     return chunks
 
 

@@ -354,7 +354,7 @@ async def test_a_fault_while_a_text_is_prepared_ends_its_own_conversation_only(
     server, monkeypatch, caplog
 ):
     async with talking(server.url) as neighbour, talking(server.url) as peer:
-        monkeypatch.setattr("engine.dialogue.speech.prepare", fail)
+        monkeypatch.setattr("engine.dialogue.session.prepare_command", fail)
         await peer.say("hello")
         text, code = await peer.end()
         monkeypatch.undo()
