@@ -14,9 +14,9 @@ def build_app(engine: Service, config: ServerConfig) -> web.Application:
     """`/api`, `/healthz` and the others natively, then the page."""
     app = web.Application()
     add_routes(app, engine, config)
-    voice = config.voice if config.voice in engine.commands.voices else engine.commands.voices[0]
+    voice = config.voice if config.voice in engine.voices else engine.voices[0]
     routing = engine.answers.on if engine.answers else None
-    add_page(app, PageConfig(engine.commands.voices, engine.personas, voice, routing), config.token)
+    add_page(app, PageConfig(engine.voices, engine.personas, voice, routing), config.token)
     return app
 
 

@@ -1,6 +1,6 @@
-"""The page's scripts: their unit tests by node's own runner, their types by tsc, their style by eslint.
+"""The page's scripts: unit tests by node's own runner, types by tsc, recommended rules by eslint.
 
-The last two come from npm, pinned in js/package-lock.json, into the ignored js/node_modules.
+npm brings the last two, pinned in js/package-lock.json, into the ignored folder js/node_modules.
 """
 
 import shutil
