@@ -7,7 +7,7 @@ import sys
 
 from demo.app import serve
 from engine.cli import LOG_FORMAT
-from engine.commands.serve import add_server_arguments, build_engine, server_config
+from engine.commands.serve import add_server_arguments, build_service, server_config
 from engine.errors import EngineError
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
         config = server_config(args)
-        return asyncio.run(serve(build_engine(config), config))
+        return asyncio.run(serve(build_service(config), config))
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

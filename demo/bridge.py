@@ -37,7 +37,7 @@ class Bridge:
         """Answer one HTTP request with the application's response."""
         exchange = Exchange(request)
         try:
-            await self.app(scope_of(request), exchange.receive, exchange.send)
+            await self.app(build_scope(request), exchange.receive, exchange.send)
         except (ClientDisconnect, ClientGoneError):
             logger.debug("client left during %s %s", request.method, request.path)
         finally:
@@ -139,7 +139,7 @@ class Lifespan:
             raise RuntimeError(f"the page's {phase} failed: {answer.result().get('message', '')}")
 
 
-def scope_of(request: web.Request) -> Message:
+def build_scope(request: web.Request) -> Message:
     """The ASGI scope of one request; a proxy in front is believed about https."""
     raw_path, _, query = request.raw_path.partition("?")
     peer = request.transport.get_extra_info("peername") if request.transport else None
@@ -149,7 +149,7 @@ def scope_of(request: web.Request) -> Message:
         "asgi": ASGI,
         "http_version": "1.1",
         "method": request.method,
-        "scheme": scheme_of(request),
+        "scheme": find_scheme(request),
         "path": request.path,
         "raw_path": raw_path.encode("latin-1"),
         "query_string": query.encode("latin-1"),
@@ -160,7 +160,7 @@ def scope_of(request: web.Request) -> Message:
     }
 
 
-def scheme_of(request: web.Request) -> str:
+def find_scheme(request: web.Request) -> str:
     """`https` if the browser came by https, also when a proxy in front took it off."""
     if "MODAL_TASK_ID" in os.environ:  # always behind https there, and not known to say so
         return "https"

@@ -147,7 +147,7 @@ class Acceptance:
     async def _ask(self) -> None:
         async with self._client(routing=1) as client:
             await _until(client, lambda m: m.kind is Kind.HANDSHAKE)
-            await client.tell(type="ask", text=QUESTION)
+            await client.send_metadata(type="ask", text=QUESTION)
             seen = await _until(client, lambda m: m.kind is Kind.ERROR or _route_over(m))
         last = seen[-1]
         if last.kind is Kind.ERROR:

@@ -75,7 +75,7 @@ class Speaker:
         return choice
 
 
-def at_frame(text: str) -> tuple[int, str]:
+def parse_say(text: str) -> tuple[int, str]:
     """`12:Hello.` as (12, `Hello.`)."""
     frame, colon, said = text.partition(":")
     if not colon or not frame.isdigit() or not said.strip():
@@ -84,7 +84,7 @@ def at_frame(text: str) -> tuple[int, str]:
 
 
 @contextmanager
-def assembled(args: argparse.Namespace) -> Iterator[str]:
+def assemble_model(args: argparse.Namespace) -> Iterator[str]:
     """The model to load: a folder of links where single files are replaced by options."""
     from engine.weights import hub
 
@@ -168,7 +168,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--voice-prompt", "--voice", metavar="NAME", help="with or without .pt, .wav"
     )
     parser.add_argument("--text-prompt", help="who the agent is; empty: nobody in particular")
-    parser.add_argument("--say", type=at_frame, action="append", default=[], metavar="FRAME:TEXT")
+    parser.add_argument("--say", type=parse_say, action="append", default=[], metavar="FRAME:TEXT")
     parser.add_argument("--temp-text", type=float, default=0.7)
     parser.add_argument("--temp-audio", type=float, default=0.8)
     parser.add_argument("--topk-text", type=int, default=25)
@@ -179,7 +179,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with assembled(args) as source:
+    with assemble_model(args) as source:
         config = ServerConfig(
             model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
         )

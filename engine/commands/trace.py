@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine import __version__
-from engine.commands.offline import Speaker, add_model_arguments, assembled, opening, words
+from engine.commands.offline import Speaker, add_model_arguments, assemble_model, opening, words
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
@@ -39,7 +39,7 @@ class Forced:
         return self._otherwise(sampled, heard, peak_in, peak_out)
 
 
-def tokens_from(text: str) -> dict[int, int]:
+def parse_force(text: str) -> dict[int, int]:
     """`12:337,260` as {12: 337, 13: 260}."""
     frame, _, ids = text.partition(":")
     try:
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="SAFETENSORS")
     parser.add_argument("--frames", type=int, help="stop after so many; default: the whole input")
     parser.add_argument(
-        "--force", type=tokens_from, action="append", default=[], metavar="FRAME:ID,ID,…",
+        "--force", type=parse_force, action="append", default=[], metavar="FRAME:ID,ID,…",
         help="feed these text tokens from a frame on, whatever the model or --say wants",
     )  # fmt: skip
     add_model_arguments(parser)
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < 1:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = split_frames(read_wav(args.input))[: args.frames]
-    with assembled(args) as source:
+    with assemble_model(args) as source:
         config = ServerConfig(
             model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
         )

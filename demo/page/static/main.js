@@ -159,7 +159,7 @@ class Page {
     saveFile(fileName(ending), new Blob([write(this.transcript.turns)], { type }));
   }
 
-  // What the widgets look like now, in the order of WIDGETS in demo/page/ui.py.
+  // What the widgets look like now, in the order of `changing` in demo/page/ui.py.
   widgets() {
     const { name } = this.state;
     const calling = name !== "idle" && name !== "closed";
