@@ -1,6 +1,6 @@
 """Serves an ASGI application's plain HTTP from inside an aiohttp server, in its event loop.
 
-Requests, responses and the lifespan, nothing else: WebSockets stay aiohttp's own (design.md 3.6).
+It carries requests, responses and the lifespan. WebSockets stay aiohttp's own (design.md 3.6).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ BODILESS = (204, 304)  # these never carry a body, so they get no chunked encodi
 
 
 class Bridge:
-    """One ASGI application: `handle` is a catch-all route, `lifespan` a cleanup context."""
+    """One ASGI application. `handle` is a catch-all route, `lifespan` a cleanup context."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.app = app
@@ -72,9 +72,9 @@ class Exchange:
         self._body_read = False
 
     async def receive(self) -> Message:
-        """The next piece of the body; after the last one nothing until the exchange is over."""
+        """The next piece of the body. After the last one it waits until the exchange is over."""
         if self._body_read:
-            await self.over.wait()  # an answer at once, for ever, is what hangs aiohttp-asgi
+            await self.over.wait()  # aiohttp-asgi answers at once, again and again, and hangs
             return {"type": "http.disconnect"}
         try:
             piece = await self.request.content.read(CHUNK_BYTES)
@@ -140,7 +140,7 @@ class Lifespan:
 
 
 def build_scope(request: web.Request) -> Message:
-    """The ASGI scope of one request; a proxy in front is believed about https."""
+    """The ASGI scope of one request. A proxy in front is believed about https."""
     raw_path, _, query = request.raw_path.partition("?")
     peer = request.transport.get_extra_info("peername") if request.transport else None
     here = request.transport.get_extra_info("sockname") if request.transport else None
@@ -161,7 +161,7 @@ def build_scope(request: web.Request) -> Message:
 
 
 def find_scheme(request: web.Request) -> str:
-    """`https` if the browser came by https, also when a proxy in front took it off."""
+    """`https` if the browser came by https, even if a proxy in front took it off."""
     if "MODAL_TASK_ID" in os.environ:  # always behind https there, and not known to say so
         return "https"
     forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip().lower()
