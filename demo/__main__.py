@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; the exit code (0 done, 1 failed with one clear line)."""
     try:
         from demo.app import serve
-        from engine.commands.serve import add_server_arguments, build_engine, server_config
+        from engine.commands.serve import add_server_arguments, build_service, server_config
     except ModuleNotFoundError as error:  # started by hand before `make run` has set up
         if (error.name or "").split(".")[0] in ("demo", "engine"):
             raise
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
         config = server_config(args)
-        return asyncio.run(serve(build_engine(config), config))
+        return asyncio.run(serve(build_service(config), config))
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

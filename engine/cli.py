@@ -15,7 +15,7 @@ from engine.install import describe_missing
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMANDS = {
     "serve": ("engine.commands.serve", "serve /api without the page"),
-    "talk": ("engine.wire.client", "talk to a server from the terminal (wav or microphone)"),
+    "talk": ("engine.commands.talk", "talk to a server from the terminal (wav or microphone)"),
     "check": ("engine.commands.check", "acceptance test of a running server"),
     "offline": ("engine.commands.offline", "wav in, wav and text json out"),
     "trace": ("engine.commands.trace", "like offline, with every token and tensor in one file"),

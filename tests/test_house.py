@@ -16,7 +16,7 @@ import pytest
 
 from engine.config import ServerConfig
 from engine.install import requirements
-from engine.lookup.question import build_answers
+from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.voices import Voices
@@ -145,10 +145,10 @@ def test_serving_the_embedded_backend_loads_no_torch():
     loaded = loaded_after(
         "from aiohttp import web\n"
         "from engine.config import ServerConfig\n"
-        "from engine.commands.serve import build_engine\n"
+        "from engine.commands.serve import build_service\n"
         "from engine.wire.server import add_routes\n"
         "config = ServerConfig(model='embedded', slots=1)\n"
-        "engine = build_engine(config)\n"
+        "engine = build_service(config)\n"
         "add_routes(web.Application(), engine, config)\n"
         "engine.start(); engine.wait(30); engine.stop()"
     )

@@ -166,7 +166,9 @@ def test_a_command_that_needs_the_model_says_how_to_get_it(command, tmp_path):
 
 
 def test_a_server_without_the_opus_codec_asks_for_pcm16():
-    done = page_only("from engine.wire.audio import codec\ncodec('pcm16')\ncodec('opus')")
+    done = page_only(
+        "from engine.wire.audio import make_codec\nmake_codec('pcm16')\nmake_codec('opus')"
+    )
     assert "connect with format=pcm16" in done.stderr.splitlines()[-1]
 
 

@@ -3,13 +3,13 @@
 import json
 
 from engine.bench import server
-from engine.bench.report import parsed
+from engine.bench.report import parse_options
 
 
 def test_neighbours_are_measured_with_and_without_a_flood(tmp_path, capsys):
     path = tmp_path / "server.json"
     options = ["--hostile", "--conversations", "1", "--seconds", "3", "--json", str(path)]
-    assert server.run(parsed(server, options)) == 0
+    assert server.run(parse_options(server, options)) == 0
     said = capsys.readouterr().out
     assert "beside a flood the answers take" in said
     result = json.loads(path.read_text())

@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_ends_the_start(capsys):
 def test_weights_that_are_here_are_loaded_without_asking_anybody(hf_home):
     downloaded(hf_home, "c0ffee")
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY)
-    assert volume.pinned_to_local(config).revision == "c0ffee"
+    assert volume.pin_to_local(config).revision == "c0ffee"
     assert not volume.fetch(config, lambda *_: None, pytest.fail)
 
 
@@ -100,9 +100,9 @@ def test_a_download_that_broke_off_is_resumed_and_then_committed(hf_home, monkey
 def test_another_revision_than_the_one_that_is_here_is_fetched(hf_home):
     downloaded(hf_home, "c0ffee")
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY, revision="v2")
-    assert volume.pinned_to_local(config) is config
+    assert volume.pin_to_local(config) is config
     downloaded(hf_home, "beef", revision="v2")
-    assert volume.pinned_to_local(config).revision == "beef"
+    assert volume.pin_to_local(config).revision == "beef"
 
 
 def test_a_model_folder_is_never_fetched(tmp_path):
@@ -113,14 +113,14 @@ def test_a_model_folder_is_never_fetched(tmp_path):
 def test_compiled_code_is_kept_apart_by_device_and_versions(monkeypatch):
     environ: dict[str, str] = {}
     monkeypatch.setattr(volume, "device_name", lambda: "nvidia-a10g")
-    volume.keep_compiled(environ, Path("/cache"))
+    volume.set_compile_caches(environ, Path("/cache"))
     folder = Path(environ["TRITON_CACHE_DIR"]).parent
     assert environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
     assert folder.parent == Path("/cache/compiled")
     assert folder.name.startswith("nvidia-a10g-torch2.")
     monkeypatch.setattr(volume, "device_name", lambda: "nvidia-l40s")
     other: dict[str, str] = {"TRITON_CACHE_DIR": "/mine"}
-    volume.keep_compiled(other, Path("/cache"))
+    volume.set_compile_caches(other, Path("/cache"))
     assert other["TRITON_CACHE_DIR"] == "/mine"
     assert Path(other["TORCHINDUCTOR_CACHE_DIR"]).parent != folder
 

@@ -170,7 +170,7 @@ async def events_of_a_long_call(url: str, frames: int) -> list[dict]:
         async for message in client.messages():
             if message.kind is Kind.HANDSHAKE:
                 for _ in range(frames):
-                    await client.hear(np.zeros(FRAME_SAMPLES, np.float32))
+                    await client.send_audio(np.zeros(FRAME_SAMPLES, np.float32))
             elif message.kind is Kind.METADATA:
                 events.append(message.data)
             elif message.kind is Kind.AUDIO:
