@@ -23,9 +23,6 @@ from engine.config import DeepSeekConfig
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3.0
-FIRST_TOKEN_SECONDS = 5.0
-TOTAL_SECONDS = 30.0
 RETRY_SECONDS = (0.2, 0.6)  # jitter before the one retry
 BREAKER_FAILURES = 3  # in a row
 BREAKER_SECONDS = 30.0
@@ -61,9 +58,9 @@ class RetryableError(AnswerError):
 class Deadlines:
     """How long the answer may take, in seconds."""
 
-    connect: float = CONNECT_SECONDS
-    first_token: float = FIRST_TOKEN_SECONDS
-    total: float = TOTAL_SECONDS
+    connect: float = 3.0
+    first_token: float = 5.0
+    total: float = 30.0
 
 
 @dataclass

@@ -54,16 +54,6 @@ def test_turns_end_one_after_the_other():
     assert sum(ended for _, ended in states) == 3
 
 
-def test_the_onset_counts_from_where_speaking_started():
-    floor, _ = run_energy_rule("...###")
-    assert floor.onset_frames == 1
-    floor.take_frame(0.5)
-    assert floor.onset_frames == 2
-    for _ in range(5):
-        floor.take_frame(0.0)
-    assert floor.onset_frames == 0
-
-
 def test_loud_is_more_than_36_db_below_full_scale():
     floor = EnergyRule()
     floor.take_frame(LOUD)
