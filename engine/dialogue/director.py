@@ -32,7 +32,11 @@ HUSH_AFTER_FRAMES = 6  # loud frames of a held agent before its audio is silence
 
 
 class Mode(Enum):
-    FREE, ARMED, SPEAK, TAIL, HOLD = (auto() for _ in range(5))
+    FREE = auto()  # the model speaks for itself
+    ARMED = auto()  # a text waits for the moment to begin
+    SPEAK = auto()
+    TAIL = auto()  # silence after a text, so that the model adds no sentence of its own
+    HOLD = auto()  # silence until an answer comes
 
 
 class Patience(Enum):
@@ -341,7 +345,7 @@ class Director:
     def _watch_for_barge_in(self) -> None:
         """A new onset of the user's speech, or a word, stops what is said or awaited."""
         current = self.agenda.current
-        onset = self.floor.interruption(current.spoken if current else "")
+        onset = self.floor.interruption(current.spoken if current and self.floor.word else "")
         is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
         self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
         if onset is None:

@@ -31,7 +31,6 @@ QUIET_FRAMES = 5  # 400 ms
 LAST_PIECE_FRAMES = 7  # since the last piece, for the fallback
 PIECE_FRAMES = 4  # for which a piece shows that the user speaks
 
-TURNS_KEPT = 20
 BARGE_IN_FRAMES = 3  # of speech without words
 WORD_LETTERS = 2  # of a word that interrupts at once
 
@@ -65,7 +64,6 @@ class UserFloor:
         self._steps_to_end = transcription.flush_steps if transcription else 0
         self._turn: list[HeardWord] = []
         self._closing: ClosingTurn | None = None
-        self.turns: deque[ev.UserText] = deque(maxlen=TURNS_KEPT)  # the finished ones
 
     @property
     def frame(self) -> int:
@@ -151,10 +149,7 @@ class UserFloor:
         self._rule.finish()
         turn = self._user_text(final=True)
         self._turn.clear()
-        if not turn.text:
-            return []
-        self.turns.append(turn)
-        return [turn]
+        return [turn] if turn.text else []
 
     def _user_text(self, final: bool) -> ev.UserText:
         """The words of the turn so far; no time lies beyond what was heard."""
@@ -171,7 +166,6 @@ class EnergyRule:
     """When the user speaks and a turn is over, by loudness alone."""
 
     speaking: bool = False  # user_speaking
-    onset_frames: int = 0  # frames of speaking since it started; 0 while silent
     loud_frames: int = 0  # of the turn so far
     turn_ended: bool = False  # true in the one frame in which a turn ends
     quiet_frames: int = 0  # in a row
@@ -187,8 +181,6 @@ class EnergyRule:
             self.speaking = False
         elif not self.speaking and sum(self.window) >= START_LOUD:
             self.speaking = True
-            self.onset_frames = 0
-        self.onset_frames = self.onset_frames + 1 if self.speaking else 0
         self.turn_ended = self.quiet_frames >= TURN_QUIET and self.loud_frames >= TURN_LOUD
         if self.quiet_frames >= TURN_QUIET:
             self.loud_frames = 0

@@ -1,4 +1,4 @@
-"""The personas of `assets/personas.toml`: who the agent is told to be."""
+"""Who the agent is told to be: the presets of `assets/personas.toml`, and a persona as a prompt."""
 
 import tomllib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from engine.runtime.backend import Tokenizer
 
 PERSONAS_FILE = Path(__file__).parents[2] / "assets" / "personas.toml"
 MAX_PROMPT_CHARS = 4000
+TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slash
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,11 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
     return tuple(personas)
 
 
-# -- prompt ----------------------------------------------------------------------------------------
-#
-# The persona as the model reads it: wrapped in `<system>` tags, tokenised (model.md 6.3).
-
-TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slash
-
-
 def wrap(text: str) -> str:
-    """The role text between its tags; unchanged if it has them; empty stays empty."""
+    """The role text between its tags; unchanged if it has them; empty stays empty.
+
+    Source: model.md 6.3.
+    """
     cleaned = text.strip()
     if not cleaned or (cleaned.startswith(TAG) and cleaned.endswith(TAG)):
         return cleaned
@@ -57,6 +54,6 @@ def wrap(text: str) -> str:
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of a persona; none for an empty one."""
+    """The ids of a persona, wrapped; none for an empty one."""
     wrapped = wrap(text)
     return tuple(tokenizer.encode(wrapped)) if wrapped else ()

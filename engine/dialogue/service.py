@@ -1,7 +1,7 @@
 """What the conversations of one process share: the backend once it is loaded, personas, limits.
 
 Loading runs in a thread of its own, so that the port is open and `/healthz` tells the phase while
-the model wakes up.
+the model wakes up. Another thread prepares long texts for all conversations.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Service:
             backend = self._load(self._progress)
             self._warm_up(backend.tokenizer)
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
-        except Exception as error:  # the thread's boundary: whoever owns the process must know
+        except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
             self._warm.set()
             return self._died(error)
@@ -96,7 +96,7 @@ class Service:
         logger.info("model %s is warm: %d slots", backend.name, backend.slots)
 
     def _warm_up(self, tokenizer: Tokenizer) -> None:
-        """Make now what a conversation would else wait for."""
+        """Make now what a conversation would otherwise have to wait for."""
         prepare("1", tokenizer)  # the rules by which numbers are spelled
         if not self.answers:
             return
@@ -108,7 +108,7 @@ class Service:
             self.answers.router.prepare()
 
     def _died(self, error: BaseException) -> None:
-        """The loader's or the scheduler's thread ended; whoever owns the process decides."""
+        """The loader's or the scheduler's thread ended; the process's owner decides."""
         if self.on_death:
             self.on_death(error)
 
@@ -172,10 +172,10 @@ class Service:
         self.closing = True
         for session in self.sessions:
             session.announce(ev.Closing("the server is being stopped or updated", grace_s))
-        await self._empty(grace_s)
+        await self._wait_until_empty(grace_s)
         for session in self.sessions:
             session.finish(ClosingError(GOODBYE))
-        await self._empty(CLOSE_SECONDS)
+        await self._wait_until_empty(CLOSE_SECONDS)
         if self.answers:
             await self.answers.answerer.close()
 
@@ -190,8 +190,8 @@ class Service:
         if not self.sessions:
             self._nobody.set()
 
-    async def _empty(self, seconds: float) -> None:
-        """Wait until no session is left, at most so long."""
+    async def _wait_until_empty(self, seconds: float) -> None:
+        """Wait until no session is left, or until the time is over."""
         if self.sessions:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nobody.wait(), seconds)

@@ -52,7 +52,7 @@ MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
 REST_SECONDS = 1e-4  # between two words of a long text
-SHORT_CHARS = 300  # at most 3 ms of preparing: the event loop may do that itself
+SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
 

@@ -122,7 +122,7 @@ def _pair_words(text: str, rest: Callable[[], object] | None) -> list[tuple[str,
     pairs: list[tuple[str, str]] = []
     opening: list[str] = []  # tokens that cannot be spoken, before the first word
     for token in text.split():
-        spoken = spell(token)
+        spoken = spell_token(token)
         if rest:
             rest()
         if spoken:
@@ -176,7 +176,7 @@ def _is_unspeakable(char: str) -> bool:
     return char in EMOJI_PARTS or (kind in ("So", "Cc", "Cf", "Co", "Cs") and char != "°")
 
 
-def spell(token: str) -> list[str]:
+def spell_token(token: str) -> list[str]:
     """The words to say for one written token: `$14.` -> [`fourteen`, `dollars.`]."""
     core = token.strip(PUNCTUATION)
     words = (_spell_number(core) or _spell_mixed(core)) if core else []
@@ -188,9 +188,9 @@ def spell(token: str) -> list[str]:
     return words
 
 
-def spelled(text: str) -> str:
+def spell_text(text: str) -> str:
     """A whole text as it is said, for texts of our own making: `$14` becomes `fourteen dollars`."""
-    return " ".join(word for token in clean(text).split() for word in spell(token) or [token])
+    return " ".join(word for token in clean(text).split() for word in spell_token(token) or [token])
 
 
 def _spell_number(core: str) -> list[str]:
@@ -296,14 +296,6 @@ def _spell_time(match: re.Match) -> str:
     return f"{hour} {'oh ' if minute < 10 else ''}{_spell_cardinal(str(minute))}"
 
 
-def _spell_year(match: re.Match) -> str:
-    return _format_number(int(match[0]), to="year")
-
-
-def _spell_ordinal(match: re.Match) -> str:
-    return _format_number(int(match["number"]), to="ordinal")
-
-
 UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 FORMS = tuple(
     (re.compile(pattern, re.IGNORECASE), speak)
@@ -314,8 +306,11 @@ FORMS = tuple(
         (r"(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)", _spell_time),
         (r"(?P<v>v)(?P<numbers>\d{1,6}(?:\.\d{1,6})*)", _spell_version),
         (r"(?P<v>)(?P<numbers>\d{1,6}(?:\.\d{1,6}){2,})", _spell_version),
-        (r"(?P<number>\d{1,9})(?:st|nd|rd|th)", _spell_ordinal),
-        (r"1[1-9]\d\d|20\d\d", _spell_year),
+        (
+            r"(?P<number>\d{1,9})(?:st|nd|rd|th)",
+            lambda match: _format_number(int(match["number"]), to="ordinal"),
+        ),
+        (r"1[1-9]\d\d|20\d\d", lambda match: _format_number(int(match[0]), to="year")),
         (rf"(?P<number>{NUMBER})(?:[-–](?P<upto>{NUMBER}))?(?P<unit>{UNIT})?", _spell_quantity),
     )
 )

@@ -3,7 +3,7 @@
 Part of the director, frame by frame; with routing off every token passes untouched. In order: the
 free agent's tokens (`OwnWords`), the latch that says when a hand-over counts, the `!!!` marker, the
 announcing phrases, pieces to text, and the fixed words of `assets/phrases.toml`. The other two
-triggers, the client's `ask` and the user's own turn, are `routing.py`'s affair.
+triggers are the client's `ask` and the user's own turn (`routing.py`).
 Source: listening.md 3.
 """
 
@@ -53,7 +53,7 @@ class TriggerRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class OwnToken:
     """What becomes of one token of the free agent."""
 
     fed: int
@@ -85,16 +85,16 @@ class OwnWords:
         self.on = on and self._marker is not None
         return left
 
-    def take(self, token: int) -> Own:
+    def take(self, token: int) -> OwnToken:
         """Take a sampled token of a free agent."""
         if not self.on:
-            return Own(token, self._text(token))
+            return OwnToken(token, self._text(token))
         seen = self._marker.detect(token, self.latch.armed)
         if seen.fired:
-            return Own(seen.fed, self._show(seen.due), Source.MARKER)
+            return OwnToken(seen.fed, self._show(seen.due), Source.MARKER)
         shown = self._show(seen.due)
         phrase = self._phrases.matches(shown) and self.latch.armed_for_phrase
-        return Own(seen.fed, shown, Source.PHRASE if phrase else None, seen.swallowed)
+        return OwnToken(seen.fed, shown, Source.PHRASE if phrase else None, seen.swallowed)
 
     def leave(self) -> str:
         """The agent is not free any more: what is still to be shown."""

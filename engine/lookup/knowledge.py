@@ -85,7 +85,7 @@ class Knowledge:
 
     @cached_property
     def index(self) -> "bm25s.BM25":
-        """Made when it is first needed; `Answers.prepare` sees to it that nobody waits."""
+        """Made when it is first needed; the server makes it while it starts."""
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports each index at DEBUG

@@ -13,7 +13,7 @@ and changes nothing. A test walks every edge (tests/lookup/test_question.py).
                     ▼                         GIVE_UP │ FAIL
                  DROPPED                      STALE ◀─┴─▶ FAILED
 
-A question is no judge of what is asked: triggers, limits and history are `routing.py`'s affair.
+A question does not decide what is asked: triggers, limits and history stand in `routing.py`.
 """
 
 import asyncio

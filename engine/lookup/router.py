@@ -1,7 +1,8 @@
 """Whether a finished turn of the user needs the product's facts: decided from its words alone.
 
 Retrieval, no model: a question that lies nearer to the facts than to everyday talk is routed, so
-small talk is never held. A short follow-up is read together with the question before it.
+small talk is never held. A short follow-up is read together with the question before it. English
+only.
 """
 
 import re
@@ -18,6 +19,23 @@ REFERS_BACK = re.compile(
     r"how about|per|then|instead|else|more|no|not|meant|mean|other|cheaper|yearly|monthly)\b"
 )
 CORRECTS = re.compile(r"\b(?:i meant?|i was asking|i asked|not the|no,|instead)")
+LEAD_IN = re.compile(
+    r"(?:(?:and|so|well|oh|ok|okay|um|uh|er|hmm?|but|also|then|yes|yeah|yep|no|nope|right|great|good|"
+    r"alright|all right|hi|hello|hey|thanks|thank you|now|actually|please|sorry|cool|nice|sure|"
+    r"i see|got it|there|nora)\b[^a-z]*)+"
+)
+ASKS_FIRST = re.compile(
+    r"(?:who|whose|what|which|when|where|why|how|whats|is|are|was|were|am|do|does|did|can|could|"
+    r"will|would|should|shall|may|might|have|has|had|isn't|aren't|doesn't|don't|didn't|can't|won't|"
+    r"any|tell|explain|describe|show|give|list|compare|remind)\b"
+)
+ASKS_ANYWHERE = re.compile(
+    r"\?|\b(?:tell me|let me know|i(?:'d| would) like to (?:know|hear|learn)|"
+    r"i (?:want|need|wanted) to know|"
+    r"i(?:'m| am| was) (?:just )?(?:wondering|curious|asking)|(?:do|would) you know|what about|"
+    r"how about|how much|how many|how long|can you|could you|what is|what's)\b"
+)
+TAKES_BACK = re.compile(r"\b(?:never mind|forget it|forget about it)$")
 
 
 class Router:
@@ -57,29 +75,6 @@ def _follows_up(text: str) -> bool:
     if len(lower.split()) > FOLLOW_UP_WORDS or not terms(lower):
         return False
     return bool(CORRECTS.search(lower) or (is_question(text) and REFERS_BACK.search(lower)))
-
-
-# -- questions -------------------------------------------------------------------------------------
-#
-# Whether a sentence asks for something; by its words, not by a model. English only.
-
-LEAD_IN = re.compile(
-    r"(?:(?:and|so|well|oh|ok|okay|um|uh|er|hmm?|but|also|then|yes|yeah|yep|no|nope|right|great|good|"
-    r"alright|all right|hi|hello|hey|thanks|thank you|now|actually|please|sorry|cool|nice|sure|"
-    r"i see|got it|there|nora)\b[^a-z]*)+"
-)
-ASKS_FIRST = re.compile(
-    r"(?:who|whose|what|which|when|where|why|how|whats|is|are|was|were|am|do|does|did|can|could|"
-    r"will|would|should|shall|may|might|have|has|had|isn't|aren't|doesn't|don't|didn't|can't|won't|"
-    r"any|tell|explain|describe|show|give|list|compare|remind)\b"
-)
-ASKS_ANYWHERE = re.compile(
-    r"\?|\b(?:tell me|let me know|i(?:'d| would) like to (?:know|hear|learn)|"
-    r"i (?:want|need|wanted) to know|"
-    r"i(?:'m| am| was) (?:just )?(?:wondering|curious|asking)|(?:do|would) you know|what about|"
-    r"how about|how much|how many|how long|can you|could you|what is|what's)\b"
-)
-TAKES_BACK = re.compile(r"\b(?:never mind|forget it|forget about it)$")
 
 
 def is_question(text: str) -> bool:

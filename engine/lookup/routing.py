@@ -2,8 +2,8 @@
 
 Three things hand a question over: the client asks, a finished turn of the user needs the product's
 facts, or the model hands over by its own words (`handover.py`, frame by frame). `Routing` decides
-for one conversation, in the session's event loop; what becomes of a question is `question.py`'s
-affair. `Answers` is what all conversations of a server share.
+for one conversation, in the session's event loop; `question.py` follows each question to its end.
+`Answers` is what all conversations of a server share.
 """
 
 import itertools

@@ -1,7 +1,8 @@
 """DeepSeek's chat API (or any that is compatible): a question in, the answer as it is written.
 
-One HTTP session for the whole server, with deadlines, one retry and a breaker. Neither the key nor
-a word of anybody is ever logged or put into an error.
+One HTTP session for the whole server, with deadlines, one retry and a breaker. `Clauses` cuts the
+answer into clauses that can be spoken while the rest is still being written. Neither the key nor a
+word of anybody is ever logged or put into an error.
 Source: api-docs.deepseek.com, chat completions (streaming), rate limits, error codes.
 """
 
@@ -22,15 +23,25 @@ from engine.config import DeepSeekConfig
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3.0
-FIRST_TOKEN_SECONDS = 5.0
-TOTAL_SECONDS = 30.0
 RETRY_SECONDS = (0.2, 0.6)  # jitter before the one retry
 BREAKER_FAILURES = 3  # in a row
 BREAKER_SECONDS = 30.0
 MAX_ANSWER_TOKENS = 200
 CONNECTIONS = 64
 REASONS = {401: "key refused", 402: "no credit"}
+
+FIRST_WORDS = 4  # of the first clause: speech starts with it
+LONG_WORDS = 12  # a clause without any punctuation is cut here
+MAX_SENTENCES = 3
+MAX_WORDS = 90
+LONGEST_BRACKET = 200  # characters; a bracket longer than this is none
+LIST_MARK = re.compile(r"^\s*(?:[-*•+]|\d{1,2}[.)])\s+", re.MULTILINE)
+LIST_MARK_BEGUN = re.compile(r"(?:^|\n)\s*(?:[-*•+]|\d{1,2}[.)]?)?\s*$")
+BREAK = re.compile(r"""(?P<end>[.!?…]+["'”’)*_\]]*(?=\s)|\n)|[,;:](?=\s)""")
+ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|st|vs|approx|no|inc|ltd|etc|a\.m|p\.m)|\b[a-z])\.$",
+    re.IGNORECASE,
+)
 
 Messages = list[dict[str, str]]
 
@@ -45,11 +56,11 @@ class RetryableError(AnswerError):
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """In seconds."""
+    """How long the answer may take, in seconds."""
 
-    connect: float = CONNECT_SECONDS
-    first_token: float = FIRST_TOKEN_SECONDS
-    total: float = TOTAL_SECONDS
+    connect: float = 3.0
+    first_token: float = 5.0
+    total: float = 30.0
 
 
 @dataclass
@@ -65,13 +76,13 @@ class Breaker:
         if self.clock() < self.open_until:
             raise AnswerError("paused after failures")
 
-    def failed(self, reason: str) -> None:
+    def note_failure(self, reason: str) -> None:
         self.failures += 1
         if self.failures >= BREAKER_FAILURES:
             self.open_until = self.clock() + BREAKER_SECONDS
             logger.warning("answers fail (%s); none for %g s", reason, BREAKER_SECONDS)
 
-    def succeeded(self) -> None:
+    def note_success(self) -> None:
         self.failures = 0
 
 
@@ -103,17 +114,17 @@ class Answerer:
         try:
             response, due = await self._open(messages, over_at)
             with contextlib.closing(response):
-                while (piece := read_event(await _line(response, due))) is not None:
+                while (piece := read_event(await _read_line(response, due))) is not None:
                     if piece:
                         yield piece
                         due = over_at
         except AnswerError as error:
-            self.breaker.failed(str(error))
+            self.breaker.note_failure(str(error))
             raise
         except GeneratorExit:  # the listener has heard enough
-            self.breaker.succeeded()
+            self.breaker.note_success()
             raise
-        self.breaker.succeeded()
+        self.breaker.note_success()
 
     async def close(self) -> None:
         if self._http:
@@ -176,7 +187,7 @@ class Answerer:
         return self._http
 
 
-async def _line(response: aiohttp.ClientResponse, due: float) -> bytes:
+async def _read_line(response: aiohttp.ClientResponse, due: float) -> bytes:
     """The next line of the stream. Raises AnswerError."""
     try:
         async with asyncio.timeout_at(due):
@@ -209,29 +220,12 @@ def read_event(line: bytes) -> str | None:
     return text or ""
 
 
-# -- clauses ---------------------------------------------------------------------------------------
-#
-# A streamed answer cut into clauses that can be spoken while the rest is still being written.
-#
-# Bounds the answer too: three sentences, and so many words. Cleaning and spelling are
-# `speakable.py`'s affair; here only list marks go, because they show at line starts alone.
-
-FIRST_WORDS = 4  # of the first clause: speech starts with it
-LONG_WORDS = 12  # a clause without any punctuation is cut here
-MAX_SENTENCES = 3
-MAX_WORDS = 90
-LONGEST_BRACKET = 200  # characters; a bracket longer than this is none
-LIST_MARK = re.compile(r"^\s*(?:[-*•+]|\d{1,2}[.)])\s+", re.MULTILINE)
-LIST_MARK_BEGUN = re.compile(r"(?:^|\n)\s*(?:[-*•+]|\d{1,2}[.)]?)?\s*$")
-BREAK = re.compile(r"""(?P<end>[.!?…]+["'”’)*_\]]*(?=\s)|\n)|[,;:](?=\s)""")
-ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|st|vs|approx|no|inc|ltd|etc|a\.m|p\.m)|\b[a-z])\.$",
-    re.IGNORECASE,
-)
-
-
 class Clauses:
-    """Feed pieces of text, take whole clauses; `full` when no more should be read."""
+    """Feed pieces of text, take whole clauses; `full` when no more should be read.
+
+    It bounds the answer: three sentences or 90 words. Of markup only list marks go here, because
+    they show at line starts alone; the agent's voice removes the rest.
+    """
 
     def __init__(self) -> None:
         self.full = False

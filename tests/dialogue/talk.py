@@ -114,7 +114,7 @@ class Talk:
         await self.frames(2)
 
     async def settled(self, count: int = 1) -> None:
-        """Until so many questions have come to their end and the agent is free again."""
+        """Until `count` questions have come to their end and the agent is free again."""
         await self.frames(2)
         ends = (RouteState.DONE, RouteState.FAILED, RouteState.STALE)
         await self.until(lambda: sum(route.state in ends for route in self.routes) >= count)

@@ -13,7 +13,7 @@ from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 # -- floor -----------------------------------------------------------------------------------------
 
 
-def listened(pattern):
+def run_energy_rule(pattern):
     """A floor after frames written as `#` loud and `.` quiet, and its states."""
     floor, states = EnergyRule(), []
     for mark in pattern:
@@ -36,32 +36,22 @@ def listened(pattern):
     ],
 )
 def test_speaking_starts_after_3_loud_frames_of_4_and_ends_after_5_quiet_ones(pattern, speaking):
-    assert listened(pattern)[0].speaking is speaking
+    assert run_energy_rule(pattern)[0].speaking is speaking
 
 
 def test_a_turn_ends_once_after_4_loud_and_9_quiet_frames():
-    _floor, states = listened("####" + "." * 20)
+    _floor, states = run_energy_rule("####" + "." * 20)
     assert [i for i, (_, ended) in enumerate(states) if ended] == [12]
 
 
 @pytest.mark.parametrize("pattern", ["###" + "." * 20, "." * 30, "####........" * 3, ""])
 def test_less_than_that_is_no_turn(pattern):
-    assert not any(ended for _, ended in listened(pattern)[1])
+    assert not any(ended for _, ended in run_energy_rule(pattern)[1])
 
 
 def test_turns_end_one_after_the_other():
-    _floor, states = listened(("######" + "." * 12) * 3)
+    _floor, states = run_energy_rule(("######" + "." * 12) * 3)
     assert sum(ended for _, ended in states) == 3
-
-
-def test_the_onset_counts_from_where_speaking_started():
-    floor, _ = listened("...###")
-    assert floor.onset_frames == 1
-    floor.take_frame(0.5)
-    assert floor.onset_frames == 2
-    for _ in range(5):
-        floor.take_frame(0.0)
-    assert floor.onset_frames == 0
 
 
 def test_loud_is_more_than_36_db_below_full_scale():

@@ -10,8 +10,8 @@ from engine.dialogue.text import (
     MAX_WORD_LETTERS,
     clean,
     prepare,
-    spell,
-    spelled,
+    spell_text,
+    spell_token,
 )
 from engine.runtime.embedded import ByteTokenizer
 
@@ -173,12 +173,12 @@ def test_cleaning_is_done_once_and_for_all():
 
 
 def test_a_token_of_punctuation_has_no_words():
-    assert spell("—") == []
-    assert spell("?!") == []
+    assert spell_token("—") == []
+    assert spell_token("?!") == []
 
 
 def test_a_whole_text_is_spelled_as_it_is_said():
     assert (
-        spelled("**It** costs $14 — for 20 hours!")
+        spell_text("**It** costs $14 — for 20 hours!")
         == "It costs fourteen dollars — for twenty hours!"
     )

@@ -19,7 +19,7 @@ def tiny_reader() -> WordReader:
     return WordReader(Transcription(tokenizer, EXPECTED["audio_delay_frames"]))
 
 
-def listen(transcript: UserFloor, script) -> list[tuple[int, str, bool]]:
+def run_script(transcript: UserFloor, script) -> list[tuple[int, str, bool]]:
     """(frame, text, final) of all events of a script."""
     seen = []
     for heard in script:
@@ -32,7 +32,7 @@ def finals(seen) -> list[tuple[int, str]]:
     return [(frame, text) for frame, text, final in seen if final]
 
 
-def flush(transcript: UserFloor, tokens=()) -> list:
+def run_ahead(transcript: UserFloor, tokens=()) -> list:
     """Run ahead as long as it is wanted; all events."""
     tokens, events = list(tokens), []
     while transcript.runs_ahead:
@@ -133,38 +133,37 @@ def test_a_piece_shows_speech_for_four_frames():
 
 def test_a_turn_grows_word_by_word_and_ends_with_its_whole_text():
     transcript = UserFloor(TRANSCRIPTION)
-    seen = listen(transcript, [*quiet(10), *spoken("what is it"), *quiet(30)])
+    seen = run_script(transcript, [*quiet(10), *spoken("what is it"), *quiet(30)])
     assert [text for _, text, final in seen if not final] == ["what", "what is", "what is it"]
     [(frame, text)] = finals(seen)
     assert text == "what is it"
     assert frame == 10 + 3 * 4 + 1 + 7  # the second frame above 0.6, and seven to write it all
-    assert [turn.text for turn in transcript.turns] == ["what is it"]
 
 
 def test_the_flush_brings_the_last_words_at_once_and_real_time_goes_on_after_it():
     transcript = UserFloor(TRANSCRIPTION)
-    seen = listen(transcript, [*quiet(10), *spoken("good"), *quiet(2)])
+    seen = run_script(transcript, [*quiet(10), *spoken("good"), *quiet(2)])
     assert finals(seen) == []
     assert transcript.runs_ahead
-    events = flush(transcript, [EPAD, SPELLING.id("▁morning")])
+    events = run_ahead(transcript, [EPAD, SPELLING.id("▁morning")])
     assert [(e.text, e.final) for e in events] == [("good morning", False), ("good morning", True)]
     assert events[-1].end <= transcript.frame / 12.5
     assert not transcript.runs_ahead
     later = [*quiet(10), *spoken("bye"), *quiet(2)]
-    listen(transcript, later)
-    [_, turn] = [transcript.turns[0], flush(transcript)[-1]]
+    run_script(transcript, later)
+    turn = run_ahead(transcript)[-1]
     heard = 10 + 4 + 2 + 10 + 1  # frames until the EPAD of `bye` was read, the bootstrap included
     assert turn.start == pytest.approx((heard - 6) / 12.5)
 
 
 def test_a_flush_cut_short_by_the_next_frame_ends_the_turn_in_real_time():
     transcript = UserFloor(TRANSCRIPTION)
-    listen(transcript, [*quiet(10), *spoken("hello there"), *quiet(2)])
+    run_script(transcript, [*quiet(10), *spoken("hello there"), *quiet(2)])
     transcript.take_step(HeardRow(PAD, DONE))
-    seen = listen(transcript, quiet(1))
+    seen = run_script(transcript, quiet(1))
     assert not transcript.runs_ahead
-    assert finals(seen + listen(transcript, quiet(4))) == []
-    assert [text for _, text in finals(listen(transcript, quiet(1)))] == ["hello there"]
+    assert finals(seen + run_script(transcript, quiet(4))) == []
+    assert [text for _, text in finals(run_script(transcript, quiet(1)))] == ["hello there"]
 
 
 def test_pauses_inside_a_sentence_do_not_end_the_turn():
@@ -192,12 +191,12 @@ def test_the_rules_find_the_turns_of_the_scripts_with_few_false_ones():
 )
 def test_sound_without_words_makes_no_turn_and_no_text(noise):
     transcript = UserFloor(TRANSCRIPTION)
-    assert listen(transcript, [*quiet(20), *noise, *quiet(30)]) == []
+    assert run_script(transcript, [*quiet(20), *noise, *quiet(30)]) == []
     assert not transcript.speaking
 
 
 def test_uh_huh_is_a_turn_of_its_own():
-    seen = listen(UserFloor(TRANSCRIPTION), [*quiet(20), *spoken("uh-huh"), *quiet(20)])
+    seen = run_script(UserFloor(TRANSCRIPTION), [*quiet(20), *spoken("uh-huh"), *quiet(20)])
     assert [text for _, text in finals(seen)] == ["uh-huh"]
 
 
@@ -222,13 +221,6 @@ def test_without_a_recogniser_the_energy_rule_stands_alone():
 
 def test_words_that_wait_when_the_recogniser_is_switched_off_end_with_the_energy_rule():
     transcript = UserFloor(TRANSCRIPTION)
-    listen(transcript, [*quiet(10), *spoken("one two")])
+    run_script(transcript, [*quiet(10), *spoken("one two")])
     events = [e for _ in range(9) for e in transcript.take_frame(SOFT, HeardRow())]
     assert [(e.text, e.final) for e in events] == [("one two", True)]
-
-
-def test_the_last_20_turns_are_kept():
-    transcript = UserFloor(TRANSCRIPTION)
-    for number in range(23):
-        listen(transcript, [*quiet(12), *spoken(f"turn{number}"), *quiet(12)])
-    assert [turn.text for turn in transcript.turns] == [f"turn{n}" for n in range(3, 23)]

@@ -88,7 +88,7 @@ class Rig:
         assert self.question.state is state
 
     @property
-    def told(self) -> list[tuple[str, str]]:
+    def reported(self) -> list[tuple[str, str]]:
         return [(str(route.state), route.reason) for route in self.routes]
 
 
@@ -212,7 +212,7 @@ async def test_the_whole_way_holds_once_and_says_each_clause_once():
         ("add", LAST, False),
         ("add", "", True),
     ]
-    assert rig.told == [("asking", ""), ("answering", ""), ("done", "")]
+    assert rig.reported == [("asking", ""), ("answering", ""), ("done", "")]
     assert rig.routes[0] == replace(rig.routes[0], question="What time is it?", knowledge=True)
 
 
@@ -221,7 +221,7 @@ async def test_words_that_do_not_come_are_apologised_for(monkeypatch):
     rig = Rig()
     await wait(rig)
     await asyncio.sleep(0.01)
-    assert rig.told == [("asking", ""), ("failed", "no transcript")]
+    assert rig.reported == [("asking", ""), ("failed", "no transcript")]
     assert rig.done == [("hold", 7, False), ("say", PHRASES.failed, 7)]
 
 
@@ -240,7 +240,7 @@ async def test_an_answer_broken_off_is_closed_and_apologised_for_without_a_hold(
     await rig.reach(QuestionState.ANSWERING)
     await break_off(rig)
     assert rig.done[2:] == [("add", "", True), ("say", PHRASES.broken_off, 0)]
-    assert rig.told[-1] == ("failed", "cut off")
+    assert rig.reported[-1] == ("failed", "cut off")
 
 
 @pytest.mark.parametrize("state", [QuestionState.NEW, QuestionState.WAITING, QuestionState.ASKING])

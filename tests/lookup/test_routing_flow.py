@@ -235,6 +235,29 @@ async def test_a_marker_that_comes_before_the_turns_words_waits_for_them():
     assert talk.states[-1] == "done"
 
 
+async def test_a_clients_ask_takes_the_place_of_a_hand_over_that_waits_for_words():
+    async with standing(replying(PREMIUM)) as (_api, answers):
+        talk = Talk(answers, transcribes=True)
+        await talk.frames(8, peak_in=LOUD)
+        await talk.frames(9)
+        await talk.say("!!!")
+        talk.routing.ask("How much is the premium plan?")
+        await talk.settled()
+        await talk.turn("Thanks a lot.")
+    assert talk.states == ["asking", "answering", "done"]
+    assert talk.given == PREMIUM
+
+
+async def test_a_hand_over_beside_a_question_lets_go_of_its_own_hold_only():
+    async with standing(replying("At nine.", delay=0.1)) as (_api, answers):
+        talk = Talk(answers)
+        talk.routing.ask("When do you open?")
+        await talk.frames(1)
+        talk.routing.hand_over(talk.routing.new_id(), Source.MARKER)
+        await talk.settled()
+    assert talk.states == ["asking", "answering", "done"]
+
+
 async def test_a_phrase_of_the_agent_asks_without_a_filler():
     async with standing(replying("At nine.", delay=0.1)) as (_api, answers):
         talk = Talk(answers)
