@@ -223,10 +223,10 @@ class Scheduler:
                 seat = next(iter(self._requests))
                 del self._requests[seat]
             restart, sampling = seat.take_requests()
-            if restart and not seat.left:
+            if restart:  # whose client leaves right now: the slot is still this seat's in this turn
                 self._close(seat)
                 seat.start(*restart)
-            if sampling and not seat.left:
+            if sampling:
                 self._tune(seat, sampling)
             if self.clock() >= until:
                 break
@@ -341,7 +341,7 @@ class Directors:
         When the time is over the rest waits, in order, and the next turn goes on with the next
         seat: nobody's commands keep anybody's frame waiting, nor anybody else's commands.
         """
-        waiting = [seat for seat in seats if seat.has_commands and not seat.left]
+        waiting = [seat for seat in seats if seat.has_commands]
         waiting.sort(key=lambda seat: (seat.joined <= self._served, seat.joined))
         queue, taken = deque(waiting), Counter()
         while queue:

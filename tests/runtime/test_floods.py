@@ -183,6 +183,25 @@ def test_a_piece_of_a_frame_wakes_nobody():
     assert next(wakes) == 2
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_nothing_is_done_any_more_for_who_left_while_commands_were_read(ready):
+    class LeavingDirector(NotingDirector):
+        def take(self, command: Any) -> list[Any]:
+            rig.scheduler.leave(leaver, "left")
+            return []
+
+    rig = Rig(slots=2)
+    other, leaver = rig.join(LeavingDirector()), rig.join(ready=ready)
+    rig.hear(leaver)
+    leaver.post("of the leaver")
+    other.post("leave")
+    ticks = rig.ticks
+    assert rig.turn() is None  # nothing is left to do or to wait for
+    assert leaver.director.taken == []
+    assert rig.ticks == ticks
+    assert leaver.is_open == ready
+
+
 def test_who_left_while_commands_were_read_is_not_flushed():
     class LeavingDirector(NotingDirector):
         def take(self, command: Any) -> list[Any]:

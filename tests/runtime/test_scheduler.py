@@ -462,6 +462,23 @@ def test_a_slot_that_was_left_is_not_tuned(rig):
     assert ("tune", 0, 0) not in rig.backend.log
 
 
+def test_who_leaves_while_its_requests_are_taken_is_closed_once_and_not_tuned(rig):
+    seat = rig.join()
+    take = seat.take_requests
+
+    def leave_and_take():
+        rig.scheduler.leave(seat, "left")  # as another thread could, right here
+        return take()
+
+    seat.take_requests = leave_and_take
+    rig.scheduler.restart(seat, Opening("V"), NotingDirector())
+    rig.scheduler.tune(seat, GREEDY)
+    rig.turn()
+    rig.turn()
+    assert rig.backend.log == [("open", 0, 0.7), ("close", 0)]
+    assert rig.scheduler.free == rig.backend.slots
+
+
 # -- faults ----------------------------------------------------------------------------------------
 
 
