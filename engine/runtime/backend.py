@@ -58,7 +58,7 @@ class Opening:
     """What a slot needs to start one conversation."""
 
     voice: str  # one of Backend.voices
-    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/prompt.py)
+    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/persona.py)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0  # >= 0; the conversation is reproducible given the same audio
     transcribe: bool = False  # run the recogniser for this slot, where there is one

@@ -76,7 +76,7 @@ def time_ticks(
 
 WINDOW_SECONDS = 10.0  # that p95 looks back
 LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
-FEW_TICKS, LONG_SECONDS = 3, 1.0  # unless they are so long that there are not more of them
+FEW_TICKS, LONG_SECONDS = 3, 1.0  # ticks so long that there are no more
 SHED_SECONDS = 0.078  # p95 above it is overload
 PATIENCE_SECONDS = 5.0  # of overload before something is given up; of waiting for slack
 MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
@@ -217,7 +217,7 @@ class Slack:
         self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
 
     def forget(self, seat: Seat) -> None:
-        """Its work is void: whoever sits there next waits for a time of their own."""
+        """Its work is void: who sits there next waits anew."""
         self._refused.pop(seat, None)
 
     def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
