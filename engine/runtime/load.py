@@ -109,7 +109,7 @@ class Overload:
         self.shedding = False  # in overload, even for a moment: quiet frames are dropped
         self.recogniser_paused = False
 
-    def ticked(self, seconds: float) -> None:
+    def add_tick(self, seconds: float) -> None:
         now = self._clock()
         with self._lock:
             self._ticks.append((now, seconds))
@@ -207,13 +207,13 @@ class Slack:
         self._seconds = dict(self._least)  # of the slowest recent ones
         self._refused: dict[Seat, float] = {}  # since when its work has been held back
 
-    def piece_took(self, seconds: float) -> None:
-        self._took("piece", seconds)
+    def note_piece(self, seconds: float) -> None:
+        self._note("piece", seconds)
 
-    def tick_took(self, seconds: float) -> None:
-        self._took("tick", seconds)
+    def note_tick(self, seconds: float) -> None:
+        self._note("tick", seconds)
 
-    def _took(self, what: str, seconds: float) -> None:
+    def _note(self, what: str, seconds: float) -> None:
         self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
 
     def forget(self, seat: Seat) -> None:
@@ -269,11 +269,11 @@ class SlackWork:
         if not self.slack.allows(started, next_due(seats, started), seat):
             return False
         work()
-        self.slack.piece_took(self._clock() - started)
+        self.slack.note_piece(self._clock() - started)
         self._waiting_since = None
         return True
 
-    def starves(self, seats: list[Seat], now: float) -> bool:
+    def is_starving(self, seats: list[Seat], now: float) -> bool:
         """Whether work has been waiting for long, because tick follows tick without a gap."""
         if not self._job(seats):
             self._waiting_since = None
