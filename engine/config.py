@@ -1,6 +1,6 @@
 """Numbers and settings: constants of the frame clock, and frozen dataclasses that check themselves.
 
-Not a global settings object: whoever needs a setting is given it.
+Not a global settings object: what needs a setting is given it.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
 FRAME_SAMPLES = int(SAMPLE_RATE / FRAME_RATE)  # 1920 samples, 80 ms: the budget of one step
 FRAME_SECONDS = 1 / FRAME_RATE
-LATE_SECONDS = 0.120  # an agent frame sent so long after its user frame was complete is late
+LATE_SECONDS = 0.120  # from a complete user frame to its agent frame sent: more is late
 
 PAD = 3  # text token "no new word in this frame"
 EPAD = 0  # text token "a word starts in the next frame" (end of padding)
@@ -75,6 +75,16 @@ def setting(default: Any, env: str, help_text: str) -> Any:
 
 
 PRECISIONS = ("auto", "bf16", "int8")
+SERVER_BOUNDS = {
+    "port": Bounds(0, 65535),
+    "slots": Bounds(0, 256),
+    **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
+    "drain_s": Bounds(0, 20),
+    "marker_threshold": Bounds(2, 3),
+    "asks_per_minute": Bounds(1, 600),
+    "asks_per_day": Bounds(0, 10**9),
+    "renewal_frames": Bounds(0, 2900),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +109,8 @@ class ServerConfig:
         ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
     )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
-    idle_s: float = setting(60.0, "IDLE_S", "end after so long without any message")
-    silence_s: float = setting(300.0, "SILENCE_S", "end after so long without anybody speaking")
+    idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
+    silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
@@ -110,16 +120,8 @@ class ServerConfig:
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
 
     def __post_init__(self) -> None:
-        Bounds(0, 65535).check("port", self.port)
-        Bounds(0, 256).check("slots", self.slots)
-        Bounds(1, 86_400).check("idle_s", self.idle_s)
-        Bounds(1, 86_400).check("silence_s", self.silence_s)
-        Bounds(1, 86_400).check("session_s", self.session_s)
-        Bounds(0, 20).check("drain_s", self.drain_s)
-        Bounds(2, 3).check("marker_threshold", self.marker_threshold)
-        Bounds(1, 600).check("asks_per_minute", self.asks_per_minute)
-        Bounds(0, 10**9).check("asks_per_day", self.asks_per_day)
-        Bounds(0, 2900).check("renewal_frames", self.renewal_frames)
+        for name, bounds in SERVER_BOUNDS.items():
+            bounds.check(name, getattr(self, name))
         for name in ("weights", "kv"):
             if getattr(self, name) not in PRECISIONS:
                 value = getattr(self, name)

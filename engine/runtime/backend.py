@@ -58,7 +58,7 @@ class Opening:
     """What a slot needs to start one conversation."""
 
     voice: str  # one of Backend.voices
-    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/prompt.py)
+    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/persona.py)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0  # >= 0; the conversation is reproducible given the same audio
     transcribe: bool = False  # run the recogniser for this slot, where there is one
@@ -108,13 +108,6 @@ class Backend(Protocol):
     transcription: Transcription
     transcribing: bool  # the recogniser's switch, for all slots: off, it costs nothing
 
-    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
-        """One step of the recogniser alone for open slots, reading digital silence.
-
-        Brings out the words that are still on their way; each step makes that slot's text one
-        frame longer than its audio. Slots the recogniser does not run for are left out.
-        """
-
     def prepare(self, opening: Opening) -> None:
         """Read, level and hash what `open` needs from files. Raises EngineError.
 
@@ -139,8 +132,12 @@ class Backend(Protocol):
         hush [S] bool makes the frame whose text is fed now silent.
         """
 
-    def close(self, slot: int) -> None:
-        """Free a slot. Nothing of its conversation stays readable."""
+    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
+        """One step of the recogniser alone for open slots, reading digital silence.
+
+        Brings out the words that are still on their way; each step makes that slot's text one
+        frame longer than its audio. Slots the recogniser does not run for are left out.
+        """
 
     def context_used(self, slot: int) -> float:
         """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""
@@ -148,6 +145,9 @@ class Backend(Protocol):
     def renew(self, slot: int) -> Generator[None, None, int] | None:
         """Work that gives a slot whose context runs out a new one; None where none is due.
 
-        It returns how many of the conversation's last frames the new one holds.
-        Whoever closes the slot before the work is exhausted closes the work first.
+        It returns the number of the conversation's last frames that the new one holds. Where the
+        slot is closed before the work is exhausted, the work must be closed first.
         """
+
+    def close(self, slot: int) -> None:
+        """Free a slot. Nothing of its conversation stays readable."""

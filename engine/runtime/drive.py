@@ -1,7 +1,7 @@
 """One conversation through a backend, frame by frame and as fast as it goes: no clock, no socket.
 
-`trace` and `offline` are made of it. Text is held for one tick, so that everything in a frame
-belongs to the same 80 ms.
+`trace` and `offline` use it. Text is held for one tick, so that everything in a frame belongs to
+the same 80 ms.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ def drive_conversation(
 ) -> Iterator[DrivenFrame]:
     """Open a slot, run it over the user's frames [1920] float32, and close it.
 
-    flushed: takes what the recogniser, if it runs, still writes after the last frame.
+    flushed: gets what the recogniser, if it runs, still writes after the last frame.
     """
     try:
         for _ in backend.open(slot, opening):

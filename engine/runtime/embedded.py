@@ -1,8 +1,8 @@
-"""eSpeak NG by ctypes: one word in, its samples out.
+"""The backend for machines without GPU, weights or accounts: honest about what it is.
 
-Not a voice of the model and not asynchronous: the library calls back while `espeak_Synth` runs.
-eSpeak keeps one global state, so all calls go through one lock.
-Source: espeak-ng `speak_lib.h`; library and data come with the `espeakng-loader` package.
+It greets and says so, plays the user's own speech back after 0.7 s of silence (like a call-test
+service), and speaks any text it is given word by word through eSpeak NG, through the same
+director, scheduler and wire as the model. Not a model: it understands nothing.
 """
 
 import ctypes
@@ -23,7 +23,254 @@ import soxr
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, VOICE_NAMES, SamplingConfig
 from engine.runtime.backend import Heard, Opening, Spoken
 
-AUDIO_OUTPUT_SYNCHRONOUS = 2
+GREETINGS = (
+    "Hello! I am the built-in test voice, not the PersonaPlex model. "
+    "Speak, and I play your words back. Type a sentence, and I say it.",
+    "Hi there! This is the embedded test voice, not the PersonaPlex model. "
+    "Say something, and you will hear it again. Type a sentence, and I speak it.",
+)
+GREETING_DELAY_FRAMES = 3  # a client that connects in order to say something comes first
+LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech (listening.md 1.3)
+SPEECH_FRAMES = 4  # loud frames before an utterance is worth playing back
+SILENCE_FRAMES = 9  # 0.72 s of quiet end an utterance
+ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
+PRE_ROLL_FRAMES = 2  # kept from before the first loud frame
+MAX_UTTERANCE_FRAMES = 250  # 20 s; older speech is forgotten
+WORD_GAP_SAMPLES = SAMPLE_RATE // 25  # 40 ms between words
+LEAD_FRAMES = 4  # a word takes about this long to be fed: vote for it while the last one sounds
+RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sentence
+FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
+
+
+class EmbeddedBackend:
+    """Keeps the contract of `backend.py` without a model."""
+
+    name = "embedded"
+    transcribes = False
+    ticks = None
+    limited_by = "asked"  # neither memory nor time limits it
+
+    def __init__(self, slots: int = 4) -> None:
+        self.slots = slots
+        self.tokenizer = ByteTokenizer()
+        self.voices = VOICE_NAMES
+        self._open: dict[int, EmbeddedConversation] = {}
+        self._active: list[int] = []
+        load_synthesizer()  # a missing library fails here, at start, not in a conversation
+
+    def prepare(self, opening: Opening) -> None:
+        """It reads no files."""
+
+    def open(self, slot: int, opening: Opening) -> Iterator[None]:
+        self._open[slot] = EmbeddedConversation(opening)
+        yield from ()
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        """Nothing is sampled here, so there is nothing to change."""
+
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        self._active = [int(slot) for slot in np.flatnonzero(active)]
+        text = np.full(self.slots, PAD, np.int64)  # [S]
+        for slot in self._active:
+            text[slot] = self._open[slot].listen(pcm[slot])
+        return Heard(text=text)
+
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
+        for slot in self._active:
+            pcm[slot] = self._open[slot].speak(int(text[slot]), bool(hush[slot]))
+        return Spoken(pcm=pcm)
+
+    def close(self, slot: int) -> None:
+        self._open.pop(slot, None)
+
+    def renew(self, slot: int) -> None:
+        """Nothing is remembered here that could run out."""
+
+    def context_used(self, slot: int) -> float:
+        return 0.0  # it remembers nothing
+
+
+class EmbeddedConversation:
+    """All state of one slot."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.user = UtteranceCollector()
+        self.mouth = Mouth(espeak_voice(opening.voice))
+        self.tokenizer = ByteTokenizer()
+        greeting = random.Random(opening.seed).choice(GREETINGS)
+        self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
+        self.pieces: deque[int] = deque()  # of the script's current word
+        self.delay = GREETING_DELAY_FRAMES
+        self.bootstrapped = False
+        self.sampled = PAD
+        self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
+
+    def listen(self, pcm: np.ndarray) -> int:
+        """Take a user frame [1920]; the text token that would be fed next."""
+        if self.bootstrapped:
+            utterance = self.user.add(pcm)
+            if self.user.onset >= ONSET_FRAMES and self.mouth.playback:
+                self.mouth.audio = self.mouth.audio[:0]  # the user speaks again: stop playing back
+                self.mouth.playback = False
+            if utterance is not None:
+                self.mouth.play(utterance)
+        self.sampled = self._sample()
+        return self.sampled
+
+    def _sample(self) -> int:
+        """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
+        if self.pieces:
+            return self.pieces.popleft()
+        if not self.mouth.wants_word or self.mouth.playback:
+            return PAD
+        if self.script:
+            if self.delay:
+                self.delay -= 1
+                return PAD
+            self.pieces.extend(self.script.popleft())
+        return EPAD
+
+    def speak(self, token: int, hush: bool) -> np.ndarray:
+        """Feed a token; the frame [1920] of the token before it."""
+        if token != self.sampled:  # something else is being said: no greeting over it
+            self.script.clear()
+            self.pieces.clear()
+        self.mouth.feed(token, self.tokenizer)
+        out, frame = self.held, self.mouth.frame()
+        self.held = np.zeros_like(frame) if hush else frame
+        self.bootstrapped = True
+        return out
+
+
+class UtteranceCollector:
+    """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
+
+    def __init__(self) -> None:
+        self.frames: deque[np.ndarray] = deque(maxlen=MAX_UTTERANCE_FRAMES)
+        self.loud = self.quiet = self.onset = 0
+
+    def add(self, pcm: np.ndarray) -> np.ndarray | None:
+        """Take a user frame [1920]; the utterance [n] when it has just ended, else None."""
+        is_loud = float(np.abs(pcm).max()) > LOUD
+        self.onset = self.onset + 1 if is_loud else 0
+        self.quiet = 0 if is_loud else self.quiet + 1
+        self.loud += is_loud
+        self.frames.append(pcm.copy())
+        if not self.loud:
+            while len(self.frames) > PRE_ROLL_FRAMES:
+                self.frames.popleft()
+        if self.quiet < SILENCE_FRAMES or not self.loud:
+            return None
+        spoken = list(self.frames)[: -SILENCE_FRAMES + 1]
+        worth = self.loud >= SPEECH_FRAMES
+        self.frames.clear()
+        self.loud = 0
+        return np.concatenate(spoken) if worth else None
+
+
+@dataclass
+class Mouth:
+    """The agent's side of a slot: words fed piece by piece become queued samples."""
+
+    voice: tuple[str, int]
+    audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # not yet played
+    word: bytes = b""  # of the word being fed
+    open: bool = False  # a word is being fed
+    playback: bool = False  # what is queued is the user's own speech
+
+    def feed(self, token: int, tokenizer: "ByteTokenizer") -> None:
+        """Take a text token; a word sounds as soon as the token after it shows its end."""
+        if token < FIRST_ID:
+            return self._finish_word()
+        opens, data = tokenizer.data(token)
+        if opens:
+            self._finish_word()
+        self.open = True
+        self.word += data
+
+    def _finish_word(self) -> None:
+        if not self.open:
+            return
+        voice, pitch = self.voice
+        samples = synthesize(self.word.decode(errors="replace"), voice, pitch, RATE_WPM)
+        before = np.zeros(0, np.float32) if self.playback else self.audio
+        gap = np.zeros(WORD_GAP_SAMPLES if len(before) else 0, np.float32)
+        self.audio = np.concatenate([before, gap, samples])
+        self.word, self.open, self.playback = b"", False, False
+
+    def play(self, samples: np.ndarray) -> None:
+        """Queue the user's own speech, unless words are sounding."""
+        if not len(self.audio) and not self.open:
+            self.audio, self.playback = samples, True
+
+    def frame(self) -> np.ndarray:
+        """The next 1920 samples; silence where nothing is queued."""
+        out = np.zeros(FRAME_SAMPLES, np.float32)
+        head = self.audio[:FRAME_SAMPLES]
+        out[: len(head)] = head
+        self.audio = self.audio[FRAME_SAMPLES:]
+        self.playback = self.playback and len(self.audio) > 0
+        return out
+
+    @property
+    def wants_word(self) -> bool:
+        """Whether the next word may start: what sounds ends before that word can be fed."""
+        return not self.open and len(self.audio) <= LEAD_FRAMES * FRAME_SAMPLES
+
+
+@dataclass(frozen=True)  # all instances are equal: a table made from one serves all
+class ByteTokenizer:
+    """UTF-8 bytes, two to a piece; the first piece of a word opens with ▁.
+
+    id = 4 + (opens · 257 + second byte + 1, or + 0 without one) · 256 + first byte.
+    A lone ▁ (an empty word) is the one piece with no byte at all.
+    """
+
+    LONE: ClassVar[int] = FIRST_ID + 2 * 257 * 256
+
+    def __len__(self) -> int:
+        return self.LONE + 1
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for word in text.split() or [""]:
+            data = word.encode()
+            pairs = [data[i : i + 2] for i in range(0, len(data), 2)]
+            ids += [self._id(pair, i == 0) for i, pair in enumerate(pairs)] or [self.LONE]
+        return ids
+
+    def _id(self, pair: bytes, opens: bool) -> int:
+        second = pair[1] + 1 if len(pair) == 2 else 0
+        return FIRST_ID + (opens * 257 + second) * 256 + pair[0]
+
+    def data(self, token: int) -> tuple[bool, bytes]:
+        """(whether it opens a word, its bytes) of an id."""
+        if token == self.LONE:
+            return True, b""
+        rest, first = divmod(token - FIRST_ID, 256)
+        opens, second = divmod(rest, 257)
+        return bool(opens), bytes([first, second - 1] if second else [first])
+
+    def piece(self, token: int) -> str:
+        if token < FIRST_ID:
+            return ("<unk>", "<s>", "</s>", "<pad>")[token]
+        opens, data = self.data(token)
+        text = data.decode("ascii") if data.isascii() else "".join(f"<0x{b:02X}>" for b in data)
+        return "▁" + text if opens else text
+
+
+def espeak_voice(name: str) -> tuple[str, int]:
+    """The eSpeak variant and pitch that stand in for a voice: `NATF2` -> (`en-us+f3`, 55)."""
+    match = re.fullmatch(r"(NAT|VAR)([FM])(\d)", name)
+    assert match, f"{name} is not one of the embedded voices"
+    family, gender, number = match[1], match[2].lower(), int(match[3])
+    return f"en-us+{gender}{number + 1}", (55 if family == "NAT" else 38)
+
+
+# -- eSpeak NG -------------------------------------------------------------------------------------
+
+AUDIO_OUTPUT_SYNCHRONOUS = 2  # eSpeak's constants, from here
 CHARS_UTF8 = 1
 PARAMETER_RATE, PARAMETER_PITCH = 1, 3
 POSITION_CHARACTER = 1
@@ -37,7 +284,12 @@ CALLBACK = ctypes.CFUNCTYPE(
 
 
 class Synthesizer:
-    """The process's one eSpeak instance."""
+    """The process's one eSpeak instance: one word in, its samples out, by ctypes.
+
+    The library calls back while `espeak_Synth` runs. It keeps one global state, so all calls go
+    through one lock. Source: espeak-ng `speak_lib.h`; library and data come with the
+    `espeakng-loader` package.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -100,261 +352,3 @@ def synthesize(text: str, voice: str = "en-us", pitch: int = 50, rate: int = 175
     samples = load_synthesizer().say(text, voice, pitch, rate)
     samples.flags.writeable = False
     return samples
-
-
-# -- embedded --------------------------------------------------------------------------------------
-#
-# The backend for machines without GPU, weights or accounts: honest about what it is.
-#
-# It greets and says so, plays the user's own speech back after 0.7 s of silence (like a call-test
-# service), and speaks any text it is given word by word through eSpeak NG, through the same
-# director, scheduler and wire as the model. Not a model: it understands nothing.
-
-GREETINGS = (
-    "Hello! I am the built-in test voice, not the PersonaPlex model. "
-    "Speak, and I play your words back. Type a sentence, and I say it.",
-    "Hi there! This is the embedded test voice, not the PersonaPlex model. "
-    "Say something, and you will hear it again. Type a sentence, and I speak it.",
-)
-GREETING_DELAY_FRAMES = 3  # a client that connects in order to say something comes first
-LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech (listening.md 1.3)
-SPEECH_FRAMES = 4  # loud frames before an utterance is worth playing back
-SILENCE_FRAMES = 9  # 0.72 s of quiet end an utterance
-ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
-PRE_ROLL_FRAMES = 2  # kept from before the first loud frame
-MAX_UTTERANCE_FRAMES = 250  # 20 s; older speech is forgotten
-WORD_GAP_SAMPLES = SAMPLE_RATE // 25  # 40 ms between words
-LEAD_FRAMES = 4  # a word takes about this long to be fed: vote for it while the last one sounds
-RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sentence
-FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
-
-
-@dataclass(frozen=True)  # all instances are equal: a table made from one serves all
-class ByteTokenizer:
-    """UTF-8 bytes, two to a piece; the first piece of a word opens with ▁.
-
-    id = 4 + (opens · 257 + second byte + 1, or + 0 without one) · 256 + first byte.
-    A lone ▁ (an empty word) is the one piece with no byte at all.
-    """
-
-    LONE: ClassVar[int] = FIRST_ID + 2 * 257 * 256
-
-    def __len__(self) -> int:
-        return self.LONE + 1
-
-    def encode(self, text: str) -> list[int]:
-        ids = []
-        for word in text.split() or [""]:
-            data = word.encode()
-            pairs = [data[i : i + 2] for i in range(0, len(data), 2)]
-            ids += [self._id(pair, i == 0) for i, pair in enumerate(pairs)] or [self.LONE]
-        return ids
-
-    def _id(self, pair: bytes, opens: bool) -> int:
-        second = pair[1] + 1 if len(pair) == 2 else 0
-        return FIRST_ID + (opens * 257 + second) * 256 + pair[0]
-
-    def data(self, token: int) -> tuple[bool, bytes]:
-        """(whether it opens a word, its bytes) of an id."""
-        if token == self.LONE:
-            return True, b""
-        rest, first = divmod(token - FIRST_ID, 256)
-        opens, second = divmod(rest, 257)
-        return bool(opens), bytes([first, second - 1] if second else [first])
-
-    def piece(self, token: int) -> str:
-        if token < FIRST_ID:
-            return ("<unk>", "<s>", "</s>", "<pad>")[token]
-        opens, data = self.data(token)
-        text = data.decode("ascii") if data.isascii() else "".join(f"<0x{b:02X}>" for b in data)
-        return "▁" + text if opens else text
-
-
-def espeak_voice(name: str) -> tuple[str, int]:
-    """The eSpeak variant and pitch that stand in for a voice: `NATF2` -> (`en-us+f3`, 55)."""
-    match = re.fullmatch(r"(NAT|VAR)([FM])(\d)", name)
-    assert match, f"{name} is not one of the embedded voices"
-    family, gender, number = match[1], match[2].lower(), int(match[3])
-    return f"en-us+{gender}{number + 1}", (55 if family == "NAT" else 38)
-
-
-class UtteranceCollector:
-    """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
-
-    def __init__(self) -> None:
-        self.frames: deque[np.ndarray] = deque(maxlen=MAX_UTTERANCE_FRAMES)
-        self.loud = self.quiet = self.onset = 0
-
-    def hear(self, pcm: np.ndarray) -> np.ndarray | None:
-        """Take a user frame [1920]; the utterance [n] when it has just ended, else None."""
-        is_loud = float(np.abs(pcm).max()) > LOUD
-        self.onset = self.onset + 1 if is_loud else 0
-        self.quiet = 0 if is_loud else self.quiet + 1
-        self.loud += is_loud
-        self.frames.append(pcm.copy())
-        if not self.loud:
-            while len(self.frames) > PRE_ROLL_FRAMES:
-                self.frames.popleft()
-        if self.quiet < SILENCE_FRAMES or not self.loud:
-            return None
-        return self._finish()
-
-    def _finish(self) -> np.ndarray | None:
-        spoken = list(self.frames)[: -SILENCE_FRAMES + 1]
-        worth = self.loud >= SPEECH_FRAMES
-        self.frames.clear()
-        self.loud = 0
-        return np.concatenate(spoken) if worth else None
-
-
-@dataclass
-class Mouth:
-    """The agent's side of a slot: words fed piece by piece become queued samples."""
-
-    voice: tuple[str, int]
-    audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # not yet played
-    word: bytes = b""  # of the word being fed
-    open: bool = False  # a word is being fed
-    playback: bool = False  # what is queued is the user's own speech
-
-    def feed(self, token: int, tokenizer: ByteTokenizer) -> None:
-        """Take a text token; a word sounds as soon as the token after it shows its end."""
-        if token < FIRST_ID:
-            return self._finish_word()
-        opens, data = tokenizer.data(token)
-        if opens:
-            self._finish_word()
-        self.open = True
-        self.word += data
-
-    def _finish_word(self) -> None:
-        if not self.open:
-            return
-        voice, pitch = self.voice
-        samples = synthesize(self.word.decode(errors="replace"), voice, pitch, RATE_WPM)
-        before = np.zeros(0, np.float32) if self.playback else self.audio
-        gap = np.zeros(WORD_GAP_SAMPLES if len(before) else 0, np.float32)
-        self.audio = np.concatenate([before, gap, samples])
-        self.word, self.open, self.playback = b"", False, False
-
-    def play(self, samples: np.ndarray) -> None:
-        """Queue the user's own speech, unless words are sounding."""
-        if not len(self.audio) and not self.open:
-            self.audio, self.playback = samples, True
-
-    def frame(self) -> np.ndarray:
-        """The next 1920 samples; silence where nothing is queued."""
-        out = np.zeros(FRAME_SAMPLES, np.float32)
-        head = self.audio[:FRAME_SAMPLES]
-        out[: len(head)] = head
-        self.audio = self.audio[FRAME_SAMPLES:]
-        self.playback = self.playback and len(self.audio) > 0
-        return out
-
-    @property
-    def wants_word(self) -> bool:
-        """Whether the next word may start: what sounds ends before that word can be fed."""
-        return not self.open and len(self.audio) <= LEAD_FRAMES * FRAME_SAMPLES
-
-
-class EmbeddedConversation:
-    """All state of one slot."""
-
-    def __init__(self, opening: Opening) -> None:
-        self.ear = UtteranceCollector()
-        self.mouth = Mouth(espeak_voice(opening.voice))
-        self.tokenizer = ByteTokenizer()
-        greeting = random.Random(opening.seed).choice(GREETINGS)
-        self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
-        self.pieces: deque[int] = deque()  # of the script's current word
-        self.delay = GREETING_DELAY_FRAMES
-        self.bootstrapped = False
-        self.sampled = PAD
-        self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
-
-    def listen(self, pcm: np.ndarray) -> int:
-        if self.bootstrapped:
-            self._hear(pcm)
-        self.sampled = self._sample()
-        return self.sampled
-
-    def _hear(self, pcm: np.ndarray) -> None:
-        utterance = self.ear.hear(pcm)
-        if self.ear.onset >= ONSET_FRAMES and self.mouth.playback:
-            self.mouth.audio = self.mouth.audio[:0]  # the user speaks again: stop playing back
-            self.mouth.playback = False
-        if utterance is not None:
-            self.mouth.play(utterance)
-
-    def _sample(self) -> int:
-        """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
-        if self.pieces:
-            return self.pieces.popleft()
-        if not self.mouth.wants_word or self.mouth.playback:
-            return PAD
-        if self.script:
-            if self.delay:
-                self.delay -= 1
-                return PAD
-            self.pieces.extend(self.script.popleft())
-        return EPAD
-
-    def speak(self, token: int, hush: bool) -> np.ndarray:
-        """Feed a token; the frame [1920] of the token before it."""
-        if token != self.sampled:  # something else is being said: no greeting over it
-            self.script.clear()
-            self.pieces.clear()
-        self.mouth.feed(token, self.tokenizer)
-        out, frame = self.held, self.mouth.frame()
-        self.held = np.zeros_like(frame) if hush else frame
-        self.bootstrapped = True
-        return out
-
-
-class EmbeddedBackend:
-    """The contract of `backend.py` without a model; see the module's docstring."""
-
-    name = "embedded"
-    transcribes = False
-    ticks = None
-    limited_by = "asked"  # neither memory nor time limits it
-
-    def __init__(self, slots: int = 4) -> None:
-        self.slots = slots
-        self.tokenizer = ByteTokenizer()
-        self.voices = VOICE_NAMES
-        self._open: dict[int, EmbeddedConversation] = {}
-        self._active: list[int] = []
-        load_synthesizer()  # a missing library fails here, at start, not in a conversation
-
-    def prepare(self, opening: Opening) -> None:
-        """It reads no files."""
-
-    def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        self._open[slot] = EmbeddedConversation(opening)
-        yield from ()
-
-    def tune(self, slot: int, sampling: SamplingConfig) -> None:
-        """Nothing is sampled here, so there is nothing to change."""
-
-    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
-        self._active = [int(slot) for slot in np.flatnonzero(active)]
-        text = np.full(self.slots, PAD, np.int64)  # [S]
-        for slot in self._active:
-            text[slot] = self._open[slot].listen(pcm[slot])
-        return Heard(text=text)
-
-    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
-        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
-        for slot in self._active:
-            pcm[slot] = self._open[slot].speak(int(text[slot]), bool(hush[slot]))
-        return Spoken(pcm=pcm)
-
-    def close(self, slot: int) -> None:
-        self._open.pop(slot, None)
-
-    def renew(self, slot: int) -> None:
-        """Nothing is remembered here that could run out."""
-
-    def context_used(self, slot: int) -> float:
-        return 0.0  # it remembers nothing

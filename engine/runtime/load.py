@@ -1,6 +1,9 @@
-"""How many conversations a machine holds: from free memory and a timed tick per bucket.
+"""How much a machine bears: slots in time, what to do in overload, what fits between two ticks.
 
-Arithmetic and a stopwatch; nothing here is guessed and nothing knows a card's name. Loads no torch.
+Three parts: the timed ticks, from which the number of slots follows; overload, which closes
+admission, pauses the recogniser and ends the newest conversation; slack, in which prompts and
+renewals run. Arithmetic and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads
+no torch. Source of the rules: performance.md 2.6.
 """
 
 import logging
@@ -18,6 +21,10 @@ from engine.errors import BusyError, EngineError, logged_fault
 from engine.runtime.backend import Backend
 from engine.runtime.seat import Renewed, Seat
 
+logger = logging.getLogger(__name__)
+
+# -- how many slots are in time --------------------------------------------------------------------
+
 TICK_LIMIT_SECONDS = 0.070  # of 80 ms: the rest is for what lies around the backend
 # A frame that comes when a tick has just begun waits for its end and is made in the next one.
 IN_TIME_SECONDS = LATE_SECONDS / 2
@@ -33,7 +40,7 @@ class TickTable:
     piece: float = 0.0  # seconds of a piece of a prompt
 
     def tick(self, slots: int) -> float:
-        """Of the cheapest bucket that covers so many slots; beyond the largest, never in time.
+        """Of the cheapest bucket that covers this many slots; beyond the largest, never in time.
 
         A larger bucket has more to do: a smaller one that took longer was disturbed meanwhile.
         """
@@ -46,7 +53,7 @@ class TickTable:
         return TickTable(seconds, self.piece)
 
     def slots_in_time(self) -> int:
-        """The largest bucket in whose ticks no frame is late, and so in all below; 0: none."""
+        """The largest bucket in whose ticks no frame is late, nor in any smaller; 0: none."""
         good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]
         return max(good, default=0)
 
@@ -54,7 +61,7 @@ class TickTable:
 def time_ticks(
     buckets: tuple[int, ...], tick: Callable[[int], float], piece: Callable[[], float]
 ) -> TickTable:
-    """Time a tick of each bucket and a piece of a prompt: what nine in ten keep is what counts.
+    """Time a tick of each bucket and a piece of a prompt: the 90th percentile counts.
 
     `tick(slots)` and `piece()` run one and return its seconds. They take turns, so that a hiccup
     of the machine falls on few of each and not on all of one bucket.
@@ -65,21 +72,13 @@ def time_ticks(
     return TickTable(dict(zip(buckets, ticks, strict=True)), of_piece)
 
 
-logger = logging.getLogger(__name__)
-
-
 # -- overload --------------------------------------------------------------------------------------
-#
-# When a server is too slow: close admission, then shed the recogniser, then the newest session.
-#
-# Source of the rules: performance.md 2.6. Fed with the seconds of every tick and asked on the
-# scheduler's thread; knows no threads and no clock but the one it is given.
 
 WINDOW_SECONDS = 10.0  # that p95 looks back
 LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
-FEW_TICKS, LONG_SECONDS = 3, 1.0  # unless they are so long that there are not more of them
+FEW_TICKS, LONG_SECONDS = 3, 1.0  # ticks so long that there are no more
 SHED_SECONDS = 0.078  # p95 above it is overload
-PATIENCE_SECONDS = 5.0  # of overload before something is given up
+PATIENCE_SECONDS = 5.0  # of overload before something is given up; of waiting for slack
 MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
 KEPT_FRAMES = 3  # of a slot's backlog that are never dropped
 
@@ -93,7 +92,11 @@ class Relief(IntEnum):
 
 
 class Overload:
-    """p95 of the tick over ten seconds, and what follows from it. `admits` from any thread."""
+    """p95 of the tick over ten seconds, and what follows from it.
+
+    It is given the seconds of every tick and asked on the scheduler's thread; `admits` may be
+    asked from any thread.
+    """
 
     def __init__(self, clock: Callable[[], float], table: TickTable | None = None) -> None:
         self._clock, self._table = clock, table
@@ -103,10 +106,10 @@ class Overload:
         self._acted_at = -WINDOW_SECONDS  # what comes after a step is judged by its own ticks
         self._rest = WINDOW_SECONDS  # of the recogniser, when it is paused next
         self._resume_at = 0.0
-        self.shedding = False  # in overload, however short: quiet frames are dropped
+        self.shedding = False  # in overload, even for a moment: quiet frames are dropped
         self.recogniser_paused = False
 
-    def ticked(self, seconds: float) -> None:
+    def add_tick(self, seconds: float) -> None:
         now = self._clock()
         with self._lock:
             self._ticks.append((now, seconds))
@@ -187,11 +190,6 @@ class Shedding:
 
 
 # -- slack -----------------------------------------------------------------------------------------
-#
-# What runs in the slack between ticks: newcomers' prompts, and renewals of long conversations.
-#
-# One bounded piece at a time, and none that would make somebody's frame late. When the next tick
-# runs is the scheduler's affair. Source of the rules: performance.md 2.6. Scheduler's thread only.
 
 AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
 STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
@@ -200,8 +198,8 @@ STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now
 class Slack:
     """Whether what may wait fits in before somebody's frame would be late.
 
-    That is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody else's
-    frame is to be run. `piece`: seconds of one as timed at the start.
+    What may wait is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody
+    else's frame is to be run. `piece`: seconds of one as timed at the start.
     """
 
     def __init__(self, piece: float = 0.0) -> None:
@@ -209,17 +207,17 @@ class Slack:
         self._seconds = dict(self._least)  # of the slowest recent ones
         self._refused: dict[Seat, float] = {}  # since when its work has been held back
 
-    def piece_took(self, seconds: float) -> None:
-        self._took("piece", seconds)
+    def note_piece(self, seconds: float) -> None:
+        self._note("piece", seconds)
 
-    def tick_took(self, seconds: float) -> None:
-        self._took("tick", seconds)
+    def note_tick(self, seconds: float) -> None:
+        self._note("tick", seconds)
 
-    def _took(self, what: str, seconds: float) -> None:
+    def _note(self, what: str, seconds: float) -> None:
         self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
 
     def forget(self, seat: Seat) -> None:
-        """Its work is void: whoever sits there next waits for a time of their own."""
+        """Its work is void: who sits there next waits anew."""
         self._refused.pop(seat, None)
 
     def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
@@ -245,7 +243,11 @@ def next_due(seats: list[Seat], now: float) -> float | None:
 
 
 class SlackWork:
-    """Prompts first, as somebody waits for them; then renewals."""
+    """Prompts first, as somebody waits for them; then renewals. Scheduler's thread only.
+
+    One bounded piece at a time, and none that would make somebody's frame late. When the next tick
+    runs is the scheduler's affair.
+    """
 
     def __init__(
         self,
@@ -267,11 +269,11 @@ class SlackWork:
         if not self.slack.allows(started, next_due(seats, started), seat):
             return False
         work()
-        self.slack.piece_took(self._clock() - started)
+        self.slack.note_piece(self._clock() - started)
         self._waiting_since = None
         return True
 
-    def starves(self, seats: list[Seat], now: float) -> bool:
+    def is_starving(self, seats: list[Seat], now: float) -> bool:
         """Whether work has been waiting for long, because tick follows tick without a gap."""
         if not self._job(seats):
             self._waiting_since = None
@@ -280,13 +282,13 @@ class SlackWork:
         return self._waiting_since is not None and now - self._waiting_since > STARVED_SECONDS
 
     def drop(self, seat: Seat) -> None:
-        """End a renewal in its midst: its conversation is over, the spare memory is free."""
+        """Break off a renewal: its conversation is over, the spare memory is free."""
         self.slack.forget(seat)
         if work := self._renewals.pop(seat, None):
             work.close()
 
     def _job(self, seats: list[Seat]) -> tuple[Seat, Callable[[], None]] | None:
-        """What is to be done next and for whom, if anything."""
+        """Whose work is next, and the work; None: nobody has any."""
         staying = [seat for seat in seats if not seat.left]
         for seat in staying:
             if seat.needs_prompt:

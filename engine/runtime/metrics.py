@@ -46,7 +46,7 @@ class Dropped(StrEnum):
 class Window:
     """The values of the last minute, for percentiles. Thread-safe.
 
-    A ring buffer of numbers: it is copied while nobody else may add, and that takes no time.
+    A ring buffer of numbers: copied under the lock, which takes no time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -165,7 +165,7 @@ class Metrics:
         self.record.slots.add(frames)
 
     def took(self, stage: Stage, seconds: float, frames: int = 1) -> None:
-        """A stage of so many live frames, each of which it took so long."""
+        """A stage took `seconds` for each of some live frames."""
         self.record.stages[stage].add(seconds, frames)
 
     def sent(self, seconds: float) -> bool:

@@ -97,8 +97,8 @@ class Renewal:
                     self._swap(slot)
                     return history.total - first
                 yield
-        except Exception:
-            self.queue.leave(slot)  # or it would be tried again in every frame
+        except Exception:  # whatever it was, it would be tried again in every frame
+            self.queue.leave(slot)
             raise
         finally:
             self.busy, self.first = False, None

@@ -159,7 +159,7 @@ class Scheduler:
             self._wake.notify()
 
     def _read_files(self, seat: Seat) -> None:
-        """Loader's thread. Whoever has left meanwhile needs nothing any more."""
+        """Loader's thread. Who has left meanwhile needs nothing any more."""
         if not seat.left:
             self.backend.prepare(seat.opening)
 
@@ -197,7 +197,7 @@ class Scheduler:
         more = self._carry_out_requests(until)
         more = self._directors.read_inboxes(seats, until) or more
         now = self.clock()
-        if between.starves(seats, now) and between.piece(seats):
+        if between.is_starving(seats, now) and between.piece(seats):
             return self.clock()
         if ready := self._ready(now):
             self._tick(self._collect(ready, now))
@@ -223,10 +223,10 @@ class Scheduler:
                 seat = next(iter(self._requests))
                 del self._requests[seat]
             restart, sampling = seat.take_requests()
-            if restart and not seat.left:
+            if restart:  # whose client leaves right now: the slot is still this seat's in this turn
                 self._close(seat)
                 seat.start(*restart)
-            if sampling and not seat.left:
+            if sampling:
                 self._tune(seat, sampling)
             if self.clock() >= until:
                 break
@@ -293,8 +293,8 @@ class Scheduler:
         self.metrics.took(Stage.LISTEN, listened - started, live)
         self.metrics.took(Stage.CHOOSE, chosen - listened, live)
         self.metrics.took(Stage.SPEAK, ready - chosen, live)
-        self.overload.ticked(step)
-        self._between.slack.tick_took(step)
+        self.overload.add_tick(step)
+        self._between.slack.note_tick(step)
         self._shedding.act(self._sitting)
 
     def _deliver(
@@ -341,7 +341,7 @@ class Directors:
         When the time is over the rest waits, in order, and the next turn goes on with the next
         seat: nobody's commands keep anybody's frame waiting, nor anybody else's commands.
         """
-        waiting = [seat for seat in seats if seat.has_commands and not seat.left]
+        waiting = [seat for seat in seats if seat.has_commands]
         waiting.sort(key=lambda seat: (seat.joined <= self._served, seat.joined))
         queue, taken = deque(waiting), Counter()
         while queue:

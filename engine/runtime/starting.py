@@ -1,7 +1,7 @@
 """From a source to a backend that fits this machine: precision, then memory, then time.
 
-How much fits is fitting.py's arithmetic, what int8 has been shown to be worth verdict.py's file;
-here both are obeyed, and the log says what came of it.
+`weights/sizing.py` counts what fits, `weights/verdict.py` says where int8 is good enough. Here both
+are obeyed, and the log says what came of it.
 """
 
 import gc
@@ -28,7 +28,7 @@ from engine.weights.verdict import precise, precise_recogniser
 logger = logging.getLogger(__name__)
 
 SPARE_SHARE = 0.75  # of what is left, for renewals; the rest keeps prompts
-ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
+ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the text embeddings: below it a model is tiny
 LIMITS = {  # what made the number of slots -> how the log says it
     "asked": "as asked",
     "cpu": "not measured on a CPU",
@@ -74,13 +74,13 @@ def load_personaplex(
             source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
             progress=progress,
         )  # fmt: skip
-        if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
+        if device == "cpu" and checkpoint.lm.embedding.table.numel() < ONE_THREAD_WEIGHTS:
             torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
         recogniser = None
         if transcribe:
             recogniser = _recogniser(transcribe, precision[0], folder, checkpoint, progress)
         options = Options(slots, graphs, renewal_frames)
-        return fitted(checkpoint, recogniser, mode, options)
+        return fit_backend(checkpoint, recogniser, mode, options)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{device} ran out of memory ({mode}): {str(error).splitlines()[0]}; end what else "
@@ -100,7 +100,7 @@ def _recogniser(
     )
 
 
-def fitted(
+def fit_backend(
     checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Precision, options: Options
 ) -> PersonaPlexBackend:
     """As many slots as memory and time allow, or exactly those asked for. Raises ModelError."""
@@ -136,14 +136,14 @@ def fitted(
     backend.limited_by = limit
     logger.info("%s", describe_slots(memory, mode, slots, limit))
     if memory and options.renewal_frames and not backend.renewal:
-        logger.warning("%s", not_renewed(memory, slots))
+        logger.warning("%s", describe_no_renewal(memory, slots))
     elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
         logger.info("renewed calls keep what %d columns hold", backend.renewal.spare.capacity)
     return backend
 
 
 def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
-    """How many slots memory gives, and what limited them. Raises ModelError."""
+    """(slots that memory gives, what limited them). Raises ModelError."""
     if memory is None:
         return (asked, "asked") if asked else (CPU_SLOTS, "cpu")
     memory.check(asked)
@@ -154,7 +154,7 @@ def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
 
 
 def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tuple[int, float]:
-    """(columns for renewals, 0: none or not counted; MB for kept prompts) beside so many slots."""
+    """(columns for renewals, 0: none or not counted; MB for kept prompts) beside `slots`."""
     if memory is None:
         return 0, CACHE_MB
     left, columns, spare = memory.left(slots), 0, 0
@@ -163,7 +163,7 @@ def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tupl
     return columns, min(CACHE_MB, (left - spare) / MEGABYTE)
 
 
-def not_renewed(memory: Memory, slots: int) -> str:
+def describe_no_renewal(memory: Memory, slots: int) -> str:
     """Why calls lose voice and persona with the context, and what would help."""
     fewer = f"--slots {slots - 1}" if slots > 1 else "a larger GPU"
     return (
@@ -183,8 +183,3 @@ def describe_slots(memory: Memory | None, mode: Precision, slots: int, limit: st
         if other != mode
     ]
     return "; ".join([here, *others])
-
-
-def _weights(checkpoint: Checkpoint) -> int:
-    """A measure of the model's size: the numbers of its largest table."""
-    return checkpoint.lm.embedding.table.numel()

@@ -53,7 +53,7 @@ def run(overload: Overload, clock: Clock, seconds: float, tick: float) -> None:
     """Ticks of this length, one every 80 ms."""
     for _ in range(int(seconds / 0.08)):
         clock.now += 0.08
-        overload.ticked(tick)
+        overload.add_tick(tick)
 
 
 def test_slots_are_what_fits_beside_the_reserve():
@@ -145,7 +145,7 @@ def test_four_slow_ticks_in_a_hundred_close_nothing_and_six_do(clock):
         overload = Overload(clock, TickTable({8: 0.05}))
         for number in range(100):
             clock.now += 0.08
-            overload.ticked(0.09 if number % 100 < slow else 0.05)
+            overload.add_tick(0.09 if number % 100 < slow else 0.05)
         assert overload.admits(3) == admits
 
 
@@ -154,7 +154,7 @@ def test_overload_pauses_the_recogniser_first_and_then_ends_the_newest(clock):
     for _ in range(4):
         for _ in range(62):  # 5 s
             clock.now += 0.081
-            overload.ticked(0.079)
+            overload.add_tick(0.079)
             asked.append((round(clock.now - 100, 1), overload.step(transcribing=True)))
     asked = [(at, step) for at, step in asked if step is not Relief.NOTHING]
     assert [step for _, step in asked[:2]] == [Relief.PAUSE_RECOGNISER, Relief.END_NEWEST]
@@ -183,7 +183,7 @@ def test_ticks_so_long_that_few_fit_into_ten_seconds_are_overload_all_the_same(c
     overload, steps = Overload(clock), set()
     for _ in range(int(16 / tick)):
         clock.now += tick
-        overload.ticked(tick)
+        overload.add_tick(tick)
         steps.add(overload.step(transcribing=False))
     assert not overload.admits(1)
     assert Relief.END_NEWEST in steps
@@ -201,8 +201,8 @@ def test_a_short_peak_is_no_overload(clock):
 
 def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack = Slack()
-    slack.piece_took(0.030)
-    slack.tick_took(0.060)
+    slack.note_piece(0.030)
+    slack.note_tick(0.060)
     rig = Rig()
     one, other = rig.join(ready=False), rig.join(ready=False)
     assert slack.allows(1.0, None, one)
@@ -270,6 +270,6 @@ def test_a_pause_of_the_recogniser_that_was_enough_ends_nobody(clock):
     overload, asked = Overload(clock), []
     for _ in range(250):  # 20 s, of which the recogniser costs the first six too much
         clock.now += 0.08
-        overload.ticked(0.06 if Relief.PAUSE_RECOGNISER in asked else 0.079)
+        overload.add_tick(0.06 if Relief.PAUSE_RECOGNISER in asked else 0.079)
         asked.append(overload.step(transcribing=True))
     assert set(asked) == {Relief.NOTHING, Relief.PAUSE_RECOGNISER}

@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BusyError
-from engine.runtime.load import Overload, Relief, Slack, TickTable
+from engine.runtime.load import Overload, Relief, Shedding, Slack, TickTable, next_due
 from engine.runtime.seat import Ended, Ready
 from tests.runtime.rig import NotingDirector, Rig
 
@@ -188,7 +188,7 @@ def test_a_recogniser_that_is_too_much_rests_longer_each_time():
     overload = Overload(lambda: now)
     while len(rests) < 3:
         now += FRAME_SECONDS
-        overload.ticked(0.06 if overload.recogniser_paused else 0.079)
+        overload.add_tick(0.06 if overload.recogniser_paused else 0.079)
         if overload.step(transcribing=not overload.recogniser_paused) is Relief.PAUSE_RECOGNISER:
             paused_at = now
         elif paused_at is not None and not overload.recogniser_paused:
@@ -324,3 +324,36 @@ def test_a_client_that_runs_ahead_of_its_clock_is_expected_when_it_speaks():
     rig.hear(seat, 1)
     rig.advance(0)
     assert seat.expected_at(rig.now) == pytest.approx(rig.now + FRAME_SECONDS)
+
+
+# -- who has left in the midst of a turn -----------------------------------------------------------
+
+
+def test_who_has_left_already_is_not_the_newest_to_be_ended(rig_of_three, monkeypatch):
+    rig, (oldest, newest, leaver) = rig_of_three
+    monkeypatch.setattr(rig.scheduler.overload, "step", lambda transcribing: Relief.END_NEWEST)
+    ended = []
+    shedding = Shedding(rig.scheduler.overload, rig.backend, lambda seat, error: ended.append(seat))
+    shedding.act([oldest, newest, leaver])
+    assert ended == [newest]
+    ended.clear()
+    shedding.act([oldest, leaver])  # the last one is better slow than gone
+    assert ended == []
+
+
+def test_nobody_waits_for_a_frame_of_who_has_left(rig_of_three):
+    rig, (*staying, leaver) = rig_of_three
+    rig.hear(leaver)
+    assert next_due([leaver], rig.now) is None
+    rig.now += FRAME_SECONDS
+    rig.hear(staying[0])
+    assert next_due([staying[0], leaver], rig.now) == rig.now
+
+
+@pytest.fixture
+def rig_of_three():
+    """Three seats; the last one has just been left."""
+    rig = Rig(slots=3)
+    seats = [rig.join() for _ in range(3)]
+    rig.scheduler.leave(seats[-1], "left")
+    return rig, seats

@@ -5,6 +5,7 @@ On a clock that a test turns by hand. What a message costs the scheduler's threa
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config import FRAME_SECONDS, GREEDY, LATE_SECONDS
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, LATE_SECONDS
 from engine.dialogue import events as ev
 from engine.errors import RefusedError, TooFastError
 from engine.runtime.backend import Opening
@@ -181,6 +182,37 @@ def test_a_piece_of_a_frame_wakes_nobody():
     assert next(wakes) == 0
     rig.hear(seat, 0.25)
     assert next(wakes) == 2
+
+
+def test_a_tick_takes_a_frame_at_once_whatever_pieces_it_came_in():
+    rig, (seat,) = costly_rig(1)
+    for number in range(FRAME_SAMPLES):
+        seat.push_audio(np.full(1, number, np.float32), rig.now)
+    calls = []
+    sys.setprofile(lambda frame, event, what: calls.append(event))
+    frame, _ = seat.take_frame(rig.now)
+    sys.setprofile(None)
+    assert len(calls) < 100
+    np.testing.assert_array_equal(frame, np.arange(FRAME_SAMPLES))
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_nothing_is_done_any_more_for_who_left_while_commands_were_read(ready):
+    class LeavingDirector(NotingDirector):
+        def take(self, command: Any) -> list[Any]:
+            rig.scheduler.leave(leaver, "left")
+            return []
+
+    rig = Rig(slots=2)
+    other, leaver = rig.join(LeavingDirector()), rig.join(ready=ready)
+    rig.hear(leaver)
+    leaver.post("of the leaver")
+    other.post("leave")
+    ticks = rig.ticks
+    assert rig.turn() is None  # nothing is left to do or to wait for
+    assert leaver.director.taken == []
+    assert rig.ticks == ticks
+    assert leaver.is_open == ready
 
 
 def test_who_left_while_commands_were_read_is_not_flushed():

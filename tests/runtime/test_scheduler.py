@@ -441,7 +441,7 @@ def test_a_slot_whose_prompts_go_in_is_tuned_when_they_are_in():
 def test_settings_that_come_while_prompts_wait_for_slack_keep_nobody_awake():
     rig = Rig(pieces=2, tick=0.06, piece=0.05)
     talking, newcomer = rig.join(), rig.join(ready=False)
-    rig.scheduler._between.slack.piece_took(0.05)
+    rig.scheduler._between.slack.note_piece(0.05)
     rig.hear(talking)
     rig.advance(0.1)
     for temperature in (0.3, 0.2):
@@ -460,6 +460,23 @@ def test_a_slot_that_was_left_is_not_tuned(rig):
     rig.scheduler.leave(seat, "left")
     rig.advance(0)
     assert ("tune", 0, 0) not in rig.backend.log
+
+
+def test_who_leaves_while_its_requests_are_taken_is_closed_once_and_not_tuned(rig):
+    seat = rig.join()
+    take = seat.take_requests
+
+    def leave_and_take():
+        rig.scheduler.leave(seat, "left")  # as another thread could, right here
+        return take()
+
+    seat.take_requests = leave_and_take
+    rig.scheduler.restart(seat, Opening("V"), NotingDirector())
+    rig.scheduler.tune(seat, GREEDY)
+    rig.turn()
+    rig.turn()
+    assert rig.backend.log == [("open", 0, 0.7), ("close", 0)]
+    assert rig.scheduler.free == rig.backend.slots
 
 
 # -- faults ----------------------------------------------------------------------------------------
