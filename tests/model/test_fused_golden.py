@@ -29,9 +29,9 @@ from tests.model.test_loop import DROPPED, ReferenceDraws, run, start
 from tests.model.test_mimi import PCM_TOLERANCE
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 2
-MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (2, 6, 4)  # of smaller runs
-PAST = 2  # frames that are played after the one that fills the ring
+FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 1
+MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (2, 3, 3)  # of smaller runs
+PAST = 1  # frames that are played after the one that fills the ring
 
 
 def fused_checkpoint() -> Checkpoint:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
-from engine.model.gpu.kernels_attention import Decode, attend_few
+from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
-from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.lm import Depformer, DepthLayer, Pick
 from engine.model.mimi import Conv, ConvTranspose, Elu, Residual
 from engine.model.transformer import (
