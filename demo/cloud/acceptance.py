@@ -25,10 +25,10 @@ from engine.hardware import has_cuda
 from engine.weights import hub
 from engine.weights.verdict import (
     VERDICT,
-    allowed,
-    allowed_recogniser,
-    precise,
-    precise_recogniser,
+    apply_recogniser_verdict,
+    apply_verdict,
+    choose_precision,
+    choose_recogniser_precision,
     publish,
     read,
 )
@@ -130,7 +130,7 @@ class Judge:
         int8 is allowed only if it runs here and holds somebody, and no fewer. Raises ModelError.
         """
         known = read(self.results)
-        mode, recogniser = allowed(AUTO, known), allowed_recogniser("auto", known)
+        mode, recogniser = apply_verdict(AUTO, known), apply_recogniser_verdict("auto", known)
         with trial(self._folder, self.results / VERDICT) as model:
             plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
             if (mode, recogniser) != (FAITHFUL, "bf16"):
@@ -276,9 +276,9 @@ def verdict_lines(config: ServerConfig, folder: Path, measured: Measured) -> Ite
     lost = ""
     if measured.lost:
         lost = f", for int8 holds {'fewer' if measured.int8.held else 'nobody'}"
-    yield f"\nverdict     {spoken(precise(AUTO, folder, config.device))}{lost}"
+    yield f"\nverdict     {spoken(choose_precision(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
-    yield f"next start  {spoken(precise(asked, folder, config.device))}{forced}"
+    yield f"next start  {spoken(choose_precision(asked, folder, config.device))}{forced}"
 
 
 def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
@@ -287,7 +287,7 @@ def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
         from engine.weights.loading import download_recogniser  # brings torch along
 
         found = download_recogniser(config.transcribe)
-        weights = precise_recogniser(config.weights, folder, found, config.device)
+        weights = choose_recogniser_precision(config.weights, folder, found, config.device)
         yield f"recogniser  weights {weights}"
 
 

@@ -80,7 +80,7 @@ def opened(
     start = time.perf_counter()
     loop.clear(0)
     pieces = () if kept else prefill(ticks, prompt)
-    kept = kept or loop.ready(0, prompt)
+    kept = kept or loop.save_prompt(0, prompt)
     loop.start(0, kept)
     loop.sampler.seed(0, 0)
     loop.sampler.tune(0, SamplingConfig())

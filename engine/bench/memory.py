@@ -119,7 +119,7 @@ def sizes(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[str, int
     found = {
         "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),
         "rings": bytes_of([rings] if scale is None else [rings, scale]),
-        "codec's state": bytes_of([*loop.encoder.kept(), *loop.decoder.kept()]),
+        "codec's state": bytes_of([*loop.encoder.tensors(), *loop.decoder.tensors()]),
         "graphs": graphs, "peak of loading": loading, "peak of serving": peak(),
     }  # fmt: skip
     return slots, {item: size for item, size in found.items() if size or ticks.cuda}

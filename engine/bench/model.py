@@ -147,7 +147,7 @@ def prompts(times: int) -> dict[str, float]:
         "prefill, ms": milliseconds(at_once, max(2, times // 10)),
         "stepwise, ms": milliseconds(one_by_one, 2),
     }
-    ready = loop.ready(0, prompt)
+    ready = loop.save_prompt(0, prompt)
 
     def connect() -> None:
         loop.clear(0)

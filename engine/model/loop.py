@@ -68,8 +68,8 @@ class Loop:
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
         if lm.fused:
-            self.sampler.picked_by = lm.fused.pick
-            self.sampler.text_picked_by = lm.fused.pick_text
+            self.sampler.audio_kernel = lm.fused.pick
+            self.sampler.text_kernel = lm.fused.pick_text
 
     @property
     def piece(self) -> int:
@@ -102,7 +102,7 @@ class Loop:
             tokens[slot] = 0
         self.booting.discard(slot)
 
-    def ready(self, slot: int, prompt: Prompt) -> PromptState:
+    def save_prompt(self, slot: int, prompt: Prompt) -> PromptState:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q = self.codebooks
         last, after = prompt.columns[-1].to(self.device), prompt.after.to(self.device)
@@ -134,7 +134,7 @@ class Loop:
         ring = [self.rings.used(slot), self.rings.position[slot]]
         if self.rings.scale is not None:
             ring.append(self.rings.used_scale(slot))
-        return [*ring, *self.encoder.of(slot), *self.decoder.of(slot), *tokens, *sampler]
+        return [*ring, *self.encoder.state(slot), *self.decoder.state(slot), *tokens, *sampler]
 
     # -- one tick ----------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Loop:
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
         self.hidden.copy_(self.lm.step(self.lm.embed(column), self.rings, active))
-        active.keep(self.user_before, codes)
+        active.update(self.user_before, codes)
         return self.pick_text()
 
     def pick_text(self) -> Tensor:
@@ -185,6 +185,6 @@ class Loop:
         picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
         complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
         self.sampler.feed(text, active)
-        active.keep(self.agent, torch.cat([text[:, None], picked], 1))
-        active.keep(self.forced, torch.where(hush, self.silence_next, FREE))
+        active.update(self.agent, torch.cat([text[:, None], picked], 1))
+        active.update(self.forced, torch.where(hush, self.silence_next, FREE))
         return complete

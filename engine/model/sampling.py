@@ -95,8 +95,8 @@ class Sampler:
         staged = device.type == "cuda"
         self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
         self._name_noise()
-        self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
-        self.text_picked_by: Callable[..., Tensor] | None = None  # and one for text
+        self.audio_kernel: Callable[..., Tensor] | None = None  # a kernel for audio tokens
+        self.text_kernel: Callable[..., Tensor] | None = None  # and one for text
         self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
@@ -124,7 +124,7 @@ class Sampler:
     @property
     def fixed(self) -> bool:
         """Whether text is picked by a kernel, which looks at no setting on the host."""
-        return self.text_picked_by is not None
+        return self.text_kernel is not None
 
     @property
     def special(self) -> bool:
@@ -184,15 +184,15 @@ class Sampler:
     def pick_text_fixed(self, logits: Tensor) -> Tensor:
         """The same by the kernel, for settings that are not `special`; the logits stay."""
         settings = self.text.temperature, self.text.width, self.pad_bias
-        return self.text_picked_by(logits, self.text_noise, *settings, FIXED_WIDTH)
+        return self.text_kernel(logits, self.text_noise, *settings, FIXED_WIDTH)
 
     def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
         """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
         noise, audio = self.audio_noise[:, codebook], self.audio
         if told is None:
             return audio.pick(logits.float(), noise)
-        if self.picked_by:
-            return self.picked_by(logits, noise, audio.temperature, audio.width, told)
+        if self.audio_kernel:
+            return self.audio_kernel(logits, noise, audio.temperature, audio.width, told)
         return torch.where(told < 0, audio.pick(logits.float(), noise), told)
 
     def feed(self, text: Tensor, active: Active) -> None:

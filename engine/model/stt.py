@@ -120,7 +120,7 @@ class Hearing:
         column = self.column(codes)
         self.hidden = self.stt.step(self.stt.embed(column), self.rings, active)
         text = self.stt.text_logits(self.hidden).argmax(-1)
-        active.keep(self.text, text)
+        active.update(self.text, text)
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
 

@@ -39,7 +39,7 @@ class Active:
         mask[slots] = True
         return cls(mask.to(device, non_blocking=True), tuple(slots))
 
-    def keep(self, state: Tensor, new: Tensor) -> None:
+    def update(self, state: Tensor, new: Tensor) -> None:
         """state[s] = new[s] for the active slots s; not a bit of the others changes."""
         mask = self.mask.view(-1, *(1,) * (state.dim() - 1))
         torch.where(mask, new, state, out=state)
@@ -111,9 +111,9 @@ class Linear(nn.Module):
 
     def quantise(self) -> None:
         """Trade the weight for its int8 form, before it is packed."""
-        self.keep(*quantise_weight(self.weight.detach()))
+        self.set_int8(*quantise_weight(self.weight.detach()))
 
-    def keep(self, weight: Tensor, scale: Tensor) -> None:
+    def set_int8(self, weight: Tensor, scale: Tensor) -> None:
         """Take an int8 weight and its scale, as `quantise` makes them."""
         self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 

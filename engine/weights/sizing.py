@@ -78,7 +78,7 @@ class Memory:
         self._lm, self._stt = checkpoint.lm, recogniser.stt if recogniser else None
         mimi = checkpoint.mimi
         streams = (mimi.encoder_stream(1), mimi.decoder_stream(1))
-        self._codec = sum(bytes_of(s.kept()) for s in streams)
+        self._codec = sum(bytes_of(s.tensors()) for s in streams)
 
     def slots(self, mode: Precision | None = None, most: int = MOST_SLOTS) -> int:
         """How many conversations fit, at most so many; of another mode: how many would."""

@@ -35,7 +35,7 @@ class Voices:
     """The voices of one model folder: `voices/`, or what `voices.tgz` beside it unpacks to."""
 
     def __init__(self, model_folder: Path) -> None:
-        self.folder = unpacked(model_folder)
+        self.folder = find_or_unpack(model_folder)
         found = {p.stem: p for s in reversed(SUFFIXES) for p in sorted(self.folder.glob(f"*{s}"))}
         if not found:
             raise ModelError(
@@ -58,7 +58,7 @@ class Voices:
         return normalise(read_audio(self.path(name)))
 
 
-def unpacked(model_folder: Path) -> Path:
+def find_or_unpack(model_folder: Path) -> Path:
     """The folder of voice files, unpacked from the archive where that has not happened yet."""
     folder, archive = model_folder / "voices", model_folder / ARCHIVE
     if any(folder.glob("*")) or not archive.exists():

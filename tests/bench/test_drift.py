@@ -16,7 +16,7 @@ from engine.bench.drift import TURN_FRAMES
 from engine.errors import ConfigError, ModelError
 from engine.model import attention
 from engine.model import linear as int8
-from engine.weights.verdict import VERDICT, precise, precise_recogniser
+from engine.weights.verdict import VERDICT, choose_precision, choose_recogniser_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
@@ -69,8 +69,8 @@ def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys)
     assert rows["int8 weights"]["top1"] == rows["int8 weights"]["audio_top1"] == 1
     assert rows["int8 weights"]["kl"] < 1e-6
     assert rows["int8 recogniser"]["good"]
-    assert precise(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
-    assert precise_recogniser("auto", model, stt, "cpu") == "int8"
+    assert choose_precision(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
+    assert choose_recogniser_precision("auto", model, stt, "cpu") == "int8"
     assert "int8 recogniser" in capsys.readouterr().out
 
 
@@ -93,8 +93,8 @@ def test_weights_that_were_made_worse_are_refused_and_good_keys_and_values_are_n
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good.pop("int8 KV")
     assert not any(good.values())
-    assert precise(("auto", "auto"), model, "cpu") == ("bf16", "int8")
-    assert precise_recogniser("auto", model, stt, "cpu") == "bf16"
+    assert choose_precision(("auto", "auto"), model, "cpu") == ("bf16", "int8")
+    assert choose_recogniser_precision("auto", model, stt, "cpu") == "bf16"
 
 
 def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_weights(
@@ -106,7 +106,7 @@ def test_keys_and_values_that_were_made_worse_are_refused_alone_and_beside_good_
     result = run(model, None, "--verdict")
     good = {row["what"]: row["good"] for row in result["rows"]}
     assert good == {"int8 weights": True, "int8 KV": False, "both": False}
-    assert precise(("auto", "auto"), model, "cpu") == ("int8", "bf16")
+    assert choose_precision(("auto", "auto"), model, "cpu") == ("int8", "bf16")
 
 
 def test_a_model_that_says_next_to_nothing_gets_no_verdict(places, monkeypatch):

@@ -9,7 +9,7 @@ from engine.model.gpu.kernels_attention import PromptPiece
 from engine.model.transformer import Chunk, Rings, Rotation
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, close, draw, poisoned
 from tests.model.conftest import build_lm
-from tests.model.test_fused import TOLERANCE, unpacked
+from tests.model.test_fused import TOLERANCE, unpack_weights
 from tests.model.test_kernels_attention import check_ring
 
 MINE, SLOTS = 1, 3  # the slot whose prompt goes in, of so many
@@ -90,7 +90,7 @@ def test_nothing_that_counts_changes_nothing_and_hears_silence():
 @pytest.fixture(scope="module")
 def lm():
     """The tiny model as a GPU runs it."""
-    model = unpacked(build_lm()).to(DEVICE)
+    model = unpack_weights(build_lm()).to(DEVICE)
     model.fused = fused
     return model
 

@@ -63,7 +63,7 @@ def tokens(checkpoint: Checkpoint, codes: list[list[int]]) -> np.ndarray:
     """
     config, loop = checkpoint.lm.config, Loop(checkpoint.lm, checkpoint.mimi, 1)
     nothing = torch.zeros(1, config.n_q + 1, dtype=torch.int64)  # the frame that is lost
-    loop.start(0, loop.ready(0, build_prompt(config, Voice(), nothing)))
+    loop.start(0, loop.save_prompt(0, build_prompt(config, Voice(), nothing)))
     loop.sampler.tune(0, GREEDY)
     steps, pcm, rows = Steps(loop, graphs=False), np.zeros((1, FRAME_SAMPLES)), []
     for heard in [loop.user_now[0].tolist(), *codes[1:]]:

@@ -180,11 +180,11 @@ class FusedStream:
             past[:, slot].zero_()
         self.rings.clear(slot)
 
-    def kept(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """All tensors of its memory."""
         return [*self.pasts.values(), self.rings.kv]
 
-    def of(self, slot: int) -> list[Tensor]:
+    def state(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         pasts = [past[:, slot] for past in self.pasts.values()]
         return [*pasts, self.rings.used(slot), self.rings.position[slot]]
