@@ -163,9 +163,7 @@ class Loop:
     def pick_text(self) -> Tensor:
         """The text that follows `hidden` [S]."""
         self.logits.copy_(self.lm.text_logits(self.hidden))
-        if self.sampler.fixed:
-            return self.sampler.pick_text_fixed(self.logits)
-        return self.sampler.pick_text(self.logits)
+        return self.sampler.pick_text_in_graph(self.logits)
 
     def step_depth_and_decode(
         self, text: Tensor, hush: Tensor, active: Active
