@@ -139,17 +139,17 @@ class Loop:
     # -- one tick ----------------------------------------------------------------------------------
 
     def encode_and_step(
-        self, pcm: Tensor, active: Active, hearing: Active, codebooks: int = 0
+        self, pcm: Tensor, active: Active, encoding: Active, codebooks: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """pcm [S, 1920] of the user -> text picked for the next frame [S], user codes [S, Q].
 
-        hearing: active slots whose pcm counts. The others run the last column of their prompt.
+        encoding: active slots whose pcm counts. The others run the last column of their prompt.
         codebooks: encode more than Q, for a recogniser; all of them [S, codebooks] come back last.
         """
-        pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
-        encoded = self.mimi.encode(pcm, self.encoder, hearing, codebooks or self.codebooks)
+        pcm = torch.where(encoding.mask[:, None], pcm, 0.0)
+        encoded = self.mimi.encode(pcm, self.encoder, encoding, codebooks or self.codebooks)
         own = encoded[:, : self.codebooks]
-        codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
+        codes = torch.where(encoding.mask[:, None], own, self.user_now)  # [S, Q]
         return self.step_temporal(codes, active), codes, encoded
 
     def step_temporal(self, codes: Tensor, active: Active) -> Tensor:

@@ -1,4 +1,4 @@
-"""The recogniser: reads the codec's codes of the user, writes text tokens, hears pauses.
+"""The recogniser: the user's codes of the codec in, text tokens and pauses out.
 
 A temporal transformer without depformer, over 32 codebooks, greedy. One step is one frame; what
 its tokens mean as words and turns is not known here. Source: kyutai-labs/moshi, LMGen for

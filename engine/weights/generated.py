@@ -151,7 +151,7 @@ def write_model(
 
 
 def write_tokenizer(path: Path, size: int) -> None:
-    """The tiny vocabulary, brought to so many pieces.
+    """The tiny vocabulary, filled up to `size` pieces.
 
     Repeated fields of a protobuf message may follow anywhere: new pieces are appended to the file.
     """

@@ -1,6 +1,6 @@
 """Voices of a model: names, the archive they come in, and the loudness of recorded ones.
 
-Knows no torch: saved voices (`.pt`) are only named here; `runtime/loader.py` reads them.
+Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
 """
 
 import os
@@ -113,9 +113,9 @@ def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
     length = len(pcm) / rate
     if length < BLOCK_SECONDS:
         raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")
-    heard = biquad(pcm.astype(np.float64), *high_shelf(rate))
-    heard = biquad(heard, *high_pass(rate))
-    power = block_power(heard, rate)
+    weighted = biquad(pcm.astype(np.float64), *high_shelf(rate))
+    weighted = biquad(weighted, *high_pass(rate))
+    power = block_power(weighted, rate)
     level = -0.691 + 10 * np.log10(np.maximum(power, np.finfo(float).tiny))
     loud = level >= SILENCE_LUFS
     if not loud.any():

@@ -81,7 +81,7 @@ def _own_columns(
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, INT8: tl.constexpr,
     MOST: tl.constexpr, TINY: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """The columns of this push, which each program knows itself: heard, and written by one."""
+    """The columns of this push: every program computes them itself, one writes them."""
     d = tl.arange(0, BD)
     top = tl.full((), LOW, tl.float32)
     weight = tl.zeros((), tl.float32)
@@ -293,12 +293,12 @@ def _attend_few(
     v = tl.where(now[:, None], value.to(tl.float32)[None, :], v)
     score = tl.where(n <= step, tl.sum(k * query[None, :], 1), float("-inf"))
     p = tl.exp2(score - tl.max(score, 0))
-    heard = tl.sum(p[:, None] * v, 0) / tl.sum(p, 0)
-    tl.store(out + (slot * H + head) * D + d, heard.to(out.dtype.element_ty), mask=inside)
+    attended = tl.sum(p[:, None] * v, 0) / tl.sum(p, 0)
+    tl.store(out + (slot * H + head) * D + d, attended.to(out.dtype.element_ty), mask=inside)
 
 
 def attend_few(qkv: Tensor, kv: Tensor, step: int) -> Tensor:
-    """The depformer's: qkv [S, 3, H, D] into kv [2, S, H, Q, D] at `step`, heard [S, H * D]."""
+    """The depformer's: qkv [S, 3, H, D] into kv [2, S, H, Q, D] at `step` -> [S, H * D]."""
     slots, _, heads, width = qkv.shape
     out = torch.empty(slots, heads * width, dtype=qkv.dtype, device=qkv.device)
     _attend_few[(slots, heads)](
@@ -395,10 +395,10 @@ def _attend_piece(
             p *= scale.to(tl.float32)[None, :]
         total = total * kept[:, None] + tl.dot(p.to(DOT), v, input_precision="ieee")
         top = higher
-    heard = total / tl.where(weight > 0.0, weight, 1.0)[:, None]  # what sees nothing hears zeros
+    attended = total / tl.where(weight > 0.0, weight, 1.0)[:, None]  # zeros where nothing is seen
     answer = out + (rows[:, None] * H + head) * D + d[None, :]
     there = (rows < columns)[:, None] & (d < D)[None, :]
-    tl.store(answer, heard.to(out.dtype.element_ty), mask=there)
+    tl.store(answer, attended.to(out.dtype.element_ty), mask=there)
 
 
 class PromptPiece:

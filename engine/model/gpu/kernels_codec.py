@@ -184,7 +184,7 @@ def _convolve(
             return
         tl.store(counter, 0)  # for the next launch
         total = tl.zeros((BM, BN), tl.float32)
-        for split in tl.static_range(SPLITS):  # in this order, whoever came last
+        for split in tl.static_range(SPLITS):  # in this order, not in that of arrival
             total += tl.load(here + split * part, mask=both, other=0.0, cache_modifier=".cg")
     column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
     _finish(
