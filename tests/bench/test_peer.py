@@ -15,9 +15,10 @@ from engine.bench.peers.weights import fitted, lm_arguments, read_lm
 from engine.errors import ConfigError, ModelError
 from engine.model.config import ModelConfig
 from engine.weights.checkpoint import TensorFile, parameters
+from engine.weights.generated import on_meta
 from engine.weights.hub import LM_FILE
 from engine.weights.names import lm_pieces
-from tests.model.making import Held, on_meta
+from tests.model.making import Held
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CPU, WHOLE = torch.device("cpu"), torch.float32
