@@ -26,10 +26,10 @@ from engine.hardware import has_cuda
 from engine.weights import hub
 from engine.weights.verdict import (
     VERDICT,
-    allowed,
-    allowed_recogniser,
-    precise,
-    precise_recogniser,
+    apply_recogniser_verdict,
+    apply_verdict,
+    choose_precision,
+    choose_recogniser_precision,
     publish,
     read,
 )
@@ -130,7 +130,7 @@ class Judge:
         int8 must run here, hold somebody, and hold no fewer than bf16. Raises ModelError.
         """
         known = read(self.results)
-        mode, recogniser = allowed(AUTO, known), allowed_recogniser("auto", known)
+        mode, recogniser = apply_verdict(AUTO, known), apply_recogniser_verdict("auto", known)
         with model_with_verdict(self._folder, self.results / VERDICT) as model:
             plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
             if (mode, recogniser) != (FAITHFUL, "bf16"):
@@ -267,9 +267,9 @@ def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> 
     lost = ""
     if measured.lost:
         lost = f", for int8 holds {'fewer' if measured.int8.held else 'nobody'}"
-    yield f"\nverdict     {describe_mode(precise(AUTO, folder, config.device))}{lost}"
+    yield f"\nverdict     {describe_mode(choose_precision(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
-    yield f"next start  {describe_mode(precise(asked, folder, config.device))}{forced}"
+    yield f"next start  {describe_mode(choose_precision(asked, folder, config.device))}{forced}"
 
 
 def describe_recogniser(config: ServerConfig, folder: Path) -> Iterator[str]:
@@ -278,7 +278,7 @@ def describe_recogniser(config: ServerConfig, folder: Path) -> Iterator[str]:
         from engine.weights.loading import download_recogniser  # brings torch along
 
         found = download_recogniser(config.transcribe)
-        weights = precise_recogniser(config.weights, folder, found, config.device)
+        weights = choose_recogniser_precision(config.weights, folder, found, config.device)
         yield f"recogniser  weights {weights}"
 
 

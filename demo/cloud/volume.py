@@ -92,17 +92,17 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> b
     if config.weights == "bf16" or not is_repository(config.model):
         return False
     from engine.weights import loading  # brings torch along
-    from engine.weights.verdict import precise, precise_recogniser
+    from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
     device = config.device if config.device != "auto" else ("cuda" if has_cuda() else "cpu")
     folder = hub.find(config.model, config.revision or None, progress)
     before, report = find_int8_files(), partial(progress, "keeping the int8 weights")
     try:
-        if precise((config.weights, config.kv), folder, device)[0] == "int8":
+        if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
             loading.quantise_checkpoint(folder, device, report)
         if config.transcribe:
             recogniser = loading.download_recogniser(config.transcribe, progress)
-            if precise_recogniser(config.weights, folder, recogniser, device) == "int8":
+            if choose_recogniser_precision(config.weights, folder, recogniser, device) == "int8":
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)

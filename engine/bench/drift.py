@@ -33,7 +33,7 @@ from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.hub import find
 from engine.weights.loading import Checkpoint, download_recogniser, load_checkpoint, load_recogniser
-from engine.weights.verdict import keep
+from engine.weights.verdict import write_verdict
 from engine.weights.voices import Voices
 
 BESIDE = ""  # the weights: where a verdict is kept unless a folder is named
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(find(args.model, None, lambda phase, percent: None))
         into = Path(args.verdict) if args.verdict else folder
         good = weights, kv, both
-        print("verdict:", keep(folder, args.device, *good, result, recogniser, into))
+        print("verdict:", write_verdict(folder, args.device, *good, result, recogniser, into))
     return 0
 
 

@@ -424,7 +424,7 @@ def open_slot(
             embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
             for piece in embedded.split(loop.piece):
                 pieces.append(time_once(lambda piece=piece: ticks.prefill.run(0, piece))[0])
-        state = kept or loop.ready(0, prompt)
+        state = kept or loop.save_prompt(0, prompt)
         loop.start(0, state)
         loop.sampler.seed(0, 0)
         loop.sampler.tune(0, SamplingConfig())
@@ -512,7 +512,7 @@ def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[
     sizes = {
         "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),
         "rings": count_bytes([rings] if scale is None else [rings, scale]),
-        "codec's state": count_bytes([*loop.encoder.kept(), *loop.decoder.kept()]),
+        "codec's state": count_bytes([*loop.encoder.tensors(), *loop.decoder.tensors()]),
         "graphs": graphs, "peak of loading": loading, "peak of serving": read_peak(),
     }  # fmt: skip
     return slots, {item: size for item, size in sizes.items() if size or ticks.cuda}

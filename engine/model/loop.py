@@ -68,8 +68,8 @@ class Loop:
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
         if lm.fused:
-            self.sampler.picked_by = lm.fused.pick
-            self.sampler.text_picked_by = lm.fused.pick_text
+            self.sampler.audio_kernel = lm.fused.pick
+            self.sampler.text_kernel = lm.fused.pick_text
 
     @property
     def piece(self) -> int:
@@ -102,7 +102,7 @@ class Loop:
             tokens[slot] = 0
         self.booting.discard(slot)
 
-    def ready(self, slot: int, prompt: Prompt) -> PromptState:
+    def save_prompt(self, slot: int, prompt: Prompt) -> PromptState:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q = self.codebooks
         last, after = prompt.columns[-1].to(self.device), prompt.after.to(self.device)
@@ -134,22 +134,22 @@ class Loop:
         ring = [self.rings.used(slot), self.rings.position[slot]]
         if self.rings.scale is not None:
             ring.append(self.rings.used_scale(slot))
-        return [*ring, *self.encoder.of(slot), *self.decoder.of(slot), *tokens, *sampler]
+        return [*ring, *self.encoder.state(slot), *self.decoder.state(slot), *tokens, *sampler]
 
     # -- one tick ----------------------------------------------------------------------------------
 
     def encode_and_step(
-        self, pcm: Tensor, active: Active, hearing: Active, codebooks: int = 0
+        self, pcm: Tensor, active: Active, encoding: Active, codebooks: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """pcm [S, 1920] of the user -> text picked for the next frame [S], user codes [S, Q].
 
-        hearing: active slots whose pcm counts. The others run the last column of their prompt.
+        encoding: active slots whose pcm counts. The others run the last column of their prompt.
         codebooks: encode more than Q, for a recogniser; all of them [S, codebooks] come back last.
         """
-        pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
-        encoded = self.mimi.encode(pcm, self.encoder, hearing, codebooks or self.codebooks)
+        pcm = torch.where(encoding.mask[:, None], pcm, 0.0)
+        encoded = self.mimi.encode(pcm, self.encoder, encoding, codebooks or self.codebooks)
         own = encoded[:, : self.codebooks]
-        codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
+        codes = torch.where(encoding.mask[:, None], own, self.user_now)  # [S, Q]
         return self.step_temporal(codes, active), codes, encoded
 
     def step_temporal(self, codes: Tensor, active: Active) -> Tensor:
@@ -157,15 +157,13 @@ class Loop:
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
         self.hidden.copy_(self.lm.step(self.lm.embed(column), self.rings, active))
-        active.keep(self.user_before, codes)
+        active.update(self.user_before, codes)
         return self.pick_text()
 
     def pick_text(self) -> Tensor:
         """The text that follows `hidden` [S]."""
         self.logits.copy_(self.lm.text_logits(self.hidden))
-        if self.sampler.fixed:
-            return self.sampler.pick_text_fixed(self.logits)
-        return self.sampler.pick_text(self.logits)
+        return self.sampler.pick_text_in_graph(self.logits)
 
     def step_depth_and_decode(
         self, text: Tensor, hush: Tensor, active: Active
@@ -185,6 +183,6 @@ class Loop:
         picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
         complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
         self.sampler.feed(text, active)
-        active.keep(self.agent, torch.cat([text[:, None], picked], 1))
-        active.keep(self.forced, torch.where(hush, self.silence_next, FREE))
+        active.update(self.agent, torch.cat([text[:, None], picked], 1))
+        active.update(self.forced, torch.where(hush, self.silence_next, FREE))
         return complete

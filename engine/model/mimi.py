@@ -48,7 +48,7 @@ class Conv(nn.Module):
         tail = tails[self]  # [S, Cin, P]
         before = torch.where(first[:, None, None], x[..., :1], tail) if self.replicate else tail
         x = torch.cat([before, x], -1)  # [S, Cin, P + T]
-        active.keep(tail, x[..., -self.past :])
+        active.update(tail, x[..., -self.past :])
         return self.conv(x)
 
 
@@ -74,7 +74,7 @@ class ConvTranspose(nn.Module):
         y = F.conv_transpose1d(x, weight, None, self.stride, groups=groups)  # T * stride + stride
         y[..., : self.stride] += tail
         y, rest = y[..., : -self.stride], y[..., -self.stride :]
-        active.keep(tail, rest)
+        active.update(tail, rest)
         return y if bias is None else y + bias[:, None]
 
 
@@ -260,11 +260,11 @@ class Stream:
             tail[slot].zero_()
         self.rings.clear(slot)
 
-    def kept(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """All tensors of its memory."""
         return [*self.tails.values(), self.rings.kv]
 
-    def of(self, slot: int) -> list[Tensor]:
+    def state(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         tails = [tail[slot] for tail in self.tails.values()]
         return [*tails, self.rings.used(slot), self.rings.position[slot]]

@@ -44,7 +44,7 @@ class Prompt:
         """P."""
         return self.given + len(self.columns)
 
-    def embedded(self, embedding: nn.Module, start: int, end: int) -> Tensor:
+    def embed(self, embedding: nn.Module, start: int, end: int) -> Tensor:
         """What the transformer reads of the columns from `start` to before `end` [T, dim]."""
         device = next(embedding.parameters()).device
         first, last = (max(0, at - self.given) for at in (start, end))

@@ -16,7 +16,7 @@ from engine.config import EPAD, PAD, REPETITION_CONTEXT, SamplingConfig
 from engine.model.config import LMConfig
 from engine.model.transformer import Active
 
-FIXED_WIDTH = 256  # widest top-k of text that a captured pick can do
+KERNEL_WIDTH = 256  # widest top-k of text that the kernel can do
 HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the penalty
 
 
@@ -82,8 +82,8 @@ class Picker:
 class Sampler:
     """Text and audio picks of all slots, with the random numbers of the current tick.
 
-    `fixed`: picks are launched without a look at any setting, as a CUDA graph must be; where that
-    would be wrong, `special` says so and `pick_text` is to be asked again.
+    On a GPU kernels pick, and look at no setting on the host: a CUDA graph cannot. Where the text
+    kernel would pick wrongly, `special` says so, and `pick_text` has to pick again.
     """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device) -> None:
@@ -95,8 +95,8 @@ class Sampler:
         staged = device.type == "cuda"
         self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
         self._name_noise()
-        self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
-        self.text_picked_by: Callable[..., Tensor] | None = None  # and one for text
+        self.audio_kernel: Callable[..., Tensor] | None = None  # where there are kernels
+        self.text_kernel: Callable[..., Tensor] | None = None
         self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
@@ -122,15 +122,10 @@ class Sampler:
         return some
 
     @property
-    def fixed(self) -> bool:
-        """Whether text is picked by a kernel, which looks at no setting on the host."""
-        return self.text_picked_by is not None
-
-    @property
     def special(self) -> bool:
-        """Whether some slot's text needs more than a fixed pick."""
-        wide = any(s.top_k > FIXED_WIDTH for s in self.text.settings.values())
-        return self.fixed and (wide or bool(self.penalised))
+        """Whether some slot's text needs more than the kernel: a wide top-k, or a penalty."""
+        wide = any(s.top_k > KERNEL_WIDTH for s in self.text.settings.values())
+        return self.text_kernel is not None and (wide or bool(self.penalised))
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.drawn.discard(slot)
@@ -181,19 +176,21 @@ class Sampler:
         logits[:, PAD] += self.pad_bias
         return self.text.pick(logits, self.text_noise)
 
-    def pick_text_fixed(self, logits: Tensor) -> Tensor:
-        """The same by the kernel, for settings that are not `special`; the logits stay."""
+    def pick_text_in_graph(self, logits: Tensor) -> Tensor:
+        """The same, by the kernel where there is one: right unless `special`."""
+        if self.text_kernel is None:
+            return self.pick_text(logits)
         settings = self.text.temperature, self.text.width, self.pad_bias
-        return self.text_picked_by(logits, self.text_noise, *settings, FIXED_WIDTH)
+        return self.text_kernel(logits, self.text_noise, *settings, KERNEL_WIDTH)
 
-    def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
-        """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
+    def pick_audio(self, codebook: int, logits: Tensor, given: Tensor | None = None) -> Tensor:
+        """logits [S, card], given [S] (-1: nothing is given) -> tokens [S]."""
         noise, audio = self.audio_noise[:, codebook], self.audio
-        if told is None:
+        if given is None:
             return audio.pick(logits.float(), noise)
-        if self.picked_by:
-            return self.picked_by(logits, noise, audio.temperature, audio.width, told)
-        return torch.where(told < 0, audio.pick(logits.float(), noise), told)
+        if self.audio_kernel:
+            return self.audio_kernel(logits, noise, audio.temperature, audio.width, given)
+        return torch.where(given < 0, audio.pick(logits.float(), noise), given)
 
     def feed(self, text: Tensor, active: Active) -> None:
         """Remember the text tokens [S] that the active slots were really given."""

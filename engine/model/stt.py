@@ -1,4 +1,4 @@
-"""The recogniser: reads the codec's codes of the user, writes text tokens, hears pauses.
+"""The recogniser: the user's codes of the codec in, text tokens and pauses out.
 
 A temporal transformer without depformer, over 32 codebooks, greedy. One step is one frame; what
 its tokens mean as words and turns is not known here. Source: kyutai-labs/moshi, LMGen for
@@ -120,7 +120,7 @@ class Hearing:
         column = self.column(codes)
         self.hidden = self.stt.step(self.stt.embed(column), self.rings, active)
         text = self.stt.text_logits(self.hidden).argmax(-1)
-        active.keep(self.text, text)
+        active.update(self.text, text)
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
 

@@ -39,7 +39,7 @@ class Active:
         mask[slots] = True
         return cls(mask.to(device, non_blocking=True), tuple(slots))
 
-    def keep(self, state: Tensor, new: Tensor) -> None:
+    def update(self, state: Tensor, new: Tensor) -> None:
         """state[s] = new[s] for the active slots s; not a bit of the others changes."""
         mask = self.mask.view(-1, *(1,) * (state.dim() - 1))
         torch.where(mask, new, state, out=state)
@@ -111,9 +111,9 @@ class Linear(nn.Module):
 
     def quantise(self) -> None:
         """Trade the weight for its int8 form, before it is packed."""
-        self.keep(*quantise_weight(self.weight.detach()))
+        self.set_int8(*quantise_weight(self.weight.detach()))
 
-    def keep(self, weight: Tensor, scale: Tensor) -> None:
+    def set_int8(self, weight: Tensor, scale: Tensor) -> None:
         """Take an int8 weight and its scale, as `quantise` makes them."""
         self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 
@@ -294,8 +294,8 @@ class RingPush:
         for slot, length, mask in self.spans:
             one = query[slot].transpose(0, 1)[None].clone()  # [1, H, T, D], on a 64-byte border
             keys, values = self.rings.read(layer, slot, length, query.dtype)
-            heard = F.scaled_dot_product_attention(one, keys, values, attn_mask=mask)
-            out[slot] = heard[0].transpose(0, 1)
+            attended = F.scaled_dot_product_attention(one, keys, values, attn_mask=mask)
+            out[slot] = attended[0].transpose(0, 1)
         return out
 
     def _masked(self, query: Tensor, layer: int) -> Tensor:
@@ -303,8 +303,8 @@ class RingPush:
         kv, scale = self.rings.kv[layer], self.rings.scale
         kv = kv if scale is None else dequantise_columns(kv, scale[layer], query.dtype)
         query = query.transpose(1, 2)  # [S, H, T, D]
-        heard = F.scaled_dot_product_attention(query, kv[0], kv[1], attn_mask=self.visible)
-        return heard.transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, kv[0], kv[1], attn_mask=self.visible)
+        return attended.transpose(1, 2)
 
     def _span(self, slot: int) -> tuple[int, int, Tensor | None]:
         """Slot, columns to read, and for T > 1 which of them each query sees [T, n]."""
@@ -357,9 +357,9 @@ class Chunk:
             new = [dequantise_columns(*quantise_columns(n), n.dtype) for n in new]
         ring = self.rings.read(layer, self.slot, self.old, query.dtype)  # [2, 1, H, old, D]
         keys, values = (torch.cat(both, 2) for both in zip(ring, new, strict=True))
-        heard = F.scaled_dot_product_attention(query, keys, values, attn_mask=self.visible)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=self.visible)
         self.rings.write_one(layer, self.slot, self.target, torch.cat(new)[:, :, -self.kept :])
-        return heard.transpose(1, 2).flatten(2)
+        return attended.transpose(1, 2).flatten(2)
 
     def advance(self) -> None:
         """After all layers: the slot has seen these columns."""
@@ -456,12 +456,12 @@ class CodecLayer(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.empty(dim), requires_grad=False)
 
     def forward(self, x: Tensor, push: Attends, layer: int) -> Tensor:
-        heard = self.self_attn(self.norm1(x), push, layer)
+        attended = self.self_attn(self.norm1(x), push, layer)
         if x.is_cuda:  # one launch each, where launches cost
-            x = torch.addcmul(x, heard, self.layer_scale_1)
-            thought = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-            return torch.addcmul(x, thought, self.layer_scale_2)
-        x = x + heard * self.layer_scale_1
+            x = torch.addcmul(x, attended, self.layer_scale_1)
+            hidden = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+            return torch.addcmul(x, hidden, self.layer_scale_2)
+        x = x + attended * self.layer_scale_1
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x)))) * self.layer_scale_2
 
 

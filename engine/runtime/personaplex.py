@@ -216,7 +216,7 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def _embedded(self, prompt: Prompt) -> Tensor:
         """What the transformer reads of all columns but the last [P - 1, dim]."""
-        return prompt.embedded(self.checkpoint.lm.embedding, 0, prompt.frames - 1)
+        return prompt.embed(self.checkpoint.lm.embedding, 0, prompt.frames - 1)
 
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:
@@ -225,7 +225,7 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def _save(self, slot: int, prompt: Prompt) -> PromptState:
-        return self.loop.ready(slot, prompt)
+        return self.loop.save_prompt(slot, prompt)
 
     @torch.inference_mode()
     def _start(self, slot: int, ready: PromptState, opening: Opening) -> None:

@@ -114,7 +114,7 @@ class Renewal:
     @torch.inference_mode()
     def _push(self, whole: Prompt, start: int, end: int) -> None:
         if start < end:
-            self.prefill.run(0, whole.embedded(self.loop.lm.embedding, start, end))
+            self.prefill.run(0, whole.embed(self.loop.lm.embedding, start, end))
             wait_for(self.loop.device)
 
     @torch.inference_mode()

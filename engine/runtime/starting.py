@@ -23,7 +23,7 @@ from engine.weights.loading import (
     load_recogniser,
 )
 from engine.weights.sizing import PRECISIONS, Memory, Precision, free_bytes
-from engine.weights.verdict import precise, precise_recogniser
+from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def load_personaplex(
     """
     progress = progress or (lambda phase, percent: None)
     folder = find(source, revision, progress)
-    mode = Precision(*precise(precision, folder, device))
+    mode = Precision(*choose_precision(precision, folder, device))
     try:
         checkpoint = load_checkpoint(
             source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
@@ -94,7 +94,7 @@ def _recogniser(
     """Its weights are int8 where that was asked for, or where the model's verdict says so."""
     where = checkpoint.lm.embedding.table.device
     found = download_recogniser(source, progress)
-    weights = precise_recogniser(asked, model, found, str(where))
+    weights = choose_recogniser_precision(asked, model, found, str(where))
     return load_recogniser(
         source, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
     )

@@ -46,7 +46,7 @@ SMALL = ModelConfig(  # the public design at a width that two CPU cores run in r
 )  # fmt: skip
 
 
-def value_of(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+def draw_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """One parameter in float32: what must be positive is one, the rest keeps its input's size."""
     if name.endswith(("alpha", "cluster_usage", "_initialized")) or ".norm" in name:
         return torch.ones(shape, device=generator.device)
@@ -59,12 +59,12 @@ def value_of(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor
     return value
 
 
-def values(
+def draw_values(
     model: nn.Module, dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter of a model on the meta device, one after the other."""
     for name, parameter in list(model.named_parameters()):
-        yield name, value_of(name, parameter.shape, generator).to(dtype)
+        yield name, draw_value(name, parameter.shape, generator).to(dtype)
 
 
 def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
@@ -79,7 +79,7 @@ def generated(
     """Both models with seeded weights; on a CPU `bf16` is float32, as everywhere."""
     generator = torch.Generator(device).manual_seed(seed)
     lm, mimi = on_meta(config)
-    for name, value in values(mimi, torch.float32, generator):
+    for name, value in draw_values(mimi, torch.float32, generator):
         place(mimi, name, value)
     mimi.prepare()
     mimi.use_fused_kernels()
@@ -100,7 +100,7 @@ def generated_recogniser(
 def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
     """Give a model on the meta device its weights, on the generator's device."""
     dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
-    for name, value in values(model, dtype, generator):
+    for name, value in draw_values(model, dtype, generator):
         place(model, name, value, int8=weights == "int8")
     model.use_fused_kernels()
 
@@ -127,9 +127,9 @@ def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", see
     generator = torch.Generator(torch.device(device)).manual_seed(seed)
     lm, mimi = on_meta(config)
     whole = torch.float32
-    write_model(folder / MIMI_FILE, mimi_pieces(mimi), values(mimi, whole, generator), whole)
+    write_model(folder / MIMI_FILE, mimi_pieces(mimi), draw_values(mimi, whole, generator), whole)
     half = torch.bfloat16
-    write_model(folder / LM_FILE, lm_pieces(lm), values(lm, half, generator), half)
+    write_model(folder / LM_FILE, lm_pieces(lm), draw_values(lm, half, generator), half)
     written = replace(config, lm=replace(config.lm, dep_q=config.lm.codebooks))
     (folder / CONFIG).write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
 
@@ -151,7 +151,7 @@ def write_model(
 
 
 def write_tokenizer(path: Path, size: int) -> None:
-    """The tiny vocabulary, brought to so many pieces.
+    """The tiny vocabulary, filled up to `size` pieces.
 
     Repeated fields of a protobuf message may follow anywhere: new pieces are appended to the file.
     """

@@ -52,7 +52,7 @@ def fetch(
     faults = (OSError, ValueError, RuntimeError, errors.EntryNotFoundError, errors.HTTPError)
     revision, path = revision or DEFAULT_REVISION, ""
     for name in files:
-        bar = reporting(f"downloading {name}", progress)
+        bar = progress_bar(f"downloading {name}", progress)
         try:
             path = hf_hub_download(repository, name, revision=revision, tqdm_class=bar)
         except faults as error:
@@ -61,7 +61,7 @@ def fetch(
     return Path(path).parent
 
 
-def reporting(phase: str, progress: Progress) -> type:
+def progress_bar(phase: str, progress: Progress) -> type:
     """A progress bar class for the hub that tells percents instead of drawing."""
     from huggingface_hub.utils import tqdm
 

@@ -242,7 +242,7 @@ def read_kept(model: nn.Module, kept: Kept, device: torch.device, report: Report
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if isinstance(module, Linear):
-            module.keep(read(name), read(f"{owner}.scale"))
+            module.set_int8(read(name), read(f"{owner}.scale"))
         else:
             setattr(module, leaf, nn.Parameter(read(name), requires_grad=False))
         done += parameter.numel()

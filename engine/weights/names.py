@@ -65,7 +65,7 @@ def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[TensorSlice]:
 
 
 def _tables(starts: tuple[int, ...], audio: int, text: int, width: int) -> list[TensorSlice]:
-    """The text table and one per audio row, of so many rows each, in one parameter."""
+    """The text table of `text` rows, and one of `audio` rows per audio row, in one parameter."""
     shape = ((audio, width),)
     first, *others = starts
     tables = [TensorSlice(f"emb.{k}.weight", shape, start, audio) for k, start in enumerate(others)]
@@ -110,7 +110,7 @@ def unused_by_lm(lm: LM, name: str) -> bool:
     match = re.fullmatch(pattern, name)
     if not match:
         return False
-    step = int(match[1]) + name.startswith("depformer_emb")  # emb.k is what step k + 1 is told
+    step = int(match[1]) + name.startswith("depformer_emb")  # emb.k is read by step k + 1
     return lm.config.codebooks <= step < lm.config.n_q
 
 

@@ -1,7 +1,7 @@
 """What conversations and weights take of a device's memory, and so how many conversations fit.
 
 Arithmetic over the loaded models, in the precision they have and in the others; nothing here knows
-a card's name. How fast a tick is, is capacity.py's affair.
+a card's name. How fast a tick is does not count here (engine/runtime/load.py).
 """
 
 from collections.abc import Iterable
@@ -78,15 +78,15 @@ class Memory:
         self._lm, self._stt = checkpoint.lm, recogniser.stt if recogniser else None
         mimi = checkpoint.mimi
         streams = (mimi.encoder_stream(1), mimi.decoder_stream(1))
-        self._codec = sum(bytes_of(s.kept()) for s in streams)
+        self._codec = sum(bytes_of(s.tensors()) for s in streams)
 
     def slots(self, mode: Precision | None = None, most: int = MOST_SLOTS) -> int:
-        """How many conversations fit, at most so many; of another mode: how many would."""
+        """How many conversations fit, `most` at most; in another mode: how many would fit."""
         mode = mode or self.mode
         return slots_by_memory(self._free_in(mode), self.slot_bytes(mode), most)
 
     def left(self, slots: int) -> int:
-        """Bytes beside so many conversations and the reserve."""
+        """Bytes that are left beside a number of conversations and the reserve."""
         return room(self._free) - slots * self.slot_bytes(self.mode)
 
     @property
@@ -96,11 +96,11 @@ class Memory:
 
     def slot_bytes(self, mode: Precision) -> int:
         """What one conversation keeps: all its rings, and the codec's past."""
-        heard = ring_bytes(self._stt, None) if self._stt else 0
-        return ring_bytes(self._lm, mode.kv_dtype) + heard + self._codec
+        recogniser = ring_bytes(self._stt, None) if self._stt else 0
+        return ring_bytes(self._lm, mode.kv_dtype) + recogniser + self._codec
 
     def spare(self, left: float) -> tuple[int, int]:
-        """(columns, bytes) of the largest memory for renewals that so many bytes hold.
+        """(columns, bytes) of the largest memory for renewals that `left` bytes hold.
 
         A whole ring if it fits, else as much as fits, if that is worth it; (0, 0): it is not.
         """
@@ -114,7 +114,7 @@ class Memory:
         return columns, ring_bytes(self._lm, kind, columns)
 
     def check(self, asked: int) -> None:
-        """Raises ModelError if so many conversations (0: one at least) do not fit."""
+        """Raises ModelError unless `asked` conversations fit (0: one at least)."""
         wanted = max(1, asked)
         if self.slots(most=wanted) >= wanted:
             return
@@ -153,7 +153,7 @@ def products(model: nn.Module) -> Iterable[Linear]:
 
 
 def ring_bytes(model: Temporal, kv_dtype: torch.dtype | None, columns: int = 0) -> int:
-    """What so many columns (0: a conversation's) take; nothing is allocated."""
+    """Bytes of a ring of `columns` (0: a conversation's); nothing is allocated."""
     table, layers = model.embedding.table, model.transformer.layers
     heads = layers[0].self_attn.heads
     rotation = Rotation(table.shape[1] // heads, 1.0, torch.device("meta"))

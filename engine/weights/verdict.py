@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 VERDICT = "precision.json"
 
 
-def keep(
+def write_verdict(
     folder: Path,
     device: str,
     weights_good: bool,
@@ -55,32 +55,32 @@ def publish(verdict: Path, folder: Path) -> None:
     _write(folder / VERDICT, verdict.read_text(encoding="utf-8"))
 
 
-def precise(asked: tuple[str, str], folder: Path, device: str) -> tuple[str, str]:
+def choose_precision(asked: tuple[str, str], folder: Path, device: str) -> tuple[str, str]:
     """(weights, keys and values) as asked for; `auto` is what the verdict allows.
 
     Where either alone is good and both together are not, int8 goes to the weights: they are more of
     what a tick reads.
     """
     known = _of_here(folder, device) if "auto" in asked else {}
-    return allowed(asked, known if known and _is_of(known, folder) else {})
+    return apply_verdict(asked, known if known and _is_of(known, folder) else {})
 
 
-def allowed(asked: tuple[str, str], known: dict[str, Any]) -> tuple[str, str]:
+def apply_verdict(asked: tuple[str, str], known: dict[str, Any]) -> tuple[str, str]:
     """What a verdict says of that, whatever it was reached with."""
     weights = _choose(asked[0], known.get("weights"))
     judged = ("kv", "both") if weights == "int8" else ("kv",)
     return weights, _choose(asked[1], all(known.get(name) is True for name in judged))
 
 
-def precise_recogniser(asked: str, folder: Path, recogniser: Path, device: str) -> str:
+def choose_recogniser_precision(asked: str, folder: Path, recogniser: Path, device: str) -> str:
     """The same for a recogniser's weights: what the verdict in the model's folder says of them."""
     known = _of_here(folder, device) if asked == "auto" else {}
     part = known.get("recogniser")
     good = isinstance(part, dict) and _is_of(part, recogniser)
-    return allowed_recogniser(asked, known if good else {})
+    return apply_recogniser_verdict(asked, known if good else {})
 
 
-def allowed_recogniser(asked: str, known: dict[str, Any]) -> str:
+def apply_recogniser_verdict(asked: str, known: dict[str, Any]) -> str:
     """What a verdict says of that, whatever it was reached with."""
     part = known.get("recogniser")
     return _choose(asked, part.get("weights") if isinstance(part, dict) else False)

@@ -1,6 +1,6 @@
 """Voices of a model: names, the archive they come in, and the loudness of recorded ones.
 
-Knows no torch: saved voices (`.pt`) are only named here; `runtime/loader.py` reads them.
+Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
 """
 
 import os
@@ -36,7 +36,7 @@ class Voices:
     """The voices of one model folder: `voices/`, or what `voices.tgz` beside it unpacks to."""
 
     def __init__(self, model_folder: Path) -> None:
-        self.folder = unpacked(model_folder)
+        self.folder = find_or_unpack(model_folder)
         found = {p.stem: p for s in reversed(SUFFIXES) for p in sorted(self.folder.glob(f"*{s}"))}
         if not found:
             raise ModelError(
@@ -59,7 +59,7 @@ class Voices:
         return normalise(read_audio(self.path(name)))
 
 
-def unpacked(model_folder: Path) -> Path:
+def find_or_unpack(model_folder: Path) -> Path:
     """The folder of voice files, unpacked from the archive where that has not happened yet."""
     folder, archive = model_folder / "voices", model_folder / ARCHIVE
     if any(folder.glob("*")) or not archive.exists():
@@ -114,9 +114,9 @@ def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
     length = len(pcm) / rate
     if length < BLOCK_SECONDS:
         raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")
-    heard = biquad(pcm.astype(np.float64), *high_shelf(rate))
-    heard = biquad(heard, *high_pass(rate))
-    power = block_power(heard, rate)
+    weighted = biquad(pcm.astype(np.float64), *high_shelf(rate))
+    weighted = biquad(weighted, *high_pass(rate))
+    power = block_power(weighted, rate)
     level = -0.691 + 10 * np.log10(np.maximum(power, np.finfo(float).tiny))
     loud = level >= SILENCE_LUFS
     if not loud.any():

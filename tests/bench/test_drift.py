@@ -17,7 +17,7 @@ from engine.bench.drift import TURN_FRAMES
 from engine.bench.report import parse_options
 from engine.errors import ConfigError, ModelError
 from engine.model import transformer
-from engine.weights.verdict import VERDICT, precise, precise_recogniser
+from engine.weights.verdict import VERDICT, choose_precision, choose_recogniser_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
@@ -68,8 +68,8 @@ def test_weights_that_int8_holds_exactly_are_good_and_auto_obeys(places, capsys)
     assert rows["int8 weights"]["top1"] == rows["int8 weights"]["audio_top1"] == 1
     assert rows["int8 weights"]["kl"] < 1e-6
     assert rows["int8 recogniser"]["good"]
-    assert precise(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
-    assert precise_recogniser("auto", model, stt, "cpu") == "int8"
+    assert choose_precision(("auto", "bf16"), model, "cpu") == ("int8", "bf16")
+    assert choose_recogniser_precision("auto", model, stt, "cpu") == "int8"
     assert "int8 recogniser" in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_auto_takes_what_was_good_and_nothing_else(good, taken, places, monkeypa
     model, _ = places
     plant(monkeypatch, good)
     run(model, None, "--verdict")
-    assert precise(("auto", "auto"), model, "cpu") == taken
+    assert choose_precision(("auto", "auto"), model, "cpu") == taken
 
 
 @pytest.mark.parametrize(("good", "taken"), [(True, "int8"), (False, "bf16")])
@@ -137,7 +137,7 @@ def test_auto_takes_a_recogniser_that_was_good_and_no_other(good, taken, places,
     row = {"what": "int8 recogniser", "kl": 0.01, "good": good}
     monkeypatch.setattr(drift, "judge_recogniser", lambda *_: row)
     run(model, stt, "--verdict")
-    assert precise_recogniser("auto", model, stt, "cpu") == taken
+    assert choose_recogniser_precision("auto", model, stt, "cpu") == taken
 
 
 def test_a_model_that_says_next_to_nothing_gets_no_verdict(places, monkeypatch):

@@ -35,7 +35,7 @@ def test_text_is_picked_as_in_a_tick_by_the_kernel_where_there_is_one(loop):
         picks.append(settings)
         return torch.zeros(len(logits), dtype=torch.int64)
 
-    loop.sampler.text_picked_by = kernel
+    loop.sampler.text_kernel = kernel
     list_stages(loop)["text"]()
     Ticks(loop).listen(np.zeros((2, FRAME_SAMPLES), np.float32), np.ones(2, bool))
     stage, whole = picks

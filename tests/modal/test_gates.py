@@ -21,7 +21,7 @@ from engine.cli import main
 from engine.model.transformer import Linear
 from engine.runtime.choose import load_backend
 from engine.weights import hub
-from engine.weights.verdict import VERDICT, keep, precise
+from engine.weights.verdict import VERDICT, choose_precision, write_verdict
 from engine.weights.voices import Voices
 from tests.modal.benches import STT, TINY, Benches
 from tests.modal.hub import RefusingHub
@@ -141,7 +141,7 @@ def test_int8_that_breaks_under_load_is_not_allowed(cache):
 
 
 def test_a_drift_that_breaks_changes_nothing(cache):
-    keep(snapshot_of(cache), "cpu", True, True, True, {})
+    write_verdict(snapshot_of(cache), "cpu", True, True, True, {})
     with pytest.raises(SystemExit, match=r"^error: bench drift .* the verdict is what it was$"):
         judge_int8(cache, VOLUME, pytest.fail, bench=lambda _: 1)
     assert (snapshot_of(cache) / VERDICT).exists()
@@ -186,7 +186,7 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     tried = sorted(path.stem for path in results.glob("capacity-*"))
     assert not committed[0]
     assert committed[-1]
-    allowed = precise(AUTO, snapshot_of(cache), "cpu")
+    allowed = choose_precision(AUTO, snapshot_of(cache), "cpu")
     assert tried == ["capacity-auto-auto", "capacity-bf16-bf16"]
     said = capfd.readouterr().out
     assert "next start  weights {}, keys and values {}".format(*allowed) in said
@@ -214,7 +214,7 @@ def precision(backend) -> tuple[str, str]:
 
 def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
     before = start()
-    keep(snapshot_of(cache), "cpu", True, True, True, {})
+    write_verdict(snapshot_of(cache), "cpu", True, True, True, {})
     assert precision(start()) == ("int8", "int8")
     assert precision(before) == ("plain", "plain")
     (snapshot_of(cache) / VERDICT).unlink()
@@ -222,7 +222,7 @@ def test_every_start_after_the_verdict_obeys_it_and_none_before(cache):
 
 
 def test_another_revision_of_the_weights_has_no_verdict(cache):
-    keep(snapshot_of(cache), "cpu", True, True, True, {})
+    write_verdict(snapshot_of(cache), "cpu", True, True, True, {})
     downloaded(cache, NEWER)
     assert precision(start()) == ("plain", "plain")
 

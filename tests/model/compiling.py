@@ -18,9 +18,8 @@ from triton.runtime.jit import JITFunction
 from engine.model.config import ModelConfig
 from engine.model.gpu import fused
 from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
-from engine.model.gpu.kernels_attention import Decode, attend_few
+from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
-from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
 from engine.model.transformer import Active, Rings, Rotation
@@ -169,20 +168,19 @@ def codec() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
-    parser.add_argument("--no-picks", action="store_true", help="without those of whole numbers")
+    parser.add_argument("--largest", action="store_true", help="those with the most shared memory")
     args = parser.parse_args()
     driver.set_active(Absent(args.capability))
     compile_only()
-    tick(BF16)
-    tick(torch.int8)
-    codec_tick()
-    depth(BF16)
-    depth(torch.int8)
     piece(PIECE, BF16)
-    piece(ROWS, torch.int8)
-    if not args.no_picks:
+    tick(torch.int8)
+    if not args.largest:
+        piece(ROWS, torch.int8)
+        tick(BF16)
+        codec_tick()
+        depth(torch.int8)
         picks_and_depth()
-    codec()
+        codec()
 
 
 if __name__ == "__main__":

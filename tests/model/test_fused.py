@@ -11,7 +11,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 2e-4
 
 
-def unpacked(lm):
+def unpack_weights(lm):
     """The plain weights again: kernels read them as they lie."""
     for linear in (m for m in lm.modules() if getattr(m, "packed", None) is not None):
         linear.weight = torch.nn.Parameter(linear.packed.to_dense(), requires_grad=False)
@@ -22,7 +22,7 @@ def unpacked(lm):
 @pytest.fixture(scope="module")
 def lm():
     assert TINY.exists()
-    return unpacked(build_lm()).to(DEVICE)
+    return unpack_weights(build_lm()).to(DEVICE)
 
 
 def test_fused_steps_are_the_plain_ones(lm, expected):

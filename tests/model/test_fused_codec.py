@@ -125,7 +125,7 @@ def test_the_fused_codec_is_the_plain_one_past_a_ring_wrap_and_idle_slots_do_not
     for slots in ([0, 1], [1], [0, 1]):
         active = Active.of(slots, 2, DEVICE)
         pcm = torch.randn(2, 1920, device=DEVICE)
-        idle = [t.clone() for stream in streams for t in stream.of(0)]
+        idle = [t.clone() for stream in streams for t in stream.state(0)]
         codes = fused.encode(mimi, pcm, streams[0], active, 9)
         said = fused.decode(mimi, codes, streams[1], active)
         mimi.fused = None
@@ -135,6 +135,6 @@ def test_the_fused_codec_is_the_plain_one_past_a_ring_wrap_and_idle_slots_do_not
         assert torch.equal(codes[slots], want[slots])
         close(said[slots], heard[slots])
         if 0 not in slots:
-            assert all(map(torch.equal, idle, [t for stream in streams for t in stream.of(0)]))
+            assert all(map(torch.equal, idle, [t for stream in streams for t in stream.state(0)]))
     streams[0].clear(1)
-    assert not any(t.any() for t in streams[0].of(1))
+    assert not any(t.any() for t in streams[0].state(1))

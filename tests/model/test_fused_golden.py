@@ -23,15 +23,15 @@ from engine.weights.loading import Checkpoint, load_checkpoint, load_recogniser
 from engine.weights.voices import Voices
 from tests.model.conftest import CPU, TINY, build_lm
 from tests.model.listening import STT_TINY, WANT, golden_columns
-from tests.model.test_fused import unpacked
+from tests.model.test_fused import unpack_weights
 from tests.model.test_lm import HIDDEN_TOLERANCE
 from tests.model.test_loop import DROPPED, ReferenceDraws, run, start
 from tests.model.test_mimi import PCM_TOLERANCE
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 2
-MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (2, 6, 4)  # of smaller runs
-PAST = 2  # frames that are played after the one that fills the ring
+FRAMES = ALL_FRAMES if DEVICE.type == "cuda" else 1
+MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (2, 3, 3)  # of smaller runs
+PAST = 1  # frames that are played after the one that fills the ring
 
 
 def fused_checkpoint() -> Checkpoint:
@@ -39,7 +39,7 @@ def fused_checkpoint() -> Checkpoint:
     if DEVICE.type == "cuda":
         return load_checkpoint(str(TINY), Voices, device="cuda", dtype=torch.float32)
     checkpoint = load_checkpoint(str(TINY), Voices)
-    lm, mimi = unpacked(checkpoint.lm), unpacked(checkpoint.mimi)
+    lm, mimi = unpack_weights(checkpoint.lm), unpack_weights(checkpoint.mimi)
     lm.fused, mimi.fused, mimi.filters = fused, fused, fused.filters(mimi)
     return checkpoint
 
@@ -49,7 +49,7 @@ def test_the_fused_kernels_say_the_references_tokens():
     want = load_file(folder / "gen_voice_pt.safetensors")["tokens"][1 : 1 + FRAMES]
     told = json.loads((folder / "gen_voice_pt.json").read_text())
     backend = PersonaPlexBackend(fused_checkpoint(), slots=1)
-    assert backend.loop.sampler.text_picked_by is fused.pick_text
+    assert backend.loop.sampler.text_kernel is fused.pick_text
     ids = prompt_ids(told["text_prompt"], backend.tokenizer)
     opening = Opening(told["voice"].split(".")[0], ids, GREEDY)
     frames = list(drive_conversation(backend, opening, read_user_frames()[:FRAMES]))
@@ -58,7 +58,7 @@ def test_the_fused_kernels_say_the_references_tokens():
 
 
 def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, expected):
-    loop = start(unpacked(build_lm()).to(DEVICE), mimi, GREEDY)
+    loop = start(unpack_weights(build_lm()).to(DEVICE), mimi, GREEDY)
     full = loop.rings.capacity
     user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
     want = expected("gen_no_prompt")["tokens"][: full + PAST - 1]
@@ -68,7 +68,7 @@ def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, e
         for codes in user[: len(want)]:
             if loop.rings.pushed[0] == full - 1:
                 loop.lm.fused = fused
-                loop.sampler.picked_by, loop.sampler.text_picked_by = fused.pick, fused.pick_text
+                loop.sampler.audio_kernel, loop.sampler.text_kernel = fused.pick, fused.pick_text
             yield codes
 
     got = run(loop, user_codes())
@@ -82,7 +82,7 @@ def test_the_fused_kernels_pick_what_the_reference_draws(expected):
     loop.sampler.draw = ReferenceDraws(loop, 4242, 25, 40)
     user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
     got = run(loop, user[: len(want)])
-    assert loop.sampler.picked_by is fused.pick
+    assert loop.sampler.audio_kernel is fused.pick
     assert torch.equal(got.int().cpu(), want)
 
 
@@ -96,21 +96,21 @@ def hidden_of(lm: LM, columns: torch.Tensor, plainly: int = 0) -> torch.Tensor:
 
 
 def test_fused_hidden_states_are_the_references_through_a_ring_wrap(expected):
-    lm, want = unpacked(build_lm()).to(DEVICE), expected("lm_teacher_forced")
+    lm, want = unpack_weights(build_lm()).to(DEVICE), expected("lm_teacher_forced")
     last = lm.window + PAST
     hidden = hidden_of(lm, want["tokens"].long().T[:last], plainly=lm.window - 1)
     torch.testing.assert_close(hidden, want["hidden"][:last], atol=HIDDEN_TOLERANCE, rtol=0)
 
 
 def test_fused_bf16_stays_within_twice_the_references_own_bf16_difference(expected):
-    lm, want = unpacked(build_lm(torch.bfloat16)).to(DEVICE), expected("lm_teacher_forced")
+    lm, want = unpack_weights(build_lm(torch.bfloat16)).to(DEVICE), expected("lm_teacher_forced")
     hidden = hidden_of(lm, want["tokens"].long().T[:COLUMNS])
     exact, theirs = want["hidden"][:COLUMNS], want["hidden_bf16"][:COLUMNS]
     assert (hidden - exact).abs().max() <= 2 * (theirs.float() - exact).abs().max()
 
 
 def test_the_fused_recogniser_writes_the_references_tokens(mimi):
-    stt = unpacked(load_recogniser(str(STT_TINY), mimi, device=CPU).stt).to(DEVICE)
+    stt = unpack_weights(load_recogniser(str(STT_TINY), mimi, device=CPU).stt).to(DEVICE)
     stt.fused = fused
     hearing, active, tokens = Hearing(stt, 1), Active.of([0], 1, DEVICE), []
     for codes in golden_columns()[:STEPS].to(DEVICE):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
+from engine.model.gpu import graphs
 from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
@@ -20,6 +21,12 @@ from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 MOST_LAUNCHES = 1200  # of a tick (performance.md 1.4); an H200's profiler counted 847
 MOST_OF_A_PIECE = 8 * FULL.lm.num_layers + 16
 UP, DOWN = Copy(up=True, waits=False), Copy(up=False, waits=False)
+
+
+@pytest.fixture(autouse=True)
+def _recorded_at_once(monkeypatch):
+    """Nothing is compiled here: one run makes what is made once."""
+    monkeypatch.setattr(graphs, "WARM_UPS", 1)
 
 
 def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool = True) -> Loop:

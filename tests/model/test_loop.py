@@ -15,7 +15,7 @@ def start(lm, mimi, sampling: SamplingConfig) -> Loop:
     nothing = torch.zeros(1, lm.config.n_q + 1, dtype=torch.int64)  # the frame a reset swallows
     prompt = build_prompt(lm.config, Voice(), nothing)
     assert prompt.frames == 1
-    loop.start(0, loop.ready(0, prompt))
+    loop.start(0, loop.save_prompt(0, prompt))
     loop.sampler.tune(0, sampling)
     return loop
 

@@ -27,7 +27,7 @@ def talk(loop: Loop, slot: int, frames: int, others: tuple[int, ...] = ()) -> tu
     for seat in (slot, *others):
         loop.clear(seat)
         loop.lm.prefill(loop.lm.embedding(prompt.columns[:-1]), loop.rings, seat)
-        loop.start(seat, loop.ready(seat, prompt))
+        loop.start(seat, loop.save_prompt(seat, prompt))
         loop.sampler.seed(seat, 11 if seat == slot else seat)
         loop.sampler.tune(seat, SETTINGS)
     for step in range(frames):

@@ -105,7 +105,7 @@ def addresses(ticks: Ticks) -> list[int]:
         ear, left = ticks.hearings[size], (loop.hidden, loop.logits, loop.agent, loop.forced)
         users = loop.user_before, loop.user_now
         rings = loop.rings.kv, loop.rings.position, ear.rings.kv, ear.rings.position, ear.text
-        kept = *left, *users, *rings, *loop.encoder.kept(), *loop.decoder.kept()
+        kept = *left, *users, *rings, *loop.encoder.tensors(), *loop.decoder.tensors()
         found += [tensor.data_ptr() for tensor in kept]
     return found
 

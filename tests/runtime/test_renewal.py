@@ -204,7 +204,7 @@ def beside_the_ring(loop: Loop) -> list[torch.Tensor]:
     """What a slot's future depends on but for what the temporal transformer reads."""
     sampler = loop.sampler.generators[SLOT].get_state(), loop.sampler.fed, loop.sampler.count
     rows = loop.agent[SLOT], loop.forced[SLOT], loop.user_before[SLOT]
-    state = [*loop.encoder.of(SLOT), *loop.decoder.of(SLOT), *rows, *sampler]
+    state = [*loop.encoder.state(SLOT), *loop.decoder.state(SLOT), *rows, *sampler]
     return [tensor.clone() for tensor in state]
 
 

@@ -20,10 +20,11 @@ from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.checkpoint import TensorFile, check, parameters
+from engine.weights.generated import draw_values, on_meta, write_model
 from engine.weights.loading import load_checkpoint, read_saved_voice
-from engine.weights.names import lm_pieces, unused_by_lm
+from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
 from engine.weights.voices import Voices
-from tests.model.making import ODD, checkpoint
+from tests.model.making import ODD
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, play
 
@@ -253,9 +254,9 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
 
 
 def test_a_voice_can_be_opened_from_a_checkpoint_of_other_sizes(tmp_path):
-    text, audio = checkpoint(ODD, usual=False)
-    save_file(text, tmp_path / LM_FILE)
-    save_file(audio, tmp_path / MIMI_FILE)
+    (lm, mimi), generator, dtype = on_meta(ODD), torch.Generator().manual_seed(0), torch.float32
+    write_model(tmp_path / LM_FILE, lm_pieces(lm), draw_values(lm, dtype, generator), dtype)
+    write_model(tmp_path / MIMI_FILE, mimi_pieces(mimi), draw_values(mimi, dtype, generator), dtype)
     (tmp_path / "config.json").write_text(json.dumps(asdict(ODD)))
     (tmp_path / "voices").mkdir()
     shutil.copy(TINY / "voices" / "TINYM0.wav", tmp_path / "voices")

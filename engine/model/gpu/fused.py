@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
-from engine.model.gpu.kernels_attention import Decode, attend_few
+from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
-from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.lm import Depformer, DepthLayer, Pick
 from engine.model.mimi import Conv, ConvTranspose, Elu, Residual
 from engine.model.transformer import (
@@ -68,8 +67,8 @@ def temporal(lm, x: Tensor, push: Attends) -> Tensor:
     for index, layer in enumerate(lm.transformer.layers):
         x, h = add_norm(x, y, layer.norm1.alpha, RMS_EPS)
         qkv = product(layer.self_attn.in_proj, h)  # [S, 3 * dim]
-        heard = push.attend(index, qkv.view(len(x), 1, 3, layer.self_attn.heads, -1))
-        y = product(layer.self_attn.out_proj, heard[:, 0], partial=True)  # [P, S, dim]
+        attended = push.attend(index, qkv.view(len(x), 1, 3, layer.self_attn.heads, -1))
+        y = product(layer.self_attn.out_proj, attended[:, 0], partial=True)  # [P, S, dim]
         x, h = add_norm(x, y, layer.norm2.alpha, RMS_EPS)
         y = feed_forward(layer.gating, h)
     return add_norm(x, y, lm.out_norm.alpha, RMS_EPS)[1]
@@ -105,8 +104,8 @@ def _depth_layer(
     """x and what is still to be added to it -> the same after the layer."""
     x, h = add_norm(x, y, layer.norm1.alpha, RMS_EPS)
     qkv = product(layer.in_proj[step], h).view(len(x), 3, layer.heads, -1)
-    heard = attend_few(qkv, kv, step)
-    y = product(layer.out_proj[step], heard, partial=True)
+    attended = attend_few(qkv, kv, step)
+    y = product(layer.out_proj[step], attended, partial=True)
     x, h = add_norm(x, y, layer.norm2.alpha, RMS_EPS)
     return x, feed_forward(layer.gating[step], h)
 
@@ -181,11 +180,11 @@ class FusedStream:
             past[:, slot].zero_()
         self.rings.clear(slot)
 
-    def kept(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """All tensors of its memory."""
         return [*self.pasts.values(), self.rings.kv]
 
-    def of(self, slot: int) -> list[Tensor]:
+    def state(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         pasts = [past[:, slot] for past in self.pasts.values()]
         return [*pasts, self.rings.used(slot), self.rings.position[slot]]
@@ -262,14 +261,14 @@ def run_transformer(
         attention = layer.self_attn
         qkv = convolve(norm_columns(layer.norm1, x), by[attention.in_proj], now, rows=True)
         qkv = qkv.transpose(1, 2).view(slots, columns, 3, attention.heads, -1)
-        heard = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
+        attended = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
         x = convolve(
-            heard, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
+            attended, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
         )
         h = norm_columns(layer.norm2, x)
-        thought = convolve(h, by[layer.linear1], now, gelu=True, rows=True)
+        hidden = convolve(h, by[layer.linear1], now, gelu=True, rows=True)
         x = convolve(
-            thought, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
+            hidden, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
         )
     return x
 

@@ -31,8 +31,8 @@ from engine.model.transformer import Active, Rings
 logger = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16)
-# Columns of the input behind the samples: who advances, whose samples count, who is transcribed.
-ACTIVE, HEARING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
+# Columns of the input behind the samples: who advances, who is encoded, who is transcribed.
+ACTIVE, ENCODING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
 Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
 WARM_UPS = 3  # runs before a recording, compilers and all
 
@@ -160,7 +160,7 @@ class Ticks:
         self.down: dict[str, Tensor] = {}  # by verb: where results arrive, pinned
         self.captured: dict[tuple[str, int], Recorded] = {}
         # Which slots take part in this tick, and in a flush.
-        self._taking: dict[int, list[int]] = {ACTIVE: [], HEARING: [], WRITING: []}
+        self._taking: dict[int, list[int]] = {ACTIVE: [], ENCODING: [], WRITING: []}
         self._flushing: list[int] = []
         self._size = self.buckets[-1]
         if cuda:
@@ -181,8 +181,8 @@ class Ticks:
         slots, writing = np.flatnonzero(active).tolist(), list(writing)
         self._size = self._bucket(slots)
         loop = self.loops[self._size]
-        hearing = [slot for slot in slots if slot not in loop.booting]
-        self._taking = {ACTIVE: slots, HEARING: hearing, WRITING: writing}
+        encoding = [slot for slot in slots if slot not in loop.booting]
+        self._taking = {ACTIVE: slots, ENCODING: encoding, WRITING: writing}
         rows = self.up.rows
         rows[:, :FRAME_SAMPLES], rows[:, FRAME_SAMPLES:] = pcm, 0
         for column, some in self._taking.items():
@@ -193,7 +193,7 @@ class Ticks:
         out = self._launch(verb, self._size)
         if loop.sampler.special:
             out[:, 0] = loop.sampler.pick_text(loop.logits)
-        heard = self._fetch(verb, out, self._count_heard)
+        heard = self._fetch(verb, out, self._count_listened)
         q = loop.codebooks
         text, codes = heard[:, 0].astype(np.int64), heard[:, 1 : 1 + q].astype(np.int64)
         return text, codes, _words(heard[:, 1 + q :]) if writing else None
@@ -248,10 +248,10 @@ class Ticks:
 
     # A graph counts nothing on the host: what it pushes is added to `pushed` of the rings here.
 
-    def _count_heard(self) -> None:
+    def _count_listened(self) -> None:
         taking = self._taking
         self._count(self.loop.rings, taking[ACTIVE], 1)
-        self._count(self.loop.encoder.rings, taking[HEARING], self.loop.mimi.frame_columns)
+        self._count(self.loop.encoder.rings, taking[ENCODING], self.loop.mimi.frame_columns)
         if taking[WRITING]:
             self._count(self.hearing.rings, taking[WRITING], 1)
 
@@ -273,17 +273,17 @@ class Ticks:
     def _listen(self, size: int) -> Tensor:
         """-> [B, 1 + Q] float32, which holds such tokens exactly: text and the user's codes."""
         pcm = self.up.device[:size, :FRAME_SAMPLES]
-        active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
-        text, codes, _ = self.loops[size].encode_and_step(pcm, active, hearing)
+        active, encoding = self._who(size, ACTIVE), self._who(size, ENCODING)
+        text, codes, _ = self.loops[size].encode_and_step(pcm, active, encoding)
         return torch.cat([text[:, None], codes], 1).float()
 
     def _transcribe(self, size: int) -> Tensor:
         """-> the same, then the recogniser's token and pauses [B, 1 + Q + 1 + heads]."""
         ear, pcm = self.hearings[size], self.up.device[:size, :FRAME_SAMPLES]
-        active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
+        active, encoding = self._who(size, ACTIVE), self._who(size, ENCODING)
         read = ear.stt.config.n_q
         most = max(read, self.loop.codebooks)
-        text, codes, encoded = self.loops[size].encode_and_step(pcm, active, hearing, most)
+        text, codes, encoded = self.loops[size].encode_and_step(pcm, active, encoding, most)
         written = _row(*ear.step(encoded[:, :read], self._who(size, WRITING)))
         return torch.cat([text[:, None].float(), codes.float(), written], 1)
 

@@ -1,6 +1,9 @@
-"""Which tile a product is cut into: a table, because autotuning needs a driver and repeats badly.
+"""Triton kernels of one frame's work: products of few rows, residual and norm, embeddings, picks.
 
-The entries come from sweeps on devices (`bench tiles`, docs/measurements); loads no triton.
+Written for memory-bound work on sm_86 and sm_90: every weight is read once, in tiles of 16 rows, so
+1 and 16 slots cost the same and a row's bits depend on no other row. Sums are split and joined in a
+fixed order, never by atomics. The plain modules (transformer.py, lm.py) are their oracles. Under
+Triton's interpreter products are computed in float32, because its bf16 dot is wrong.
 """
 
 import os
@@ -27,8 +30,9 @@ class Tile:
 def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: bool) -> Tile:
     """The tile for n outputs of k inputs; only a `partial` product may be split.
 
-    Every tile fits the 99 KiB of shared memory that a program may have on sm_86. Of the sweep on
-    an H200 (2026-11-23) it takes the fastest, or one within 3 % of it that suits several shapes.
+    A table, because autotuning needs a driver and its answers do not repeat. Every tile fits the
+    99 KiB of shared memory that a program may have on sm_86. Of the sweep on an H200 (2026-11-23,
+    engine/tools/tiles.py) it takes the fastest, or one within 3 % of it that suits several shapes.
     """
     int8 = item_bytes == 1
     if k < 256 or n < 64 or item_bytes == 4:
@@ -58,14 +62,7 @@ def _split(k: int, int8: bool) -> Tile:
     return Tile(16, 128, 2)
 
 
-# -- kernels ---------------------------------------------------------------------------------------
-#
-# Triton kernels of one frame's matrix work: products of few rows, residual and norm, embeddings.
-#
-# Written for memory-bound work on sm_86 and sm_90: every weight is read once, in 16-row tiles, so 1
-# and 16 slots cost the same and a row's bits depend on no other row. Sums are split and joined in a
-# fixed order, never by atomics. Their oracles are the plain modules (transformer.py).
-# Under Triton's interpreter products are computed in float32: its bf16 dot is wrong.
+# -- products, norm, embeddings --------------------------------------------------------------------
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NORM_WARPS = 8
@@ -227,13 +224,11 @@ def embed(tokens: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     return out
 
 
-# -- kernels pick ----------------------------------------------------------------------------------
+# -- picking a token of every slot in one launch: top-k, race, and what is given -------------------
 #
-# Picking a token of every slot in one Triton launch: top-k, race, and what is told.
-#
-# One program a slot. Audio's vocabulary (2048 entries) is ranked by a full sort; text's (32 000) is
+# One program a slot. Audio's vocabulary (2048 entries) is ranked by a full sort. Text's (32 000) is
 # first cut to what can win: the width-th largest logit is found by halving the range of the keys.
-# Oracle: sampling.race.
+# The oracle is `race` of sampling.py.
 
 WARPS, TEXT_WARPS = 8, 32
 KEY_BITS, COUNT_BITS = 32, 20  # of a logit's key, and room for a count of entries

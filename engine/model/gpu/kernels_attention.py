@@ -1,10 +1,9 @@
-"""Triton attention over the KV rings of many slots of different length, a few columns a push.
+"""Triton attention over KV rings: `Decode` for a tick, `PromptPiece` for prompts, `attend_few`.
 
 A ring needs no position mask: keys are stored rotated and softmax ignores order, so the valid
-columns are always storage places [0, length). `decode` turns query and key, writes key and value
-into the ring (bf16, or int8 with a float16 scale per head and column) and reads what is valid,
-split over programs and merged by log-sum-exp. Idle slots cost nothing and change nothing.
-Oracle: `transformer.RingPush` on a CPU.
+columns are always the places [0, length). Keys and values are bf16, or int8 with a float16 scale
+per head and column. Idle slots cost nothing and change nothing. The oracles are `RingPush`, `Chunk`
+and `attend_few` of transformer.py, on a CPU.
 """
 
 import math
@@ -14,18 +13,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.model.gpu.kernels import INTERPRETED
-from engine.model.transformer import MOST, TINY_SCALE, Active, Rings
+from engine.model.gpu.kernels import INTERPRETED, dot_type
+from engine.model.transformer import MOST, ROWS, TINY_SCALE, Active, Rings
 
-SPLIT = 512  # columns of one program
-BLOCK = 32  # columns it reads at once
-WARPS, STAGES = 4, 3
 LOG2E = 1.4426950408889634
 LOW = -1e30  # below every score: what has it weighs nothing
+WARPS = 4
+SPLIT = 512  # columns of a ring that one program of a tick reads
+BLOCK, STAGES = 32, 3  # columns that it reads at once
+PIECE_BLOCK, PIECE_STAGES = 64, 2  # the same for a piece of a prompt
+LEAST_WIDTH = 16  # of a matrix instruction
 
 
 @triton.jit
-def turned(base, turn, D: tl.constexpr, BD: tl.constexpr):
+def rotate_vector(base, turn, D: tl.constexpr, BD: tl.constexpr):
     """One head's vector [D] rotated by interleaved pairs; turn [D / 2, 2] holds cos and sin."""
     d = tl.arange(0, BD)
     inside = d < D
@@ -39,9 +40,11 @@ def turned(base, turn, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def put(value, ring, scales, at, start, end, D: tl.constexpr, BD: tl.constexpr,
-         INT8: tl.constexpr, MOST: tl.constexpr, TINY: tl.constexpr):  # fmt: skip
-    """Write one vector into column `at` if it is in [start, end); what later reads will see."""
+def write_column(
+    value, ring, scales, at, start, end, D: tl.constexpr, BD: tl.constexpr,
+    INT8: tl.constexpr, MOST: tl.constexpr, TINY: tl.constexpr,
+):  # fmt: skip
+    """Write one vector into column `at` if it is in [start, end) -> what later reads will see."""
     d = tl.arange(0, BD)
     places = at + d * 0  # the interpreter mixes masks of vectors only
     inside = (d < D) & (places >= start) & (places < end)
@@ -58,6 +61,12 @@ def put(value, ring, scales, at, start, end, D: tl.constexpr, BD: tl.constexpr,
     return exact
 
 
+# -- a tick: a few columns of many slots -----------------------------------------------------------
+#
+# Each program turns a query and a key, writes key and value into the ring, and reads a part of what
+# is valid. The parts are merged by log-sum-exp.
+
+
 @triton.jit
 def _number(stored, BY_BF16: tl.constexpr):
     """Stored keys or values as float32; int8 by way of bf16, which has a fast conversion."""
@@ -72,7 +81,7 @@ def _own_columns(
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, INT8: tl.constexpr,
     MOST: tl.constexpr, TINY: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """The columns of this push, which each program knows itself: heard, and written by one."""
+    """The columns of this push: every program computes them itself, one writes them."""
     d = tl.arange(0, BD)
     top = tl.full((), LOW, tl.float32)
     weight = tl.zeros((), tl.float32)
@@ -81,10 +90,12 @@ def _own_columns(
         column = (pushed + new) % capacity
         at = base + new * 3 * H * D
         mine = tl.where(row == new, end, start)  # only the query of a column writes it
-        key = put(turned(at + H * D, turn + new * D, D, BD), keys, key_scales, column,
-                   start, mine, D, BD, INT8, MOST, TINY)  # fmt: skip
+        key = rotate_vector(at + H * D, turn + new * D, D, BD)
+        key = write_column(key, keys, key_scales, column, start, mine, D, BD, INT8, MOST, TINY)
         value = tl.load(at + 2 * H * D + d, mask=d < D, other=0.0)
-        value = put(value, values, value_scales, column, start, mine, D, BD, INT8, MOST, TINY)
+        value = write_column(
+            value, values, value_scales, column, start, mine, D, BD, INT8, MOST, TINY
+        )
         score = tl.where(new <= row, tl.sum(query * key, 0), LOW)
         score = tl.where(column >= start, tl.where(column < end, score, LOW), LOW)
         higher = tl.maximum(top, score)
@@ -162,7 +173,7 @@ def _decode(
     values = keys + kv_which
     key_scales = scales + slot * scale_slot + head * scale_head
     value_scales = key_scales + scale_which
-    query = turned(base + row * 3 * H * D, turn + row * D, D, BD).to(tl.float32) * factor
+    query = rotate_vector(base + row * 3 * H * D, turn + row * D, D, BD).to(tl.float32) * factor
     top, weight, total = _own_columns(
         query, base, turn, keys, values, key_scales, value_scales, pushed, capacity, row, start,
         end, H, D, BD, T, INT8, MOST, TINY, LOW,
@@ -255,8 +266,11 @@ class Decode:
         return out
 
 
+# -- the depformer: the columns of one frame -------------------------------------------------------
+
+
 @triton.jit
-def _few(
+def _attend_few(
     qkv, kv, out, step, kv_which, kv_slot, kv_head, qkv_stride, factor,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
@@ -279,17 +293,148 @@ def _few(
     v = tl.where(now[:, None], value.to(tl.float32)[None, :], v)
     score = tl.where(n <= step, tl.sum(k * query[None, :], 1), float("-inf"))
     p = tl.exp2(score - tl.max(score, 0))
-    heard = tl.sum(p[:, None] * v, 0) / tl.sum(p, 0)
-    tl.store(out + (slot * H + head) * D + d, heard.to(out.dtype.element_ty), mask=inside)
+    attended = tl.sum(p[:, None] * v, 0) / tl.sum(p, 0)
+    tl.store(out + (slot * H + head) * D + d, attended.to(out.dtype.element_ty), mask=inside)
 
 
 def attend_few(qkv: Tensor, kv: Tensor, step: int) -> Tensor:
-    """The depformer's: qkv [S, 3, H, D] into kv [2, S, H, Q, D] at `step`, heard [S, H * D]."""
+    """The depformer's: qkv [S, 3, H, D] into kv [2, S, H, Q, D] at `step` -> [S, H * D]."""
     slots, _, heads, width = qkv.shape
     out = torch.empty(slots, heads * width, dtype=qkv.dtype, device=qkv.device)
-    _few[(slots, heads)](
+    _attend_few[(slots, heads)](
         qkv, kv, out, step, *kv.stride()[:3], qkv.stride(0), LOG2E * width**-0.5,
         H=heads, D=width, BD=triton.next_power_of_2(width),
         BQ=triton.next_power_of_2(kv.shape[3]), num_warps=1,
     )  # fmt: skip
     return out
+
+
+# -- a piece of a prompt: many columns of one slot, two launches a layer ---------------------------
+#
+# `_write_piece` turns keys and writes them with their values behind what the slot's ring holds;
+# `_attend_piece` reads what each column may see. Which slot, and how many of the columns count, are
+# numbers on the device: one CUDA graph serves every slot and every shorter piece. Nothing wraps
+# here: `Chunk` computes a piece that would.
+
+
+@triton.jit
+def _write_piece(
+    qkv, turn, kv, scales, slot, position, count,
+    kv_which, kv_slot, kv_head, scale_which, scale_slot, scale_head,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    INT8: tl.constexpr, MOST: tl.constexpr, TINY: tl.constexpr,
+):  # fmt: skip
+    """Key and value of one column and head into the ring."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if row >= tl.load(count):
+        return
+    which, d = tl.load(slot), tl.arange(0, BD)
+    at = tl.load(position + which) + row
+    keys = kv + which * kv_slot + head * kv_head
+    key_scales = scales + which * scale_slot + head * scale_head
+    base = qkv + (row * 3 * H + H + head) * D
+    key = rotate_vector(base, turn + row * D, D, BD)
+    write_column(key, keys, key_scales, at, at, at + 1, D, BD, INT8, MOST, TINY)
+    value = tl.load(base + H * D + d, mask=d < D, other=0.0)
+    write_column(
+        value, keys + kv_which, key_scales + scale_which, at, at, at + 1, D, BD, INT8, MOST, TINY
+    )
+
+
+@triton.jit
+def _rotate_rows(
+    qkv, turn, rows, columns, head, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr
+):
+    """The queries of some columns and one head [BM, BD], as `rotate_vector` makes one of them."""
+    d = tl.arange(0, BD)
+    there = (rows < columns)[:, None] & (d < D)[None, :]
+    base = qkv + (rows[:, None] * 3 * H + head) * D
+    value = tl.load(base + d[None, :], mask=there, other=0.0)
+    other = tl.load(base + (d ^ 1)[None, :], mask=there, other=0.0)
+    angle = turn + rows[:, None] * D + ((d // 2) * 2)[None, :]
+    cos = tl.load(angle, mask=there, other=0.0)
+    sin = tl.load(angle + 1, mask=there, other=0.0)
+    sign = tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+    return (value.to(tl.float32) * cos + sign * other.to(tl.float32) * sin).to(value.dtype)
+
+
+@triton.jit
+def _attend_piece(
+    qkv, turn, kv, scales, slot, position, count, out, columns,
+    kv_which, kv_slot, kv_head, scale_which, scale_slot, scale_head, factor,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    STAGES: tl.constexpr, INT8: tl.constexpr, LOW: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """BM columns and one head over the ring, which holds this piece already."""
+    first, head = tl.program_id(0) * BM, tl.program_id(1)
+    which, d = tl.load(slot), tl.arange(0, BD)
+    pushed, rows = tl.load(position + which), first + tl.arange(0, BM)
+    query = _rotate_rows(qkv, turn, rows, columns, head, H, D, BD).to(DOT)
+    keys = kv + which * kv_slot + head * kv_head
+    key_scales = scales + which * scale_slot + head * scale_head
+    end = pushed + tl.minimum(tl.load(count), first + BM)
+    top = tl.full((BM,), LOW, tl.float32)
+    weight = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM, BD), tl.float32)
+    for start in tl.range(0, end, BN, num_stages=STAGES):
+        n = start + tl.arange(0, BN)
+        there = (n < end)[:, None] & (d < D)[None, :]
+        place = n[:, None] * D + d[None, :]
+        k = tl.load(keys + place, mask=there, other=0).to(DOT)
+        v = tl.load(keys + kv_which + place, mask=there, other=0).to(DOT)
+        score = tl.dot(query, tl.trans(k), input_precision="ieee") * factor
+        if INT8:
+            score *= tl.load(key_scales + n, mask=n < end, other=0.0).to(tl.float32)[None, :]
+        seen = (n < end)[None, :] & (n[None, :] <= pushed + rows[:, None])
+        higher = tl.maximum(top, tl.max(tl.where(seen, score, LOW), 1))
+        kept = tl.exp2(top - higher)
+        p = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
+        weight = weight * kept + tl.sum(p, 1)
+        if INT8:
+            scale = tl.load(key_scales + scale_which + n, mask=n < end, other=0.0)
+            p *= scale.to(tl.float32)[None, :]
+        total = total * kept[:, None] + tl.dot(p.to(DOT), v, input_precision="ieee")
+        top = higher
+    attended = total / tl.where(weight > 0.0, weight, 1.0)[:, None]  # zeros where nothing is seen
+    answer = out + (rows[:, None] * H + head) * D + d[None, :]
+    there = (rows < columns)[:, None] & (d < D)[None, :]
+    tl.store(answer, attended.to(out.dtype.element_ty), mask=there)
+
+
+class PromptPiece:
+    """Up to `columns` columns of one slot, as a transformer's layers see them.
+
+    slot [1] and count [1] int64 say whose they are and how many of them count.
+    """
+
+    def __init__(self, rings: Rings, slot: Tensor, count: Tensor, columns: int) -> None:
+        self.rings, self.slot, self.count = rings, slot, count
+        later = torch.arange(columns, device=slot.device)
+        turn = rings.rotation.turn(rings.position[slot] + later)  # [T, 1, 1, D/2]
+        self.turn = torch.view_as_real(turn).contiguous()  # [T, 1, 1, D/2, 2]
+
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """qkv [T, 1, 3, H, D], not yet rotated -> [T, 1, H * D]; writes the ring."""
+        rings = self.rings
+        columns, _, _, heads, width = qkv.shape
+        kv = rings.kv[layer]  # [2, S, H, columns, D]
+        int8 = rings.scale is not None
+        scale = rings.scale[layer] if int8 else kv  # [2, S, H, columns]
+        out = torch.empty(columns, 1, heads * width, dtype=qkv.dtype, device=qkv.device)
+        given = qkv, self.turn, kv, scale, self.slot, rings.position, self.count
+        strides = *kv.stride()[:3], *scale.stride()[:3]
+        padded = triton.next_power_of_2(width)
+        _write_piece[(columns, heads)](
+            *given, *strides, H=heads, D=width, BD=padded,
+            INT8=int8, MOST=MOST, TINY=TINY_SCALE, num_warps=1,
+        )  # fmt: skip
+        _attend_piece[(triton.cdiv(columns, ROWS), heads)](
+            *given, out, columns, *strides, LOG2E * width**-0.5,
+            H=heads, D=width, BD=max(LEAST_WIDTH, padded), BM=ROWS, BN=PIECE_BLOCK,
+            STAGES=PIECE_STAGES, INT8=int8, LOW=LOW, DOT=dot_type(qkv), num_warps=WARPS,
+        )  # fmt: skip
+        return out
+
+    def advance(self) -> None:
+        """After all layers: the slot has seen what counts."""
+        self.rings.position.index_add_(0, self.slot, self.count)

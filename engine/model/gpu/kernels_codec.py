@@ -1,11 +1,11 @@
-"""One Triton convolution for all of the codec, in float32.
+"""Triton kernels of the codec, in float32: one convolution for all of it, quantizer, upsampling.
 
 `convolve` is a causal convolution over rows (slot, column) with what stands around it: the past
-kept per slot, ELU before, GELU, scale and residual after. A product is the one of
-kernel 1; a transposed one of two strides is the one of kernel 2 whose outputs are interleaved.
-The past is kept twice, and a frame's number tells which half it reads: programs that still read
-are never overtaken by those that write. Where a tile's inputs are split over programs, the last of
-them to arrive adds the parts, always in the same order. Idle slots change nothing. Oracle: mimi.py.
+kept per slot, ELU before, GELU, scale and residual after. A product is the one of kernel 1; a
+transposed one of two strides is the one of kernel 2 whose outputs are interleaved. The past is kept
+twice, and a frame's number tells which half it reads: programs that still read are never overtaken
+by those that write. Where a tile's inputs are split over programs, the last of them to arrive adds
+the parts, always in the same order. Idle slots change nothing. The oracle is mimi.py.
 """
 
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ def _convolve(
             return
         tl.store(counter, 0)  # for the next launch
         total = tl.zeros((BM, BN), tl.float32)
-        for split in tl.static_range(SPLITS):  # in this order, whoever came last
+        for split in tl.static_range(SPLITS):  # in this order, not in that of arrival
             total += tl.load(here + split * part, mask=both, other=0.0, cache_modifier=".cg")
     column = (t * SHUFFLE)[:, None] + (n % SHUFFLE)[None, :]
     _finish(
@@ -269,12 +269,10 @@ def convolve(
     return out
 
 
-# -- kernels quantizer -----------------------------------------------------------------------------
+# -- quantizer and upsampling ----------------------------------------------------------------------
 #
-# The codec between its transformers in Triton, in float32: quantizer and upsampling.
-#
-# A level is one launch: every program settles the former level's code for itself, takes its entry
-# off what is left, and compares that with some entries of its own. Oracle: mimi.py.
+# A level of the quantizer is one launch: every program settles the former level's code for itself,
+# takes its entry off what is left, and compares that with some entries of its own.
 
 ENTRIES = 32  # of a codebook that one program compares
 
