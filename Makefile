@@ -2,12 +2,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# The interpreter of .venv once there is one; before that the newest fitting one, or PYTHON=...
-FIND_PYTHON = for python in $(or $(PYTHON),$(BIN)/python python3.14 python3.13 python3.12 python3.11 python3); do \
-	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
-		2>/dev/null && break; python=; done; \
-	if [ -z "$$python" ]; then echo 'Python 3.11 to 3.14 with its venv module is needed (or PYTHON=/path/to/one)' >&2; exit 1; fi
-SET_UP = @$(FIND_PYTHON); $$python -m engine.install
+# The interpreter of .venv once there is one; before that the newest fitting one. PYTHON=... names another.
+FITS = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+FIND_PYTHON = for python in $(if $(PYTHON),"$(PYTHON)",$(BIN)/python python3.14 python3.13 python3.12 python3.11 python3); do \
+	"$$python" -c '$(FITS)' 2>/dev/null && break; python=; done; \
+	if [ -z "$$python" ]; then echo '$(if $(PYTHON),PYTHON=$(PYTHON) does not fit: )Python 3.11 to 3.14 with its venv module is needed' >&2; exit 1; fi
+SET_UP = @$(FIND_PYTHON); "$$python" -m engine.install
 # Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone.
 UNIT := tests/model tests/weights tests/runtime tests/dialogue tests/lookup
 

@@ -1,6 +1,6 @@
 """Serves an ASGI application's plain HTTP from inside an aiohttp server, in its event loop.
 
-Requests, responses and the lifespan, nothing else: WebSockets stay aiohttp's own (design.md 3.6).
+It carries requests, responses and the lifespan. WebSockets stay aiohttp's own (design.md 3.6).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ BODILESS = (204, 304)  # these never carry a body, so they get no chunked encodi
 
 
 class Bridge:
-    """One ASGI application: `handle` is a catch-all route, `lifespan` a cleanup context."""
+    """One ASGI application. `handle` is a catch-all route, `lifespan` a cleanup context."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.app = app
@@ -37,7 +37,7 @@ class Bridge:
         """Answer one HTTP request with the application's response."""
         exchange = Exchange(request)
         try:
-            await self.app(scope_of(request), exchange.receive, exchange.send)
+            await self.app(build_scope(request), exchange.receive, exchange.send)
         except (ClientDisconnect, ClientGoneError):
             logger.debug("client left during %s %s", request.method, request.path)
         finally:
@@ -72,9 +72,9 @@ class Exchange:
         self._body_read = False
 
     async def receive(self) -> Message:
-        """The next piece of the body; after the last one nothing until the exchange is over."""
+        """The next piece of the body. After the last one it waits until the exchange is over."""
         if self._body_read:
-            await self.over.wait()  # an answer at once, for ever, is what hangs aiohttp-asgi
+            await self.over.wait()  # aiohttp-asgi answers at once, again and again, and hangs
             return {"type": "http.disconnect"}
         try:
             piece = await self.request.content.read(CHUNK_BYTES)
@@ -139,8 +139,8 @@ class Lifespan:
             raise RuntimeError(f"the page's {phase} failed: {answer.result().get('message', '')}")
 
 
-def scope_of(request: web.Request) -> Message:
-    """The ASGI scope of one request; a proxy in front is believed about https."""
+def build_scope(request: web.Request) -> Message:
+    """The ASGI scope of one request. A proxy in front is believed about https."""
     raw_path, _, query = request.raw_path.partition("?")
     peer = request.transport.get_extra_info("peername") if request.transport else None
     here = request.transport.get_extra_info("sockname") if request.transport else None
@@ -149,7 +149,7 @@ def scope_of(request: web.Request) -> Message:
         "asgi": ASGI,
         "http_version": "1.1",
         "method": request.method,
-        "scheme": scheme_of(request),
+        "scheme": find_scheme(request),
         "path": request.path,
         "raw_path": raw_path.encode("latin-1"),
         "query_string": query.encode("latin-1"),
@@ -160,8 +160,8 @@ def scope_of(request: web.Request) -> Message:
     }
 
 
-def scheme_of(request: web.Request) -> str:
-    """`https` if the browser came by https, also when a proxy in front took it off."""
+def find_scheme(request: web.Request) -> str:
+    """`https` if the browser came by https, even if a proxy in front took it off."""
     if "MODAL_TASK_ID" in os.environ:  # always behind https there, and not known to say so
         return "https"
     forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip().lower()

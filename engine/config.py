@@ -17,7 +17,6 @@ LATE_SECONDS = 0.120  # an agent frame sent so long after its user frame was com
 
 PAD = 3  # text token "no new word in this frame"
 EPAD = 0  # text token "a word starts in the next frame" (end of padding)
-AGENT_CODEBOOKS = 8  # Mimi levels of one voice, Q
 
 VOICE_NAMES = (  # the voices of the public checkpoint; the first is our default
     *("NATF2", "NATF0", "NATF1", "NATF3", "NATM0", "NATM1", "NATM2", "NATM3"),

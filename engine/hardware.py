@@ -1,4 +1,4 @@
-"""What machine this is, asked of the standard library alone: set-up runs before all packages."""
+"""What the machine has, by the standard library alone: set-up runs before any package is there."""
 
 import ctypes
 

@@ -18,8 +18,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.hardware import has_cuda
-
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST, NEWEST = (3, 11), (3, 14)  # Pythons for which every pin has a wheel
 LISTS = {  # each holds the one before it
@@ -42,17 +40,25 @@ def main(argv: list[str] | None = None) -> int:
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         return _fail(f"this is Python {sys.version.split()[0]}; {wanted_python()}")
     if argv[:1] not in (["run"], ["page"], ["model"], ["test"]):
-        return _fail("usage: python3 -m engine.install run [options of the server] | model | test")
+        return _fail(
+            "usage: python3 -m engine.install run [options of the server] | page | model | test"
+        )
     kind = kind_for_run(argv[1:]) if argv[0] == "run" else argv[0]
     venv = ROOT / ".venv"
     if is_ready(venv, kind):
         return 0
+    if venv.exists() and not venv.is_dir():
+        return _fail(f"{venv} is not a folder; remove it")
+    if not os.access(ROOT, os.W_OK):
+        return _fail(f"{ROOT} cannot be written to; use a copy of the project that is yours")
     try:
         with lock(ROOT):
             if not is_ready(venv, kind):  # somebody else may have done it meanwhile
                 install(venv, kind)
     except subprocess.CalledProcessError as error:
         return _fail(f"{describe_failure(error)}; what is there stays, the next call goes on")
+    except OSError as error:  # a full disk, for example
+        return _fail(f"{error.filename or venv}: {error.strerror}; make room, and call again")
     except KeyboardInterrupt:
         return _fail("broken off; the next call goes on from here")
     return 0
@@ -66,15 +72,17 @@ def wanted_python() -> str:
 
 def kind_for_run(args: list[str]) -> str:
     """Which list `python -m demo ARGS` needs: the built-in voice loads no PyTorch."""
+    from engine.runtime.choose import choose_model  # it asks what the server will ask
+
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--model", default=os.environ.get("PERSONAPLEX_MODEL") or "auto")
     try:
         model = parser.parse_known_args(args)[0].model
     except argparse.ArgumentError:  # `--model` without a value: the server itself will say so
         return "page"
-    if {"-h", "--help"} & set(args) or model == "embedded":
+    if {"-h", "--help"} & set(args) or not model:
         return "page"
-    return "model" if model != "auto" or has_cuda() else "page"
+    return "page" if choose_model(model)[0] == "embedded" else "model"
 
 
 def requirements(name: str) -> list[str]:
@@ -99,12 +107,14 @@ def describe_missing(error: ModuleNotFoundError) -> str:
         raise error
     return (
         f"the package {package} is not installed, and this needs it; run "
-        '`make run ARGS="--model …"` once, or `.venv/bin/pip install -r requirements.txt`'
+        "`.venv/bin/python -m engine.install model` (or `make setup`) once"
     )
 
 
 def is_ready(venv: Path, kind: str) -> bool:
-    """Whether exactly these pins were installed for this Python."""
+    """Whether exactly these pins were installed for this Python, which is still there."""
+    if not (venv / "bin" / "python").exists():  # a link whose interpreter has gone counts as none
+        return False
     try:
         return (venv / f".ready-{kind}").read_text(encoding="ascii") == _digest(kind)
     except OSError:
@@ -141,12 +151,12 @@ def install(venv: Path, kind: str) -> None:
     python = venv / "bin" / "python"
     if not _is_usable(python):
         _say(f"1 of 2: a virtual environment of Python {sys.version.split()[0]} in .venv")
-        _run(sys.executable, "-m", "venv", "--clear", str(venv))
+        _run(sys.executable, "-m", "venv", "--clear", str(venv), quiet=True)
     remove_broken(venv)
     _say(f"{'1 of 1' if _stamped(venv) else '2 of 2'}: {CONTENTS[kind]}")
     for stale in venv.glob(".ready-*"):  # while pip works, nothing is certain
         stale.unlink()
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout and sys.stdout.isatty() else ["--quiet"]
     _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet,
          "-r", str(ROOT / LISTS[kind]))  # fmt: skip
     for name in kinds:
@@ -167,10 +177,11 @@ def _is_usable(python: Path) -> bool:
 def remove_broken(venv: Path) -> None:
     """Forget packages that were being written when pip was killed: pip would take them for whole.
 
-    pip writes a package's RECORD last.
+    When all else is there, pip writes RECORD once more, with its own INSTALLER in it.
     """
     for folder in venv.glob("lib/python*/site-packages/*.dist-info"):
-        if not (folder / "RECORD").exists():
+        record = folder / "RECORD"
+        if not record.exists() or "INSTALLER" not in record.read_text(encoding="utf-8"):
             shutil.rmtree(folder)
 
 
@@ -178,23 +189,36 @@ def _stamped(venv: Path) -> bool:
     return any(venv.glob(".ready-*"))
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+def _run(*command: str, quiet: bool = False) -> None:
+    """Run a command to its end; `quiet`: what it says is shown only if it fails."""
+    kept = {name: value for name, value in os.environ.items() if name != "PIP_USER"}
+    pipe = subprocess.PIPE if quiet else None
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, check=False,
+        env=kept,
+    )  # fmt: skip
+    if done.returncode:
+        _say(f"{done.stdout or ''}{done.stderr or ''}".strip())
+        raise subprocess.CalledProcessError(done.returncode, command)
 
 
 def describe_failure(error: subprocess.CalledProcessError) -> str:
     """What did not work, in the words of somebody who only typed `make run`."""
     if "venv" in error.cmd:
-        return "the virtual environment cannot be made (Debian: apt install python3-venv)"
+        return "the virtual environment could not be made (its own words are above)"
     return "pip could not install everything (its own words are above)"
 
 
 def _say(text: str) -> None:
-    print(f"set-up: {text}", flush=True)
+    """Progress; who has closed the output goes without."""
+    with contextlib.suppress(OSError, ValueError):
+        if text and sys.stdout:
+            print(f"set-up: {text}", flush=True)
 
 
 def _fail(text: str) -> int:
-    print(f"set-up: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"set-up: {text}", file=sys.stderr)
     return 1
 
 

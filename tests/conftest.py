@@ -27,11 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line of the launches that tests counted: what they print, pytest keeps to itself."""
+    """What tests counted, launches and files: what they print, pytest keeps to itself."""
     stats, counted = terminalreporter.stats, {}
     reports = [report for key in ("passed", "failed") for report in stats.get(key, [])]
     for report in sorted(reports, key=lambda report: report.location):
         for name, value in report.user_properties:
+            if name.startswith("house "):
+                terminalreporter.write_line(f"{name}: {value}")
             if name.startswith("launches "):
                 counted.setdefault(name.removeprefix("launches "), []).append(value)
     if counted:

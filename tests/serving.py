@@ -9,7 +9,7 @@ from aiohttp import web
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.dialogue.session import Limits
-from engine.lookup.question import Answers
+from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.server import add_routes

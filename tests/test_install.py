@@ -16,8 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from engine import install
 from engine.install import LISTS, ROOT, kind_for_run, requirements
+from engine.runtime import choose
 
 PATIENCE = 600  # seconds for pip on a busy machine; what it says decides, not how long it takes
 
@@ -98,6 +98,7 @@ def test_no_pin_stands_in_two_lists():
     [
         ([], False, "page"),
         ([], True, "model"),
+        (["--model", ""], True, "page"),
         (["--model", "auto"], False, "page"),
         (["--model", "embedded"], True, "page"),
         (["--model=tests/golden/tiny", "--port", "9000"], False, "model"),
@@ -108,8 +109,18 @@ def test_no_pin_stands_in_two_lists():
 )
 def test_a_run_installs_what_it_needs(monkeypatch, args, gpu, kind):
     monkeypatch.delenv("PERSONAPLEX_MODEL", raising=False)
-    monkeypatch.setattr(install, "has_cuda", lambda: gpu)
+    monkeypatch.setattr(choose, "has_cuda", lambda: gpu)
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert kind_for_run(args) == kind
+
+
+def test_a_gpu_without_weights_or_a_token_needs_no_model(monkeypatch, tmp_path):
+    """The built-in voice will answer there: gigabytes for nothing would be fetched."""
+    monkeypatch.setattr(choose, "has_cuda", lambda: True)
+    monkeypatch.delenv("PERSONAPLEX_MODEL", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert kind_for_run([]) == "page"
 
 
 def test_the_environment_names_the_model_too(monkeypatch):
@@ -150,12 +161,14 @@ def test_a_command_that_needs_the_model_says_how_to_get_it(command, tmp_path):
         return
     assert done.returncode == 1
     assert re.fullmatch(r"(model: .*\n)?", done.stdout)
-    assert "is not installed, and this needs it; run `make run ARGS=" in done.stderr
+    assert "is not installed, and this needs it; run `.venv/bin/python -m" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_server_without_the_opus_codec_asks_for_pcm16():
-    done = page_only("from engine.wire.audio import codec\ncodec('pcm16')\ncodec('opus')")
+    done = page_only(
+        "from engine.wire.audio import make_codec\nmake_codec('pcm16')\nmake_codec('opus')"
+    )
     assert "connect with format=pcm16" in done.stderr.splitlines()[-1]
 
 
@@ -241,10 +254,45 @@ def test_a_set_up_that_was_killed_goes_on(project):
     (project / ".venv/.ready-page").unlink()
     site = next((project / ".venv/lib").glob("python*/site-packages"))
     (site / "tiny_pin.py").write_text("WHOLE = False\n")
-    (site / "tiny_pin-1.0.dist-info/RECORD").unlink()
+    (site / "tiny_pin-1.0.dist-info/RECORD").write_text("")
     done = set_up(project)
     said = done.communicate()[0]
     assert (done.returncode, works(project)) == (0, True), said
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_an_environment_whose_python_has_gone_is_made_anew(project):
+    assert set_up(project).communicate()[0]
+    (project / ".venv/bin/python").unlink()
+    (project / ".venv/bin/python").symlink_to("/no/such/python")
+    done = set_up(project)
+    said = done.communicate()[0]
+    assert (done.returncode, works(project)) == (0, True), said
+
+
+def test_what_stands_in_the_way_is_named(project):
+    (project / ".venv").write_text("")
+    done = set_up(project)
+    assert done.communicate()[0] == f"set-up: {project}/.venv is not a folder; remove it\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_a_closed_output_ends_no_set_up(project):
+    command = f"{sys.executable} -m engine.install page >&- 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], cwd=project, check=False).returncode == 0
+    assert works(project)
+
+
+def test_the_page_without_its_packages_says_what_to_do():
+    lacking = PAGE_ONLY.replace('"torch"', '"aiohttp", "torch"')
+    code = "from demo.__main__ import main; sys.exit(main([]))"
+    done = subprocess.run(
+        [sys.executable, "-c", lacking + code], capture_output=True, text=True, check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: the package aiohttp is not installed; use `make run`\n"
 
 
 @pytest.mark.timeout(PATIENCE)
@@ -265,6 +313,7 @@ def test_without_a_fitting_python_make_says_what_it_wants(tmp_path):
         text=True, check=False,
     )  # fmt: skip
     first, *others = done.stderr.splitlines()
-    assert first == "Python 3.11 to 3.14 with its venv module is needed (or PYTHON=/path/to/one)"
+    wanted = "Python 3.11 to 3.14 with its venv module is needed"
+    assert first == f"PYTHON=/no/python3.10 does not fit: {wanted}"
     assert len(others) == 1  # make's own
     assert not (tmp_path / ".venv").exists()

@@ -1,8 +1,9 @@
-"""Runs the benches that say whether int8 is good, over one model's folder.
+"""Is int8 good enough here? `modal run modal_app.py::gates`, on the server's own GPU and weights.
 
-It measures nothing itself: each bench is a process of its own, which gives the GPU's memory back.
-Results lie in a folder of the model's, and so does a verdict until capacity has passed: only then
-it lies beside the weights, where every later start looks for it.
+Nothing is measured in this file. Two benches run, each in a process of its own, because its end
+gives the GPU's memory back. A drift that is too large is a result, and bf16 stays. The verdict
+first lies among the results. Only when capacity has passed too does it move beside the weights,
+where every later start looks for it.
 """
 
 import json
@@ -16,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from demo.cloud.preflight import printing
+from demo.cloud.preflight import make_progress_printer
 from demo.cloud.settings import container_config
-from demo.cloud.volume import Commit, device_name, fetch, keep_compiled, pinned_to_local
+from demo.cloud.volume import Commit, device_name, fetch, pin_to_local, set_compile_caches
 from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError, ModelError
 from engine.hardware import has_cuda
@@ -45,7 +46,7 @@ Bench = Callable[[list[str]], int]  # subject and options -> exit code
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Of one server: conversations that it holds in time, of the places that it has."""
+    """How many conversations one server holds in time, and how many places it has."""
 
     held: int
     slots: int
@@ -53,7 +54,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the device holds in bf16, and in what drift allowed; None where it allowed no int8."""
+    """What the device holds in bf16, and in the int8 that drift allowed (None: it allowed none)."""
 
     plain: Capacity
     int8: Capacity | None
@@ -68,25 +69,25 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: less of it is for tests."""
+    """How much is measured. Tests measure less."""
 
-    frames: int = 1500  # of the conversation that drift compares, two minutes
-    seconds: float = 180.0  # for which conversations must be held
-    step_seconds: float = 10.0  # of each number of them that is tried before
+    frames: int = 1500  # two minutes of conversation for drift to compare
+    seconds: float = 180.0  # how long conversations must be held
+    step_seconds: float = 10.0  # how long each smaller number of them is tried before
 
 
 WHOLE = Effort()
 
 
-def in_a_process(words: list[str]) -> int:
-    """`python -m engine bench …`, its lines beside ours; the exit code."""
+def run_bench(words: list[str]) -> int:
+    """Run `python -m engine bench …` and let it print; its exit code."""
     command = [sys.executable, "-m", "engine", "bench", *words]
     return subprocess.run(command, cwd=CODE, check=False).returncode
 
 
 @contextmanager
-def trial(folder: Path, verdict: Path) -> Iterator[Path]:
-    """The same model with another verdict, for this run's own servers: a folder of links."""
+def model_with_verdict(folder: Path, verdict: Path) -> Iterator[Path]:
+    """A folder of links to the same model with another verdict, for this run's own servers."""
     with tempfile.TemporaryDirectory(prefix="gates-") as scratch:
         model = Path(scratch) / folder.name
         model.mkdir()
@@ -98,7 +99,7 @@ def trial(folder: Path, verdict: Path) -> Iterator[Path]:
 
 
 class Judge:
-    """One run of the gates. `drift`, then `capacities`, once."""
+    """One run of the benches. Call `drift` once, then `capacities` once."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class Judge:
         config: ServerConfig,
         commit: Commit,
         effort: Effort = WHOLE,
-        bench: Bench = in_a_process,
+        bench: Bench = run_bench,
     ) -> None:
         self._folder, self._config, self._effort = folder, config, effort
         self._commit, self._bench = commit, bench
@@ -114,27 +115,26 @@ class Judge:
         self.results.mkdir(parents=True, exist_ok=True)
 
     def drift(self) -> dict:
-        """How far int8 drifts (rows), and what is allowed (limits); no start obeys it yet.
+        """Measure how far int8 drifts (rows) and what is allowed (limits). No start obeys it yet.
 
         Raises ModelError, and then the verdict is what it was.
         """
         options = ["--frames", str(self._effort.frames), "--verdict", str(self.results)]
-        otherwise = "the verdict is what it was"
-        result = self._run("drift", "drift", [*options, *self._heard()], self._folder, otherwise)
-        self._commit()  # whatever becomes of the rest
+        result = self._run("drift", "drift", options, self._folder, "the verdict is what it was")
+        self._commit()  # capacity may still fail
         return result
 
     def capacities(self) -> Measured:
-        """What the device holds; drift's verdict takes effect if its int8 is worth it here.
+        """Measure what the device holds, and publish drift's verdict if its int8 is worth it here.
 
-        int8 is allowed only if it runs here and holds somebody, and no fewer. Raises ModelError.
+        int8 must run here, hold somebody, and hold no fewer than bf16. Raises ModelError.
         """
         known = read(self.results)
         mode, recogniser = allowed(AUTO, known), allowed_recogniser("auto", known)
-        with trial(self._folder, self.results / VERDICT) as model:
+        with model_with_verdict(self._folder, self.results / VERDICT) as model:
             plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
             if (mode, recogniser) != (FAITHFUL, "bf16"):
-                try:  # as a start will take it, all of it
+                try:  # everything as the next start will take it
                     int8 = self._capacity(AUTO, model, "there is no verdict now, so bf16 stays")
                 except ModelError:
                     self._withdraw()
@@ -147,61 +147,52 @@ class Judge:
             self._commit()
         return measured
 
-    def _capacity(self, mode: Mode, model: Path, otherwise: str) -> Capacity:
+    def _capacity(self, mode: Mode, model: Path, consequence: str) -> Capacity:
         weights, kv = mode
         options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
-        options += ["--step-seconds", f"{self._effort.step_seconds:g}", *self._heard()]
+        options += ["--step-seconds", f"{self._effort.step_seconds:g}"]
         name = f"capacity-{weights}-{kv}"
-        (server,) = self._run("capacity", name, options, model, otherwise)["servers"]
+        (server,) = self._run("capacity", name, options, model, consequence)["servers"]
         return Capacity(server["held"], server["slots"])
 
-    def _heard(self) -> list[str]:
-        """The recogniser, where it is turned on: it has weights too, and takes its share."""
-        return ["--transcribe", self._config.transcribe] if self._config.transcribe else []
-
     def _run(
-        self, subject: str, name: str, options: list[str], model: Path, otherwise: str
+        self, subject: str, name: str, options: list[str], model: Path, consequence: str
     ) -> dict:
+        if self._config.transcribe:  # the recogniser has weights too, and takes its share
+            options = [*options, "--transcribe", self._config.transcribe]
         path = self.results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
         options = [*options, "--model", str(model), "--device", self._config.device]
         if code := self._bench([subject, *options, "--json", str(path)]):
             raise ModelError(
-                f"bench {subject} ended with exit code {code}, what it said is above; {otherwise}"
+                f"bench {subject} ended with exit code {code}, what it said is above; {consequence}"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _withdraw(self) -> None:
-        """Without a verdict every start is bf16."""
+        """Delete the verdict: without one every start is bf16."""
         (self._folder / VERDICT).unlink(missing_ok=True)
         self._commit()
 
 
-# -- gates -----------------------------------------------------------------------------------------
-#
-# Is int8 good enough here? `modal run modal_app.py::gates`, on the server's own GPU and weights.
-#
-# A drift that is too large is a result and leaves bf16; a run that breaks ends in one clear line.
-
-
-def gates(
+def judge_int8(
     cache: Path,
     volume: str,
     commit: Commit,
     effort: Effort = WHOLE,
-    bench: Bench = in_a_process,
+    bench: Bench = run_bench,
 ) -> None:
-    """Fetch what is missing, measure, keep the verdict, say what it means.
+    """Fetch what is missing, measure, keep the verdict, and print what it means.
 
-    Raises SystemExit in one clear line where no verdict could be reached.
+    Raises SystemExit in one clear line if no verdict could be reached.
     """
     started = time.monotonic()
     try:
-        config = configuration()
-        fetch(config, printing(), commit)
-        keep_compiled(os.environ, cache)
-        local = pinned_to_local(config)
-        folder = hub.find(local.model, local.revision or None, printing())
+        config = judged_config()
+        fetch(config, make_progress_printer(), commit)
+        set_compile_caches(os.environ, cache)
+        local = pin_to_local(config)
+        folder = hub.find(local.model, local.revision or None, make_progress_printer())
         judge = Judge(folder, config, commit, effort, bench)
         drift, measured = judge.drift(), judge.capacities()
     except EngineError as error:
@@ -209,18 +200,18 @@ def gates(
     taken = f"{effort.frames} frames, {time.monotonic() - started:.0f} s"
     print(f"\ngates of {config.model} on {device_name()}: {taken}")
     for line in [
-        *drift_lines(drift),
-        *capacity_lines(measured),
-        *verdict_lines(config, folder, measured),
-        *recogniser_lines(config, folder),
-        f"results     {on_volume('get', judge.results, cache, volume)}",
-        *advice(measured, on_volume("rm", folder / VERDICT, cache, volume)),
+        *describe_drift(drift),
+        *describe_capacity(measured),
+        *describe_verdict(config, folder, measured),
+        *describe_recogniser(config, folder),
+        f"results     {volume_command('get', judge.results, cache, volume)}",
+        *advise(measured, volume_command("rm", folder / VERDICT, cache, volume)),
     ]:
         print(line, flush=True)
 
 
-def configuration() -> ServerConfig:
-    """The server's settings. Raises ConfigError where there is nothing to judge, or no GPU."""
+def judged_config() -> ServerConfig:
+    """The server's settings. Raises ConfigError if there is nothing to judge, or no GPU."""
     if os.environ.get("PERSONAPLEX_GPU", "").lower() == "none":
         raise ConfigError(
             "PERSONAPLEX_GPU is none, but the gates measure on the server's GPU; "
@@ -245,8 +236,8 @@ def configuration() -> ServerConfig:
 # -- what the operator reads -----------------------------------------------------------------------
 
 
-def drift_lines(drift: dict) -> Iterator[str]:
-    """One line for each part that was compared with bf16, then what is asked of it."""
+def describe_drift(drift: dict) -> Iterator[str]:
+    """One line for each part that was compared with bf16, then what was asked of it."""
     yield "\ncompared with bf16    same first choice        KL   its rise   in doubt by"
     for row in drift["rows"]:
         numbers = f"{row['top1']:17.2%}  {row['kl']:8.5f}  {row['kl_rise']:+9.5f}"
@@ -260,29 +251,29 @@ def drift_lines(drift: dict) -> Iterator[str]:
     )
 
 
-def capacity_lines(measured: Measured) -> Iterator[str]:
+def describe_capacity(measured: Measured) -> Iterator[str]:
     yield "\nconversations held in time"
-    held = {spoken(FAITHFUL): measured.plain}
+    held = {describe_mode(FAITHFUL): measured.plain}
     if measured.int8:
         beside = ", recogniser int8" if measured.recogniser == "int8" else ""
-        held[spoken(measured.mode) + beside] = measured.int8
+        held[describe_mode(measured.mode) + beside] = measured.int8
     for mode, capacity in held.items():
         yield f"{mode:<40}  {capacity.held:2} of {capacity.slots} places"
 
 
-def verdict_lines(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
-    """What is allowed now, and what the next start takes, which a setting may have fixed."""
+def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
+    """What is allowed now, and what the next start takes: a setting may have fixed it."""
     asked = config.weights, config.kv
     lost = ""
     if measured.lost:
         lost = f", for int8 holds {'fewer' if measured.int8.held else 'nobody'}"
-    yield f"\nverdict     {spoken(precise(AUTO, folder, config.device))}{lost}"
+    yield f"\nverdict     {describe_mode(precise(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
-    yield f"next start  {spoken(precise(asked, folder, config.device))}{forced}"
+    yield f"next start  {describe_mode(precise(asked, folder, config.device))}{forced}"
 
 
-def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
-    """What the next start takes for the recogniser, where it is turned on."""
+def describe_recogniser(config: ServerConfig, folder: Path) -> Iterator[str]:
+    """What the next start takes for the recogniser, if it is turned on."""
     if config.transcribe:
         from engine.weights.loading import download_recogniser  # brings torch along
 
@@ -291,8 +282,8 @@ def recogniser_lines(config: ServerConfig, folder: Path) -> Iterator[str]:
         yield f"recogniser  weights {weights}"
 
 
-def advice(measured: Measured, remove: str) -> Iterator[str]:
-    """What there is to do, with the commands."""
+def advise(measured: Measured, remove: str) -> Iterator[str]:
+    """Say what there is to do, with the commands."""
     if measured.int8 is None or measured.lost:
         yield "\nNothing to do: bf16 stays."
         return
@@ -304,11 +295,11 @@ def advice(measured: Measured, remove: str) -> Iterator[str]:
     yield f"  {remove}"
 
 
-def on_volume(verb: str, path: Path, cache: Path, volume: str) -> str:
-    """The command for a path of the volume; for one elsewhere, the path itself."""
+def volume_command(verb: str, path: Path, cache: Path, volume: str) -> str:
+    """The `modal volume` command for a path of the volume; for another path, the path itself."""
     inside = path.is_relative_to(cache)
     return f"modal volume {verb} {volume} {path.relative_to(cache)}" if inside else str(path)
 
 
-def spoken(mode: Mode) -> str:
+def describe_mode(mode: Mode) -> str:
     return "weights {}, keys and values {}".format(*mode)

@@ -1,7 +1,7 @@
 """The life of one container: open the port at once, wake the model behind it, drain, end.
 
-Knows nothing of Modal: what it needs of the platform comes in as callables, and tests run it in a
-plain process. The server has a thread and an event loop of its own.
+It knows nothing of Modal. What it needs of the platform comes in as callables, so that tests run it
+in a plain process. The server has a thread and an event loop of its own.
 """
 
 import asyncio
@@ -13,18 +13,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from demo.app import build_app
-from demo.cloud.growing import Growing, Spare, grow_with
+from demo.cloud.growing import Growing, Spare, autoscale
 from demo.cloud.settings import container_config
 from demo.cloud.volume import (
     Commit,
-    converted,
     fetch,
-    keep_compiled,
-    pinned_to_local,
-    save_converted,
+    keep_int8,
+    pin_to_local,
+    set_compile_caches,
 )
 from engine.cli import LOG_FORMAT
-from engine.commands.serve import Over, build_engine, serve_until, settle
+from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.dialogue.service import Progress, Service
 from engine.errors import EngineError
 
@@ -35,7 +34,7 @@ STOP_SECONDS = 25.0  # the platform kills after 30
 
 
 class Container:
-    """One server in this process. `start`, `resume` and `stop` are called in this order, once."""
+    """One server in this process. The platform calls `start`, `resume` and `stop` once each."""
 
     def __init__(
         self,
@@ -50,9 +49,9 @@ class Container:
         self._environ, self._port, self._cache = environ, port, cache
         self._commit, self._spare, self._leave = commit, spare, leave
         self._snapshot = snapshot  # `start` ends warm and without a socket: to be frozen
-        self._engine: Service | None = None
+        self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._over: Over | None = None
+        self._stop: Stop | None = None
         self._opened, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._stopping = False
@@ -60,49 +59,45 @@ class Container:
     # -- the platform's three calls ----------------------------------------------------------------
 
     def start(self) -> None:
-        """Return when the port answers, or, to be frozen, when the model is warm."""
+        """Return when the port answers. For a snapshot: when the model is warm."""
         set_up_logging(self._environ)
         try:
             self._config = container_config(self._environ, self._port)
             if self._cache:
-                keep_compiled(os.environ, self._cache)
-            self._make_engine()
+                set_compile_caches(os.environ, self._cache)
+            self._service = self._make_service()
             if self._snapshot:
-                self._engine.start()
-                self._engine.wait()
+                self._service.start()
+                self._service.wait()
             else:
                 self._open()
         except EngineError as error:
             self._die(str(error))
 
     def resume(self) -> None:
-        """Open the port of a thawed container: no socket, loop or clock is older than this."""
+        """Open the port of a thawed container, whose sockets, loop and clock all begin here."""
         if self._snapshot:
             self._open()
 
     def stop(self) -> None:
-        """Say goodbye to live conversations and end the server, in 25 s at most."""
+        """Say goodbye to live conversations and end the server, within STOP_SECONDS."""
         self._stopping = True
         if self._loop is None or self._ended.is_set():
             return
-        self._loop.call_soon_threadsafe(settle, self._over, None)
+        self._loop.call_soon_threadsafe(request_stop, self._stop)
         if not self._ended.wait(STOP_SECONDS):
             logger.warning("the server did not end in %.0f s; leaving it", STOP_SECONDS)
 
     # -- the server's thread -----------------------------------------------------------------------
 
-    def _make_engine(self) -> None:
-        local = pinned_to_local(self._config)
-
-        before = converted()
+    def _make_service(self) -> Service:
+        local = pin_to_local(self._config)
 
         def prepare(progress: Progress) -> None:
             fetch(local, progress, self._save)
+            keep_int8(local, progress, self._save)
 
-        def loaded(progress: Progress) -> None:
-            save_converted(before, progress, self._save)
-
-        self._engine = build_engine(local, self._died, prepare, loaded)
+        return build_service(local, self._died, prepare)
 
     def _open(self) -> None:
         threading.Thread(target=self._run, name="server", daemon=True).start()
@@ -123,35 +118,35 @@ class Container:
 
     async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
-        self._over = loop.create_future()
-        self._loop = loop
+        self._stop = loop.create_future()
+        self._loop = loop  # last: `stop` and `_died` look at it first
         if self._failure:
-            settle(self._over, self._failure)
-        app = build_app(self._engine, self._config)
+            request_stop(self._stop, self._failure)
+        app = build_app(self._service, self._config)
         if self._spare and self._environ.get("PERSONAPLEX_AUTOSCALE") != "0":
             base = int(self._environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0)
-            app.cleanup_ctx.append(grow_with(self._engine, Growing(self._spare, base)))
-        return await serve_until(self._over, app, self._engine, self._config, self._opened.set)
+            app.cleanup_ctx.append(autoscale(self._service, Growing(self._spare, base)))
+        return await serve_until(self._stop, app, self._service, self._config, self._opened.set)
 
     def _died(self, error: BaseException) -> None:
-        """In the thread that died: end the server, and the process even if that hangs."""
+        """End the server, and the process too if that hangs. Called in the thread that died."""
         self._failure = error
         if self._loop is None:
             return  # no server yet: `start` or `_serve` sees the failure
         last = threading.Timer(STOP_SECONDS, self._die, [f"{error}; the server would not end"])
         last.daemon = True
         last.start()
-        self._loop.call_soon_threadsafe(settle, self._over, error)
+        self._loop.call_soon_threadsafe(request_stop, self._stop, error)
 
     def _save(self) -> None:
-        """Commit the volume. Failing, it costs the next container a download, no more."""
+        """Commit the volume. A failure only costs the next container a download."""
         try:
             self._commit()
         except Exception as error:  # the platform's boundary
             logger.warning("the volume was not committed: %s", error)
 
     def _die(self, why: str, code: int = 1) -> None:
-        """End the process at once, so that the platform replaces the container."""
+        """End the process at once. The platform then replaces the container."""
         if why:
             print(f"error: {why}", flush=True)
         sys.stdout.flush()

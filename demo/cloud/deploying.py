@@ -1,4 +1,4 @@
-"""What is decided on the laptop when deploying: the image, the two secrets, what travels with them.
+"""What is decided on the laptop when deploying: the image, its settings, and the two secrets.
 
 Only modal and the standard library are needed here. The container never imports this file.
 """
@@ -28,20 +28,20 @@ APART = {
 }
 
 
-def image(cache: str) -> modal.Image:
-    """Packages, settings, code; the volume will be at `cache`."""
+def build_image(cache: str) -> modal.Image:
+    """Packages, settings and code. The volume will be at `cache`."""
     # Modal mounts its own client: a second one in the image would only compete with it.
     pins = [pin for pin in requirements("requirements.txt") if not pin.startswith("modal==")]
     built = modal.Image.debian_slim(python_version="3.11").uv_pip_install(*pins)
-    built = built.env(environment(cache))
+    built = built.env(image_environment(cache))
     for name in FOLDERS:
         built = built.add_local_dir(ROOT / name, f"/root/{name}", ignore=IGNORE)
     if knowledge := os.environ.get("PERSONAPLEX_KNOWLEDGE"):
-        built = built.add_local_dir(folder(knowledge), KNOWLEDGE)
+        built = built.add_local_dir(find_folder(knowledge), KNOWLEDGE)
     return built
 
 
-def environment(cache: str) -> dict[str, str]:
+def image_environment(cache: str) -> dict[str, str]:
     """Variables of the image: ours, and every plain PERSONAPLEX_ setting that is set here."""
     names = sorted(name for name in os.environ if name.startswith("PERSONAPLEX_"))
     plain = {name: os.environ[name] for name in names if name not in APART}
@@ -51,26 +51,26 @@ def environment(cache: str) -> dict[str, str]:
     return hub | {"PYTHONUNBUFFERED": "1"} | plain
 
 
-def folder(path: str) -> Path:
-    """A knowledge folder. Raises SystemExit if it is none."""
+def find_folder(path: str) -> Path:
+    """The folder of knowledge. Raises SystemExit if there is none."""
     found = Path(path).expanduser().resolve()
     if not found.is_dir():
         raise SystemExit(f"PERSONAPLEX_KNOWLEDGE is {path!r}, which is no folder; name one")
     return found
 
 
-def secrets() -> list[modal.Secret]:
-    """Always two: the model's, and the one of smart routing, which also carries our own token."""
+def choose_secrets() -> list[modal.Secret]:
+    """Two secrets: the model's, and that of smart routing, which also carries our own token."""
     named = os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     asked = [] if embedded else [HF_SECRET]
     if not named and not os.environ.get(DEEPSEEK_KEY):
         asked.append(DEEPSEEK_SECRET)
-    known = known_secrets(asked)
-    return [hf_secret(embedded, known), second_secret(named, known)]
+    known = ask_which_exist(asked)
+    return [choose_hf_secret(embedded, known), choose_second_secret(named, known)]
 
 
-def hf_secret(embedded: bool, known: dict[str, bool]) -> modal.Secret:
+def choose_hf_secret(embedded: bool, known: dict[str, bool]) -> modal.Secret:
     """Raises SystemExit with the way out if it is certain that there is none."""
     if embedded:
         return modal.Secret.from_dict({})
@@ -84,22 +84,22 @@ def hf_secret(embedded: bool, known: dict[str, bool]) -> modal.Secret:
     return modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
 
 
-def second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
+def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
     """The DeepSeek key, if there is one, and PERSONAPLEX_TOKEN, if it is set here."""
     key, token = os.environ.get(DEEPSEEK_KEY), os.environ.get(TOKEN)
     if known.get(DEEPSEEK_SECRET):
         named = DEEPSEEK_SECRET
     if named and named != "none":
         print(f"smart routing: on ({named})")
-        return with_token(named, token)
+        return add_token(named, token)
     if named == "none":
         key = None
-    print(f"smart routing: {routing(named, key, known)}")
+    print(f"smart routing: {describe_routing(named, key, known)}")
     return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
 
 
-def routing(named: str, key: str | None, known: dict[str, bool]) -> str:
-    """What deploying prints where no named secret is used."""
+def describe_routing(named: str, key: str | None, known: dict[str, bool]) -> str:
+    """What deploying prints when no named secret is used."""
     if named == "none":
         return "off: as PERSONAPLEX_DEEPSEEK_SECRET says"
     if key:
@@ -109,8 +109,8 @@ def routing(named: str, key: str | None, known: dict[str, bool]) -> str:
     return "off: no secret found"
 
 
-def with_token(name: str, token: str | None) -> modal.Secret:
-    """A named secret. Our token, if set here, is added to it, for there is no third place.
+def add_token(name: str, token: str | None) -> modal.Secret:
+    """A named secret, with our token added if it is set here: there is no third secret for it.
 
     Raises SystemExit if that fails: a server that is meant to be closed must not open.
     """
@@ -118,7 +118,7 @@ def with_token(name: str, token: str | None) -> modal.Secret:
     if token is None or not has_account():
         return secret
     try:
-        in_time(lambda: modal.Secret.from_name(name).update({TOKEN: token}))
+        run_in_time(lambda: modal.Secret.from_name(name).update({TOKEN: token}))
     except Exception as error:  # the account's boundary: whatever it was, say what to do
         raise SystemExit(
             f"{TOKEN} could not be added to the secret {name} ({error}); add it there by hand "
@@ -136,8 +136,8 @@ def has_account() -> bool:
     return bool(account.get("token_id") or account.get("oauth_refresh_token"))
 
 
-def known_secrets(names: list[str]) -> dict[str, bool]:
-    """Which of these exist; nothing about those that cannot be asked for in time."""
+def ask_which_exist(names: list[str]) -> dict[str, bool]:
+    """Which of these exist. Those of which the account says nothing in time are left out."""
     known: dict[str, bool] = {}
 
     def ask() -> None:
@@ -150,14 +150,15 @@ def known_secrets(names: list[str]) -> dict[str, bool]:
 
     if names and has_account():
         with contextlib.suppress(Exception):  # no network, no right: deploying will say it better
-            in_time(ask)
+            run_in_time(ask)
     return dict(known)
 
 
-def in_time(work: Callable[[], object]) -> None:
-    """Do it within ASK_SECONDS. Raises what it raised, or TimeoutError.
+def run_in_time(work: Callable[[], object]) -> None:
+    """Do some work within ASK_SECONDS. Raises what it raised, or TimeoutError.
 
-    In a daemon thread: without a network Modal's client tries for minutes, and holds the exit.
+    It runs in a daemon thread: without a network Modal's client tries for minutes and holds the
+    exit.
     """
     faults: list[Exception] = []
 

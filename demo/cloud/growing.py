@@ -1,8 +1,8 @@
 """Asks the platform for a spare container when this one is full, and gives it back later.
 
-The platform cannot know how many conversations fit into a container; it counts inputs, and every
-picture of the page is one. So the container itself asks (spec/modal.md 0, 2). A call that fails is
-logged once and never reaches a conversation.
+The platform cannot know how many conversations fit into a container. It counts inputs, and every
+picture of the page is one. Therefore the container itself asks (spec/modal.md 0, 2). A call that
+fails is logged once and never reaches a conversation.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ ROOM = 2  # free places that mean a newcomer needs no other container
 
 
 class Spare(Protocol):
-    """Whoever can start containers."""
+    """Something that can start containers."""
 
     async def keep(self, count: int) -> None:
-        """Keep so many idle containers beside those in use. May raise anything."""
+        """Keep `count` idle containers beside those in use. May raise anything."""
 
 
 class ModalSpare:
@@ -59,7 +59,7 @@ class Growing:
         self._complained = False
 
     async def look(self, free: int, slots: int) -> None:
-        """Act on how many would be admitted; `slots` is 0 while the model loads."""
+        """Act on how many would be admitted. `slots` is 0 while the model loads."""
         now, self._most = self._clock(), max(self._most, free)
         if slots and not free:
             self._roomy_since = None
@@ -70,7 +70,7 @@ class Growing:
             await self._calm_down(now, roomy=free >= min(ROOM, self._most))
 
     async def give_back(self) -> None:
-        """The container ends, or is calm again."""
+        """Give the spare back: the container ends, or has room again."""
         if self._asked_at is not None and await self._keep(self._base):
             self._asked_at = None
         self._roomy_since = None
@@ -84,7 +84,7 @@ class Growing:
             await self.give_back()
 
     async def _keep(self, count: int) -> bool:
-        """Tell the platform; whether it took it."""
+        """Ask the platform; whether it agreed."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._spare.keep(count)
@@ -97,14 +97,14 @@ class Growing:
         return True
 
 
-def grow_with(
-    engine: Service, growing: Growing
+def autoscale(
+    service: Service, growing: Growing
 ) -> Callable[[web.Application], AsyncIterator[None]]:
-    """A cleanup context that looks at the engine's places while the application runs."""
+    """A cleanup context that watches the free places while the application runs."""
 
     async def watch() -> None:
         while True:
-            await growing.look(engine.free, engine.slots)
+            await growing.look(service.free, service.slots)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def context(_app: web.Application) -> AsyncIterator[None]:

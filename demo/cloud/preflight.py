@@ -1,6 +1,6 @@
-"""What can be found out before a GPU is paid: keys, licence, volume. And the download itself.
+"""`modal run modal_app.py::check` and `::download`: what needs no GPU, and so pays for none.
 
-Runs in a CPU container (`modal run modal_app.py::check`, `::download`), or anywhere else.
+The check asks about keys, licence and volume. Both run in a CPU container, or anywhere else.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from demo.cloud.settings import container_config
-from demo.cloud.volume import Commit, fetch, is_repository, local_commit
+from demo.cloud.volume import Commit, fetch, find_local_commit, is_repository
 from engine.config import ServerConfig
 from engine.errors import EngineError
 from engine.weights import hub
@@ -28,7 +28,7 @@ Finding = tuple[bool, str]  # fine or not, one line
 def check(cache: Path) -> None:
     """Print one line for each finding. Raises SystemExit if one of them is a fault."""
     faults = 0
-    for fine, line in findings(configuration(), cache):
+    for fine, line in run_checks(config_without_gpu(), cache):
         print(f"{'ok     ' if fine else 'PROBLEM'}  {line}", flush=True)
         faults += not fine
     if faults:
@@ -43,9 +43,9 @@ def download(commit: Commit) -> None:
     """
     started = time.monotonic()
     try:
-        config = configuration()
-        config = replace(config, transcribe=config.transcribe or "1")  # here, if ever turned on
-        fetched = fetch(config, printing(), commit)
+        config = config_without_gpu()
+        config = replace(config, transcribe=config.transcribe or "1")  # it may be turned on later
+        fetched = fetch(config, make_progress_printer(), commit)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None
     if not is_repository(config.model):
@@ -56,13 +56,13 @@ def download(commit: Commit) -> None:
         print(f"{config.model} is on the volume, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def configuration() -> ServerConfig:
-    """The server's, whatever the machine: nothing is run here. Raises ConfigError."""
+def config_without_gpu() -> ServerConfig:
+    """The server's settings on a machine that will not run the model. Raises ConfigError."""
     return container_config({**os.environ, "PERSONAPLEX_DEVICE": "cpu"}, port=8998)
 
 
-def printing(clock: Callable[[], float] = time.monotonic) -> hub.Progress:
-    """A progress callback that prints at most one line in ten seconds, and each new phase."""
+def make_progress_printer(clock: Callable[[], float] = time.monotonic) -> hub.Progress:
+    """A progress callback that prints each new phase, and then at most a line in ten seconds."""
     last: dict[str, float] = {}
 
     def progress(phase: str, percent: float) -> None:
@@ -73,18 +73,18 @@ def printing(clock: Callable[[], float] = time.monotonic) -> hub.Progress:
     return progress
 
 
-def findings(config: ServerConfig, cache: Path) -> Iterator[Finding]:
-    """Everything that can be asked without a GPU, one after the other."""
-    yield token_finding(config)
+def run_checks(config: ServerConfig, cache: Path) -> Iterator[Finding]:
+    """Ask everything that can be asked without a GPU, one after the other."""
+    yield check_token(config)
     if is_repository(config.model):
-        yield licence_finding(config)
-    yield deepseek_finding(os.environ.get("DEEPSEEK_API_KEY", ""))
-    yield volume_finding(cache)
+        yield check_licence(config)
+    yield check_deepseek(os.environ.get("DEEPSEEK_API_KEY", ""))
+    yield check_volume(cache)
     if is_repository(config.model):
-        yield weights_finding(config)
+        yield check_weights(config)
 
 
-def token_finding(config: ServerConfig) -> Finding:
+def check_token(config: ServerConfig) -> Finding:
     if not is_repository(config.model):
         return True, f"model {config.model}: needs no Hugging Face token"
     token = os.environ.get("HF_TOKEN", "")
@@ -95,8 +95,8 @@ def token_finding(config: ServerConfig) -> Finding:
     return True, f"HF_TOKEN is set, {len(token)} characters"
 
 
-def licence_finding(config: ServerConfig) -> Finding:
-    """Whether this token may read the files: the model is gated."""
+def check_licence(config: ServerConfig) -> Finding:
+    """Whether this token may read the files of the model, which is gated."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
@@ -107,8 +107,8 @@ def licence_finding(config: ServerConfig) -> Finding:
     return True, f"the licence of {config.model} is granted to this token"
 
 
-def deepseek_finding(key: str, url: str = DEEPSEEK_URL) -> Finding:
-    """Whether the key works and has money, asked without spending any."""
+def check_deepseek(key: str, url: str = DEEPSEEK_URL) -> Finding:
+    """Whether the key works and has money. Asking costs nothing."""
     if not key:
         return True, "smart routing is off: there is no DEEPSEEK_API_KEY (this is fine)"
     request = urllib.request.Request(
@@ -126,7 +126,7 @@ def deepseek_finding(key: str, url: str = DEEPSEEK_URL) -> Finding:
     return True, "smart routing is on: the DeepSeek key works"
 
 
-def volume_finding(cache: Path) -> Finding:
+def check_volume(cache: Path) -> Finding:
     probe = cache / f".check-{os.getpid()}"
     try:
         probe.write_text("writable", encoding="utf-8")
@@ -136,7 +136,7 @@ def volume_finding(cache: Path) -> Finding:
     return True, f"the volume at {cache} is writable"
 
 
-def weights_finding(config: ServerConfig) -> Finding:
-    if local_commit(config.model, config.revision or hub.DEFAULT_REVISION):
+def check_weights(config: ServerConfig) -> Finding:
+    if find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION):
         return True, f"the weights of {config.model} are on the volume"
     return True, "the weights are not on the volume yet: modal run modal_app.py::download"

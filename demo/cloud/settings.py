@@ -1,6 +1,6 @@
-"""The settings of a container: the server's, less what a laptop may leave open.
+"""A container's settings: the server's, with nothing left to be decided by itself.
 
-Loads neither the page nor torch, so that a check is quick.
+Neither the page nor torch is loaded here, so that a check is quick.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What lies on the volume that all containers share: weights, and what compilers leave behind.
 
-Knows nothing of Modal: how a volume is committed comes in as a callable.
+Modal is unknown here. How a volume is committed comes in as a callable.
 """
 
 import ctypes
@@ -8,10 +8,13 @@ import logging
 import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from engine.config import ServerConfig
+from engine.errors import ModelError
+from engine.hardware import has_cuda
 from engine.weights import hub
 
 logger = logging.getLogger(__name__)
@@ -21,20 +24,23 @@ NAME_BYTES = 100  # of a device's name
 
 
 def is_repository(model: str) -> bool:
-    """Whether `--model` names something to be fetched."""
+    """Whether `--model` names a repository, which must be fetched."""
     return model != "embedded" and not Path(model).expanduser().is_dir()
 
 
-def pinned_to_local(config: ServerConfig) -> ServerConfig:
-    """The same, at the commit whose files are all here, if one is: loading then asks nobody."""
+def pin_to_local(config: ServerConfig) -> ServerConfig:
+    """The same settings, at the commit whose files are all here, if there is one.
+
+    Loading then asks nobody.
+    """
     if not is_repository(config.model):
         return config
-    commit = local_commit(config.model, config.revision or hub.DEFAULT_REVISION)
+    commit = find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION)
     return replace(config, revision=commit) if commit else config
 
 
-def local_commit(repository: str, revision: str, files: tuple[str, ...] = hub.FILES) -> str:
-    """The commit that a revision means here, if every file of it is here; else empty."""
+def find_local_commit(repository: str, revision: str, files: tuple[str, ...] = hub.FILES) -> str:
+    """The commit that a revision means, if every file of it is here; else an empty text."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
     ref = folder / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
@@ -49,12 +55,12 @@ def hub_cache() -> Path:
 
 
 def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
-    """Bring what is missing and commit the volume; whether there was anything to do.
+    """Fetch what is missing and commit the volume; whether there was anything to do.
 
     Raises ModelError in one clear line.
     """
     fetched = False
-    if is_repository(config.model) and pinned_to_local(config) is config:
+    if is_repository(config.model) and pin_to_local(config) is config:
         hub.fetch(config.model, config.revision or None, progress)
         fetched = True
     if config.model != "embedded" and config.transcribe:
@@ -66,35 +72,55 @@ def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
 
 
 def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
-    """Bring a recogniser (`1`: the default one); whether it was missing. Raises ModelError."""
+    """Fetch a recogniser (`1`: the default one); whether it was missing. Raises ModelError."""
     from engine.weights import loading as recogniser  # brings torch along
 
     name = recogniser.DEFAULT_RECOGNISER if source == "1" else source
     if not is_repository(name):
         return False
-    if local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE)):
+    if find_local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE)):
         return False
     recogniser.download_recogniser(name, progress)
     return True
 
 
-def converted() -> dict[Path, int]:
-    """The int8 weights that lie beside downloaded ones, and when each was written."""
-    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
-    return {path: path.stat().st_mtime_ns for path in found}
+def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
+    """Write the int8 weights that this start reads, and commit the volume; whether any were new.
 
+    Where they cannot be kept, the start makes them in memory.
+    """
+    if config.weights == "bf16" or not is_repository(config.model):
+        return False
+    from engine.weights import loading  # brings torch along
+    from engine.weights.verdict import precise, precise_recogniser
 
-def save_converted(before: dict[Path, int], progress: hub.Progress, commit: Commit) -> bool:
-    """Commit the volume if loading has written int8 weights since; whether it had."""
-    if converted() == before:
+    device = config.device if config.device != "auto" else ("cuda" if has_cuda() else "cpu")
+    folder = hub.find(config.model, config.revision or None, progress)
+    before, report = find_int8_files(), partial(progress, "keeping the int8 weights")
+    try:
+        if precise((config.weights, config.kv), folder, device)[0] == "int8":
+            loading.quantise_checkpoint(folder, device, report)
+        if config.transcribe:
+            recogniser = loading.download_recogniser(config.transcribe, progress)
+            if precise_recogniser(config.weights, folder, recogniser, device) == "int8":
+                loading.quantise_recogniser(recogniser, device, report)
+    except ModelError as error:
+        logger.warning("%s", error)
+    if find_int8_files() == before:
         return False
     progress("saving the int8 weights to the volume", 0.0)
     commit()
     return True
 
 
-def keep_compiled(environ: MutableMapping[str, str], cache: Path) -> None:
-    """Let compilers keep their work on the volume, apart for every device and every version."""
+def find_int8_files() -> dict[Path, int]:
+    """The int8 weights that lie beside downloaded ones, and when each was written."""
+    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def set_compile_caches(environ: MutableMapping[str, str], cache: Path) -> None:
+    """Let compilers keep their work on the volume, in a folder for each device and version."""
     versions = "-".join(_version(name) for name in ("torch", "triton"))
     folder = cache / "compiled" / f"{device_name()}-{versions}"
     environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
@@ -102,7 +128,7 @@ def keep_compiled(environ: MutableMapping[str, str], cache: Path) -> None:
 
 
 def device_name() -> str:
-    """The first GPU's name as a folder's name, asked of the driver: torch must not load yet."""
+    """The first GPU's name as a folder's name. The driver is asked: torch must not load yet."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,11 +1,11 @@
 """Who may see the page when the server has a token: a cookie that `/?token=…` hands out.
 
-The socket checks for itself (engine/wire); this is only about the page's own requests.
+The socket checks for itself (engine/wire/server.py). This file guards the page's own requests.
 """
 
 from aiohttp import web
 
-from demo.bridge import Handler, scheme_of
+from demo.bridge import Handler, find_scheme
 from engine.wire.server import COOKIE, is_same_token
 
 COOKIE_SECONDS = 30 * 24 * 3600
@@ -29,38 +29,38 @@ FIRST = "This server is for invited guests. Enter the token you were given."
 WRONG = "That token is not the right one. Check it and try again."
 
 
-def gated(handler: Handler, token: str) -> Handler:
-    """`handler` behind the token; as it is when the server has none."""
+def require_token(handler: Handler, token: str) -> Handler:
+    """`handler` behind the token; unchanged if the server has no token."""
     if not token:
         return handler
 
     async def guard(request: web.Request) -> web.StreamResponse:
         given = request.query.get("token") if request.path == "/" else None
         if given is not None and is_same_token(given, token):
-            return welcome(request, token)
+            return hand_out_cookie(request, token)
         if given is None and is_same_token(request.cookies.get(COOKIE, ""), token):
             return await handler(request)
-        return ask(WRONG if given else FIRST)
+        return ask_for_token(WRONG if given else FIRST)
 
     return guard
 
 
-def welcome(request: web.Request, token: str) -> web.Response:
-    """Hand out the cookie, and take the token out of the address bar."""
+def hand_out_cookie(request: web.Request, token: str) -> web.Response:
+    """Set the cookie, and take the token out of the address bar."""
     response = web.Response(status=303, headers={"Location": "/", "Cache-Control": "no-store"})
     response.set_cookie(
         COOKIE,
         token,
         max_age=COOKIE_SECONDS,
         httponly=True,
-        secure=scheme_of(request) == "https",
+        secure=find_scheme(request) == "https",
         samesite="Lax",
     )
     return response
 
 
-def ask(note: str) -> web.Response:
-    """A plain page with one field."""
+def ask_for_token(note: str) -> web.Response:
+    """Answer with a plain page that has one field."""
     headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     page = ASK.replace("NOTE", note)
     return web.Response(status=401, text=page, content_type="text/html", headers=headers)

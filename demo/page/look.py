@@ -1,6 +1,7 @@
-"""The page's colours and shapes in Gradio's terms; our own panels take theirs from page.css.
+"""How the page looks: Gradio's theme, and the HTML of the panels that the page draws itself.
 
-System fonts, so that nothing is loaded from outside; every pair of colours is readable (axe-core).
+The panels' colours stand in static/page.css. Fonts are the system's, so that nothing is loaded from
+outside. Every pair of colours is readable (axe-core checks it).
 """
 
 import gradio as gr
@@ -66,8 +67,8 @@ BUTTONS = {
 }
 
 
-def theme() -> gr.themes.Base:
-    """The theme that `mount` hands to Gradio."""
+def make_theme() -> gr.themes.Base:
+    """The theme that `ui.mount` hands to Gradio."""
     soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
@@ -79,12 +80,9 @@ def theme() -> gr.themes.Base:
     return soft.set(**FLAT, **INK, **BUTTONS)
 
 
-# -- panels ----------------------------------------------------------------------------------------
+# -- the panels, which static/panels.js fills ------------------------------------------------------
 #
-# The HTML of what the page draws itself; filled by static/panels.js.
-#
-# Gradio reads a template in here as Handlebars and as a JavaScript template: no braces, no
-# backticks.
+# Gradio reads this HTML as Handlebars and as a JavaScript template: no braces, no backticks.
 
 HEADER = """
 <header class="pp-header">

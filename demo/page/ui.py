@@ -1,7 +1,7 @@
-"""The page's layout and widgets in Gradio, and nothing that runs on the server.
+"""The page's layout and widgets in Gradio. Nothing of it runs on the server.
 
-Every listener is a line of JavaScript (`fn=None`): talking makes no HTTP request, a container holds
-no page state, and an idle tab keeps nothing open (spec/browser.md 2, 3).
+Every listener is a line of JavaScript (`fn=None`). Therefore talking makes no HTTP request, a
+container holds no page state, and an idle tab keeps nothing open (spec/browser.md 2, 3).
 """
 
 import json
@@ -12,8 +12,7 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 
-from demo.page import look as panels
-from demo.page.look import theme
+from demo.page import look
 from engine.config import SamplingConfig
 from engine.dialogue.persona import MAX_PROMPT_CHARS, Persona
 
@@ -53,7 +52,7 @@ class Widgets:
     """All widgets by name, in the order in which they are laid out."""
 
     def __init__(self, config: PageConfig) -> None:
-        gr.HTML(panels.HEADER, apply_default_css=False)
+        gr.HTML(look.HEADER, apply_default_css=False)
         with gr.Row(elem_classes="pp-columns"):
             with gr.Column(scale=3, min_width=300):
                 self._call(config)
@@ -66,7 +65,7 @@ class Widgets:
 
     def _call(self, config: PageConfig) -> None:
         self.state = gr.HTML(
-            html_template=panels.STATE,
+            html_template=look.STATE,
             apply_default_css=False,
             elem_id="pp-state",
             js_on_load="const events = ['refresh', 'voices'];"
@@ -77,23 +76,23 @@ class Widgets:
             self.connect = gr.Button(
                 "Connect", variant="primary", elem_id="pp-connect", min_width=100
             )
-            self.mute = button("Mute", "pp-mute")
-            self.pause = button("Pause", "pp-pause")
+            self.mute = make_button("Mute", "pp-mute")
+            self.pause = make_button("Pause", "pp-pause")
 
     def _conversation(self, config: PageConfig) -> None:
         gr.HTML(
-            html_template=panels.CONVERSATION,
+            html_template=look.CONVERSATION,
             apply_default_css=False,
             elem_id="pp-conversation",
             js_on_load="import('/pp/main.js').then(m => m.page.mountConversation(element));",
         )
         with gr.Row(elem_classes=["pp-line", "pp-tight"]):
-            self.say = line("Say", "Text for the agent to speak", "pp-say")
-            self.say_now = button("Say", "pp-say-now")
-            self.cancel = button("Stop", "pp-cancel")
+            self.say = make_line("Say", "Text for the agent to speak", "pp-say")
+            self.say_now = make_button("Say", "pp-say-now")
+            self.cancel = make_button("Stop", "pp-cancel")
         with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.can_ask):
-            self.ask = line("Ask", "A question to look up", "pp-ask")
-            self.ask_now = button("Ask", "pp-ask-now")
+            self.ask = make_line("Ask", "A question to look up", "pp-ask")
+            self.ask_now = make_button("Ask", "pp-ask-now")
 
     def _settings(self, config: PageConfig) -> None:
         titles = [persona.title for persona in config.personas]
@@ -127,21 +126,25 @@ class Widgets:
         self.seed = gr.Number(
             -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
         )
-        self.text_temperature = slider(0, 2, base.text_temperature, "Text temperature", "pp-temp")
-        self.text_top_k = slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
-        self.audio_temperature = slider(
+        self.text_temperature = make_slider(
+            0, 2, base.text_temperature, "Text temperature", "pp-temp"
+        )
+        self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
+        self.audio_temperature = make_slider(
             0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
         )
-        self.audio_top_k = slider(1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk")
+        self.audio_top_k = make_slider(
+            1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
+        )
 
     def _downloads(self) -> None:
-        gr.HTML(panels.DOWNLOADS, apply_default_css=False)
+        gr.HTML(look.DOWNLOADS, apply_default_css=False)
         with gr.Row(elem_classes="pp-tight"):
-            self.wav = button("Sound", "pp-save-wav")
-            self.txt = button("Text", "pp-save-txt")
-            self.srt = button("SRT", "pp-save-srt")
-            self.vtt = button("VTT", "pp-save-vtt")
-            self.json = button("JSON", "pp-save-json")
+            self.wav = make_button("Sound", "pp-save-wav")
+            self.txt = make_button("Text", "pp-save-txt")
+            self.srt = make_button("SRT", "pp-save-srt")
+            self.vtt = make_button("VTT", "pp-save-vtt")
+            self.json = make_button("JSON", "pp-save-json")
 
     def changing(self) -> list[gr.components.Component]:
         """What `widgets()` in static/main.js describes, in its order."""
@@ -160,12 +163,12 @@ class Widgets:
         ]
 
 
-def button(label: str, elem_id: str) -> gr.Button:
+def make_button(label: str, elem_id: str) -> gr.Button:
     """A button that has nothing to do before a call."""
     return gr.Button(label, interactive=False, min_width=64, elem_id=elem_id)
 
 
-def line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
+def make_line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
     """A one-line text box of the conversation."""
     return gr.Textbox(
         label=label,
@@ -179,14 +182,14 @@ def line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
     )
 
 
-def slider(low: int, high: int, value: float, label: str, elem_id: str) -> gr.Slider:
+def make_slider(low: int, high: int, value: float, label: str, elem_id: str) -> gr.Slider:
     """A slider over whole numbers, or over hundredths when it starts at 0."""
     step = 0.01 if low == 0 else 1
     return gr.Slider(low, high, value=value, step=step, label=label, elem_id=elem_id)
 
 
-def listen(widgets: Widgets) -> None:
-    """Connect the widgets to window.PersonaPlex (static/main.js)."""
+def connect_widgets(widgets: Widgets) -> None:
+    """Let every widget call window.PersonaPlex (static/main.js)."""
     start = [
         *(widgets.persona, widgets.voice, widgets.seed, *widgets.sampling()),
         *(widgets.low_bandwidth, widgets.record, widgets.routing),
@@ -233,7 +236,7 @@ SET = """(textTemperature, textTopK, audioTemperature, audioTopK, routing) =>
 def build_page(config: PageConfig) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
-        listen(Widgets(config))
+        connect_widgets(Widgets(config))
     return page
 
 
@@ -249,6 +252,6 @@ def mount(page: gr.Blocks) -> FastAPI:
         enable_monitoring=False,
         run_history=False,
         footer_links=[],
-        theme=theme(),
+        theme=look.make_theme(),
         css_paths=[STATIC / "page.css"],
     )

@@ -85,7 +85,7 @@ def measure_capacity(args: argparse.Namespace, model: str, weights: str, kv: str
         weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
         print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
         search = Search(server, args, {"weights": weights, "kv": kv})
-        measure(server, 1, WARM_UP_SECONDS, args.format)
+        measure_row(server, 1, WARM_UP_SECONDS, args.format)
         best, void = None, None
         try:
             best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
@@ -167,7 +167,7 @@ class Search:
 
     def _add_row(self, conversations: int, seconds: float) -> dict[str, Any]:
         time.sleep(max(0.0, self._open_at - time.monotonic()))
-        row = measure(self._server, conversations, seconds, self._args.format)
+        row = measure_row(self._server, conversations, seconds, self._args.format)
         if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
             self._open_at = time.monotonic() + WINDOW_SECONDS
         self.rows.append({**self._head, "seconds": seconds, **row})
@@ -175,7 +175,7 @@ class Search:
         return row
 
 
-def measure(server: Server, conversations: int, seconds: float, fmt: str) -> dict[str, Any]:
+def measure_row(server: Server, conversations: int, seconds: float, fmt: str) -> dict[str, Any]:
     """Talk to the server in that many conversations; the row of the table. Raises EngineError."""
     if taken := server.wait_until_empty():
         raise EngineError(f"{taken} slots of the server were not given back; see its log")

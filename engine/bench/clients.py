@@ -72,7 +72,7 @@ async def speak(client: Client, talk: PacedTalk, pcm: np.ndarray, seconds: float
         if talk.over:
             return
         at = n * CHUNK_SAMPLES % (len(pcm) - CHUNK_SAMPLES)
-        await client.hear(pcm[at : at + CHUNK_SAMPLES])
+        await client.send_audio(pcm[at : at + CHUNK_SAMPLES])
         if n % CHUNKS == CHUNKS - 1:
             talk.sent_at.append(time.monotonic())
 
@@ -225,4 +225,4 @@ class Person:
             self._tally.says += 1
             await client.say(self._rng.choice(TEXTS))
         elif drawn < SAY_SHARE + CANCEL_SHARE:
-            await client.tell(type="cancel")
+            await client.send_metadata(type="cancel")

@@ -19,15 +19,14 @@ from torch.profiler import ProfilerActivity, profile
 from engine.bench.report import add_device
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.errors import ConfigError
-from engine.model.attention import Rings
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks
-from engine.model.linear import pack_products, quantise_products
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.stt import Hearing, Recogniser, SttConfig
-from engine.weights.generated import FULL, SMALL, generated
+from engine.model.transformer import Rings
+from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
 from engine.weights.loading import Checkpoint, LoadedRecogniser
 from engine.weights.sizing import Memory, Precision, free_bytes
 
@@ -67,25 +66,6 @@ def generate_models(args: argparse.Namespace, weights: str) -> tuple[LM, Mimi]:
     """Language model and codec; the memory of former ones is given back first."""
     release_memory()
     return generated(pick_config(args), pick_device(args), weights)
-
-
-def generated_recogniser(
-    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
-) -> Recogniser:
-    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
-    device = torch.device(device)
-    with torch.device("meta"):
-        stt = Recogniser(config)
-    stt = stt.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    stt = stt.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for parameter in stt.parameters():
-        parameter.normal_(0, 0.02, generator=generator)
-    if weights == "int8":
-        quantise_products(stt)
-    pack_products(stt)
-    stt.hasten()
-    return stt
 
 
 def generate_recogniser(args: argparse.Namespace, weights: str) -> Recogniser:

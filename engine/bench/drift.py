@@ -25,8 +25,8 @@ from engine.errors import ConfigError, ModelError
 from engine.model.lm import LM, Temporal
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active
 from engine.runtime import embedded as espeak
 from engine.runtime.backend import Opening
 from engine.runtime.drive import drive_conversation, split_frames

@@ -41,10 +41,9 @@ from engine.bench.report import Subject, duration, parse_options, save, table
 from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
-from engine.model.attention import Rings
 from engine.model.gpu.graphs import Prefill, Ticks
 from engine.model.gpu.kernels import ROWS
-from engine.model.state import Active
+from engine.model.transformer import Active, Rings
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
@@ -368,7 +367,7 @@ def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
             lm.prefill(part, rings, 3)
         whole, once, cut, plain = (read_keys(rings, slot) for slot in range(4))
         yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
-        if lm.fast:  # the plain modules' bits do depend on it
+        if lm.fused:  # the plain modules' bits do depend on it
             yield f"a prompt cut elsewhere, {weights}/{kv}", torch.equal(whole, cut), ""
         off = ((whole - plain).norm() / plain.norm()).item()
         yield f"a prompt = the plain one, {weights}/{kv}", off <= PROMPT_OFF, f"{off:.4f} off"

@@ -7,6 +7,7 @@ The checkpoint has generated weights, in the layout of a release. What is timed 
 import argparse
 import ctypes
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from engine.bench.device import (
 from engine.bench.report import save, table
 from engine.weights.generated import write_checkpoint
 from engine.weights.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
-from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.loading import Checkpoint, load_checkpoint, quantise_checkpoint
 from engine.weights.voices import Voices
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with place as folder:
         rows = measure_phases(Path(folder), args)
         files = (LM_FILE, Path(LM_FILE).with_suffix(INT8_SUFFIX), MIMI_FILE)
-        sizes = {str(name): (Path(folder) / name).stat().st_size / 1e9 for name in files}
+        sizes = {str(name): gigabytes(files_of(Path(folder) / name)) for name in files}
     print(table(rows))
     asked = "asked of the disk: posix_fadvise dropped them from memory, as far as it obeys"
     reads = asked if args.cold else "warm: what was just written is still in memory"
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
-    """Write, load, convert, load what was converted."""
+    """Write, load, quantise as a start does, keep that, load what was kept."""
     device, weights, codec = pick_device(args), folder / LM_FILE, folder / MIMI_FILE
     cache = weights.with_suffix(INT8_SUFFIX)
-    cache.unlink(missing_ok=True)
+    shutil.rmtree(cache, ignore_errors=True)
     torch.zeros(1, device=device)  # the device's own start is not a load's
 
     def load(int8: bool) -> Checkpoint:
@@ -72,13 +73,15 @@ def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
     work = {
         "write bf16": ([weights, codec], write),
         "load bf16": ([weights, codec], lambda: load(False)),
-        "first int8: load, convert, keep": ([weights, codec], lambda: load(True)),
+        "int8, nothing kept": ([weights, codec], lambda: load(True)),
+        "quantise": ([weights], lambda: quantise_checkpoint(folder, device)),
         "int8 once kept": ([cache, codec], lambda: load(True)),
     }
     if (folder / CONFIG).exists():  # written last, so all of it is there
         del work["write bf16"]
     rows = []
-    for name, (files, run) in work.items():
+    for name, (paths, run) in work.items():
+        files = [file for path in paths for file in files_of(path)]
         if args.cold and name != "write bf16":
             drop_from_memory(files)
         rows.append(measure_phase(name, files, run))
@@ -95,11 +98,20 @@ def measure_phase(name: str, files: list[Path], work: Callable[[], object]) -> R
     seconds, kept = time_once(work)
     peak = watch.stop()
     del kept  # not earlier: the memory of the result counts
-    size = sum(file.stat().st_size for file in files)  # which the work may have written
+    size = gigabytes(files)  # which the work may have written
     return {
-        "phase": name, "s": seconds, "GB": size / 1e9, "GB/s": size / 1e9 / seconds,
+        "phase": name, "s": seconds, "GB": size, "GB/s": size / seconds,
         "host_peak_gb": max(0, peak - before) / 1e9,
     }  # fmt: skip
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, or those of a folder."""
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def gigabytes(files: list[Path]) -> float:
+    return sum(file.stat().st_size for file in files) / 1e9
 
 
 def anonymous_bytes() -> int:

@@ -53,14 +53,12 @@ from engine.bench.report import (
 )
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.errors import ConfigError
-from engine.model.attention import Rings
 from engine.model.gpu.graphs import Block, Ticks
-from engine.model.linear import Linear
 from engine.model.lm import LM
 from engine.model.loop import Loop, PromptState
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
-from engine.model.state import Active
+from engine.model.transformer import Active, Linear, Rings
 from engine.runtime.personaplex import CPU_SLOTS
 from engine.weights.sizing import Memory, Precision
 
@@ -275,8 +273,8 @@ def list_stages(loop: Loop) -> dict[str, Work]:
     return {
         "encode": lambda: loop.mimi.encode(pcm, loop.encoder, busy),
         "temporal": lambda: loop.lm.step(loop.lm.embed(column), loop.rings, busy),
-        "text": loop.picked,
-        "depformer": lambda: loop.say(text, hush, busy),
+        "text": loop.pick_text,
+        "depformer": lambda: loop.step_depth(text, hush, busy),
         "decode": lambda: loop.mimi.decode(codes, loop.decoder, busy),
         "copies": make_copies(loop),
     }

@@ -1,7 +1,7 @@
-"""`python -m engine check URL`: acceptance of any running server within 60 s.
+"""`python -m engine check URL`: does a running server do what clients depend on? Within 60 s.
 
-One pass/fail line per thing a client depends on, times at the end, exit code 0 only if all pass.
-It talks to the server as any client would; it needs nothing of the server's machine.
+It prints a pass or fail line for each thing, then times. The exit code is 0 only if all pass. It
+talks to the server as any client would, and needs nothing of the server's machine.
 """
 
 import argparse
@@ -26,13 +26,13 @@ SPEECH_LEVEL = 0.02  # peak of agent audio that counts as heard
 TONE_FRAMES = 25
 
 
-class FailedError(EngineError):
+class CheckError(EngineError):
     """A check did not pass; the text says what was seen and expected."""
 
 
 @dataclass
 class Report:
-    """What was found: lines already printed, times, and whether all is well."""
+    """How many checks passed and failed, and the times that they measured."""
 
     passed: int = 0
     failed: int = 0
@@ -44,7 +44,7 @@ class Report:
         print(f"{'FAIL' if error else 'pass'}  {name}{': ' + error if error else ''}", flush=True)
 
 
-class Acceptance:
+class ServerCheck:
     """The checks, in order, against one server."""
 
     def __init__(self, url: str, token: str | None, wav: str | None) -> None:
@@ -107,7 +107,7 @@ class Acceptance:
         started = time.monotonic()
         async with self._client() as client:
             await client.say(SENTENCE)
-            seen = await _until(client, _said_done)
+            seen = await _read_until(client, _is_said)
         ready = _first(seen, lambda m: m.kind is Kind.HANDSHAKE, "no 0x00")
         word = _first(seen, lambda m: m.kind is Kind.TEXT, "no text")
         heard = _first(seen, lambda m: _is_loud(m, word.at), "the text was sent but no sound")
@@ -125,9 +125,9 @@ class Acceptance:
 
     async def _audio(self) -> None:
         async with self._client() as client:
-            listening = asyncio.create_task(_until(client, _frames(TONE_FRAMES)))
+            listening = asyncio.create_task(_read_until(client, _have_frames(TONE_FRAMES)))
             await asyncio.sleep(0)
-            pcm = read_wav(self.wav) if self.wav else _tone(TONE_FRAMES + 12)
+            pcm = read_wav(self.wav) if self.wav else _make_hum(TONE_FRAMES + 12)
             await send_wav(client, pcm)
             async with asyncio.timeout(STEP_SECONDS):
                 await listening
@@ -136,19 +136,19 @@ class Acceptance:
         async with self._client() as client:
             started = time.monotonic()
             await client.send(Kind.PING, b"check")
-            await _until(client, lambda m: m.kind is Kind.PING)
+            await _read_until(client, lambda m: m.kind is Kind.PING)
             self.report.times["ping_s"] = time.monotonic() - started
 
     async def _error(self) -> None:
         async with self._client(seed="x") as client:
-            seen = await _until(client, lambda m: m.kind is Kind.ERROR)
+            seen = await _read_until(client, lambda m: m.kind is Kind.ERROR)
         _expect("seed" in seen[-1].text, f"got {seen[-1].text!r}, expected the parameter's name")
 
     async def _ask(self) -> None:
         async with self._client(routing=1) as client:
-            await _until(client, lambda m: m.kind is Kind.HANDSHAKE)
-            await client.tell(type="ask", text=QUESTION)
-            seen = await _until(client, lambda m: m.kind is Kind.ERROR or _route_over(m))
+            await _read_until(client, lambda m: m.kind is Kind.HANDSHAKE)
+            await client.send_metadata(type="ask", text=QUESTION)
+            seen = await _read_until(client, lambda m: m.kind is Kind.ERROR or _is_route_over(m))
         last = seen[-1]
         if last.kind is Kind.ERROR:
             _expect(last.text.startswith("ask:"), f"got {last.text!r}")
@@ -158,13 +158,13 @@ class Acceptance:
 
 def _expect(condition: bool, otherwise: str) -> None:
     if not condition:
-        raise FailedError(otherwise)
+        raise CheckError(otherwise)
 
 
 def _first(seen: list[Message], wanted: Callable[[Message], bool], otherwise: str) -> Message:
     found = next((message for message in seen if wanted(message)), None)
     if found is None:
-        raise FailedError(otherwise)
+        raise CheckError(otherwise)
     return found
 
 
@@ -178,17 +178,17 @@ def _is_loud(message: Message, after: float) -> bool:
     )
 
 
-def _said_done(message: Message) -> bool:
+def _is_said(message: Message) -> bool:
     return message.data.get("type") == "say" and message.data["state"] in ("done", "cancelled")
 
 
-def _route_over(message: Message) -> bool:
+def _is_route_over(message: Message) -> bool:
     over = message.data.get("state") in ("done", "failed", "stale")
     return message.data.get("type") == "route" and over
 
 
-def _frames(count: int) -> Callable[[Message], bool]:
-    """True once so many frames of agent audio have come."""
+def _have_frames(count: int) -> Callable[[Message], bool]:
+    """A condition that holds once `count` frames of agent audio have come."""
     samples = [0]
 
     def enough(message: Message) -> bool:
@@ -198,14 +198,14 @@ def _frames(count: int) -> Callable[[Message], bool]:
     return enough
 
 
-def _tone(frames: int) -> np.ndarray:
+def _make_hum(frames: int) -> np.ndarray:
     """A soft hum, float32 [n]."""
     n = np.arange(frames * FRAME_SAMPLES)
     return (0.1 * np.sin(n * 0.05)).astype(np.float32)
 
 
-async def _until(client: Client, over: Callable[[Message], bool]) -> list[Message]:
-    """Messages up to the one wanted. Raises FailedError if the socket closes or time runs out."""
+async def _read_until(client: Client, over: Callable[[Message], bool]) -> list[Message]:
+    """Messages up to the wanted one. Raises CheckError if the socket closes or time runs out."""
     seen: list[Message] = []
     try:
         async with asyncio.timeout(WAKE_SECONDS):
@@ -216,7 +216,7 @@ async def _until(client: Client, over: Callable[[Message], bool]) -> list[Messag
     except TimeoutError:
         pass
     errors = [message.text for message in seen if message.kind is Kind.ERROR]
-    raise FailedError(errors[-1] if errors else f"no answer after {len(seen)} messages")
+    raise CheckError(errors[-1] if errors else f"no answer after {len(seen)} messages")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    report = asyncio.run(Acceptance(args.url, args.token, args.input).run())
+    report = asyncio.run(ServerCheck(args.url, args.token, args.input).run())
     for name, value in report.times.items():
         print(f"      {name} {value:.2f}")
     seconds = time.monotonic() - started

@@ -19,8 +19,9 @@ from engine.dialogue.director import Director
 from engine.dialogue.events import Say
 from engine.dialogue.floor import WordReader, seconds
 from engine.dialogue.persona import load_personas, prompt_ids
-from engine.dialogue.text import PieceDecoder
+from engine.dialogue.speech import prepare_command
 from engine.errors import ConfigError
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Backend, HeardRow, Opening
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.drive import DrivenFrame, drive_conversation, split_frames
@@ -30,7 +31,7 @@ from engine.wire.client import read_wav
 INT16_MAX = 32767
 
 
-def opening(backend: Backend, args: argparse.Namespace) -> Opening:
+def make_opening(backend: Backend, args: argparse.Namespace) -> Opening:
     """The conversation that the options describe. Raises ConfigError."""
     voice = Path(args.voice_prompt).stem if args.voice_prompt else backend.voices[0]
     if voice not in backend.voices:
@@ -40,14 +41,14 @@ def opening(backend: Backend, args: argparse.Namespace) -> Opening:
     return Opening(
         voice=voice,
         text_ids=prompt_ids(persona, backend.tokenizer),
-        sampling=sampling(args),
+        sampling=make_sampling(args),
         seed=args.seed if args.seed >= 0 else secrets.randbits(62),
         transcribe=backend.transcribes,
     )
 
 
-def sampling(args: argparse.Namespace) -> SamplingConfig:
-    """Raises ConfigError for what is out of range."""
+def make_sampling(args: argparse.Namespace) -> SamplingConfig:
+    """The sampling that the options ask for. Raises ConfigError for what is out of range."""
     return SamplingConfig(
         text_temperature=0 if args.greedy else args.temp_text,
         audio_temperature=0 if args.greedy else args.temp_audio,
@@ -61,6 +62,7 @@ class Speaker:
 
     def __init__(self, backend: Backend, say: list[tuple[int, str]]) -> None:
         self.director = Director(backend.tokenizer)
+        self._tokenizer = backend.tokenizer
         self._say = sorted(say)
         self._frame = 0  # whose text is chosen next
         self._ids = 0
@@ -68,14 +70,15 @@ class Speaker:
     def __call__(self, sampled: int, heard, peak_in: float, peak_out: float) -> tuple[int, bool]:
         while self._say and self._say[0][0] <= self._frame:
             self._ids += 1
-            self.director.take(Say(self._ids, self._say.pop(0)[1]))
+            said = Say(self._ids, self._say.pop(0)[1])
+            self.director.take(prepare_command(said, self._tokenizer))
         self._frame += 1
         choice = self.director.step(sampled, heard, peak_in, peak_out)
-        self.director.events()  # nobody is listening to them here
+        self.director.events()  # taken, so that they do not pile up
         return choice
 
 
-def at_frame(text: str) -> tuple[int, str]:
+def parse_say(text: str) -> tuple[int, str]:
     """`12:Hello.` as (12, `Hello.`)."""
     frame, colon, said = text.partition(":")
     if not colon or not frame.isdigit() or not said.strip():
@@ -84,8 +87,8 @@ def at_frame(text: str) -> tuple[int, str]:
 
 
 @contextmanager
-def assembled(args: argparse.Namespace) -> Iterator[str]:
-    """The model to load: a folder of links where single files are replaced by options."""
+def assemble_model(args: argparse.Namespace) -> Iterator[str]:
+    """The model to load; a folder of links if options replace single files of it."""
     from engine.weights import hub
 
     source = choose_model(args.hf_repo or args.model)[0]
@@ -109,8 +112,8 @@ def assembled(args: argparse.Namespace) -> Iterator[str]:
         yield source
 
 
-def transcript(frames: list[DrivenFrame], backend: Backend) -> list[str]:
-    """One string per frame: the text of its piece, `PAD` or `EPAD` (model.md 9)."""
+def decode_pieces(frames: list[DrivenFrame], backend: Backend) -> list[str]:
+    """One string a frame: the text of its piece, `PAD` or `EPAD` (model.md 9)."""
     decoder = PieceDecoder()
     names = {PAD: "PAD", EPAD: "EPAD"}
     return [
@@ -119,10 +122,10 @@ def transcript(frames: list[DrivenFrame], backend: Backend) -> list[str]:
     ]
 
 
-def words(
+def collect_words(
     frames: list[DrivenFrame], flushed: list[HeardRow], backend: Backend
 ) -> list[dict[str, str | float | None]]:
-    """What the user said: words with start and end in seconds; an open end is None."""
+    """What the user said: words with start and end in seconds; None for an end that is open."""
     reader, found = WordReader(backend.transcription), []
     tokens = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
     reader.read(PAD, position=1)  # the step of the bootstrap, which is not read
@@ -142,7 +145,7 @@ def words(
 
 
 def write_wav(path: str, pcm: np.ndarray) -> None:
-    """16-bit mono, 24 kHz, as the reference rounds it."""
+    """Write 16-bit mono, 24 kHz, rounded as the reference does."""
     soundfile.write(path, (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16), SAMPLE_RATE)
 
 
@@ -154,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `offline` and `trace` have in common: the model, the voice, the sampling."""
+    """The options that `offline` and `trace` share: model, voice, sampling."""
     parser.add_argument("--model", default="auto", help="auto, embedded, a directory or repository")
     parser.add_argument("--hf-repo", help="the same as --model")
     parser.add_argument(
@@ -168,7 +171,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--voice-prompt", "--voice", metavar="NAME", help="with or without .pt, .wav"
     )
     parser.add_argument("--text-prompt", help="who the agent is; empty: nobody in particular")
-    parser.add_argument("--say", type=at_frame, action="append", default=[], metavar="FRAME:TEXT")
+    parser.add_argument("--say", type=parse_say, action="append", default=[], metavar="FRAME:TEXT")
     parser.add_argument("--temp-text", type=float, default=0.7)
     parser.add_argument("--temp-audio", type=float, default=0.8)
     parser.add_argument("--topk-text", type=int, default=25)
@@ -179,20 +182,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with assembled(args) as source:
+    with assemble_model(args) as source:
         config = ServerConfig(
             model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
         )
         backend = load_backend(config, lambda phase, percent: None, Voices)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)
-    start, flushed = opening(backend, args), []
+    start, flushed = make_opening(backend, args), []
     frames = list(drive_conversation(backend, start, split_frames(user), speaker, flushed=flushed))
     pcm = np.concatenate([frame.pcm for frame in frames])[: len(user)]
     write_wav(args.output_wav, pcm)
-    said = transcript(frames, backend)
+    said = decode_pieces(frames, backend)
     if backend.transcribes:
-        said = {"text": said, "words": words(frames, flushed, backend)}
+        said = {"text": said, "words": collect_words(frames, flushed, backend)}
     text = json.dumps(said, ensure_ascii=False)
     Path(args.output_text).write_text(text + "\n", encoding="utf-8")
     print(f"{len(frames)} frames, {len(pcm) / SAMPLE_RATE:.1f} s -> {args.output_wav}")

@@ -1,4 +1,4 @@
-"""`python -m engine serve`: `/api` without the page. Also the options every server shares."""
+"""`python -m engine serve`: `/api` without the page, and what every server of ours shares."""
 
 import argparse
 import asyncio
@@ -14,7 +14,7 @@ from engine.config import ServerConfig, parse_setting
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
-from engine.lookup.question import build_answers
+from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.weights.voices import Voices
@@ -22,7 +22,7 @@ from engine.wire.server import add_routes
 
 logger = logging.getLogger(__name__)
 
-Over = asyncio.Future[BaseException | None]
+Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,16 +49,16 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig.from_environment(os.environ, **given)
 
 
-def build_engine(
+def build_service(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
     prepare: Callable[[Progress], None] = lambda progress: None,
     loaded: Callable[[Progress], None] = lambda progress: None,
 ) -> Service:
-    """An engine for this configuration; `start` it to load the model.
+    """A service for this configuration; `start` it to load the model.
 
-    `prepare` runs before that and `loaded` after it, in the loader's thread; what they raise ends
-    the engine.
+    `prepare` runs before the load and `loaded` after it, in the loader's thread. What they raise
+    ends the service.
     """
     source, why = choose_model(config.model)
     print(f"model: {source} ({why})", flush=True)
@@ -69,37 +69,37 @@ def build_engine(
         loaded(progress)
         return backend
 
-    engine = Service(
+    service = Service(
         load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
         answers=build_answers(config, os.environ),
     )
-    engine.default_voice = config.voice
-    return engine
+    service.default_voice = config.voice
+    return service
 
 
-async def run_app(app: web.Application, engine: Service, config: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM, or until the engine dies; the exit code. Main thread only."""
+async def run_app(app: web.Application, service: Service, config: ServerConfig) -> int:
+    """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
-    over: Over = loop.create_future()
+    stop: Stop = loop.create_future()
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, settle, over, None)
-    engine.on_death = lambda error: loop.call_soon_threadsafe(settle, over, error)
-    return await serve_until(over, app, engine, config)
+        loop.add_signal_handler(name, request_stop, stop)
+    service.on_death = lambda error: loop.call_soon_threadsafe(request_stop, stop, error)
+    return await serve_until(stop, app, service, config)
 
 
 async def serve_until(
-    over: Over,
+    stop: Stop,
     app: web.Application,
-    engine: Service,
+    service: Service,
     config: ServerConfig,
     opened: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until `over` is settled: with None to stop, with the error that ended the engine.
+    """Serve until `stop` is done; the exit code, 1 if an error ended the service.
 
-    The port opens at once (`opened` is called then); the model loads behind it. Any thread's loop.
+    The port opens at once, and `opened` is called. The model loads behind it. Any thread's loop.
     """
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
@@ -112,20 +112,20 @@ async def serve_until(
         raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
     print(f"listening on http://localhost:{config.port}", flush=True)
     opened()
-    engine.start()
-    error = await over
+    service.start()
+    error = await stop
     if error is not None:
         print(f"error: {error}", flush=True)
-    await engine.drain(config.drain_s)
+    await service.drain(config.drain_s)
     await runner.cleanup()
-    engine.stop()
+    service.stop()
     return 0 if error is None else 1
 
 
-def settle(over: Over, result: BaseException | None) -> None:
-    """End `serve_until`; the first call counts. In the future's loop only."""
-    if not over.done():
-        over.set_result(result)
+def request_stop(stop: Stop, error: BaseException | None = None) -> None:
+    """End `serve_until`. The first call counts. In the future's loop only."""
+    if not stop.done():
+        stop.set_result(error)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = server_config(args)
-    engine = build_engine(config)
+    service = build_service(config)
     app = web.Application()
-    add_routes(app, engine, config)
-    return asyncio.run(run_app(app, engine, config))
+    add_routes(app, service, config)
+    return asyncio.run(run_app(app, service, config))

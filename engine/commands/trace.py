@@ -1,6 +1,6 @@
-"""`python -m engine trace`: the engine made visible, every token and sample in one file.
+"""`python -m engine trace`: every token and sample of a conversation, in one file.
 
-The same as `offline`, through the same backend, but it writes tensors: row i is frame i, text and
+It runs like `offline`, through the same backend, and writes tensors. Row i is frame i: text and
 agent codes that belong to the same 80 ms (design.md 5).
 """
 
@@ -12,7 +12,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine import __version__
-from engine.commands.offline import Speaker, add_model_arguments, assembled, opening, words
+from engine.commands.offline import (
+    Speaker,
+    add_model_arguments,
+    assemble_model,
+    collect_words,
+    make_opening,
+)
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
@@ -39,7 +45,7 @@ class Forced:
         return self._otherwise(sampled, heard, peak_in, peak_out)
 
 
-def tokens_from(text: str) -> dict[int, int]:
+def parse_force(text: str) -> dict[int, int]:
     """`12:337,260` as {12: 337, 13: 260}."""
     frame, _, ids = text.partition(":")
     try:
@@ -50,7 +56,7 @@ def tokens_from(text: str) -> dict[int, int]:
         ) from None
 
 
-def stt_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
+def collect_stt_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
     """What the recogniser wrote: row i is the step that read user frame i."""
     rows = [frame.heard for frame in frames]
     found = {"stt_tokens": np.array([row.stt_text for row in rows], np.int64)}  # [T]
@@ -59,8 +65,8 @@ def stt_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
     return found
 
 
-def tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
-    """What is written. Raises ModelError for a backend that has no tokens."""
+def collect_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
+    """The tensors of the file. Raises ModelError for a backend that has no tokens."""
     if not frames or frames[0].agent_codes is None:
         raise ModelError("this backend has no tokens to trace; give --model a checkpoint")
     return {
@@ -72,8 +78,8 @@ def tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
     }
 
 
-def director(backend: Backend, args: argparse.Namespace) -> Direct:
-    """Who chooses the text. Raises ConfigError for a token that is not in the vocabulary."""
+def make_director(backend: Backend, args: argparse.Namespace) -> Direct:
+    """What chooses the text. Raises ConfigError for a token that is not in the vocabulary."""
     forced = {frame: token for part in args.force for frame, token in part.items()}
     vocabulary = len(backend.tokenizer)
     for frame, token in forced.items():
@@ -84,7 +90,7 @@ def director(backend: Backend, args: argparse.Namespace) -> Direct:
     return Forced(forced, Speaker(backend, args.say) if args.say else undirected)
 
 
-def about(backend: Backend, start: Opening, source: str) -> dict[str, str]:
+def describe_run(backend: Backend, start: Opening, source: str) -> dict[str, str]:
     """The metadata of the file."""
     return {
         "model": source,
@@ -98,9 +104,9 @@ def about(backend: Backend, start: Opening, source: str) -> dict[str, str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", "--input-wav", dest="input", required=True, metavar="WAV")
     parser.add_argument("--out", required=True, metavar="SAFETENSORS")
-    parser.add_argument("--frames", type=int, help="stop after so many; default: the whole input")
+    parser.add_argument("--frames", type=int, help="stop after this many; default: the whole input")
     parser.add_argument(
-        "--force", type=tokens_from, action="append", default=[], metavar="FRAME:ID,ID,…",
+        "--force", type=parse_force, action="append", default=[], metavar="FRAME:ID,ID,…",
         help="feed these text tokens from a frame on, whatever the model or --say wants",
     )  # fmt: skip
     add_model_arguments(parser)
@@ -110,20 +116,20 @@ def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < 1:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = split_frames(read_wav(args.input))[: args.frames]
-    with assembled(args) as source:
+    with assemble_model(args) as source:
         config = ServerConfig(
             model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
         )
         backend = load_backend(config, show, Voices)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
-    direct, start = director(backend, args), opening(backend, args)
+    direct, start = make_director(backend, args), make_opening(backend, args)
     flushed: list[HeardRow] = []
     frames = list(drive_conversation(backend, start, user, direct, flushed=flushed))
-    found, metadata = tensors(frames), about(backend, start, args.model)
+    found, metadata = collect_tensors(frames), describe_run(backend, start, args.model)
     if backend.transcribes:
-        found |= stt_tensors(frames)
-        metadata["words"] = json.dumps(words(frames, flushed, backend), ensure_ascii=False)
+        found |= collect_stt_tensors(frames)
+        metadata["words"] = json.dumps(collect_words(frames, flushed, backend), ensure_ascii=False)
     save_file(found, args.out, metadata)
     print(f"{len(frames)} frames of {Path(args.input).name} -> {args.out}")
     return 0

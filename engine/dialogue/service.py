@@ -9,16 +9,19 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.config import VOICE_NAMES
 from engine.dialogue import events as ev
 from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.session import Limits, Session, SessionConfig
+from engine.dialogue.speech import prepare_phrase
+from engine.dialogue.text import prepare
 from engine.errors import BusyError, ClosingError
 from engine.lookup.handover import bang_table
-from engine.lookup.question import Answers
-from engine.runtime.backend import Backend
+from engine.lookup.routing import Answers
+from engine.runtime.backend import Backend, Tokenizer
 from engine.runtime.metrics import Metrics
 from engine.runtime.scheduler import Scheduler
 
@@ -66,6 +69,7 @@ class Service:
         self._warm = threading.Event()
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
+        self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
 
     # -- life --------------------------------------------------------------------------------------
@@ -79,10 +83,7 @@ class Service:
     def _wake_up(self) -> None:
         try:
             backend = self._load(self._progress)
-            if self.answers:
-                bang_table(backend.tokenizer)  # now, so that no conversation waits for the scan
-                if self.answers.on:
-                    self.answers.prepare()
+            self._warm_up(backend.tokenizer)
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: whoever owns the process must know
             self._failure = error
@@ -93,6 +94,18 @@ class Service:
         self.waking = None
         self._warm.set()
         logger.info("model %s is warm: %d slots", backend.name, backend.slots)
+
+    def _warm_up(self, tokenizer: Tokenizer) -> None:
+        """Make now what a conversation would else wait for."""
+        prepare("1", tokenizer)  # the rules by which numbers are spelled
+        if not self.answers:
+            return
+        bang_table(tokenizer)
+        phrases = self.answers.phrases
+        for text in (*phrases.fillers, phrases.late):
+            prepare_phrase(text, tokenizer)
+        if self.answers.on:
+            self.answers.router.prepare()
 
     def _died(self, error: BaseException) -> None:
         """The loader's or the scheduler's thread ended; whoever owns the process decides."""
@@ -110,6 +123,7 @@ class Service:
 
     def stop(self) -> None:
         """Stop the scheduler; what is live ends."""
+        self.preparer.shutdown(wait=False, cancel_futures=True)
         if self._scheduler:
             self._scheduler.stop()
 

@@ -36,14 +36,15 @@ from engine.config import (
 )
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director, Mode
-from engine.dialogue.events import RouteState, SayState
+from engine.dialogue.events import SayState
 from engine.dialogue.floor import BARGE_IN_FRAMES
 from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
-from engine.dialogue.speech import prepare
+from engine.dialogue.text import prepare
 from engine.evals.standin import Reply, StandIn, by_heart
 from engine.evals.turns import measure_turns
-from engine.lookup.question import build_answers
+from engine.lookup.question import RouteState
+from engine.lookup.routing import build_answers
 from engine.lookup.textmodel import Answerer
 from engine.runtime.backend import Heard, Opening, Spoken
 from engine.runtime.embedded import ByteTokenizer
@@ -221,6 +222,9 @@ class ScriptedBackend:
         self._sounding = np.zeros(slots, np.int64)  # [S] frames left to be heard
         self._active: list[int] = []
 
+    def prepare(self, opening: Opening) -> None:
+        """A script reads no files."""
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         self._talk_of[slot] = opening.seed
         self._sounding[slot] = 0
@@ -341,7 +345,7 @@ class ActedDialogue:
     async def _frames(self, session: Session, pcm: np.ndarray, count: int) -> None:
         """User frames at the pace of speech."""
         for _ in range(count):
-            session.hear(pcm)
+            session.push_audio(pcm)
             self.frames_in += 1
             self._next += FRAME_SECONDS
             await asyncio.sleep(max(0.0, self._next - time.monotonic()))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import EPAD, FRAME_SECONDS, PAD
-from engine.dialogue.floor import Transcript
+from engine.dialogue.floor import UserFloor
 from engine.runtime.backend import HeardRow, Transcription
 
 DELAY_FRAMES = 6
@@ -127,17 +127,17 @@ RULES = {  # name -> what of the recogniser's row is there
 
 def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
     """The frames in which a rule finds that a turn is over, its last words written at once."""
-    transcript = Transcript(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
+    transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
     for number, frame in enumerate(frames):
         row = frame.heard if number >= written else replace(frame.heard, stt_text=PAD)
-        events = transcript.hear(frame.peak, RULES[rule](row))
+        events = transcript.take_frame(frame.peak, RULES[rule](row))
         ahead = number
-        while transcript.flushing:  # what the recogniser would write next, on silence
+        while transcript.runs_ahead:  # what the recogniser would write next, on silence
             ahead += 1
             written = ahead + 1
             token = frames[ahead].token if ahead < len(frames) else PAD
-            events += transcript.flush(HeardRow(stt_text=token))
+            events += transcript.take_step(HeardRow(stt_text=token))
         if rule == "energy" and transcript.turn_ended:
             yield number
         yield from (number for event in events if event.final)

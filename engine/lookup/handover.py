@@ -1,19 +1,21 @@
-"""When the model's own words hand over: marker and phrases behind one latch (listening.md 3.3).
+"""When the model's own words hand a question over: marker, phrases and the pieces shown of them.
 
-Part of the director, frame by frame; with routing off every token passes untouched. The other two
-triggers, the client's `ask` and the user's own turn, come in from the session as a hold.
+Part of the director, frame by frame; with routing off every token passes untouched. In order: the
+free agent's tokens (`OwnWords`), the latch that says when a hand-over counts, the `!!!` marker, the
+announcing phrases, pieces to text, and the fixed words of `assets/phrases.toml`. The other two
+triggers, the client's `ask` and the user's own turn, are `routing.py`'s affair.
+Source: listening.md 3.
 """
 
+import codecs
 import functools
 import re
 import tomllib
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from engine.config import EPAD, PAD
-from engine.dialogue.events import Source
-from engine.dialogue.floor import Transcript
-from engine.dialogue.text import PieceDecoder
 from engine.errors import ConfigError
 from engine.lookup.router import is_question
 from engine.runtime.backend import Tokenizer
@@ -24,6 +26,22 @@ PHRASE_FRAMES = 38  # 3 s after a question of the user
 WORDS_SAID = 2  # by the user since the last hand-over
 LOUD_SAID = 6  # the same without a recogniser, in loud frames
 TAIL_CHARS = 80  # of the agent's own words that a phrase may end
+MAX_GAP_FRAMES = 6  # of padding inside one marker
+THRESHOLDS = (2, 3)
+BYTE_BANG = "<0x21>"
+TABLES_KEPT = 8
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+BYTES_ONLY = re.compile(r"▁?(<0x[0-9A-F]{2}>)+")
+PHRASES_FILE = Path(__file__).parents[2] / "assets" / "phrases.toml"
+
+
+class Source(StrEnum):
+    """Who handed a question over."""
+
+    MARKER = "marker"  # the model wrote `!!!`
+    PHRASE = "phrase"  # the model said that it would look
+    USER = "user"  # a finished turn of the user that needs the facts
+    CLIENT = "client"  # an `ask` message
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,64 +60,6 @@ class Own:
     shown: str = ""
     source: Source | None = None  # it handed over
     ignored: bool = False  # a marker that did not count
-
-
-class Latch:
-    """One hand-over per thing the user said."""
-
-    def __init__(self) -> None:
-        self._frame = 0
-        self._fired_at = -COOLDOWN_FRAMES
-        self._turn_at: int | None = None
-        self._words = self._loud = 0  # said by the user since the last hand-over
-        self._asked = True  # the last turn was a question; without its words it may have been
-
-    def tick(self, floor: Transcript) -> None:
-        """Once a frame, in every mode."""
-        self._frame += 1
-        self._loud += floor.loud
-        if floor.turn_ended:
-            self._turn_at, self._asked = self._frame, True
-
-    def turned(self, text: str) -> None:
-        """The user's turn in words."""
-        self._words += len(text.split())
-        self._turn_at, self._asked = self._frame, is_question(text)
-
-    def fire(self) -> None:
-        self._fired_at = self._frame
-        self._words = self._loud = 0
-
-    @property
-    def armed(self) -> bool:
-        said = self._words >= WORDS_SAID or self._loud >= LOUD_SAID
-        cool = self._frame - self._fired_at >= COOLDOWN_FRAMES
-        return said and cool and self._age <= TURN_FRAMES
-
-    @property
-    def armed_for_phrase(self) -> bool:
-        return self.armed and self._asked and self._age <= PHRASE_FRAMES
-
-    @property
-    def _age(self) -> int:
-        """Frames since the user's last turn ended."""
-        return TURN_FRAMES + 1 if self._turn_at is None else self._frame - self._turn_at
-
-
-class PhraseWatch:
-    """Recognises `let me check` and the like at the end of the agent's own words."""
-
-    def __init__(self, phrases: tuple[str, ...]) -> None:
-        self._endings = tuple(f" {phrase}" for phrase in phrases)
-        self._tail = " "
-
-    def see(self, shown: str) -> bool:
-        text = re.sub(r"[^a-z' ]", "", shown.lower().replace("’", "'"))
-        self._tail = re.sub(r" +", " ", self._tail + text)[-TAIL_CHARS:]
-        return bool(text.strip()) and self._tail.endswith(self._endings)
-
-    def forget(self) -> None:
-        self._tail = " "
 
 
 class OwnWords:
@@ -125,21 +85,21 @@ class OwnWords:
         self.on = on and self._marker is not None
         return left
 
-    def see(self, token: int) -> Own:
-        """Judge a sampled token of a free agent."""
+    def take(self, token: int) -> Own:
+        """Take a sampled token of a free agent."""
         if not self.on:
             return Own(token, self._text(token))
-        seen = self._marker.see(token, self.latch.armed)
+        seen = self._marker.detect(token, self.latch.armed)
         if seen.fired:
             return Own(seen.fed, self._show(seen.due), Source.MARKER)
         shown = self._show(seen.due)
-        phrase = self._phrases.see(shown) and self.latch.armed_for_phrase
+        phrase = self._phrases.matches(shown) and self.latch.armed_for_phrase
         return Own(seen.fed, shown, Source.PHRASE if phrase else None, seen.swallowed)
 
     def leave(self) -> str:
         """The agent is not free any more: what is still to be shown."""
         self._phrases.forget()
-        return self._show(self._marker.flush()) if self._marker else ""
+        return self._show(self._marker.finish()) if self._marker else ""
 
     def _show(self, tokens: tuple[int, ...]) -> str:
         return self._tidier.tidy("".join(self._text(token) for token in tokens))
@@ -148,17 +108,47 @@ class OwnWords:
         return "" if token <= PAD else self._decoder.feed(self._tokenizer.piece(token))
 
 
-# -- marker ----------------------------------------------------------------------------------------
-#
-# The `!!!` by which the model hands a question over (listening.md 3).
-#
-# Works on the tokens the model samples, before they are fed, so a marker is neither spoken nor
-# shown. When a marker counts at all is `trigger.py`'s affair.
+class Latch:
+    """One hand-over per thing the user said."""
 
-MAX_GAP_FRAMES = 6  # of padding inside one marker
-THRESHOLDS = (2, 3)
-BYTE_BANG = "<0x21>"
-TABLES_KEPT = 8
+    def __init__(self) -> None:
+        self._frame = 0
+        self._fired_at = -COOLDOWN_FRAMES
+        self._turn_at: int | None = None
+        self._words = self._loud = 0  # said by the user since the last hand-over
+        self._asked = True  # the last turn was a question; without its words it may have been
+
+    def take_frame(self, loud: bool, turn_ended: bool) -> None:
+        """Once a frame, in every mode. loud: of the user, where loudness stands for words."""
+        self._frame += 1
+        self._loud += loud
+        if turn_ended:
+            self._turn_at, self._asked = self._frame, True
+
+    def note_turn(self, text: str) -> None:
+        """The words of the user's turn."""
+        self._words += len(text.split())
+        self._turn_at, self._asked = self._frame, is_question(text)
+
+    def fire(self) -> None:
+        """A question was handed over, by whatever trigger."""
+        self._fired_at = self._frame
+        self._words = self._loud = 0
+
+    @property
+    def armed(self) -> bool:
+        said = self._words >= WORDS_SAID or self._loud >= LOUD_SAID
+        cool = self._frame - self._fired_at >= COOLDOWN_FRAMES
+        return said and cool and self._age <= TURN_FRAMES
+
+    @property
+    def armed_for_phrase(self) -> bool:
+        return self.armed and self._asked and self._age <= PHRASE_FRAMES
+
+    @property
+    def _age(self) -> int:
+        """Frames since the user's last turn ended."""
+        return TURN_FRAMES + 1 if self._turn_at is None else self._frame - self._turn_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,15 +192,15 @@ class MarkerDetector:
         self._gap = 0  # frames of padding since
         self._pending: int | None = None  # a fed `!` that is not shown yet
 
-    def see(self, token: int, armed: bool) -> Sighting:
-        """Judge a sampled token; `armed`: a marker would count now."""
+    def detect(self, token: int, armed: bool) -> Sighting:
+        """Take a sampled token, before it is fed. armed: a marker would count now."""
         if token in (PAD, EPAD):
             self._gap += 1
-            return Sighting(token, self.flush() if self._gap > MAX_GAP_FRAMES else ())
+            return Sighting(token, self.finish() if self._gap > MAX_GAP_FRAMES else ())
         bang = self._table.get(token)
         self._gap = 0
         if bang is None or not bang.pure:
-            return self._see_text(token, bang, armed)
+            return self._detect_in_text(token, bang, armed)
         self._count += bang.count
         if self._count >= self.threshold and armed:
             self._count, self._pending = 0, None
@@ -219,8 +209,8 @@ class MarkerDetector:
         repeated = self._count >= 2
         return Sighting(PAD if repeated else token, swallowed=self._count >= self.threshold)
 
-    def _see_text(self, token: int, bang: Bang | None, armed: bool) -> Sighting:
-        due = self.flush()
+    def _detect_in_text(self, token: int, bang: Bang | None, armed: bool) -> Sighting:
+        due = self.finish()
         if bang is None:
             return Sighting(token, (*due, token))
         if bang.count >= self.threshold and armed:  # text and a whole marker in one piece
@@ -228,7 +218,7 @@ class MarkerDetector:
         self._count = bang.count
         return Sighting(token, (*due, token))
 
-    def flush(self) -> tuple[int, ...]:
+    def finish(self) -> tuple[int, ...]:
         """Forget what was counted; the token that is still to be shown, if any."""
         due = () if self._pending is None else (self._pending,)
         self._count, self._gap, self._pending = 0, 0, None
@@ -251,11 +241,42 @@ class BangTidier:
         return text
 
 
-# -- phrases ---------------------------------------------------------------------------------------
-#
-# The fixed words of smart routing, from `assets/phrases.toml`: data, checked once at start.
+class PhraseWatch:
+    """Recognises `let me check` and the like at the end of the agent's own words."""
 
-PHRASES_FILE = Path(__file__).parents[2] / "assets" / "phrases.toml"
+    def __init__(self, phrases: tuple[str, ...]) -> None:
+        self._endings = tuple(f" {phrase}" for phrase in phrases)
+        self._tail = " "
+
+    def matches(self, shown: str) -> bool:
+        """Whether the agent's words, with these, end in one of the phrases."""
+        text = re.sub(r"[^a-z' ]", "", shown.lower().replace("’", "'"))
+        self._tail = re.sub(r" +", " ", self._tail + text)[-TAIL_CHARS:]
+        return bool(text.strip()) and self._tail.endswith(self._endings)
+
+    def forget(self) -> None:
+        self._tail = " "
+
+
+class PieceDecoder:
+    """Pieces to text, one call a piece: ▁ is a blank, bytes wait until they are valid UTF-8."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, piece: str) -> str:
+        """The text that is complete with this piece; may be empty in the middle of a character."""
+        if not BYTES_ONLY.fullmatch(piece):
+            return self.finish() + piece.replace("▁", " ")
+        blank = self.finish() + " " if piece.startswith("▁") else ""
+        data = bytes(int(byte, 16) for byte in BYTE.findall(piece))
+        return blank + self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """What is left of an unfinished character, as U+FFFD; usually nothing."""
+        left = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return left
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,13 @@
-"""Causal convolutions whose past is kept outside of them, one row per slot.
+"""Mimi, the codec: 80 ms of audio to a column of codes and back, streaming, in float32.
 
-Every call takes a whole number of strides, so the past is always exactly the last
-kernel - stride inputs; zeros (or copies of the first column) before the first.
+    encode: SEANet encoder -> transformer -> downsampling -> quantizer
+    decode: quantizer -> upsampling -> transformer -> SEANet decoder
+
+The modules hold weights only. A `Stream` is the memory of one direction for a number of slots:
+what each convolution and each attention still needs of the past. Every call takes a whole number
+of strides, so the past of a convolution is always exactly its last kernel - stride inputs; before
+the first call they are zeros (or copies of the first column). On a GPU gpu/fused.py runs the same
+weights. Source: kyutai-labs/moshi, MimiModel.
 """
 
 import importlib
@@ -14,11 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.model.attention import RingPush
 from engine.model.config import MimiConfig
-from engine.model.linear import Linear
-from engine.model.state import Active
-from engine.model.transformer import CodecLayer, Transformer
+from engine.model.transformer import Active, CodecLayer, Linear, RingPush, Transformer
 
 Tails = dict[nn.Module, Tensor]  # what each convolution remembers, [S, C, P]
 
@@ -75,9 +78,7 @@ class ConvTranspose(nn.Module):
         return y if bias is None else y + bias[:, None]
 
 
-# -- seanet ----------------------------------------------------------------------------------------
-#
-# SEANet: the convolutional ends of the codec, waveform to columns and back.
+# -- SEANet: the convolutional ends, waveform to columns and back ----------------------------------
 
 
 class Elu(nn.Module):
@@ -103,10 +104,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor, tails: Tails, active: Active, first: Tensor) -> Tensor:
-        return x + run(self.block, x, tails, active, first)
+        return x + run_layers(self.block, x, tails, active, first)
 
 
-def run(layers: nn.ModuleList, x: Tensor, tails: Tails, active: Active, first: Tensor) -> Tensor:
+def run_layers(
+    layers: nn.ModuleList, x: Tensor, tails: Tails, active: Active, first: Tensor
+) -> Tensor:
     """Layer after layer; each keeps its own past in `tails`."""
     for layer in layers:
         x = layer(x, tails, active, first)
@@ -145,9 +148,7 @@ class SeanetDecoder(nn.Module):
         )
 
 
-# -- quantizer -------------------------------------------------------------------------------------
-#
-# The split residual quantizer: one semantic level, and beside it the acoustic ones.
+# -- the split residual quantizer: one semantic level, and beside it the acoustic ones -------------
 
 MIN_USAGE = 1e-5  # of an entry, in the average that the codebook is
 
@@ -234,12 +235,7 @@ class Quantizer(nn.Module):
         return latent + self.rvq_rest.decode(codes[:, 1:]) if codes.shape[1] > 1 else latent
 
 
-# -- mimi ------------------------------------------------------------------------------------------
-#
-# Mimi, the codec: 80 ms of audio to a column of codes and back, streaming, in float32.
-#
-# The modules hold weights only. A `Stream` is the memory of one direction for a number of slots;
-# the encoder's and the decoder's are independent. Source: kyutai-labs/moshi, MimiModel.
+# -- the codec -------------------------------------------------------------------------------------
 
 
 class Stream:
@@ -279,24 +275,25 @@ class Mimi(nn.Module):
         super().__init__()
         self.config = config
         dim, stride = config.dimension, config.columns
+        self.frame_columns = stride  # of the transformers, a frame
         self.encoder, self.decoder = SeanetEncoder(config), SeanetDecoder(config)
         self.encoder_transformer = codec_transformer(config)
         self.decoder_transformer = codec_transformer(config)
         self.downsample = Conv(dim, dim, 2 * stride, stride, replicate=True)
         self.upsample = ConvTranspose(dim, dim, stride, depthwise=True)
         self.quantizer = Quantizer(config)
-        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
         self.filters: dict[nn.Module, Any] = {}  # its weights
 
     def prepare(self) -> None:
         """Derive the codebooks, once the weights are in place."""
         self.quantizer.prepare()
 
-    def hasten(self) -> None:
+    def use_fused_kernels(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.downsample.conv.weight.is_cuda and importlib.util.find_spec("triton"):
-            self.fast = importlib.import_module("engine.model.gpu.fused")
-            self.filters = self.fast.filters(self)
+            self.fused = importlib.import_module("engine.model.gpu.fused")
+            self.filters = self.fused.filters(self)
 
     def encoder_stream(self, slots: int) -> Stream:
         return self._stream([self.encoder, self.downsample], self.encoder_transformer, slots)
@@ -306,15 +303,15 @@ class Mimi(nn.Module):
 
     def _stream(self, parts: list[nn.Module], transformer: Transformer, slots: int) -> Stream:
         capacity = self.config.transformer.context - 1
-        if self.fast:
-            return self.fast.Stream(parts, transformer, self.filters, slots, capacity)
+        if self.fused:
+            return self.fused.FusedStream(parts, transformer, self.filters, slots, capacity)
         return Stream(parts, transformer, slots, capacity)
 
     def encode(self, pcm: Tensor, stream: Stream, active: Active, codebooks: int = 0) -> Tensor:
         """One frame: pcm [S, 1920] -> codes [S, codebooks] (8 unless asked for more)."""
         codebooks = codebooks or self.config.num_codebooks
-        if self.fast:
-            return self.fast.encode(self, pcm, stream, active, codebooks)
+        if self.fused:
+            return self.fused.encode(self, pcm, stream, active, codebooks)
         latent = self.latent(pcm, stream, active)
         return self.quantizer.encode(latent, codebooks)
 
@@ -322,23 +319,23 @@ class Mimi(nn.Module):
         """The encoder before the quantizer: pcm [S, 1920] -> [S, dim]."""
         first = stream.rings.position == 0  # [S]
         columns = self.columns(pcm, stream, active)
-        seen = transformed(self.encoder_transformer, columns, stream, active)
+        seen = run_transformer(self.encoder_transformer, columns, stream, active)
         return self.downsample(seen, stream.tails, active, first)[..., 0]
 
     def columns(self, pcm: Tensor, stream: Stream, active: Active) -> Tensor:
         """SEANet alone: pcm [S, 1920] -> [S, dim, 2]."""
         first = stream.rings.position == 0
-        return run(self.encoder.model, pcm[:, None], stream.tails, active, first)
+        return run_layers(self.encoder.model, pcm[:, None], stream.tails, active, first)
 
     def decode(self, codes: Tensor, stream: Stream, active: Active) -> Tensor:
         """One frame: codes [S, levels] -> pcm [S, 1920]."""
-        if self.fast:
-            return self.fast.decode(self, codes, stream, active)
+        if self.fused:
+            return self.fused.decode(self, codes, stream, active)
         first = stream.rings.position == 0
         latent = self.quantizer.decode(codes)[..., None]  # [S, dim, 1]
         columns = self.upsample(latent, stream.tails, active, first)  # [S, dim, 2]
-        columns = transformed(self.decoder_transformer, columns, stream, active)
-        return run(self.decoder.model, columns, stream.tails, active, first)[:, 0]
+        columns = run_transformer(self.decoder_transformer, columns, stream, active)
+        return run_layers(self.decoder.model, columns, stream.tails, active, first)[:, 0]
 
 
 def codec_transformer(config: MimiConfig) -> Transformer:
@@ -350,7 +347,7 @@ def codec_transformer(config: MimiConfig) -> Transformer:
     return Transformer(layers, sizes.max_period)
 
 
-def transformed(transformer: Transformer, x: Tensor, stream: Stream, active: Active) -> Tensor:
+def run_transformer(transformer: Transformer, x: Tensor, stream: Stream, active: Active) -> Tensor:
     """x [S, dim, T] through a transformer and its rings -> [S, dim, T]."""
     columns = x.shape[-1]
     y = transformer(x.transpose(1, 2), RingPush(stream.rings, active, columns))

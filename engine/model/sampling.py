@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.config import EPAD, PAD, REPETITION_CONTEXT, SamplingConfig
 from engine.model.config import LMConfig
-from engine.model.state import Active
+from engine.model.transformer import Active
 
 FIXED_WIDTH = 256  # widest top-k of text that a captured pick can do
 HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the penalty

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from engine.config import FRAME_RATE, FRAME_SAMPLES, PAD
 from engine.model.config import expect, gated_width
-from engine.model.linear import Linear
 from engine.model.lm import Temporal
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active, Linear
 
 SETTLING_FRAMES = 150  # of digital silence, until the codes no longer change
 DONE = 0  # which value of a pause head says that the user is done
@@ -88,7 +87,7 @@ class Recogniser(Temporal):
 class Hearing:
     """The recogniser at work for a number of slots. Slots not active in a step do not change.
 
-    silence: the codes [n_q] that `flushed` reads.
+    silence: the codes [n_q] that `step_on_silence` reads.
     """
 
     def __init__(self, stt: Recogniser, slots: int, silence: Tensor | None = None) -> None:
@@ -125,7 +124,7 @@ class Hearing:
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
 
-    def flushed(self, active: Active) -> tuple[Tensor, Tensor | None]:
+    def step_on_silence(self, active: Active) -> tuple[Tensor, Tensor | None]:
         """The step on digital silence, which brings out what is still to be written."""
         return self.step(self.silence.expand(len(self.text), -1), active)
 

@@ -1,7 +1,8 @@
 """The one contract between a conversation and whatever makes speech (design.md 2).
 
 Not an implementation and not a registry: `embedded.py` and `personaplex.py` keep this contract.
-All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it.
+All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it,
+but for `prepare` and `context_used`.
 """
 
 from collections.abc import Generator, Iterator
@@ -20,7 +21,7 @@ class Tokenizer(Protocol):
     """Text ids of the model. `PAD` and `EPAD` are in `engine.config`."""
 
     def __len__(self) -> int:
-        """How many ids there are: 0 to len − 1 all have a piece."""
+        """The number of ids: 0 to len − 1 all have a piece."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a word (or of a whole prompt); the first piece opens with ▁."""
@@ -72,13 +73,6 @@ class Heard:
     stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token; −1: not run there
     pause: np.ndarray | None = None  # [S, 4] float32: pause heads of 0.5, 1, 2, 3 s
 
-    def row(self, slot: int) -> "HeardRow":
-        """What one slot's director is shown beside the sampled token."""
-        if self.stt_text is None or self.stt_text[slot] < 0:
-            return HeardRow()
-        pause = None if self.pause is None else self.pause[slot]
-        return HeardRow(stt_text=int(self.stt_text[slot]), pause=pause)
-
 
 @dataclass(frozen=True, slots=True)
 class HeardRow:
@@ -121,8 +115,14 @@ class Backend(Protocol):
         frame longer than its audio. Slots the recogniser does not run for are left out.
         """
 
+    def prepare(self, opening: Opening) -> None:
+        """Read, level and hash what `open` needs from files. Raises EngineError.
+
+        May take its time: any thread but the scheduler's calls it. Without it, `open` does it.
+        """
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        """Prepare a slot; each `next` is one bounded piece of work, exhausted means ready."""
+        """Run a slot's prompts; each `next` is one bounded piece of work, exhausted means ready."""
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         """Change how an open slot samples, from the next tick on."""

@@ -13,10 +13,10 @@ from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.hardware import has_cuda
 from engine.install import describe_missing
-from engine.runtime.backend import Backend
 from engine.weights.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
+    from engine.runtime.backend import Backend
     from engine.weights.loading import Shelf
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def choose_model(model: str) -> tuple[str, str]:
 
 def load_backend(
     config: ServerConfig, progress: Callable[[str, float], None], shelf: "Shelf"
-) -> Backend:
+) -> "Backend":
     """Load what the configuration asks for; `shelf` finds a model's voices. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.config import FRAME_SAMPLES, PAD
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
+from engine.runtime.scheduler import heard_row
 
 Direct = Callable[[int, HeardRow, float, float], tuple[int, bool]]
 # (sampled token, recogniser's row, peak of the user's frame, peak of the agent's last frame)
@@ -62,7 +63,7 @@ def drive_conversation(
                 text=held[1],
                 agent_codes=None if spoken.codes is None else spoken.codes[slot],
                 pcm=spoken.pcm[slot].copy(),
-                heard=heard.row(slot),
+                heard=heard_row(heard, slot),
             )
         if opening.transcribe and flushed is not None:
             for _ in range(backend.transcription.flush_steps):
@@ -82,7 +83,7 @@ def drive_tick(
     sampled = int(heard.text[slot])
     text = np.full(backend.slots, PAD, np.int64)
     peak_in = float(np.abs(pcm).max())
-    text[slot], hush[slot] = direct(sampled, heard.row(slot), peak_in, peak_out)
+    text[slot], hush[slot] = direct(sampled, heard_row(heard, slot), peak_in, peak_out)
     return heard, backend.speak(text, hush), (sampled, int(text[slot]))
 
 

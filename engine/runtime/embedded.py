@@ -327,6 +327,9 @@ class EmbeddedBackend:
         self._active: list[int] = []
         load_synthesizer()  # a missing library fails here, at start, not in a conversation
 
+    def prepare(self, opening: Opening) -> None:
+        """It reads no files."""
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         self._open[slot] = EmbeddedConversation(opening)
         yield from ()

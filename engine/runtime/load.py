@@ -289,8 +289,8 @@ class SlackWork:
         """What is to be done next and for whom, if anything."""
         staying = [seat for seat in seats if not seat.left]
         for seat in staying:
-            if not (seat.live or seat.bootstrapping):
-                return seat, partial(self._prepare, seat)
+            if seat.needs_prompt:
+                return seat, partial(self._prefill, seat)
         for seat in staying:
             if not self._renewals and seat.live and (work := self._backend.renew(seat.slot)):
                 self._renewals[seat] = work
@@ -298,10 +298,11 @@ class SlackWork:
             return seat, partial(self._renew, seat, work)
         return None
 
-    def _prepare(self, seat: Seat) -> None:
+    def _prefill(self, seat: Seat) -> None:
         """One bounded piece of a newcomer's prompt."""
         try:
             if seat.work is None:
+                seat.prepared.result()  # raises what is wrong with its voice
                 seat.work = self._backend.open(seat.slot, seat.opening)
             next(seat.work)
         except StopIteration:

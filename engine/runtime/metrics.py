@@ -120,7 +120,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.record = LatencyRecord(clock)
         self.step = Window(clock)  # seconds of backend work per tick
-        self.late_frames = 0
         registry = self.registry
         registry.register(self.record)
         self._ticks = Counter("personaplex_ticks", "Ticks of the scheduler", registry=registry)
@@ -173,9 +172,7 @@ class Metrics:
         """An agent frame left this long after its user frame was complete; whether it was late."""
         self.took(Stage.ANSWER, seconds)
         late = seconds > LATE_SECONDS
-        if late:
-            self.late_frames += 1
-            self._late.inc()
+        self._late.inc(late)
         return late
 
     def opened(self) -> None:

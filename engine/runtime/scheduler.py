@@ -1,13 +1,18 @@
-"""Asking each seat's director: what it makes of its inbox, which text is fed, what a flush brings.
+"""Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
 
-One conversation's fault ends that conversation, never its neighbours'. Scheduler's thread only.
+Not a place for conversation: each seat's director says which text is fed, the session how long
+somebody may talk. The thread runs frames and nothing else: what other threads ask for is bounded
+in number and time per turn, and files are read in a thread beside it.
+Source of the clock rules: performance.md 2.6 (public batched servers).
 """
 
 import itertools
 import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,12 +21,18 @@ import numpy as np
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.errors import BusyError, EngineError, logged_fault
-from engine.runtime.backend import Backend, Heard, Opening, Spoken
+from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.load import KEPT_FRAMES, Overload, Shedding, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
 
 logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 3  # what a refused client is told
+LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
+REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
+COMMANDS_A_TURN = 4  # of one seat
+BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
 
 
 @dataclass(slots=True)
@@ -35,67 +46,11 @@ class Batch:
     due: dict[Seat, float] = field(default_factory=dict)  # when the user frames were complete
 
 
-class Directing:
-    """All seats' directors, each behind its own fence."""
-
-    def __init__(self, backend: Backend, give_up: Callable[[Seat, EngineError], None]) -> None:
-        self._backend, self._give_up = backend, give_up
-
-    def read_inboxes(self, seats: list[Seat]) -> None:
-        for seat in seats:
-            self._tell(seat, seat.obey)
-
-    def flush(self, seats: list[Seat]) -> bool:
-        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
-        if not (self._backend.transcribes and self._backend.transcribing):
-            return False
-        flushing = {seat.slot: seat for seat in seats if seat.flushing and not seat.left}
-        if flushing:
-            for slot, heard in self._backend.flush(list(flushing)).items():
-                self._tell(flushing[slot], partial(flushing[slot].director.flush, heard))
-        return bool(flushing)
-
-    def choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
-        """Which token is fed to each slot: text [S] int64, hush [S] bool."""
-        text = np.full(self._backend.slots, PAD, np.int64)
-        hush = np.zeros(self._backend.slots, bool)
-        for seat in batch.seats:
-            slot = seat.slot
-            try:
-                text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), heard.row(slot), batch.peaks[seat], seat.peak_out
-                )
-                seat.chosen = seat.director.events()
-            except Exception:  # one conversation's fault must not reach its neighbours
-                self._give_up(seat, logged_fault("director failed"))
-        return text, hush
-
-    def _tell(self, seat: Seat, report: Callable[[], list[Any]]) -> None:
-        """Deliver what a director reports between two frames."""
-        try:
-            events = report()
-        except Exception:  # one conversation's fault must not reach its neighbours
-            self._give_up(seat, logged_fault("director failed"))
-            return
-        if events:
-            seat.deliver([Notice(events)])
-
-
-# -- scheduler -------------------------------------------------------------------------------------
-#
-# Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
-#
-# Not a place for conversation: which text is fed is each seat's director's affair, who may talk for
-# how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
-
-RETRY_SECONDS = 3  # what a refused client is told
-LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
-
-
 class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
-    `on_death` is called, in the scheduler's thread, with the exception that ended it.
+    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader` runs
+    what a newcomer needs from files.
     """
 
     def __init__(
@@ -104,20 +59,22 @@ class Scheduler:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[BaseException], None] | None = None,
+        loader: Executor | None = None,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
         self.clock = clock
         self._on_death = on_death
+        self._loader = loader or ThreadPoolExecutor(1, "voices")
         self.overload = Overload(clock, backend.ticks)
         self._shedding = Shedding(self.overload, backend, self._give_up)
-        self._directing = Directing(backend, self._give_up)
+        self._directors = Directors(backend, clock, self._give_up)
         self._between = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
+        self._requests: dict[Seat, None] = {}  # who asked for a restart or settings, in order
         self._sitting: list[Seat] = []  # scheduler's thread: who sat there when its turn began
-        self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
@@ -158,7 +115,9 @@ class Scheduler:
                     f"retry in {RETRY_SECONDS} s"
                 )
             seat.slot, seat.joined = free[0], next(self._count)
+            seat.prepared = self._loader.submit(self._read_files, seat)
             self._seats[seat.slot] = seat
+        seat.prepared.add_done_callback(lambda _: self.wake())
         self.metrics.opened()
         self.wake()
         return seat
@@ -170,28 +129,39 @@ class Scheduler:
                 return
             seat.left = True
             del self._seats[seat.slot]
+            self._requests.pop(seat, None)
             self._leavers.append(seat)
         self.metrics.ended(reason)
         self.wake()
 
     def restart(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
-        """The same slot from the beginning; `Ready` is delivered again."""
-        seat.forget()
-        self._do(lambda: self._reopen(seat, opening, director))
+        """The same slot and voice from the beginning; `Ready` is delivered again.
+
+        A restart that was asked for and not carried out yet is replaced.
+        """
+        seat.request_restart(opening, director)
+        self._ask(seat)
 
     def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        """Change how a seat samples from its next tick on."""
-        self._do(lambda: self._tune(seat, sampling))
+        """Change how a seat samples from its next tick on; only the last settings count."""
+        seat.request_sampling(sampling)
+        self._ask(seat)
+
+    def _ask(self, seat: Seat) -> None:
+        with self._wake:
+            if not seat.left:
+                self._requests[seat] = None
+        self.wake()
 
     def wake(self) -> None:
         with self._wake:
             self._awake = True
             self._wake.notify()
 
-    def _do(self, task: Callable[[], None]) -> None:
-        with self._wake:
-            self._tasks.append(task)
-        self.wake()
+    def _read_files(self, seat: Seat) -> None:
+        """Loader's thread. Whoever has left meanwhile needs nothing any more."""
+        if not seat.left:
+            self.backend.prepare(seat.opening)
 
     # -- scheduler's thread ------------------------------------------------------------------------
 
@@ -199,10 +169,10 @@ class Scheduler:
         try:
             while not self._stopping:
                 self._wait(self.turn())
-        except Exception as error:  # the thread's boundary: whoever owns the process must know
-            self._bury(error)
+        except Exception as error:  # the thread's boundary: the owner of the process must know
+            self._end_all(error)
 
-    def _bury(self, error: Exception) -> None:
+    def _end_all(self, error: Exception) -> None:
         fault = logged_fault("the scheduler's thread died")
         with self._wake:
             seats = list(self._seats.values())
@@ -221,34 +191,46 @@ class Scheduler:
 
     def turn(self) -> float | None:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
-        self._tidy()
+        until = self.clock() + BETWEEN_SECONDS
+        self._close_left_slots()
         seats, between = self._sitting, self._between
-        self._directing.read_inboxes(seats)
+        more = self._carry_out_requests(until)
+        more = self._directors.read_inboxes(seats, until) or more
         now = self.clock()
         if between.starves(seats, now) and between.piece(seats):
             return self.clock()
         if ready := self._ready(now):
             self._tick(self._collect(ready, now))
             return self.clock()
-        if self._directing.flush(seats) or between.piece(seats):
+        if self._directors.flush(seats) or between.piece(seats) or more:
             return self.clock()
         return self._next_at()
 
-    def _tidy(self) -> None:
-        """Close the slots of those who left, carry out what other threads asked for, look round."""
+    def _close_left_slots(self) -> None:
+        """Nothing is opened in a slot before this; then look who sits there now."""
         with self._wake:
-            tasks, self._tasks = self._tasks, []
             leavers, self._leavers = self._leavers, []
             self._sitting = list(self._seats.values())
         for seat in leavers:
             self._close(seat)
-        for task in tasks:
-            task()
 
-    def _reopen(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
-        if not seat.left:
-            self._close(seat)
-            seat.restart(opening, director)
+    def _carry_out_requests(self, until: float) -> bool:
+        """Restarts and settings of a few seats; whether others have to wait for the next turn."""
+        for _ in range(REQUESTS_A_TURN):
+            with self._wake:
+                if not self._requests:
+                    return False
+                seat = next(iter(self._requests))
+                del self._requests[seat]
+            restart, sampling = seat.take_requests()
+            if restart and not seat.left:
+                self._close(seat)
+                seat.start(*restart)
+            if sampling and not seat.left:
+                self._tune(seat, sampling)
+            if self.clock() >= until:
+                break
+        return bool(self._requests)
 
     def _close(self, seat: Seat) -> None:
         self._between.drop(seat)
@@ -256,8 +238,6 @@ class Scheduler:
             self.backend.close(seat.slot)
 
     def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        if seat.left:
-            return
         if seat.bootstrapping or seat.live:
             self.backend.tune(seat.slot, sampling)
         elif seat.work is None:  # not open yet: it opens with these settings
@@ -280,7 +260,7 @@ class Scheduler:
         """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
         if seat.bootstrapping:  # a newcomer makes nobody late
             return self._between.slack.allows(now, next_due(others, now), seat, "tick")
-        return not (seat.catches_up(now) and any(other.is_late(now) for other in others))
+        return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))
 
     def _collect(self, seats: list[Seat], now: float) -> Batch:
         """Take one frame of each of them."""
@@ -301,8 +281,8 @@ class Scheduler:
         started = self.clock()
         heard = self.backend.listen(batch.pcm, batch.active)
         listened = self.clock()
-        before = {seat: seat.chosen for seat in batch.seats}  # events of the frame made now
-        text, hush = self._directing.choose(batch, heard)
+        before = {seat: seat.next_events for seat in batch.seats}  # of the frame made now
+        text, hush = self._directors.choose(batch, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
@@ -329,7 +309,7 @@ class Scheduler:
                 seat.deliver([Ready()])
                 continue
             seat.peak_out = float(np.abs(pcm).max())
-            seat.answered(batch.due[seat], self.clock())
+            seat.note_answer(batch.due[seat], self.clock())
             seat.deliver([Frame(pcm, before[seat], batch.due[seat], ready)])
 
     def _next_at(self) -> float | None:
@@ -338,6 +318,84 @@ class Scheduler:
         seats = [seat for seat in self._sitting if not seat.left]
         times = [at for seat in seats if (at := seat.next_tick_at(now)) is not None]
         times = [at if at > now else now + LOOK_AGAIN_SECONDS for at in times]
-        if any(not (seat.live or seat.bootstrapping) for seat in seats):
-            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits: nobody else wakes us
+        if any(seat.needs_prompt for seat in seats):
+            times.append(now + LOOK_AGAIN_SECONDS)  # nobody else wakes us
         return min(times, default=None)
+
+
+class Directors:
+    """All seats' directors: one conversation's fault ends it and none of its neighbours'."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float],
+        give_up: Callable[[Seat, EngineError], None],
+    ) -> None:
+        self._backend, self._clock, self._give_up = backend, clock, give_up
+        self._served = -1  # the number of the seat that was served last
+
+    def read_inboxes(self, seats: list[Seat], until: float) -> bool:
+        """A few commands of each seat, one at a time in turns; whether others have to wait.
+
+        When the time is over the rest waits, in order, and the next turn goes on with the next
+        seat: nobody's commands keep anybody's frame waiting, nor anybody else's commands.
+        """
+        waiting = [seat for seat in seats if seat.has_commands and not seat.left]
+        waiting.sort(key=lambda seat: (seat.joined <= self._served, seat.joined))
+        queue, taken = deque(waiting), Counter()
+        while queue:
+            seat = queue.popleft()
+            if seat.left or (command := seat.take_command()) is None:
+                continue
+            self._report(seat, partial(seat.director.take, command))
+            self._served = seat.joined
+            taken[seat] += 1
+            if self._clock() >= until:
+                break
+            if taken[seat] < COMMANDS_A_TURN:
+                queue.append(seat)
+        return any(seat.has_commands and not seat.left for seat in waiting)
+
+    def flush(self, seats: list[Seat]) -> bool:
+        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
+        if not (self._backend.transcribes and self._backend.transcribing):
+            return False
+        flushing = {seat.slot: seat for seat in seats if seat.flushing and not seat.left}
+        if flushing:
+            for slot, heard in self._backend.flush(list(flushing)).items():
+                self._report(flushing[slot], partial(flushing[slot].director.flush, heard))
+        return bool(flushing)
+
+    def choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
+        """Which token is fed to each slot: text [S] int64, hush [S] bool."""
+        text = np.full(self._backend.slots, PAD, np.int64)
+        hush = np.zeros(self._backend.slots, bool)
+        for seat in batch.seats:
+            slot = seat.slot
+            try:
+                text[slot], hush[slot] = seat.director.step(
+                    int(heard.text[slot]), heard_row(heard, slot), batch.peaks[seat], seat.peak_out
+                )
+                seat.next_events = seat.director.events()
+            except Exception:  # one conversation's fault must not reach its neighbours
+                self._give_up(seat, logged_fault("director failed"))
+        return text, hush
+
+    def _report(self, seat: Seat, act: Callable[[], list[Any]]) -> None:
+        """Deliver what a director has to say between two frames."""
+        try:
+            events = act()
+        except Exception:  # one conversation's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("director failed"))
+            return
+        if events:
+            seat.deliver([Notice(events)])
+
+
+def heard_row(heard: Heard, slot: int) -> HeardRow:
+    """What one slot's director is shown beside the sampled token."""
+    if heard.stt_text is None or heard.stt_text[slot] < 0:
+        return HeardRow()
+    pause = None if heard.pause is None else heard.pause[slot]
+    return HeardRow(stt_text=int(heard.stt_text[slot]), pause=pause)

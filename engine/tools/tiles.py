@@ -20,9 +20,8 @@ from engine.bench.report import positive, save, table
 from engine.config import FRAME_SAMPLES
 from engine.model.config import ModelConfig
 from engine.model.gpu.kernels import Tile
-from engine.model.linear import quantise_weight
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active, quantise_weight
 from engine.weights.generated import FULL, SMALL, generated
 
 SLOTS = {"products": [8], "codec": [1, 16]}

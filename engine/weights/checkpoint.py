@@ -5,7 +5,7 @@ read: what counts as ours in memory is one tensor beyond the model itself.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.linear import Linear
-from engine.weights.names import TensorSlice
+from engine.model.transformer import Linear
+from engine.weights.names import Pieces, TensorSlice
 
-Pieces = list[tuple[str, list[TensorSlice]]]
 Report = Callable[[float], None]  # percent
 OLD_SPELLINGS = (  # of codebooks in older codec files
     (r"\binited$", "_initialized"),
@@ -118,29 +117,27 @@ def fill(
     dtype: torch.dtype,
     report: Report = lambda percent: None,
     int8: bool = False,
-    placed: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Give a model built on the meta device its values; tell and report after each."""
+    """Give a model built on the meta device its values, and report after each."""
     total = sum(parameter.numel() for parameter in model.parameters())
     done = 0
     for name, value in parameters(model, file, pieces, device, dtype):
         done += value.numel()
         place(model, name, value, int8)
         del value  # the plain weight, where the model keeps another form of it
-        placed(name)
         report(100 * done / total)
 
 
 def load(
     model: nn.Module,
     path: Path,
-    pieces: Iterable[tuple[str, list[TensorSlice]]],
+    pieces: Pieces,
     device: torch.device,
     dtype: torch.dtype,
     unused: Callable[[str], bool] = lambda name: False,
     report: Report = lambda percent: None,
 ) -> None:
     """Check a file against a model built on the meta device, and fill it. Raises ModelError."""
-    file, pieces = TensorFile(path), list(pieces)
+    file = TensorFile(path)
     check(file, pieces, unused)
     fill(model, file, pieces, device, dtype, report)

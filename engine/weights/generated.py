@@ -1,7 +1,8 @@
-"""Models of generated weights, made on the device: for measuring where no checkpoint is at hand.
+"""Models of generated weights, for measuring and testing where no checkpoint is at hand.
 
-The shapes are the checkpoint's, the numbers a seeded draw, so that speed and memory are real and
-words are not. Nothing here is for talking to people.
+The shapes are a checkpoint's, the numbers a seeded draw: speed and memory are real, words are not.
+`generated` and `generated_recogniser` make models on a device, `write_checkpoint` a folder that
+loads like any other. Nothing here is for talking to people.
 """
 
 import json
@@ -12,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.model.config import (
@@ -21,13 +23,13 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM, ZERO_ROW
+from engine.model.lm import LM, ZERO_ROW, Temporal
 from engine.model.mimi import Mimi
-from engine.weights.checkpoint import Pieces, place
+from engine.model.stt import Recogniser, SttConfig
+from engine.weights.checkpoint import place
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
-from engine.weights.int8 import Layout, Writer
 from engine.weights.loading import SentencePieceTokenizer
-from engine.weights.names import lm_pieces, mimi_pieces
+from engine.weights.names import Pieces, lm_pieces, mimi_pieces
 
 FULL = ModelConfig()
 SMALL = ModelConfig(  # the public design at a width that two CPU cores run in real time
@@ -72,30 +74,41 @@ def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
 
 
 def generated(
-    config: ModelConfig, device: str, weights: str = "bf16", seed: int = 0
+    config: ModelConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
 ) -> tuple[LM, Mimi]:
     """Both models with seeded weights; on a CPU `bf16` is float32, as everywhere."""
-    where = torch.device(device)
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    generator = torch.Generator(where).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     lm, mimi = on_meta(config)
     for name, value in values(mimi, torch.float32, generator):
         place(mimi, name, value)
     mimi.prepare()
-    mimi.hasten()
-    for name, value in values(lm, dtype, generator):
-        place(lm, name, value, int8=weights == "int8")
-    lm.hasten()
+    mimi.use_fused_kernels()
+    fill_language_model(lm, weights, generator)
     return lm, mimi
 
 
-# -- generated files -------------------------------------------------------------------------------
+def generated_recogniser(
+    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
+) -> Recogniser:
+    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
+    with torch.device("meta"):
+        stt = Recogniser(config)
+    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
+    return stt
+
+
+def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
+    """Give a model on the meta device its weights, on the generator's device."""
+    dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
+    for name, value in values(model, dtype, generator):
+        place(model, name, value, int8=weights == "int8")
+    model.use_fused_kernels()
+
+
+# -- checkpoints on disk ---------------------------------------------------------------------------
 #
-# Generated models as checkpoints on disk, in the layout of the public files of 8 depth steps.
-#
-# For measuring and testing what begins with files, where no checkpoint can be had. The
-# vocabulary and
-# the voice come from the tiny checkpoint of the tests; nothing here is for talking to people.
+# In the layout of the public files of 8 depth steps. The vocabulary and the voice are those of the
+# tests' tiny checkpoint.
 
 TINY = Path("tests/golden/tiny")
 VOICE = "TINYM0.wav"
@@ -105,8 +118,8 @@ FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never n
 def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
     """Make a folder that loads like any checkpoint and equals `generated(config, device)`.
 
-    Equals to the bit on a GPU; on a CPU its language model is that one rounded to bfloat16. Holds
-    one tensor at a time.
+    Equals to the bit on a GPU; on a CPU its language model is that one rounded to bfloat16. Takes
+    the host's memory for one model twice.
     """
     (folder / "voices").mkdir(parents=True, exist_ok=True)
     shutil.copy(TINY / "voices" / VOICE, folder / "voices")
@@ -114,9 +127,9 @@ def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", see
     generator = torch.Generator(torch.device(device)).manual_seed(seed)
     lm, mimi = on_meta(config)
     whole = torch.float32
-    write_model(folder / MIMI_FILE, list(mimi_pieces(mimi)), values(mimi, whole, generator), whole)
+    write_model(folder / MIMI_FILE, mimi_pieces(mimi), values(mimi, whole, generator), whole)
     half = torch.bfloat16
-    write_model(folder / LM_FILE, list(lm_pieces(lm)), values(lm, half, generator), half)
+    write_model(folder / LM_FILE, lm_pieces(lm), values(lm, half, generator), half)
     written = replace(config, lm=replace(config.lm, dep_q=config.lm.codebooks))
     (folder / CONFIG).write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
 
@@ -125,17 +138,16 @@ def write_model(
     path: Path, pieces: Pieces, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype
 ) -> None:
     """Write a model's parameters, in any order, as the file that `pieces` reads them from."""
-    groups = dict(pieces)
-    layout = Layout(
-        {piece.name: (dtype, piece.shapes[-1]) for group in groups.values() for piece in group}
-    )
-    with path.open("wb") as file:
-        writer = Writer(file, layout)
-        for name, value in parameters:
-            for piece in groups[name]:
-                row = math.prod(value.shape[1:])  # numbers
-                end = None if piece.rows is None else piece.start + piece.rows
-                writer.write(piece.name, value[piece.start : end].to(dtype), piece.skip * row)
+    groups, tensors = dict(pieces), {}
+    for name, value in parameters:
+        for piece in groups[name]:
+            if piece.name not in tensors:
+                tensors[piece.name] = torch.empty(piece.shapes[-1], dtype=dtype)
+            row = math.prod(value.shape[1:])  # numbers
+            end = None if piece.rows is None else piece.start + piece.rows
+            rows = value[piece.start : end].flatten()
+            tensors[piece.name].view(-1)[piece.skip * row :][: len(rows)].copy_(rows)
+    save_file(tensors, path)
 
 
 def write_tokenizer(path: Path, size: int) -> None:

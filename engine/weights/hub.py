@@ -16,7 +16,7 @@ LM_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TEXT_FILE = "tokenizer_spm_32k_3.model"
 VOICES_FILE = "voices.tgz"
-INT8_SUFFIX = ".int8.safetensors"  # of what runtime/int8_cache.py keeps beside weights
+INT8_SUFFIX = ".int8"  # of the folder that int8.py keeps beside weights
 FILES = (CONFIG, TEXT_FILE, VOICES_FILE, MIMI_FILE, LM_FILE)  # small ones first: faults show early
 
 Progress = Callable[[str, float], None]  # phase, percent

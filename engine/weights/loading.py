@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to modules, tokenizer and voices on the device.
+"""From folders to models on a device: a checkpoint with tokenizer and voices, and a recogniser.
 
 Weights go from the mapped file to the device one tensor at a time (checkpoint.py).
 """
@@ -10,13 +10,13 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import sentencepiece
 import torch
-from torch import nn
 
 from engine.errors import ModelError
 from engine.model.config import LMConfig, ModelConfig
@@ -24,14 +24,16 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import RING, Voice
 from engine.model.stt import Recogniser, SttConfig
-from engine.weights.checkpoint import Pieces, TensorFile, load
+from engine.weights.checkpoint import Report, TensorFile, load
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, fetch, find
-from engine.weights.int8 import load_int8
+from engine.weights.int8 import load_int8, write_int8
 from engine.weights.names import lm_pieces, mimi_pieces, stt_pieces, unused_by_lm, unused_by_stt
+
+logger = logging.getLogger(__name__)
 
 
 class VoiceShelf(Protocol):
-    """Names and files of voices; `dialogue/voices.py` keeps this contract."""
+    """Names and files of voices; voices.py keeps this contract."""
 
     names: tuple[str, ...]
 
@@ -103,32 +105,31 @@ def load_checkpoint(
     """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
 
     dtype is the language model's; None: bf16 on a GPU, float32 elsewhere. The codec is float32.
-    int8: the language model's products are kept so (engine/model/linear.py), on disk too
-    (int8_cache.py).
+    int8: the language model's products are kept so (int8.py).
     """
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), shelf(folder)
-    dtype = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
+    dtype = dtype or usual_dtype(where)
     torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
 
-    def fill(
-        model: nn.Module, file: str, pieces: Pieces, dtype, unused, int8: bool = False
-    ) -> None:
-        phase = f"loading {file}"
-        (load_int8 if int8 else load)(
-            model, folder / file, pieces, where, dtype, unused,
-            report=lambda percent: progress(phase, percent),
-        )  # fmt: skip
+    def reporter(file: str) -> Report:
+        return lambda percent: progress(f"loading {file}", percent)
 
-    fill(mimi, MIMI_FILE, list(mimi_pieces(mimi)), torch.float32, lambda name: False)
+    load(
+        mimi, folder / MIMI_FILE, mimi_pieces(mimi), where, torch.float32,
+        report=reporter(MIMI_FILE),
+    )  # fmt: skip
     mimi.prepare()
-    mimi.hasten()
-    fill(lm, LM_FILE, list(lm_pieces(lm)), dtype, lambda name: unused_by_lm(lm, name), int8)
-    lm.hasten()
+    mimi.use_fused_kernels()
+    (load_int8 if int8 else load)(
+        lm, folder / LM_FILE, lm_pieces(lm), where, dtype, partial(unused_by_lm, lm),
+        reporter(LM_FILE),
+    )  # fmt: skip
+    lm.use_fused_kernels()
     tokenizer = SentencePieceTokenizer(folder / TEXT_FILE)
     if len(tokenizer) > config.lm.text_card:
         raise ModelError(
@@ -136,6 +137,27 @@ def load_checkpoint(
             f"{config.lm.text_card}; use the files of one release together"
         )
     return Checkpoint(Path(source).name or source, lm, mimi, tokenizer, voices)
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """The language models' precision on a device, where int8 is not asked for."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def quantise_checkpoint(
+    folder: Path, device: str | torch.device, report: Report = lambda percent: None
+) -> Path:
+    """Write the int8 weights of a checkpoint's language model beside it, for a kind of device.
+
+    Good ones that are there stay. The folder of int8 weights. Raises ModelError.
+    """
+    where = torch.device(device)
+    with torch.device("meta"):
+        lm = LM(read_config(folder).lm)
+    return write_int8(
+        lm, folder / LM_FILE, lm_pieces(lm), where, usual_dtype(where),
+        partial(unused_by_lm, lm), report,
+    )  # fmt: skip
 
 
 def read_saved_voice(path: Path, config: LMConfig) -> Voice:
@@ -166,16 +188,10 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-logger = logging.getLogger(__name__)
-
-
-# -- recogniser ------------------------------------------------------------------------------------
-#
-# From a recogniser's folder or repository to modules and tokenizer on the device.
+# -- the recogniser --------------------------------------------------------------------------------
 #
 # `kyutai/stt-1b-en_fr-candle` and `kyutai/stt-1b-en_fr` have the same layout; only the first has
-# the
-# pause heads. The codec in these repositories is not loaded: PersonaPlex's is the same network.
+# the pause heads. The codec in these repositories is not loaded: PersonaPlex's is the same network.
 
 DEFAULT_RECOGNISER = "kyutai/stt-1b-en_fr-candle"  # CC-BY 4.0; the one with pause heads
 STT_TEXT_FILE = "tokenizer_en_fr_audio_8000.model"  # where config.json names none
@@ -234,20 +250,16 @@ def load_recogniser(
 ) -> LoadedRecogniser:
     """Find or fetch a recogniser that reads the codes of `mimi`. Raises ModelError.
 
-    dtype None: bfloat16 on a GPU, float32 on a CPU. int8: its products are kept so, on disk too.
+    dtype None: bfloat16 on a GPU, float32 on a CPU. int8: its products are kept so (int8.py).
     """
     folder = download_recogniser(source, progress)
     raw = read_json(folder)
-    file = TensorFile(folder / LM_FILE)
-    config = _measured(SttConfig.from_json(raw), file)
+    stt, file = _empty_recogniser(folder)
+    config = stt.config
     _check_codec(config, mimi, folder)
-    with torch.device("meta"):
-        stt = Recogniser(config)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    pieces, phase = list(stt_pieces(stt, file.names())), "loading the recogniser"
     (load_int8 if int8 else load)(
-        stt, file.path, pieces, device, dtype, unused_by_stt,
-        report=lambda percent: progress(phase, percent),
+        stt, file.path, stt_pieces(stt, file.names()), device, dtype or usual_dtype(device),
+        unused_by_stt, lambda percent: progress("loading the recogniser", percent),
     )  # fmt: skip
     tokenizer = SentencePieceTokenizer(folder / _text_file(raw))
     if len(tokenizer) > config.text_card:
@@ -255,11 +267,30 @@ def load_recogniser(
             f"{folder / _text_file(raw)} has {len(tokenizer)} pieces, text_card is "
             f"{config.text_card}; use the files of one release together"
         )
-    stt.hasten()
+    stt.use_fused_kernels()
     return LoadedRecogniser(stt, tokenizer)
 
 
-def _measured(config: SttConfig, file: TensorFile) -> SttConfig:
+def quantise_recogniser(
+    folder: Path, device: str | torch.device, report: Report = lambda percent: None
+) -> Path:
+    """`quantise_checkpoint` for a recogniser's folder. Raises ModelError."""
+    where, (stt, file) = torch.device(device), _empty_recogniser(folder)
+    return write_int8(
+        stt, file.path, stt_pieces(stt, file.names()), where, usual_dtype(where),
+        unused_by_stt, report,
+    )  # fmt: skip
+
+
+def _empty_recogniser(folder: Path) -> tuple[Recogniser, TensorFile]:
+    """A recogniser without memory, and its file. Raises ModelError."""
+    file = TensorFile(folder / LM_FILE)
+    config = _complete(SttConfig.from_json(read_json(folder)), file)
+    with torch.device("meta"):
+        return Recogniser(config), file
+
+
+def _complete(config: SttConfig, file: TensorFile) -> SttConfig:
     """The configuration with what is read off the tensors: pause heads, feed-forward width."""
     names = file.names()
     heads = sum(bool(re.fullmatch(r"extra_heads\.\d+\.weight", name)) for name in names)

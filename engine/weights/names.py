@@ -1,7 +1,6 @@
 """Which tensors of the two checkpoint files make which parameter of the modules."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.model.lm import LM
@@ -34,10 +33,13 @@ class TensorSlice:
     skip: int = 0  # first row in the file
 
 
-def lm_pieces(lm: LM) -> Iterator[tuple[str, list[TensorSlice]]]:
-    """(parameter, the pieces that fill it) for every parameter of the language model."""
-    for name, parameter in lm.named_parameters():
-        yield name, _lm_pieces(lm, name, tuple(parameter.shape))
+Pieces = list[tuple[str, list[TensorSlice]]]  # of every parameter of a model, what fills it
+
+
+def lm_pieces(lm: LM) -> Pieces:
+    """Of the language model."""
+    named = lm.named_parameters()
+    return [(name, _lm_pieces(lm, name, tuple(parameter.shape))) for name, parameter in named]
 
 
 def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[TensorSlice]:
@@ -70,30 +72,31 @@ def _tables(starts: tuple[int, ...], audio: int, text: int, width: int) -> list[
     return [*tables, TensorSlice("text_emb.weight", ((text, width),), first, text)]
 
 
-def stt_pieces(stt: Recogniser, names: set[str]) -> Iterator[tuple[str, list[TensorSlice]]]:
-    """(parameter, the pieces that fill it) of the recogniser; `names` are those of the file."""
+def stt_pieces(stt: Recogniser, names: set[str]) -> Pieces:
+    """Of the recogniser; `names` are those of the file."""
+    named = stt.named_parameters()
+    return [(name, _stt_pieces(stt, names, name, tuple(p.shape))) for name, p in named]
+
+
+def _stt_pieces(
+    stt: Recogniser, names: set[str], name: str, shape: tuple[int, ...]
+) -> list[TensorSlice]:
     config = stt.config
-    for name, parameter in stt.named_parameters():
-        shape, there = tuple(parameter.shape), name
-        if name == "embedding.table":
-            starts, rows = stt.embedding.starts, (config.card + 1, config.text_card + 1)
-            yield name, _tables(starts, *rows, shape[-1])
-        elif name == "pauses.weight":
-            size = (config.pause_values, shape[-1])
-            yield (
-                name,
-                [
-                    TensorSlice(PAUSE_HEAD.format(k), (size,), k * size[0], size[0])
-                    for k in range(config.pause_heads)
-                ],
-            )
-        elif name.endswith(".alpha"):
-            yield name, [TensorSlice(name, ((1, 1, *shape), shape))]
-        else:
-            for pattern, to in STT_RENAMES:
-                if (spelled := re.sub(pattern, to, name)) in names:
-                    there = spelled
-            yield name, [TensorSlice(there, (shape,))]
+    if name == "embedding.table":
+        return _tables(stt.embedding.starts, config.card + 1, config.text_card + 1, shape[-1])
+    if name == "pauses.weight":
+        rows = config.pause_values
+        return [
+            TensorSlice(PAUSE_HEAD.format(k), ((rows, shape[-1]),), k * rows, rows)
+            for k in range(config.pause_heads)
+        ]
+    if name.endswith(".alpha"):
+        return [TensorSlice(name, ((1, 1, *shape), shape))]
+    there = name
+    for pattern, to in STT_RENAMES:
+        if (spelled := re.sub(pattern, to, name)) in names:
+            there = spelled
+    return [TensorSlice(there, (shape,))]
 
 
 def unused_by_stt(name: str) -> bool:
@@ -111,12 +114,14 @@ def unused_by_lm(lm: LM, name: str) -> bool:
     return lm.config.codebooks <= step < lm.config.n_q
 
 
-def mimi_pieces(mimi: Mimi) -> Iterator[tuple[str, list[TensorSlice]]]:
-    """(parameter, the one tensor that fills it) for every parameter of the codec."""
+def mimi_pieces(mimi: Mimi) -> Pieces:
+    """Of the codec: each parameter has one tensor."""
+    pieces = []
     for name, parameter in mimi.named_parameters():
         there, shape = name, tuple(parameter.shape)
         for pattern, to in MIMI_RENAMES:
             there = re.sub(pattern, to, there)
         if re.search(r"\.(in|out)put_proj\.", name):
             shape = (*shape, 1)  # a convolution of one column there
-        yield name, [TensorSlice(there, (shape,))]
+        pieces.append((name, [TensorSlice(there, (shape,))]))
+    return pieces

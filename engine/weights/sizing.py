@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
-from engine.model.attention import LANES, Rings, Rotation
-from engine.model.linear import Linear
 from engine.model.lm import Temporal
+from engine.model.transformer import LANES, Linear, Rings, Rotation
 from engine.weights.loading import Checkpoint, LoadedRecogniser
 
 GIB = 1 << 30

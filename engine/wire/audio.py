@@ -1,8 +1,8 @@
-"""Audio as it travels: one Ogg/Opus byte stream, or raw PCM16. Both directions, per socket.
+"""Audio as it travels on one socket, in both directions: an Ogg/Opus byte stream, or raw PCM16.
 
-Opus is `sphn` 0.2.1, with its traps closed: a reader that is stuck after garbage ends the
-conversation, messages go in page by page (more than 5 s at once is an error of the library), and
-what is not a number never reaches the encoder.
+Opus is `sphn` 0.2.1, which has three traps. Its reader hangs after garbage, so garbage ends the
+conversation. It refuses more than 5 s at once, so messages go in page by page. Its encoder breaks
+on NaN, so samples are made finite before it.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Codec(Protocol):
     """Both directions of one socket's audio."""
 
     def decode(self, payload: bytes) -> Iterator[np.ndarray]:
-        """User samples [n] float32, bit by bit. Raises BadAudioError."""
+        """User samples, in parts of float32 [n]. Raises BadAudioError."""
 
     def encode(self, pcm: np.ndarray) -> bytes:
         """The bytes to send for agent samples [n] float32."""
@@ -46,7 +46,7 @@ class OpusCodec:
 
     def __init__(self) -> None:
         try:
-            import sphn  # here: who speaks pcm16 needs none
+            import sphn  # here: a pcm16 conversation does not need it
         except ModuleNotFoundError:  # it has no wheel for Linux on ARM
             raise BadParameterError(
                 "format is 'opus', for which this server lacks its codec (sphn); "
@@ -71,17 +71,17 @@ class OpusCodec:
 
 
 def make_codec(fmt: str) -> Codec:
-    """The codec of a format name (`wire.query.FORMATS`)."""
+    """The codec of a format's name (one of `protocol.FORMATS`)."""
     return PcmCodec() if fmt == "pcm16" else OpusCodec()
 
 
 def clip_finite(pcm: np.ndarray) -> np.ndarray:
-    """Samples within −1 to 1, with 0 for what is not a number."""
+    """Samples within −1 to 1, and 0 in the place of NaN."""
     return np.clip(np.nan_to_num(pcm, posinf=1, neginf=-1), -1, 1).astype(np.float32)
 
 
 def _pages(payload: bytes) -> Iterator[bytes]:
-    """The payload cut before every page; any cut is fine with the reader."""
+    """The payload, cut before every page. The reader takes any cut."""
     start = 0
     while start < len(payload):
         end = payload.find(PAGE, start + 1)

@@ -1,10 +1,11 @@
-"""The protocol of `/api`: message kinds, control bytes, and two pure functions.
+"""The protocol of `/api`, version 1 of docs/api.md, as pure functions over bytes and mappings.
 
-Version 1 of docs/api.md. Compatible with the public Moshi and PersonaPlex clients.
+First the kinds of messages, then the query that opens a conversation, then the JSON of 0x04. The
+public Moshi and PersonaPlex clients speak it too.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -44,9 +45,7 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
     return Kind(message[0]), message[1:]
 
 
-# -- query -----------------------------------------------------------------------------------------
-#
-# The query string of `/api`: what a client asks for, checked (wire.md 2).
+# -- the query: what a client asks for (wire.md 2) -------------------------------------------------
 
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
@@ -64,7 +63,7 @@ TUNABLE = ("text_temperature", "audio_temperature", "text_topk", "audio_topk")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A checked query: what concerns the session, and what concerns the socket."""
+    """A checked query: the session's part, and what only the socket needs."""
 
     session: SessionConfig
     format: str = "opus"
@@ -79,13 +78,12 @@ def parse_query(query: Mapping[str, str]) -> Query:
     fmt = query.get("format", "opus")
     if fmt not in FORMATS:
         raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16")
-    routing = _parse_flag(query, "routing")
     session = SessionConfig(
         text_prompt=prompt,
         voice=query.get("voice_prompt") or None,
         seed=_parse_seed(query),
-        sampling=_parse_sampling(query),
-        routing=routing,
+        sampling=SamplingConfig(**_sampling_fields(query, SAMPLING)),
+        routing=_parse_flag(query, "routing"),
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
     return Query(session, fmt, bool(_parse_flag(query, "events")))
@@ -93,28 +91,21 @@ def parse_query(query: Mapping[str, str]) -> Query:
 
 def parse_set(changes: Mapping[str, Any]) -> dict[str, float | int]:
     """SamplingConfig fields of a `set` message. Raises BadParameterError."""
+    return _sampling_fields(changes, TUNABLE)
+
+
+def _sampling_fields(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, float | int]:
+    """The fields of SamplingConfig that are given under these names, in range."""
     fields: dict[str, float | int] = {}
-    for name in TUNABLE:
-        if name in changes:
+    for name in names:
+        if name in given:
             field, kind = SAMPLING[name]
-            fields[field] = _parse_number(name, changes[name], kind)
+            fields[field] = _parse_number(name, given[name], kind)
     try:
         SamplingConfig(**fields)
     except ConfigError as error:
         raise BadParameterError(str(error)) from error
     return fields
-
-
-def _parse_sampling(query: Mapping[str, str]) -> SamplingConfig:
-    fields = {
-        field: _parse_number(name, query[name], kind)
-        for name, (field, kind) in SAMPLING.items()
-        if name in query
-    }
-    try:
-        return SamplingConfig(**fields)
-    except ConfigError as error:
-        raise BadParameterError(str(error)) from error
 
 
 def _parse_seed(query: Mapping[str, str]) -> int:
@@ -151,9 +142,7 @@ def _parse_flag(query: Mapping[str, str], name: str) -> bool | None:
     return value == "1"
 
 
-# -- metadata --------------------------------------------------------------------------------------
-#
-# 0x04: the JSON of events, and the JSON clients may send (wire.md 3).
+# -- 0x04: the JSON of events, and of what clients may send (wire.md 3) ----------------------------
 
 FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the wire, its fields
     ev.Saying: ("say", ("id", "state", "text", "spoken")),
@@ -164,7 +153,7 @@ FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the 
 
 
 def encode_event(event: ev.Event, seconds: float) -> bytes | None:
-    """The payload of an event; None for what travels as another kind or not at all."""
+    """The payload of an event; None if the event travels as another kind or not at all."""
     if type(event) not in FIELDS:
         return None
     name, fields = FIELDS[type(event)]
@@ -172,7 +161,7 @@ def encode_event(event: ev.Event, seconds: float) -> bytes | None:
 
 
 def encode_metadata(name: str, seconds: float, **fields: Any) -> bytes:
-    """Any 0x04 payload; `seconds` of agent audio were sent before it."""
+    """Any 0x04 payload. `seconds` of agent audio were sent before it."""
     return json.dumps({"type": name, "t": round(seconds, 3), **fields}, ensure_ascii=False).encode()
 
 

@@ -1,6 +1,6 @@
-"""The HTTP side of the engine: `/api`, `/api/chat`, `/healthz`, `/voices`, `/metrics`.
+"""The engine's routes: `/api`, `/api/chat`, `/healthz`, `/voices`, `/metrics`, and who may talk.
 
-Adds routes to an aiohttp application; what runs the application is `commands.serve` or `demo.app`.
+They are added to an aiohttp application, which `commands.serve` or `demo.app` runs.
 """
 
 import hmac
@@ -18,16 +18,16 @@ from engine.wire.socket import ChatSocket, say_goodbye
 
 logger = logging.getLogger(__name__)
 
-ENGINE = web.AppKey("engine", Service)
+SERVICE = web.AppKey("service", Service)
 CONFIG = web.AppKey("config", ServerConfig)
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # above it aiohttp hangs up by itself; ours is 256 KiB
 WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, not buffered for
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def add_routes(app: web.Application, engine: Service, config: ServerConfig) -> None:
+def add_routes(app: web.Application, service: Service, config: ServerConfig) -> None:
     """Put the engine's routes on an application."""
-    app[ENGINE], app[CONFIG] = engine, config
+    app[SERVICE], app[CONFIG] = service, config
     for path in PATHS:
         app.router.add_get(path, chat)
     app.router.add_get("/healthz", healthz)
@@ -36,7 +36,7 @@ def add_routes(app: web.Application, engine: Service, config: ServerConfig) -> N
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
-    """One conversation. Whatever is wrong is said on the socket: proxies hide HTTP errors."""
+    """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
     ws = web.WebSocketResponse(
         compress=False, max_msg_size=READ_LIMIT_BYTES, writer_limit=WRITE_LIMIT_BYTES
     )
@@ -46,7 +46,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     config = request.app[CONFIG]
     try:
         authorize(request, config.token, config.allowed_origins)
-        await ChatSocket(ws, request.app[ENGINE], parse_query(request.query)).run()
+        await ChatSocket(ws, request.app[SERVICE], parse_query(request.query)).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
@@ -66,7 +66,7 @@ async def hang_up(ws: web.WebSocketResponse, request: web.Request) -> None:
             request.transport.abort()
 
 
-def readable_from_elsewhere(
+def allow_origins(
     handler: Callable[[web.Request], Awaitable[web.Response]],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Let pages of the allowed origins read this answer."""
@@ -79,33 +79,33 @@ def readable_from_elsewhere(
     return answer
 
 
-@readable_from_elsewhere
+@allow_origins
 async def healthz(request: web.Request) -> web.Response:
-    engine = request.app[ENGINE]
-    if (waking := engine.waking) is not None:
+    service = request.app[SERVICE]
+    if (waking := service.waking) is not None:
         body = {"status": "waking", "phase": waking.phase, "percent": waking.percent}
         return web.json_response(body, status=503)
-    status = "closing" if engine.closing else "ok"
-    body = {"status": status, "model": engine.model, "slots": engine.slots, "free": engine.free}
-    body["limited_by"] = engine.limited_by
-    return web.json_response(body, status=503 if engine.closing else 200)
+    body = {
+        "status": "closing" if service.closing else "ok",
+        "model": service.model,
+        "slots": service.slots,
+        "free": service.free,
+        "limited_by": service.limited_by,
+    }
+    return web.json_response(body, status=503 if service.closing else 200)
 
 
-@readable_from_elsewhere
+@allow_origins
 async def voices(request: web.Request) -> web.Response:
-    return web.json_response(list(request.app[ENGINE].voices))
+    return web.json_response(list(request.app[SERVICE].voices))
 
 
 async def metrics(request: web.Request) -> web.Response:
-    body = request.app[ENGINE].metrics.text()
+    body = request.app[SERVICE].metrics.text()
     return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
 
 
-# -- auth ------------------------------------------------------------------------------------------
-#
-# Who may talk: one shared token, in the query, as a bearer, or in the page's cookie.
-#
-# A cookie travels by itself, so it counts only from our own pages (the Origin is checked).
+# -- access: one shared token, in the query, as a bearer, or in the page's cookie ------------------
 
 COOKIE = "personaplex_token"
 
@@ -116,7 +116,10 @@ def is_same_token(given: str, token: str) -> bool:
 
 
 def authorize(request: web.Request, token: str, allowed_origins: tuple[str, ...]) -> None:
-    """Raises UnauthorizedError unless the server is open or the token is right."""
+    """Raises UnauthorizedError unless the server is open or the token is right.
+
+    Browsers send a cookie along by themselves, so it counts only if the Origin is ours.
+    """
     if not token:
         return
     bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
@@ -125,17 +128,17 @@ def authorize(request: web.Request, token: str, allowed_origins: tuple[str, ...]
             return
     cookie = request.cookies.get(COOKIE, "")
     if cookie and is_same_token(cookie, token):
-        if own_origin(request, allowed_origins):
+        if is_own_origin(request, allowed_origins):
             return
         raise UnauthorizedError("this page's origin may not use the cookie; connect with token=")
     raise UnauthorizedError("the token is wrong or missing; connect with ?token=…")
 
 
-def own_origin(request: web.Request, allowed: tuple[str, ...]) -> bool:
-    """Whether the page that connects is ours, or from an origin that is listed by name."""
+def is_own_origin(request: web.Request, allowed: tuple[str, ...]) -> bool:
+    """Whether the connecting page is ours, or of an origin that is listed by name."""
     origin = request.headers.get("Origin")
     if origin is None:
-        return False  # browsers always send it; others have the token itself
+        return False  # a browser always sends it; other clients have the token itself
     hosts = {request.host, request.headers.get("X-Forwarded-Host", request.host)}
     return urlsplit(origin).netloc in hosts or origin in allowed
 

@@ -1,16 +1,17 @@
-"""One socket, one conversation: three tasks that live and end together.
+"""One conversation's messages on one socket: three tasks that live and end together.
 
-Refusals inside a conversation are one 0x05 each; what ends it is 0x05 and then a close code.
+A refused request is one 0x05, and the conversation goes on. A fault that ends it is one 0x05 and
+then a close code.
 """
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from engine.config import SAMPLE_RATE
 from engine.dialogue import events as ev
 from engine.dialogue.service import Service
 from engine.errors import (
@@ -24,7 +25,6 @@ from engine.errors import (
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
-from engine.wire import protocol as metadata
 from engine.wire.audio import make_codec
 from engine.wire.protocol import (
     MAX_MESSAGE_BYTES,
@@ -34,7 +34,11 @@ from engine.wire.protocol import (
     Query,
     decode,
     encode,
+    encode_event,
+    encode_metadata,
+    parse_metadata,
     parse_set,
+    read_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,32 +56,32 @@ class ClientLeftError(Exception):
 class ChatSocket:
     """Speaks the protocol on one accepted socket."""
 
-    def __init__(self, ws: web.WebSocketResponse, engine: Service, query: Query) -> None:
+    def __init__(self, ws: web.WebSocketResponse, service: Service, query: Query) -> None:
         self.ws = ws
-        self.engine = engine
+        self.service = service
         self.query = query
         self.codec = make_codec(query.format)
-        self.session = engine.session(query.session)
+        self.session = service.session(query.session)
 
     async def run(self) -> None:
         """Talk until the client leaves. Raises the EndError that ended it."""
         async with self.session:
-            self.engine.enter(self.session)
+            self.service.enter(self.session)
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._receive())
                     group.create_task(self._send())
-                    group.create_task(self.session.watch(self.engine.limits))
+                    group.create_task(self.session.watch(self.service.limits))
             except* (ClientLeftError, ConnectionError):
                 pass
             except* EndError as group:
-                raise self._note(_first(group)) from None
+                raise self._note(_first_of(group)) from None
             except* Exception as group:  # the conversation's boundary: the client hears an id
                 error_id = uuid.uuid4().hex[:8]
                 logger.exception("conversation failed, error %s", error_id, exc_info=group)
                 raise self._note(InternalError(f"{error_id}; the server's log has it")) from None
             finally:
-                self.engine.leave(self.session)
+                self.service.leave(self.session)
 
     def _note(self, error: EndError) -> EndError:
         self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
@@ -86,39 +90,46 @@ class ChatSocket:
     # -- from the client ---------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        """Obey messages until the client leaves."""
+        """Handle messages until the client leaves. Raises ClientLeftError then."""
         async for message in self.ws:
             self.session.touch()
             if message.type is WSMsgType.TEXT:
                 await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
             elif message.type is WSMsgType.BINARY:
-                await self._obey(message.data)
+                await self._handle(message.data)
         raise ClientLeftError
 
-    async def _obey(self, data: bytes) -> None:
+    async def _handle(self, data: bytes) -> None:
         if len(data) > MAX_MESSAGE_BYTES:
             raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
         try:
             kind, payload = decode(data)
         except ProtocolError:
-            self.engine.metrics.ignored()
+            self.service.metrics.ignored()
             return
         try:
-            if kind is Kind.PING:
-                await self.ws.send_bytes(encode(Kind.PING, payload))
-            elif handler := HANDLERS.get(kind):
-                handler(self, payload)
-            else:
-                self.engine.metrics.ignored()
+            match kind:
+                case Kind.AUDIO:
+                    self._on_audio(payload)
+                case Kind.PING:
+                    await self.ws.send_bytes(encode(Kind.PING, payload))
+                case Kind.SAY:
+                    self._on_say(payload)
+                case Kind.CONTROL:
+                    self._on_control(payload)
+                case Kind.METADATA:
+                    self._on_metadata(payload)
+                case _:
+                    self.service.metrics.ignored()
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
 
     def _on_audio(self, payload: bytes) -> None:
-        metrics = self.engine.metrics
+        metrics = self.service.metrics
         received = metrics.clock()
         for pcm in self.codec.decode(payload):
             seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.hear(pcm))
+            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -143,12 +154,15 @@ class ChatSocket:
                 self.session.restart()
 
     def _on_metadata(self, payload: bytes) -> None:
-        kind, data = metadata.parse_metadata(payload)
+        kind, data = parse_metadata(payload)
         match kind:
             case "say":
-                self.session.say(metadata.read_text(data), replace=_replaces(data))
+                mode = data.get("mode", "queue")
+                if mode not in ("queue", "replace"):
+                    raise RefusedError(f"say: mode is {str(mode)[:40]!r}; use queue or replace")
+                self.session.say(read_text(data), replace=mode == "replace")
             case "ask":
-                self.session.ask(metadata.read_text(data))
+                self.session.ask(read_text(data))
             case "cancel":
                 self.session.post(ev.Cancel())
             case "set":
@@ -162,14 +176,14 @@ class ChatSocket:
             raise RefusedError(f"set: routing is {str(routing)[:40]!r}; use 0 or 1")
         try:
             changes = parse_set(data)
-        except BadParameterError as error:  # in a query it ends the call; here it is refused
+        except BadParameterError as error:  # it ends a call when it stands in the query; not here
             raise RefusedError(f"set: {error}") from None
         self.session.tune(changes, None if routing is None else bool(routing))
 
     # -- to the client -----------------------------------------------------------------------------
 
     async def _send(self) -> None:
-        """Everything the session brings, until it ends."""
+        """Send everything that the session brings, until it ends."""
         await self._wake_up()
         self.session.connect()
         async for output in self.session.outputs():
@@ -181,43 +195,39 @@ class ChatSocket:
                         await self._send_event(event)
                 case Renewed(frames) if self.query.events:
                     at = self.session.seconds_out
-                    await self._send_metadata(
-                        metadata.encode_metadata("renewed", at, frames=frames)
-                    )
+                    await self._send_metadata(encode_metadata("renewed", at, frames=frames))
                 case Frame():
                     await self._send_frame(output)
 
     async def _wake_up(self) -> None:
         """Wait for the model; with events=1 say how far it is."""
-        while (waking := self.engine.waking) is not None:
-            self.engine.check_open()
+        while (waking := self.service.waking) is not None:
+            self.service.check_open()
             if self.query.events:
                 fields = {"phase": waking.phase, "percent": waking.percent}
-                await self._send_metadata(metadata.encode_metadata("waking", 0, **fields))
+                await self._send_metadata(encode_metadata("waking", 0, **fields))
             await asyncio.sleep(WAKING_SECONDS)
 
     async def _send_ready(self) -> None:
         if self.query.events:
-            await self._send_metadata(metadata.encode_metadata("ready", 0, **self._ready_fields()))
+            fields = {
+                "session": self.session.id,
+                "protocol": VERSION,
+                "model": self.service.model,
+                "voice": self.session.voice,
+                "sample_rate": SAMPLE_RATE,
+                "format": self.query.format,
+                "transcript": self.session.transcribes,
+            }
+            await self._send_metadata(encode_metadata("ready", 0, **fields))
         await self.ws.send_bytes(encode(Kind.HANDSHAKE))
-
-    def _ready_fields(self) -> dict[str, Any]:
-        return {
-            "session": self.session.id,
-            "protocol": VERSION,
-            "model": self.engine.model,
-            "voice": self.session.voice,
-            "sample_rate": 24_000,
-            "format": self.query.format,
-            "transcript": self.session.transcribes,
-        }
 
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
         if data := self.codec.encode(frame.pcm):
             await self.ws.send_bytes(encode(Kind.AUDIO, data))
-        now, metrics = self.engine.scheduler.clock(), self.engine.metrics
+        now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
         if self.query.events and self.session.frames_out % STATS_FRAMES == 0:
@@ -228,7 +238,7 @@ class ChatSocket:
             await self.ws.send_bytes(encode(Kind.TEXT, event.text.encode()))
         elif isinstance(event, ev.Refused):
             await self._refuse(event.message)
-        elif data := metadata.encode_event(event, self.session.seconds_out):
+        elif data := encode_event(event, self.session.seconds_out):
             await self._send_metadata(data)
 
     async def _send_metadata(self, data: bytes) -> None:
@@ -236,10 +246,10 @@ class ChatSocket:
             await self.ws.send_bytes(encode(Kind.METADATA, data))
 
     def _stats(self) -> bytes:
-        metrics = self.engine.metrics
+        metrics = self.service.metrics
         p50, p99 = metrics.step.percentiles((50, 99))
         (queue,) = metrics.record.stages[Stage.QUEUE].percentiles((50,))
-        return metadata.encode_metadata(
+        return encode_metadata(
             "stats",
             self.session.seconds_out,
             step_ms_p50=round(p50 * 1e3, 2),
@@ -253,37 +263,22 @@ class ChatSocket:
         await self.ws.send_bytes(encode(Kind.ERROR, text.encode()))
 
 
-HANDLERS: dict[Kind, Callable[[ChatSocket, bytes], None]] = {
-    Kind.AUDIO: ChatSocket._on_audio,
-    Kind.SAY: ChatSocket._on_say,
-    Kind.CONTROL: ChatSocket._on_control,
-    Kind.METADATA: ChatSocket._on_metadata,
-}
-
-
-def _replaces(data: dict[str, Any]) -> bool:
-    mode = data.get("mode", "queue")
-    if mode not in ("queue", "replace"):
-        raise RefusedError(f"say: mode is {str(mode)[:40]!r}; use queue or replace")
-    return mode == "replace"
-
-
-def _first(group: BaseExceptionGroup) -> EndError:
-    """The first error of a group, however deep."""
+def _first_of(group: BaseExceptionGroup) -> EndError:
+    """The first error of a group, at any depth."""
     error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def cut(text: str, size: int) -> bytes:
-    """At most `size` bytes of UTF-8, never half a character: browsers refuse such a frame."""
+def cut_utf8(text: str, size: int) -> bytes:
+    """At most `size` bytes of UTF-8. Characters stay whole, or browsers refuse the frame."""
     return text.encode()[:size].decode(errors="ignore").encode()
 
 
 async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
-    """The reason as 0x05, then the close code; a client that reads nothing is cut off."""
+    """Send the reason as 0x05, then the close code. A client that reads nothing is cut off."""
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await ws.send_bytes(encode(Kind.ERROR, str(error).encode()))
-            await ws.close(code=error.close_code, message=cut(str(error), CLOSE_BYTES))
+            await ws.close(code=error.close_code, message=cut_utf8(str(error), CLOSE_BYTES))
     except (TimeoutError, ConnectionError):
         pass

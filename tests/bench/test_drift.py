@@ -16,7 +16,7 @@ from engine.bench.__main__ import load_subject
 from engine.bench.drift import TURN_FRAMES
 from engine.bench.report import parse_options
 from engine.errors import ConfigError, ModelError
-from engine.model import attention, linear
+from engine.model import transformer
 from engine.weights.verdict import VERDICT, precise, precise_recogniser
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,7 +52,7 @@ def quantised(folder: Path) -> None:
     tensors = {name: value.float() for name, value in load_file(path).items()}
     for name, value in tensors.items():
         if value.dim() == 2:
-            steps, scale = linear.quantise_weight(value)
+            steps, scale = transformer.quantise_weight(value)
             tensors[name] = steps.float() * scale[:, None]
     save_file(tensors, path)
 
@@ -87,7 +87,7 @@ def test_weights_that_were_made_worse_say_something_else_and_int8_keys_and_value
     places, monkeypatch
 ):
     model, stt = places
-    monkeypatch.setattr(linear, "quantise_weight", coarse(linear.quantise_weight))
+    monkeypatch.setattr(transformer, "quantise_weight", coarse(transformer.quantise_weight))
     rows = {row["what"]: row for row in run(model, stt)["rows"]}
     assert rows.pop("int8 KV")["top1"] > 0.9
     assert max(row["top1"] for row in rows.values()) < 0.8  # far below what is good enough
@@ -99,7 +99,7 @@ def test_keys_and_values_that_were_made_worse_say_something_else_beside_good_wei
 ):
     model, _ = places
     quantised(model)
-    monkeypatch.setattr(attention, "quantise_columns", coarse(attention.quantise_columns))
+    monkeypatch.setattr(transformer, "quantise_columns", coarse(transformer.quantise_columns))
     rows = {row["what"]: row for row in run(model, None)["rows"]}
     assert rows["int8 weights"]["good"]
     assert max(rows[what]["top1"] for what in ("int8 KV", "both")) < 0.8

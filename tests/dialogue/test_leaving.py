@@ -10,6 +10,7 @@ from engine.dialogue import events as ev
 from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
 from engine.evals.standin import Manner, Reply, StandIn
+from engine.lookup.handover import Source
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.seat import Notice, Ready
 from tests.dialogue.talk import standing
@@ -67,7 +68,7 @@ async def test_a_cancelled_end_gives_the_slot_back_all_the_same(monkeypatch):
         assert "personaplex_conversations 0.0" in engine.metrics.text().decode()
 
 
-@pytest.mark.parametrize("event", [LISTENED, ev.Triggered(ev.Source.MARKER)])
+@pytest.mark.parametrize("event", [LISTENED, ev.Triggered(1, Source.MARKER)])
 async def test_what_arrives_after_the_end_asks_nobody(event):
     async with serving_one() as (engine, api):
         async with Session(engine, SessionConfig()) as session:
@@ -76,7 +77,7 @@ async def test_what_arrives_after_the_end_asks_nobody(event):
         session._deliver([Notice([event])])  # the scheduler was in the midst of its turn
         await asyncio.sleep(0.05)
         assert asyncio.all_tasks() <= tasks
-        assert not session.routing._waiting
+        assert session.routing.current is None
         assert api.requests == []
 
 

@@ -7,7 +7,8 @@ import pytest
 from engine.config import PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
-from engine.dialogue.floor import Transcript, sounds_like
+from engine.dialogue.floor import UserFloor, sounds_like
+from engine.dialogue.text import prepare
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.hearing import TRANSCRIPTION, Heard, quiet, spoken
@@ -19,7 +20,7 @@ class Listening:
     """A director beside a scripted user; `events` are (frame, event)."""
 
     def __init__(self) -> None:
-        self.director = Director(ByteTokenizer(), floor=Transcript(TRANSCRIPTION))
+        self.director = Director(ByteTokenizer(), floor=UserFloor(TRANSCRIPTION))
         self.events: list[tuple[int, ev.Event]] = []
         self.frames = 0
 
@@ -31,7 +32,7 @@ class Listening:
 
     def say(self, text: str = TEXT) -> None:
         """Say something and wait until its first word has begun."""
-        self.director.take(ev.Say(1, text))
+        self.director.take(ev.Say(1, text, prepare(text, ByteTokenizer())))
         self.hear(quiet(12))
         assert self.states[-1] == "speaking"
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from engine.dialogue.floor import LOUD, Floor
+from engine.dialogue.floor import LOUD, EnergyRule
 from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids, wrap
 from engine.dialogue.service import Service
 from engine.dialogue.session import Limits, Session, SessionConfig
-from engine.dialogue.text import PieceDecoder
 from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 
 # -- floor -----------------------------------------------------------------------------------------
@@ -15,9 +15,9 @@ from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 
 def listened(pattern):
     """A floor after frames written as `#` loud and `.` quiet, and its states."""
-    floor, states = Floor(), []
+    floor, states = EnergyRule(), []
     for mark in pattern:
-        floor.hear(0.5 if mark == "#" else 0.001)
+        floor.take_frame(0.5 if mark == "#" else 0.001)
         states.append((floor.speaking, floor.turn_ended))
     return floor, states
 
@@ -57,18 +57,18 @@ def test_turns_end_one_after_the_other():
 def test_the_onset_counts_from_where_speaking_started():
     floor, _ = listened("...###")
     assert floor.onset_frames == 1
-    floor.hear(0.5)
+    floor.take_frame(0.5)
     assert floor.onset_frames == 2
     for _ in range(5):
-        floor.hear(0.0)
+        floor.take_frame(0.0)
     assert floor.onset_frames == 0
 
 
 def test_loud_is_more_than_36_db_below_full_scale():
-    floor = Floor()
-    floor.hear(LOUD)
+    floor = EnergyRule()
+    floor.take_frame(LOUD)
     assert floor.loud_frames == 0
-    floor.hear(LOUD * 1.01)
+    floor.take_frame(LOUD * 1.01)
     assert floor.loud_frames == 1
     assert pytest.approx(0.0158, abs=1e-4) == LOUD
 
@@ -102,8 +102,8 @@ def test_bytes_are_held_until_the_character_is_whole():
 def test_what_is_left_comes_out_once():
     decoder = PieceDecoder()
     decoder.feed("<0xC3>")
-    assert decoder.flush() == "\ufffd"
-    assert decoder.flush() == ""
+    assert decoder.finish() == "\ufffd"
+    assert decoder.finish() == ""
 
 
 # -- prompt and personas ---------------------------------------------------------------------------

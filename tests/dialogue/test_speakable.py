@@ -5,8 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from engine.dialogue.speech import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
-from engine.dialogue.text import clean, spell, spelled
+from engine.dialogue.text import (
+    MAX_SENTENCE_WORDS,
+    MAX_WORD_LETTERS,
+    clean,
+    prepare,
+    spell,
+    spelled,
+)
 from engine.runtime.embedded import ByteTokenizer
 
 
@@ -89,7 +95,7 @@ def test_the_transcript_keeps_what_was_written():
 
 @pytest.mark.parametrize("text", ["", "   ", "!!!", "...", "— –", "🎉", "#*_", "\n\t"])
 def test_nothing_to_say_gives_no_words(text):
-    assert prepare(text, ByteTokenizer()) == []
+    assert prepare(text, ByteTokenizer()) == ()
 
 
 def test_a_run_of_bangs_never_reaches_the_voice():

@@ -45,11 +45,11 @@ def run(
     """(fed, shown, how often it fired) of a run of tokens."""
     fed, shown, fired, tidier = [], "", 0, BangTidier()
     for token in tokens:
-        seen = detector.see(token, armed)
+        seen = detector.detect(token, armed)
         fed.append(seen.fed)
         fired += seen.fired
         shown += tidier.tidy(text(seen.due))
-    return fed, shown + tidier.tidy(text(detector.flush())), fired
+    return fed, shown + tidier.tidy(text(detector.finish())), fired
 
 
 def test_the_table_holds_every_piece_that_ends_in_an_exclamation_mark():
@@ -129,7 +129,7 @@ def test_words_between_the_marks_start_the_count_again():
 
 def test_an_unarmed_marker_passes_as_one_mark_and_is_reported():
     detector = MarkerDetector(TOKENIZER, 3)
-    seen = [detector.see(token, armed=False) for token in TOKENIZER.encode("! ! !")]
+    seen = [detector.detect(token, armed=False) for token in TOKENIZER.encode("! ! !")]
     assert [one.fed == PAD for one in seen] == [False, True, True]
     assert [one.swallowed for one in seen] == [False, False, True]
     assert not any(one.fired for one in seen)

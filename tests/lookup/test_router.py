@@ -59,6 +59,12 @@ def test_a_follow_up_is_read_with_the_question_before_it(router):
     assert "Premium plan" in [section.title for section in facts[:2]]
 
 
+def test_a_longer_turn_speaks_for_itself(router):
+    before = "How much is premium?"
+    assert router.needs_facts("No, I meant the business plan of this year.", before)
+    assert not router.needs_facts("No, I meant the business plan of this year, my friend.", before)
+
+
 def test_a_statement_about_the_product_is_no_question(router):
     assert not router.needs_facts("I used the premium plan last year and liked it.")
 

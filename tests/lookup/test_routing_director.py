@@ -14,8 +14,10 @@ from engine.dialogue.director import (
     Director,
     Mode,
 )
-from engine.dialogue.events import SayState, Source
-from engine.lookup.handover import COOLDOWN_FRAMES, TURN_FRAMES, OwnWords, TriggerRules
+from engine.dialogue.events import SayState
+from engine.dialogue.speech import prepare_command
+from engine.lookup.handover import COOLDOWN_FRAMES, TURN_FRAMES, OwnWords, Source, TriggerRules
+from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 
@@ -38,7 +40,7 @@ class Rig:
 
     def take(self, *commands: ev.Command) -> None:
         for command in commands:
-            self.events += self.director.take(command)
+            self.events += self.director.take(prepare_command(command, TOKENIZER))
 
     def step(self, sampled: int = PAD, peak_in: float = SILENT, peak_out: float = SILENT) -> int:
         token, hush = self.director.step(sampled, NOBODY, peak_in, peak_out)
@@ -296,7 +298,7 @@ def test_after_eight_seconds_more_a_second_filler_and_then_the_apology():
     rig.run_until(lambda: SayState.DONE in rig.states(92))
     waited = rig.run_until(lambda: rig.of(ev.HoldEnded))
     assert waited == pytest.approx(PATIENCE_FRAMES, abs=8)
-    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, "timeout")]
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.TIMEOUT)]
     rig.run_until(lambda: SayState.DONE in rig.states(93))
     rig.run_until(lambda: rig.director.mode is Mode.FREE)
     assert rig.given == "One moment. Still looking. Sorry, too long."
@@ -348,7 +350,7 @@ def test_a_hand_over_that_nobody_takes_up_lets_the_agent_go():
     rig.asked()
     rig.say("!!!")
     rig.steps(UNCLAIMED_FRAMES)
-    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(0, "timeout")]
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.UNCLAIMED)]
     rig.run_until(lambda: rig.director.mode is Mode.FREE)
 
 
@@ -368,7 +370,7 @@ def test_a_user_who_speaks_during_a_hold_makes_the_answer_stale():
     hold(rig)
     rig.steps(4)
     rig.steps(6, peak_in=LOUD)
-    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, "stale")]
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.STALE)]
     rig.run_until(lambda: rig.director.mode is Mode.FREE)
 
 
@@ -379,7 +381,7 @@ def test_a_user_who_speaks_over_the_filler_makes_the_answer_stale():
     rig.steps(8, peak_in=LOUD)
     rig.run_until(lambda: rig.director.mode is Mode.FREE)
     assert rig.states(91)[-1] is SayState.CANCELLED
-    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, "stale")]
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.STALE)]
 
 
 def test_a_user_who_was_speaking_when_the_hold_began_does_not():
@@ -430,3 +432,25 @@ def test_a_growing_answer_that_runs_dry_is_over_after_twelve_frames():
     rig.take(ev.More(5, "maybe one o'clock.", last=True))
     rig.steps(60)
     assert rig.given == "It is noon or"
+
+
+def test_a_user_who_speaks_during_a_hold_does_not_stop_a_text_that_nobody_waits_for():
+    rig = Rig()
+    rig.take(ev.Say(1, "First of all, this."))
+    rig.step()
+    hold(rig)
+    rig.steps(4)
+    rig.steps(6, peak_in=LOUD)
+    assert rig.of(ev.HoldEnded) == [ev.HoldEnded(1, HoldEnd.STALE)]
+    rig.run_until(lambda: rig.director.mode is Mode.FREE)
+    assert rig.states(1)[-1] is SayState.DONE
+
+
+def test_a_user_who_began_to_speak_while_another_text_waited_does_not_end_a_later_hold():
+    rig = Rig()
+    rig.take(ev.Say(1, "First of all, this."))
+    rig.steps(3)
+    rig.steps(5, peak_in=LOUD)
+    hold(rig)
+    rig.steps(6, peak_in=LOUD)
+    assert not rig.of(ev.HoldEnded)

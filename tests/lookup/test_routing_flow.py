@@ -6,12 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from engine.dialogue.director import Mode
-from engine.dialogue.events import RouteState, Source
 from engine.dialogue.persona import load_personas
 from engine.errors import RefusedError
 from engine.evals.standin import Manner, Reply
 from engine.lookup import textmodel as answerer
-from engine.lookup.handover import load_phrases
+from engine.lookup.handover import Source, load_phrases
+from engine.lookup.question import RouteState
 from engine.lookup.textmodel import Answerer, Deadlines
 from tests.dialogue.talk import LOUD, Talk, answers_for, standing
 

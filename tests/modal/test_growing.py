@@ -8,7 +8,7 @@ import sys
 import pytest
 from aiohttp import web
 
-from demo.cloud.growing import CALM_SECONDS, RENEW_SECONDS, Growing, grow_with
+from demo.cloud.growing import CALM_SECONDS, RENEW_SECONDS, Growing, autoscale
 from engine.runtime.load import Overload, TickTable
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import ROOT, SECRETS, clean, deploy
@@ -133,7 +133,7 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
 
     asked, spare = asyncio.Event(), Heard()
     app = web.Application()
-    app.cleanup_ctx.append(grow_with(Full(), Growing(spare)))
+    app.cleanup_ctx.append(autoscale(Full(), Growing(spare)))
     runner = web.AppRunner(app)
     await runner.setup()
     await asyncio.wait_for(asked.wait(), 5)

@@ -15,7 +15,7 @@ from tests.modal.benches import STT, TINY, Benches
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    ignored = shutil.ignore_patterns("expected", "*.int8.safetensors")
+    ignored = shutil.ignore_patterns("expected", "*.int8")
     return shutil.copytree(TINY, tmp_path / "tiny", ignore=ignored)
 
 

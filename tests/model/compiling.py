@@ -15,16 +15,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from engine.model.attention import Rings, Rotation
 from engine.model.config import ModelConfig
-from engine.model.gpu import fused as fast_codec
+from engine.model.gpu import fused
 from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
 from engine.model.gpu.kernels_prompt import PromptPiece
 from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active, Rings, Rotation
 
 CPU, SLOTS = torch.device("cpu"), 4
 BF16 = torch.bfloat16
@@ -148,11 +147,11 @@ def codec() -> None:
     layer.linear2.weight = torch.nn.Parameter(numbers(512, 2048, dtype=torch.float32))
     now = Moment(whole, 2, whole > 0)
     for module, by, columns in (
-        (encoder.model[0], fast_codec._conv, 1920),  # samples
-        (encoder.model[3], fast_codec._conv, 1920),  # with a stride
-        (encoder.model[12], fast_codec._conv, 16),  # few columns, many inputs
-        (mimi.downsample, fast_codec._conv, 2),
-        (decoder.model[2], fast_codec._transposed, 2),
+        (encoder.model[0], fused._conv, 1920),  # samples
+        (encoder.model[3], fused._conv, 1920),  # with a stride
+        (encoder.model[12], fused._conv, 16),  # few columns, many inputs
+        (mimi.downsample, fused._conv, 2),
+        (decoder.model[2], fused._transposed, 2),
         (layer.linear2, lambda linear: Filter(linear.weight), 2),
     ):
         filter = by(module)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from engine.model.attention import Chunk, RingPush, Rings, Rotation, attend_few
-from engine.model.state import Active
+from engine.model.transformer import Active, Chunk, RingPush, Rings, Rotation, attend_few
 from tests.model.conftest import CPU
 
 HEADS, DIM, CAPACITY, SLOTS = 2, 6, 7, 3

@@ -12,11 +12,10 @@ from engine.bench.gpu import GOLDEN_FRAMES as ALL_FRAMES
 from engine.bench.gpu import read_user_frames
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.persona import prompt_ids
-from engine.model.gpu import fused as fast
-from engine.model.gpu import fused as fast_codec
+from engine.model.gpu import fused
 from engine.model.lm import LM
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active
 from engine.runtime.backend import Opening
 from engine.runtime.drive import drive_conversation
 from engine.runtime.personaplex import PersonaPlexBackend
@@ -24,7 +23,7 @@ from engine.weights.loading import Checkpoint, load_checkpoint, load_recogniser
 from engine.weights.voices import Voices
 from tests.model.conftest import CPU, TINY, build_lm
 from tests.model.listening import STT_TINY, WANT, golden_columns
-from tests.model.test_fast import unpacked
+from tests.model.test_fused import unpacked
 from tests.model.test_lm import HIDDEN_TOLERANCE
 from tests.model.test_loop import DROPPED, ReferenceDraws, run, start
 from tests.model.test_mimi import PCM_TOLERANCE
@@ -35,13 +34,13 @@ MORE, COLUMNS, STEPS = (None,) * 3 if DEVICE.type == "cuda" else (2, 6, 4)  # of
 PAST = 2  # frames that are played after the one that fills the ring
 
 
-def fused() -> Checkpoint:
+def fused_checkpoint() -> Checkpoint:
     """The tiny checkpoint as a GPU runs it."""
     if DEVICE.type == "cuda":
         return load_checkpoint(str(TINY), Voices, device="cuda", dtype=torch.float32)
     checkpoint = load_checkpoint(str(TINY), Voices)
     lm, mimi = unpacked(checkpoint.lm), unpacked(checkpoint.mimi)
-    lm.fast, mimi.fast, mimi.filters = fast, fast_codec, fast_codec.filters(mimi)
+    lm.fused, mimi.fused, mimi.filters = fused, fused, fused.filters(mimi)
     return checkpoint
 
 
@@ -49,8 +48,8 @@ def test_the_fused_kernels_say_the_references_tokens():
     folder = TINY / "expected"
     want = load_file(folder / "gen_voice_pt.safetensors")["tokens"][1 : 1 + FRAMES]
     told = json.loads((folder / "gen_voice_pt.json").read_text())
-    backend = PersonaPlexBackend(fused(), slots=1)
-    assert backend.loop.sampler.text_picked_by is fast.pick_text
+    backend = PersonaPlexBackend(fused_checkpoint(), slots=1)
+    assert backend.loop.sampler.text_picked_by is fused.pick_text
     ids = prompt_ids(told["text_prompt"], backend.tokenizer)
     opening = Opening(told["voice"].split(".")[0], ids, GREEDY)
     frames = list(drive_conversation(backend, opening, read_user_frames()[:FRAMES]))
@@ -64,26 +63,26 @@ def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, e
     user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
     want = expected("gen_no_prompt")["tokens"][: full + PAST - 1]
 
-    def hastened() -> Iterator[torch.Tensor]:
+    def user_codes() -> Iterator[torch.Tensor]:
         """The user's codes; the plain modules play until the ring lacks one column."""
         for codes in user[: len(want)]:
             if loop.rings.pushed[0] == full - 1:
-                loop.lm.fast = fast
-                loop.sampler.picked_by, loop.sampler.text_picked_by = fast.pick, fast.pick_text
+                loop.lm.fused = fused
+                loop.sampler.picked_by, loop.sampler.text_picked_by = fused.pick, fused.pick_text
             yield codes
 
-    got = run(loop, hastened())
+    got = run(loop, user_codes())
     assert loop.rings.pushed[0] == full + PAST
     assert torch.equal(got.int().cpu(), want)
 
 
 def test_the_fused_kernels_pick_what_the_reference_draws(expected):
-    checkpoint, want = fused(), expected("gen_sampled_optional")["tokens"][:MORE]
+    checkpoint, want = fused_checkpoint(), expected("gen_sampled_optional")["tokens"][:MORE]
     loop = start(checkpoint.lm, checkpoint.mimi, SamplingConfig(0.7, 0.8, 25, 40))
     loop.sampler.draw = ReferenceDraws(loop, 4242, 25, 40)
     user = expected("codec")["codes8_streaming"].long().T[DROPPED:].to(DEVICE)
     got = run(loop, user[: len(want)])
-    assert loop.sampler.picked_by is fast.pick
+    assert loop.sampler.picked_by is fused.pick
     assert torch.equal(got.int().cpu(), want)
 
 
@@ -91,7 +90,7 @@ def hidden_of(lm: LM, columns: torch.Tensor, plainly: int = 0) -> torch.Tensor:
     """Teacher forced over columns [T, 17], the first `plainly` by the plain modules -> [T, dim]."""
     rings, active, hidden = lm.rings(1), Active.of([0], 1, DEVICE), []
     for number, column in enumerate(columns.to(DEVICE)):
-        lm.fast = None if number < plainly else fast
+        lm.fused = None if number < plainly else fused
         hidden.append(lm.step(lm.embed(column[None]), rings, active))
     return torch.cat(hidden).float().cpu()
 
@@ -112,7 +111,7 @@ def test_fused_bf16_stays_within_twice_the_references_own_bf16_difference(expect
 
 def test_the_fused_recogniser_writes_the_references_tokens(mimi):
     stt = unpacked(load_recogniser(str(STT_TINY), mimi, device=CPU).stt).to(DEVICE)
-    stt.fast = fast
+    stt.fused = fused
     hearing, active, tokens = Hearing(stt, 1), Active.of([0], 1, DEVICE), []
     for codes in golden_columns()[:STEPS].to(DEVICE):
         tokens.append(hearing.step(codes[None], active)[0])
@@ -120,7 +119,7 @@ def test_the_fused_recogniser_writes_the_references_tokens(mimi):
 
 
 def test_the_fused_decoders_sound_is_the_references(expected):
-    want, mimi, active = expected("codec"), fused().mimi, Active.of([0], 1, DEVICE)
+    want, mimi, active = expected("codec"), fused_checkpoint().mimi, Active.of([0], 1, DEVICE)
     columns = want["codes8_streaming"].long().T.contiguous()[:MORE, None].to(DEVICE)
     stream = mimi.decoder_stream(1)
     pcm = torch.cat([mimi.decode(codes, stream, active)[0] for codes in columns]).cpu()

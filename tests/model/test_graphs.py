@@ -10,9 +10,9 @@ from torch import Tensor
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks
-from engine.model.linear import quantise_products
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.model.transformer import quantise_products
 from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
@@ -30,8 +30,8 @@ def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool 
     if weights == "int8":
         quantise_products(lm)
     if fused:
-        lm.hasten()
-        mimi.hasten()
+        lm.use_fused_kernels()
+        mimi.use_fused_kernels()
     loop = Loop(lm, mimi, slots, torch.int8 if weights == "int8" else None)
     for slot in range(slots):
         loop.sampler.tune(slot, GREEDY)
@@ -46,7 +46,7 @@ def hearing_of(slots: int, config: SttConfig = TINY_STT, weights: str = "bf16") 
         stt = Recogniser(config).to(torch.bfloat16)
     if weights == "int8":
         quantise_products(stt)
-    stt.hasten()
+    stt.use_fused_kernels()
     return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
 
 

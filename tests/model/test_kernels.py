@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.model.gpu.kernels import add_norm, embed, matmul
-from engine.model.linear import quantise_weight
-from engine.model.transformer import RMS_EPS
+from engine.model.transformer import RMS_EPS, quantise_weight
 from tests.model.checking import DEVICE, ROUNDED, TYPES, close, draw, poisoned
 
 PRODUCTS = [

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from engine.model.attention import RingPush, Rings, Rotation, attend_few
 from engine.model.gpu.kernels_attention import Decode
 from engine.model.gpu.kernels_attention import attend_few as attend_few_kernel
-from engine.model.state import Active
+from engine.model.transformer import Active, RingPush, Rings, Rotation, attend_few
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, ROUNDED, TYPES, close, draw, poisoned
 
 MOSTLY = 0.01  # of a ring's numbers may be rounded to their other neighbour

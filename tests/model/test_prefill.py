@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from engine.model.attention import Chunk, Rings, Rotation
-from engine.model.gpu import fused as fast
+from engine.model.gpu import fused
 from engine.model.gpu.graphs import Prefill
 from engine.model.gpu.kernels_prompt import PromptPiece
+from engine.model.transformer import Chunk, Rings, Rotation
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, close, draw, poisoned
 from tests.model.conftest import build_lm
-from tests.model.test_fast import TOLERANCE, unpacked
+from tests.model.test_fused import TOLERANCE, unpacked
 from tests.model.test_kernels_attention import check_ring
 
 MINE, SLOTS = 1, 3  # the slot whose prompt goes in, of so many
@@ -91,7 +91,7 @@ def test_nothing_that_counts_changes_nothing_and_hears_silence():
 def lm():
     """The tiny model as a GPU runs it."""
     model = unpacked(build_lm()).to(DEVICE)
-    model.fast = fast
+    model.fused = fused
     return model
 
 

@@ -5,7 +5,7 @@ import torch
 from engine.config import EPAD, PAD, SamplingConfig
 from engine.model.config import LMConfig
 from engine.model.sampling import Sampler, race
-from engine.model.state import Active
+from engine.model.transformer import Active
 from tests.model.conftest import CPU
 
 SMALL = LMConfig(text_card=50, card=20, silence_tokens=(0,) * 8, sine_tokens=(0,) * 8)

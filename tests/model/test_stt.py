@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from engine.model.attention import RingPush
-from engine.model.state import Active
 from engine.model.stt import Hearing, silence_codes
+from engine.model.transformer import Active, RingPush
 from engine.runtime.drive import split_frames
 from engine.weights.loading import load_recogniser
 from engine.wire.client import read_wav

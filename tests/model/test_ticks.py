@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench.device import count_launches, generated_recogniser
+from engine.bench.device import count_launches
 from engine.bench.gpu import play, play_on
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks, buckets_for
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, SttConfig
-from engine.weights.generated import FULL, SMALL, generated
+from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
 
 MOST_LAUNCHES = 1200  # on a GPU; test_graphs.py counts them where there is none
 MOST_OPERATORS = {"bf16": 8_000, "int8": 12_500}  # of the plain modules on a CPU

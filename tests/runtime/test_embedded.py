@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import EPAD, FRAME_SAMPLES, GREEDY, PAD, VOICE_NAMES
 from engine.dialogue import events as ev
-from engine.dialogue.text import PieceDecoder
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Opening
 from engine.runtime.embedded import GREETINGS, ByteTokenizer, EmbeddedBackend, espeak_voice
 from tests.runtime.call import SILENCE, Call

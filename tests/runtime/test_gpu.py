@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.config import GREEDY
-from engine.model.state import Active
+from engine.model.transformer import Active
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint
 from engine.weights.voices import Voices

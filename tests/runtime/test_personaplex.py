@@ -8,7 +8,7 @@ import torch
 
 from engine.config import GREEDY, PAD, SamplingConfig
 from engine.errors import ModelError
-from engine.model.state import Active
+from engine.model.transformer import Active
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from tests.runtime.playing import FRAMES, MINE, PERSONA, SAMPLED, Guest, audio, enter, play, tick

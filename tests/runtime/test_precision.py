@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from engine.bench.drift import compare
 from engine.model.gpu.graphs import Ticks
-from engine.model.linear import Linear, quantise_weight, w8a16
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active, Linear, quantise_weight, w8a16
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import load_checkpoint, load_recogniser

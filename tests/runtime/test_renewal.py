@@ -112,10 +112,10 @@ def fresh(call: Call, opening: Opening, known: int) -> PersonaPlexBackend:
         pass
     loop, hush = backend.loop, torch.zeros(2, dtype=torch.bool)
     active, frames = loop.active([SLOT]), call.frames[-known:]
-    loop.listen(torch.zeros(2, FRAME_SAMPLES), active)  # the bootstrap: the last prompt column
+    loop.step_temporal(loop.user_now.clone(), active)  # the bootstrap: the last prompt column
     feed(loop, frames[0][0], frames[0][1], late=None, hush=hush)
     for number, (_, said, user) in enumerate(frames):
-        loop.think(torch.tensor([user, user]), active)
+        loop.step_temporal(torch.tensor([user, user]), active)
         if number + 1 < known:
             text, soon = frames[number + 1][0], frames[number + 1][1]
         else:  # the frame that comes: only its text and its first codebook are picked already
@@ -131,7 +131,7 @@ def feed(loop: Loop, text: int, soon: list[int], late: list[int] | None, hush: t
         given = torch.where(loop.agent_late, loop.forced[SLOT], given)
     loop.forced[SLOT] = given
     loop.booting.discard(SLOT)
-    loop.say(torch.tensor([text, text]), hush, loop.active([SLOT]))
+    loop.step_depth(torch.tensor([text, text]), hush, loop.active([SLOT]))
 
 
 @torch.inference_mode()
@@ -330,7 +330,7 @@ def test_the_next_caller_of_a_slot_has_no_history_and_no_place_in_the_queue(room
     assert backend.renewal.due(SLOT)
     backend.close(SLOT)
     history = backend.renewal.histories[SLOT]
-    assert (list(history.frames), history.total) == ([], 0)
+    assert (len(history.last(CONTEXT)), history.total) == (0, 0)
     assert not list(backend.renewal.queue.slots)
     assert not backend.renewal.due(SLOT)
 

@@ -1,5 +1,6 @@
 """How many slots a machine gets: by memory, by time, as asked; and how the log says it."""
 
+import functools
 import logging
 
 import pytest
@@ -38,6 +39,7 @@ from tests.runtime.conftest import TINY
 A10G = 23_028 << 20  # bytes that the card reports
 
 
+@functools.cache
 def public_model(int8: bool = False) -> Checkpoint:
     """The public checkpoint's shapes, without numbers."""
     config = ModelConfig()
@@ -48,6 +50,7 @@ def public_model(int8: bool = False) -> Checkpoint:
     return Checkpoint("public", lm, mimi, None, None)
 
 
+@functools.cache
 def public_recogniser() -> LoadedRecogniser:
     with torch.device("meta"):
         stt = Recogniser(SttConfig()).to(torch.bfloat16)

@@ -11,7 +11,7 @@ from engine.config import GREEDY
 from engine.model.config import LMConfig, MimiConfig, ModelConfig
 from engine.model.config import QuantizerConfig as Quantizer
 from engine.model.config import TransformerConfig as Transformer
-from engine.model.linear import Linear
+from engine.model.transformer import Linear
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.checkpoint import TensorFile

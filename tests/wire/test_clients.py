@@ -39,13 +39,13 @@ PUBLIC_WEB_QUERY = {
 def heard(monkeypatch):
     """The user samples that reach the conversations."""
     chunks = []
-    hear = Session.hear
+    hear = Session.push_audio
 
     def listen_in(self, pcm):
         chunks.append(pcm)
         return hear(self, pcm)
 
-    monkeypatch.setattr(Session, "hear", listen_in)
+    monkeypatch.setattr(Session, "push_audio", listen_in)
     return chunks
 
 
@@ -200,7 +200,7 @@ async def test_the_command_talk_takes_a_wav_and_gives_a_wav_and_a_transcript(ser
 
 
 async def test_talk_speaks_opus_too(talk, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.wire.client.LINGER_SECONDS", 2.2)
+    monkeypatch.setattr("engine.commands.talk.LINGER_SECONDS", 2.2)
     options = ("--say", "seven umbrellas", "--voice", "NATM0", "--format", "opus")
     code, _out, err = await talk(*options, *files(tmp_path))
     assert (code, err) == (0, "")

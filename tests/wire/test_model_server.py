@@ -45,7 +45,7 @@ async def talk(url: str, user: np.ndarray, **query) -> np.ndarray:
     async with Client(url, text_prompt=PERSONA, **query) as client:
         async for message in client.messages():
             if message.kind is Kind.HANDSHAKE:
-                await client.hear(user)
+                await client.send_audio(user)
             if message.kind is Kind.AUDIO:
                 heard.append(message.pcm)
                 count += len(message.pcm)

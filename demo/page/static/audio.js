@@ -1,3 +1,4 @@
+// @ts-check
 // The audio devices: microphone in, speaker out, both at 24 kHz mono for the rest of the page.
 
 import { CaptureCore } from "./capture-core.js";
@@ -11,18 +12,39 @@ export function newContext() {
   return new AudioContext({ latencyHint: "interactive" });
 }
 
+/**
+ * @typedef {import("./playback-core.js").Report} Report
+ * @typedef {import("./playback-core.js").PlaybackMessage} PlaybackMessage
+ * @typedef {{currentFrame: number, samples: Samples}} Tap what one block of a worklet was, for tests
+ * @typedef {{raw: boolean, tap: boolean}} DeviceOptions
+ * @typedef {object} DeviceListeners
+ * @property {(samples: Samples) => void} chunk of the microphone, 20 ms
+ * @property {(samples: Samples) => void} played
+ * @property {(report: Report) => void} report
+ */
+
 export class Devices {
-  // on: {chunk(samples), played(samples), report({level, queuedMs, underruns, jumps, trims})}
+  /**
+   * @param {AudioContext} context
+   * @param {DeviceOptions} options
+   * @param {DeviceListeners} on
+   */
   constructor(context, options, on) {
     this.context = context;
     this.options = options;
     this.on = on;
-    this.taps = { capture: [], playback: [] };
-    this.stream = null;
-    this.nodes = [];
+    this.taps = { capture: /** @type {Tap[]} */ ([]), playback: /** @type {Tap[]} */ ([]) };
+    this.stream = /** @type {MediaStream | null} */ (null);
+    this.nodes = /** @type {AudioNode[]} */ ([]);
+    this.playback = /** @type {AudioWorkletNode | null} */ (null);
+    this.capture = /** @type {AudioWorkletNode | null} */ (null);
+    this.core = /** @type {PlaybackCore | null} */ (null); // without worklets
   }
 
-  // Resolves to null, or to one sentence why there is no sound.
+  /**
+   * Resolves to null, or to one sentence why there is no sound.
+   * @param {MediaStream | null} stream
+   */
   async open(stream) {
     this.stream = stream;
     if (this.context.audioWorklet) await this.#openWorklets();
@@ -30,6 +52,7 @@ export class Devices {
     return this.#resume();
   }
 
+  /** @param {Samples} samples */
   play(samples) { this.#order({ push: samples }, [samples.buffer]); }
   clear() { this.#order({ clear: true }, []); }
 
@@ -41,6 +64,10 @@ export class Devices {
     if (this.context.state !== "closed") await this.context.close();
   }
 
+  /**
+   * @param {import("./playback-worklet.js").Order} order
+   * @param {Transferable[]} transfer
+   */
   #order(order, transfer) {
     if (this.playback) this.playback.port.postMessage(order, transfer);
     else if (order.push) this.core?.playout.push(order.push);
@@ -55,11 +82,15 @@ export class Devices {
     );
     this.playback = this.#worklet("playback", { numberOfInputs: 0, outputChannelCount: [1] });
     this.capture = this.#worklet("capture", { outputChannelCount: [1] });
-    if (this.stream) this.#source().connect(this.capture);
-    this.capture.port.onmessage = ({ data }) => this.#captured(data);
-    this.playback.port.onmessage = ({ data }) => this.#told(data);
+    if (this.stream) this.#source(this.stream).connect(this.capture);
+    this.capture.port.onmessage = ({ data }) => this.#fromCapture(data);
+    this.playback.port.onmessage = ({ data }) => this.#fromPlayback(data);
   }
 
+  /**
+   * @param {string} name
+   * @param {AudioWorkletNodeOptions} shape
+   */
   #worklet(name, shape) {
     const processorOptions = { tap: this.options.tap };
     const node = new AudioWorkletNode(this.context, name, { ...shape, processorOptions });
@@ -68,8 +99,9 @@ export class Devices {
     return node;
   }
 
-  #source() {
-    const source = this.context.createMediaStreamSource(this.stream);
+  /** @param {MediaStream} stream */
+  #source(stream) {
+    const source = this.context.createMediaStreamSource(stream);
     this.nodes.push(source);
     return source;
   }
@@ -80,23 +112,27 @@ export class Devices {
     const node = this.context.createScriptProcessor(FALLBACK_BLOCK, 1, 1);
     const capture = new CaptureCore(this.context.sampleRate);
     const silence = new Float32Array(FALLBACK_BLOCK);
-    this.core = new PlaybackCore(this.context.sampleRate, (message) => this.#told(message));
+    const playback = new PlaybackCore(
+      this.context.sampleRate, (message) => this.#fromPlayback(message));
+    this.core = playback;
     node.onaudioprocess = (event) => {
-      this.core.fill(event.outputBuffer.getChannelData(0));
+      playback.fill(event.outputBuffer.getChannelData(0));
       capture.take(silence, this.on.chunk);
     };
     node.connect(this.context.destination);
     this.nodes.push(node);
   }
 
-  #captured(data) {
-    if (data.chunk) this.on.chunk(data.chunk);
+  /** @param {{chunk: Samples} | {tap: Tap}} data */
+  #fromCapture(data) {
+    if ("chunk" in data) this.on.chunk(data.chunk);
     else this.taps.capture.push(data.tap);
   }
 
-  #told(data) {
-    if (data.played) this.on.played(data.played);
-    else if (data.report) this.on.report(data.report);
+  /** @param {PlaybackMessage | {tap: Tap}} data */
+  #fromPlayback(data) {
+    if ("played" in data) this.on.played(data.played);
+    else if ("report" in data) this.on.report(data.report);
     else this.taps.playback.push(data.tap);
   }
 
@@ -108,7 +144,11 @@ export class Devices {
   }
 }
 
-// {stream} or {problem}: one plain sentence that says how to mend it.
+/**
+ * The microphone, or one plain sentence that says how to mend it.
+ * @param {boolean} raw without echo cancellation and the like
+ * @returns {Promise<{stream: MediaStream, problem?: undefined} | {stream?: undefined, problem: string}>}
+ */
 export async function openMicrophone(raw) {
   if (!window.isSecureContext || !navigator.mediaDevices) {
     return { problem: "The microphone works only over https: open this page with https:// (or on localhost)." };
@@ -120,10 +160,11 @@ export async function openMicrophone(raw) {
   try {
     return { stream: await navigator.mediaDevices.getUserMedia({ audio }) };
   } catch (error) {
-    return { problem: microphoneProblem(error.name) };
+    return { problem: microphoneProblem(error instanceof Error ? error.name : String(error)) };
   }
 }
 
+/** @param {string} name of the error */
 function microphoneProblem(name) {
   if (name === "NotAllowedError") {
     return "The microphone is blocked: allow it with the icon beside the address, then connect again.";

@@ -1,3 +1,4 @@
+// @ts-check
 // One call: from Connect to the end, over lost connections and taken places. Owns the devices, the
 // socket, the codec and the recording; shows nothing itself.
 
@@ -13,8 +14,28 @@ const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
 const TUNE_WAIT = 200; // ms after the last move of a slider
 const FRAME = 80; // ms: the server answers in frames of this length
 
+/**
+ * @typedef {import("./protocol.js").ServerEvent} ServerEvent
+ * @typedef {import("./protocol.js").Settings} Settings
+ * @typedef {import("./protocol.js").StatsEvent} StatsEvent
+ * @typedef {import("./protocol.js").Tuning} Tuning
+ * @typedef {import("./status.js").CallState} CallState
+ * @typedef {object} CallListeners
+ * @property {(state: CallState) => void} state
+ * @property {(sentence: string, passing?: boolean) => void} notice
+ * @property {(levels: {mic?: number, agent?: number}) => void} levels
+ * @property {(stats: import("./panels.js").CallStats) => void} stats
+ * @property {(event: import("./protocol.js").ReadyEvent) => void} ready
+ * @property {import("./transcript.js").Transcript} transcript
+ */
+
 export class Call {
-  // on: {state(object), notice(string), levels({mic} | {agent}), stats(object), transcript}
+  /**
+   * @param {AudioContext} context
+   * @param {Settings} settings
+   * @param {import("./audio.js").DeviceOptions} options
+   * @param {CallListeners} on
+   */
   constructor(context, settings, options, on) {
     this.settings = settings;
     this.on = on;
@@ -31,8 +52,14 @@ export class Call {
     this.muted = false;
     this.paused = false;
     this.received = 0; // samples of agent audio in this conversation
-    this.server = {}; // the newest `stats`
+    this.server = /** @type {StatsEvent | null} */ (null); // the newest `stats`
     this.silence = new Float32Array(0);
+    this.microphone = false;
+    this.untuned = false; // new sampling values that the server does not know yet
+    this.timer = 0;
+    this.tuneTimer = 0;
+    this.client = /** @type {Client | null} */ (null);
+    this.codec = /** @type {ReturnType<typeof newCodec> | null} */ (null);
   }
 
   async start() {
@@ -53,7 +80,10 @@ export class Call {
     this.#finish("hung up");
   }
 
-  // Something here broke: say it, and leave nothing open.
+  /**
+   * Something here broke: say it, and leave nothing open.
+   * @param {Error} error
+   */
   fail(error) {
     console.error(error);
     this.client?.close();
@@ -67,23 +97,26 @@ export class Call {
 
   pause() {
     this.paused = !this.paused;
-    this.client.pause(this.paused);
+    this.client?.pause(this.paused);
     this.#showLive();
   }
 
-  // New sampling values: now, or as soon as there is someone to hear them. A moved slider sends one
-  // message, not fifty.
+  /**
+   * New sampling values: now, or once a conversation is there. A moved slider sends one message,
+   * not fifty.
+   * @param {Tuning} values
+   */
   tune(values) {
     Object.assign(this.settings, values);
-    this.untold = true;
+    this.untuned = true;
     clearTimeout(this.tuneTimer);
-    this.tuneTimer = setTimeout(() => this.#tellTuning(), TUNE_WAIT);
+    this.tuneTimer = setTimeout(() => this.#sendTuning(), TUNE_WAIT);
   }
 
-  #tellTuning() {
-    if (!this.live || !this.untold) return;
-    this.untold = false;
-    this.client.set(tunable(this.settings));
+  #sendTuning() {
+    if (!this.live || !this.untuned) return;
+    this.untuned = false;
+    this.client?.set(tunable(this.settings));
   }
 
   // Seconds of agent audio received: the clock of the transcript.
@@ -95,11 +128,17 @@ export class Call {
     this.#state({ name: "connecting" });
     this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
     this.received = 0;
-    this.untold = false; // the address carries the newest values
-    const going = (obey) => (data) => { if (!this.ended) obey(data); }; // nothing after a hang-up
+    this.untuned = false; // the address carries the newest values
+    /**
+     * Nothing happens after a hang-up.
+     * @template {unknown[]} Given
+     * @param {(...given: Given) => void} obey
+     * @returns {(...given: Given) => void}
+     */
+    const going = (obey) => (...given) => { if (!this.ended) obey(...given); };
     const client = new Client(socketUrl(location.href, this.settings), {
       ready: going(() => this.#ready()),
-      audio: going((payload) => this.codec.decode(payload)),
+      audio: going((payload) => this.codec?.decode(payload)),
       text: going((piece) => this.on.transcript.text(piece, this.time)),
       event: going((event) => this.#event(event)),
       notice: going((sentence) => this.on.notice(sentence, true)),
@@ -118,10 +157,11 @@ export class Call {
     this.paused = false;
     this.retry.live();
     this.devices.clear();
-    this.#tellTuning();
+    this.#sendTuning();
     this.#showLive();
   }
 
+  /** @param {ServerEvent} event */
   #event(event) {
     if (event.type === "waking") this.#waking(event);
     else if (event.type === "stats") this.server = event;
@@ -130,14 +170,16 @@ export class Call {
     else this.on.transcript.event(event);
   }
 
+  /** @param {import("./protocol.js").WakingEvent} event */
   #waking({ phase, percent }) {
     clearTimeout(this.timer);
     this.#state({ name: "waking", phase, percent: percent ?? null });
   }
 
+  /** @param {import("./client.js").EndReason | null} end */
   #closed(end) {
     clearTimeout(this.timer);
-    this.codec.close();
+    this.codec?.close();
     const wasLive = this.live;
     this.live = false;
     const again = this.retry.after(end);
@@ -149,12 +191,20 @@ export class Call {
     return this.retry.liveAt === null ? "unreachable" : "dropped";
   }
 
+  /**
+   * @param {{why: "busy" | "dropped", wait: number}} again
+   * @param {boolean} wasLive
+   */
   #wait({ why, wait }, wasLive) {
     this.devices.clear();
     if (wasLive) this.on.transcript.restart("connection lost; a new conversation follows");
     this.#countDown(why, performance.now() + wait);
   }
 
+  /**
+   * @param {"busy" | "dropped"} why
+   * @param {number} until ms, as performance.now()
+   */
   #countDown(why, until) {
     const left = until - performance.now();
     if (left <= 0) {
@@ -165,6 +215,7 @@ export class Call {
     this.timer = setTimeout(() => this.#countDown(why, until), Math.min(left, 1000));
   }
 
+  /** @param {string} reason */
   #finish(reason, text = "") {
     clearTimeout(this.timer);
     this.ended = true;
@@ -174,32 +225,36 @@ export class Call {
     this.#state({ name: "closed", reason, text });
   }
 
+  /** @param {Samples} samples */
   #chunk(samples) {
     this.on.levels({ mic: this.muted ? 0 : rms(samples) });
     if (!this.live) return;
     if (this.muted && this.silence.length !== samples.length) this.silence = samples.map(() => 0);
     const sent = this.muted ? this.silence : samples;
     this.recorder?.user(sent);
-    this.codec.encode(sent);
+    this.codec?.encode(sent);
   }
 
+  /** @param {Samples} samples */
   #agentSamples(samples) {
     this.received += samples.length;
     if (this.live) this.devices.play(samples);
   }
 
+  /** @param {Samples} samples */
   #played(samples) {
     if (this.live) this.recorder?.agent(samples);
   }
 
+  /** @param {import("./audio.js").Report} report */
   #report({ level, queuedMs, underruns, jumps }) {
     this.on.levels({ agent: level });
-    if (!this.live) return;
+    if (!this.live || !this.client) return;
     const out = (this.devices.context.outputLatency || 0) * 1000;
     const trip = this.client.roundTrip;
     const delay = trip === null ? null : trip + FRAME + queuedMs + out;
-    const lost = { underruns, jumps, unsent: this.client.dropped, late: this.server.late_frames ?? 0 };
-    this.on.stats({ delay, trip, queuedMs, lost, step: this.server.step_ms_p50 ?? null });
+    const lost = { underruns, jumps, unsent: this.client.dropped, late: this.server?.late_frames ?? 0 };
+    this.on.stats({ delay, trip, queuedMs, lost, step: this.server?.step_ms_p50 ?? null });
   }
 
   #unplugged() {
@@ -214,11 +269,13 @@ export class Call {
     if (this.live) this.#state({ name: "live", mode });
   }
 
+  /** @param {CallState} state */
   #state(state) {
     this.on.state(state);
   }
 }
 
+/** @param {import("./protocol.js").ClosingEvent} event */
 function closingNotice({ reason, seconds_left: left }) {
   return `The server ends this conversation${left ? ` in ${Math.round(left)} s` : ""}: ${reason}.`;
 }

@@ -1,3 +1,4 @@
+// @ts-check
 // One WebSocket, which is one conversation: sends and receives messages, measures the way there
 // and back. Knows nothing of audio devices, widgets or of trying again.
 
@@ -7,18 +8,33 @@ const MAX_WAITING = 256 * 1024; // bytes not yet sent: beyond this the network i
 const PING_EVERY = 2000; // ms; also what keeps a silent conversation from being idle
 const PING_MARK = "page-"; // our pings; the server's own are sent back
 
+/**
+ * @typedef {import("./protocol.js").ServerEvent} ServerEvent
+ * @typedef {{kind: string | null, text: string}} EndReason
+ * @typedef {object} ClientListeners
+ * @property {() => void} ready
+ * @property {(payload: Bytes) => void} audio
+ * @property {(piece: string) => void} text
+ * @property {(event: ServerEvent) => void} event
+ * @property {(sentence: string) => void} notice
+ * @property {(how: {end: EndReason | null}) => void} closed
+ */
+
 export class Client {
-  // on: {ready(), audio(bytes), text(string), event(object), notice(string), closed({end})}
+  /**
+   * @param {string} url
+   * @param {ClientListeners} on
+   */
   constructor(url, on) {
     this.on = on;
-    this.end = null; // the error that ended the conversation, if the server named one
-    this.roundTrip = null; // ms
+    this.end = /** @type {EndReason | null} */ (null); // the error that ended the conversation, if the server named one
+    this.roundTrip = /** @type {number | null} */ (null); // ms
     this.dropped = 0; // chunks of ours that the network was too slow for
-    this.pings = new Map();
+    this.pings = /** @type {Map<string, number>} */ (new Map()); // when each mark was sent, ms
     this.socket = new WebSocket(url);
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = (message) => this.#receive(message.data);
-    this.socket.onclose = (event) => this.#closed(event);
+    this.socket.onclose = () => this.#closed();
     this.timer = setInterval(() => this.#ping(), PING_EVERY);
   }
 
@@ -26,24 +42,28 @@ export class Client {
     return this.socket.readyState === WebSocket.OPEN;
   }
 
-  // False when the chunk was dropped because earlier ones still wait to be sent.
+  /**
+   * Send audio, or drop it while earlier audio still waits to be sent.
+   * @param {Bytes} bytes
+   */
   audio(bytes) {
-    if (!this.open) return false;
-    if (this.socket.bufferedAmount > MAX_WAITING) {
-      this.dropped += 1;
-      return false;
-    }
-    this.socket.send(encode(KIND.audio, bytes));
-    return true;
+    if (!this.open) return;
+    if (this.socket.bufferedAmount > MAX_WAITING) this.dropped += 1;
+    else this.socket.send(encode(KIND.audio, bytes));
   }
 
+  /** @param {string} text */
   say(text) { this.#send(encodeText(KIND.say, text)); }
+  /** @param {string} text */
   ask(text) { this.#send(encodeJson({ type: "ask", text })); }
   cancel() { this.#send(encodeJson({ type: "cancel" })); }
+  /** @param {Record<string, number>} values */
   set(values) { this.#send(encodeJson({ type: "set", ...values })); }
+  /** @param {boolean} on */
   pause(on) { this.#send(encode(KIND.control, Uint8Array.of(on ? CONTROL.pause : CONTROL.start))); }
   close() { this.socket.close(1000); }
 
+  /** @param {Bytes} message */
   #send(message) {
     if (this.open) this.socket.send(message);
   }
@@ -55,6 +75,7 @@ export class Client {
     this.#send(encodeText(KIND.ping, mark));
   }
 
+  /** @param {Bytes} bytes */
   #pong(bytes) {
     const mark = new TextDecoder().decode(bytes);
     const sent = this.pings.get(mark);
@@ -66,6 +87,7 @@ export class Client {
     this.roundTrip = performance.now() - sent;
   }
 
+  /** @param {ArrayBuffer | string} data */
   #receive(data) {
     if (typeof data === "string") return; // the protocol has binary messages only
     const bytes = new Uint8Array(data);
@@ -81,14 +103,15 @@ export class Client {
     }
   }
 
+  /** @param {string} sentence */
   #error(sentence) {
     const error = readError(sentence);
     if (error.kind) this.end = error;
     else this.on.notice(error.text);
   }
 
-  #closed(event) {
+  #closed() {
     clearInterval(this.timer);
-    this.on.closed({ end: this.end, code: event.code });
+    this.on.closed({ end: this.end });
   }
 }

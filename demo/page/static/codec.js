@@ -1,3 +1,4 @@
+// @ts-check
 // Samples <-> the payload of audio messages: plain PCM, or Opus by the browser's own codec.
 
 import { OggDemuxer, OggMuxer } from "./ogg.js";
@@ -5,9 +6,11 @@ import { SAMPLE_RATE, pcmBytes, pcmSamples } from "./protocol.js";
 import { Resampler } from "./resample.js";
 
 const PACKET = 20; // ms
+/** @type {AudioEncoderConfig} */
 const ENCODER = {
   codec: "opus", sampleRate: SAMPLE_RATE, numberOfChannels: 1, bitrate: 32000,
-  opus: { application: "voip", frameDuration: PACKET * 1000, complexity: 5 },
+  opus: /** @type {OpusEncoderConfig & {application: string}} */ (
+    { application: "voip", frameDuration: PACKET * 1000, complexity: 5 }),
 };
 const DECODER = { codec: "opus", sampleRate: 48000, numberOfChannels: 1 };
 
@@ -19,19 +22,31 @@ export async function opusSupported() {
   return answers.every((answer) => answer.supported);
 }
 
-// on: {bytes(payload to send), samples(24 kHz to play)}
+/**
+ * Where a codec's work goes: payloads to send, samples at 24 kHz to play.
+ * @typedef {{bytes: (payload: Bytes) => void, samples: (samples: Samples) => void}} CodecOutputs
+ */
+
+/**
+ * @param {string} name
+ * @param {CodecOutputs} on
+ */
 export function newCodec(name, on) {
   return name === "opus" ? new OpusCodec(on) : new PcmCodec(on);
 }
 
 class PcmCodec {
+  /** @param {CodecOutputs} on */
   constructor(on) { this.on = on; }
+  /** @param {Samples} chunk */
   encode(chunk) { this.on.bytes(pcmBytes(chunk)); }
+  /** @param {Bytes} payload */
   decode(payload) { this.on.samples(pcmSamples(payload)); }
   close() {}
 }
 
 class OpusCodec {
+  /** @param {CodecOutputs} on */
   constructor(on) {
     this.on = on;
     this.muxer = new OggMuxer(SAMPLE_RATE);
@@ -46,6 +61,7 @@ class OpusCodec {
     this.decoder.configure(DECODER);
   }
 
+  /** @param {Samples} chunk */
   encode(chunk) {
     const data = new AudioData({
       format: "f32", sampleRate: SAMPLE_RATE, numberOfFrames: chunk.length, numberOfChannels: 1,
@@ -56,6 +72,7 @@ class OpusCodec {
     data.close();
   }
 
+  /** @param {Bytes} payload */
   decode(payload) {
     for (const data of this.demuxer.take(payload)) {
       this.decoder.decode(new EncodedAudioChunk({ type: "key", timestamp: this.received++, data }));
@@ -66,6 +83,7 @@ class OpusCodec {
     for (const codec of [this.encoder, this.decoder]) if (codec.state !== "closed") codec.close();
   }
 
+  /** @param {EncodedAudioChunk} packet */
   #encoded(packet) {
     const bytes = new Uint8Array(packet.byteLength);
     packet.copyTo(bytes);
@@ -74,6 +92,7 @@ class OpusCodec {
     this.on.bytes(this.muxer.packet(bytes, PACKET));
   }
 
+  /** @param {AudioData} data */
   #decoded(data) {
     const samples = new Float32Array(data.numberOfFrames);
     data.copyTo(samples, { planeIndex: 0, format: "f32-planar" });
@@ -83,6 +102,7 @@ class OpusCodec {
   }
 }
 
+/** @param {Error} error */
 function report(error) {
   console.error("audio codec:", error.message);
 }

@@ -1,3 +1,4 @@
+// @ts-check
 // Ties the page together: panels drawn here, widgets drawn by Gradio, one call at a time.
 // Gradio's listeners call window.PersonaPlex; `refresh` and `voices` ask them to read back.
 
@@ -11,19 +12,39 @@ import { Transcript } from "./transcript.js";
 const query = new URLSearchParams(location.search);
 const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" };
 
+/**
+ * @typedef {import("./protocol.js").Tuning} Tuning
+ * What the widgets of demo/page/ui.py say when Connect is pressed.
+ * @typedef {Tuning & {persona: string, voice: string, seed: number, lowBandwidth: boolean,
+ *   record: boolean}} WidgetValues
+ * PageConfig of demo/page/ui.py.
+ * @typedef {{voices: string[], personas: {title: string, text: string}[], routing: boolean
+ *   }} PageConfig
+ * Asks Gradio to run the listeners of an event.
+ * @typedef {(event: "refresh" | "voices") => void} Trigger
+ */
+
 class Page {
   constructor() {
-    this.call = null;
-    this.context = null; // made in the click on Connect
-    this.state = { name: "idle" };
+    this.call = /** @type {Call | null} */ (null);
+    this.context = /** @type {AudioContext | null} */ (null); // made in the click on Connect
+    this.state = /** @type {import("./status.js").CallState} */ ({ name: "idle" });
     this.said = false; // there is something to save
     this.opus = false;
-    this.voices = [];
+    this.voices = /** @type {string[]} */ ([]);
+    this.config = /** @type {PageConfig} */ ({ voices: [], personas: [], routing: false });
+    this.trigger = /** @type {Trigger} */ (() => {}); // until the page is mounted
+    this.panel = /** @type {StatePanel | null} */ (null);
+    this.conversation = /** @type {ConversationPanel | null} */ (null);
     this.transcript = new Transcript(
       (turn, before) => this.#turn(turn, before), (list) => this.conversation?.queue(list));
   }
 
-  // `config` is PageConfig of demo/page/ui.py.
+  /**
+   * @param {HTMLElement} root
+   * @param {Trigger} trigger
+   * @param {PageConfig} config
+   */
   mountState(root, trigger, config) {
     this.config = config;
     this.voices = config.voices;
@@ -33,6 +54,7 @@ class Page {
     this.#learn();
   }
 
+  /** @param {HTMLElement} root */
   mountConversation(root) {
     this.conversation = new ConversationPanel(root);
   }
@@ -46,6 +68,7 @@ class Page {
     this.trigger("refresh");
   }
 
+  /** @param {WidgetValues} settings */
   toggle(settings) {
     if (this.call && !this.call.ended) {
       this.call.hangUp();
@@ -54,22 +77,23 @@ class Page {
     this.#start(settings);
   }
 
+  /** @param {WidgetValues} settings */
   #start(settings) {
     const codec = query.get("codec") ?? (settings.lowBandwidth && this.opus ? "opus" : "pcm16");
     const context = this.context ?? newContext();
     this.context = null;
     this.transcript.clear();
-    this.conversation.clear();
-    this.panel.notice("");
+    this.conversation?.clear();
+    this.panel?.notice("");
     const routing = this.config.routing ? settings.routing : null;
     this.call = new Call(context, { ...settings, codec, routing }, options, {
       state: (state) => this.#show(state),
-      notice: (sentence, passing) => this.panel.notice(sentence, passing),
-      levels: (levels) => this.panel.levels(levels),
-      stats: (stats) => this.panel.stats(stats),
+      notice: (sentence, passing) => this.panel?.notice(sentence, passing),
+      levels: (levels) => this.panel?.levels(levels),
+      stats: (stats) => this.panel?.stats(stats),
       ready: (ready) => {
-        this.panel.ready(ready);
-        this.conversation.ready(ready);
+        this.panel?.ready(ready);
+        this.conversation?.ready(ready);
       },
       transcript: this.transcript,
     });
@@ -77,41 +101,55 @@ class Page {
     call.start().catch((error) => call.fail(error));
   }
 
+  /** @param {import("./status.js").CallState} state */
   #show(state) {
     this.state = state;
-    this.panel.state(state);
+    this.panel?.state(state);
     this.trigger("refresh");
   }
 
+  /**
+   * @param {import("./transcript.js").Turn} turn
+   * @param {import("./transcript.js").Turn | null} before the turn that follows
+   */
   #turn(turn, before) {
-    this.conversation.turn(turn, before);
+    this.conversation?.turn(turn, before);
     if (this.said || turn.who === "page") return;
     this.said = true;
     this.trigger("refresh");
   }
 
-  // One of the text boxes: returns what stays in it.
+  /**
+   * One of the text boxes: returns what stays in it.
+   * @param {"say" | "ask"} kind
+   * @param {string} text
+   */
   speak(kind, text) {
     const words = text.trim();
     if (!words || !this.call?.live) return text;
-    this.call.client[kind](words);
+    this.call.client?.[kind](words);
     return "";
   }
 
   mute() { if (this.call?.live) this.call.mute(); }
   pause() { if (this.call?.live) this.call.pause(); }
-  cancel() { if (this.call?.live) this.call.client.cancel(); }
+  cancel() { if (this.call?.live) this.call.client?.cancel(); }
 
-  // The sliders and the routing box, which act at once.
+  /**
+   * The sliders and the routing box, which act at once.
+   * @param {Tuning} values
+   */
   set(values) {
     const routing = this.config.routing ? values.routing : null;
     if (this.call && !this.call.ended) this.call.tune({ ...values, routing });
   }
 
+  /** @param {string} title */
   persona(title) {
     return this.config.personas.find((persona) => persona.title === title)?.text ?? "";
   }
 
+  /** @param {string} ending */
   save(ending) {
     if (ending === "wav") {
       if (this.call?.recorder?.seconds) saveFile(fileName("wav"), this.call.recorder.wav());
@@ -121,17 +159,18 @@ class Page {
     saveFile(fileName(ending), new Blob([write(this.transcript.turns)], { type }));
   }
 
-  // What the widgets look like now, in the order of WIDGETS in demo/page/ui.py.
+  // What the widgets look like now, in the order of `changing` in demo/page/ui.py.
   widgets() {
     const { name } = this.state;
     const calling = name !== "idle" && name !== "closed";
     const live = name === "live";
-    const recorded = Boolean(this.call?.recorder?.seconds) || (live && Boolean(this.call.recorder));
+    const recorded = Boolean(this.call?.recorder?.seconds) || (live && Boolean(this.call?.recorder));
+    /** @param {boolean} interactive */
     const enabled = (interactive) => ({ __type__: "update", interactive });
     return [
       { __type__: "update", value: calling ? "Disconnect" : "Connect", variant: calling ? "stop" : "primary" },
-      { ...enabled(live), value: live && this.call.muted ? "Unmute" : "Mute" },
-      { ...enabled(live), value: live && this.call.paused ? "Resume" : "Pause" },
+      { ...enabled(live), value: live && this.call?.muted ? "Unmute" : "Mute" },
+      { ...enabled(live), value: live && this.call?.paused ? "Resume" : "Pause" },
       ...[live, live, live, live, live].map(enabled), // say box and button, cancel, ask box and button
       ...[!calling, !calling, !calling, !calling].map(enabled), // preset, persona, voice, seed
       enabled(!calling && this.opus), // low bandwidth

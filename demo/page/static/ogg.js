@@ -1,3 +1,4 @@
+// @ts-check
 // Ogg pages around Opus packets, both ways: one packet a page out, any split in. No codec here.
 
 const SERIAL = 0x50504c58;
@@ -12,6 +13,7 @@ const CRC = new Uint32Array(256).map((_, byte) => {
   return crc >>> 0;
 });
 
+/** @param {Bytes} bytes */
 function checksum(bytes) {
   let crc = 0;
   for (const byte of bytes) crc = ((crc << 8) ^ CRC[(crc >>> 24) ^ byte]) >>> 0;
@@ -19,6 +21,7 @@ function checksum(bytes) {
 }
 
 export class OggMuxer {
+  /** @param {number} rate of what was encoded, Hz */
   constructor(rate) {
     this.rate = rate;
     this.sequence = 0;
@@ -31,6 +34,10 @@ export class OggMuxer {
     return [this.#page(this.#head(), FLAG.first), this.#page(tags, 0)];
   }
 
+  /**
+   * @param {Bytes} bytes
+   * @param {number} milliseconds
+   */
   packet(bytes, milliseconds) {
     this.granule += 48 * milliseconds;
     return this.#page(bytes, 0);
@@ -47,6 +54,10 @@ export class OggMuxer {
     return head;
   }
 
+  /**
+   * @param {Bytes} packet
+   * @param {number} flags
+   */
   #page(packet, flags) {
     const full = Math.floor(packet.length / 255);
     const start = HEADER + full + 1;
@@ -69,13 +80,16 @@ export class OggMuxer {
 export class OggDemuxer {
   constructor() {
     this.bytes = new Uint8Array(0);
-    this.started = null; // the beginning of a packet that goes on in the next page
+    this.started = /** @type {Bytes | null} */ (null); // the beginning of a packet that goes on in the next page
   }
 
-  // Takes bytes as they come, returns the whole audio packets they complete.
+  /**
+   * Take bytes as they come, return the whole audio packets that they complete.
+   * @param {Bytes} more
+   */
   take(more) {
     this.bytes = joined(this.bytes, more);
-    const packets = [];
+    const packets = /** @type {Bytes[]} */ ([]);
     for (let page = this.#nextPage(); page; page = this.#nextPage()) this.#split(page, packets);
     return packets.filter((packet) => !isHeader(packet));
   }
@@ -93,6 +107,10 @@ export class OggDemuxer {
     return page;
   }
 
+  /**
+   * @param {{flags: number, lacing: Bytes, body: Bytes}} page
+   * @param {Bytes[]} packets
+   */
   #split({ flags, lacing, body }, packets) {
     let part = flags & FLAG.continued ? this.started : null;
     let at = 0;
@@ -107,6 +125,10 @@ export class OggDemuxer {
   }
 }
 
+/**
+ * @param {Bytes} a
+ * @param {Bytes} b
+ */
 function joined(a, b) {
   const both = new Uint8Array(a.length + b.length);
   both.set(a);
@@ -114,6 +136,7 @@ function joined(a, b) {
   return both;
 }
 
+/** @param {Bytes} bytes */
 function indexOfCapture(bytes) {
   for (let i = 0; i + 4 <= bytes.length; i++) {
     if (CAPTURE.every((byte, k) => bytes[i + k] === byte)) return i;
@@ -121,6 +144,7 @@ function indexOfCapture(bytes) {
   return Math.max(0, bytes.length - 3); // the beginning of a capture may be there
 }
 
+/** @param {Bytes} packet */
 function isHeader(packet) {
   const name = String.fromCharCode(...packet.subarray(0, 8));
   return packet.length === 0 || name === "OpusHead" || name === "OpusTags";

@@ -1,3 +1,4 @@
+// @ts-check
 // The playback queue and its resampling to the device's rate, with what the page wants to know of it.
 
 import { Playout } from "./playout.js";
@@ -6,9 +7,17 @@ import { Resampler } from "./resample.js";
 const REPORT = 2400; // samples at 24 kHz between two reports: 10 a second
 const PLAYED = 480; // samples at 24 kHz in one piece for the recording
 
+/**
+ * @typedef {{level: number, queuedMs: number, underruns: number, jumps: number, trims: number}} Report
+ * @typedef {{played: Samples} | {report: Report}} PlaybackMessage
+ */
+
 export class PlaybackCore {
-  // tell(message, transfer) carries reports and what was played to the page.
-  constructor(rate, tell) {
+  /**
+   * @param {number} rate of the device, Hz
+   * @param {(message: PlaybackMessage, transfer: Transferable[]) => void} post to the page
+   */
+  constructor(rate, post) {
     this.playout = new Playout();
     this.resampler = new Resampler(24000, rate);
     this.scratch = new Float32Array(8192);
@@ -16,9 +25,10 @@ export class PlaybackCore {
     this.filled = 0;
     this.sinceReport = 0;
     this.energy = 0;
-    this.tell = tell;
+    this.post = post;
   }
 
+  /** @param {Samples} output */
   fill(output) {
     const count = this.resampler.needs(output.length);
     this.playout.pull(this.scratch, count);
@@ -26,11 +36,12 @@ export class PlaybackCore {
     for (let i = 0; i < count; i++) this.#keep(this.scratch[i]);
   }
 
+  /** @param {number} sample */
   #keep(sample) {
     this.played[this.filled++] = sample;
     this.energy += sample * sample;
     if (this.filled < PLAYED) return;
-    this.tell({ played: this.played }, [this.played.buffer]);
+    this.post({ played: this.played }, [this.played.buffer]);
     this.played = new Float32Array(PLAYED);
     this.filled = 0;
     this.sinceReport += PLAYED;
@@ -40,7 +51,7 @@ export class PlaybackCore {
   #report() {
     const { playout } = this;
     const level = Math.sqrt(this.energy / this.sinceReport);
-    this.tell({ report: { level, queuedMs: playout.queuedMs, ...playout.counts } }, []);
+    this.post({ report: { level, queuedMs: playout.queuedMs, ...playout.counts } }, []);
     this.energy = 0;
     this.sinceReport = 0;
   }

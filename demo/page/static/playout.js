@@ -1,7 +1,9 @@
+// @ts-check
 // The playback queue: when to start, what to do when audio comes late or in heaps. Pure: its only
 // clock is the number of samples pulled, so thirty minutes can be simulated in a second.
 
 const RATE = 24000; // Hz
+/** @param {number} time ms */
 const ms = (time) => Math.round((time * RATE) / 1000);
 
 const CAPACITY = ms(8000);
@@ -11,8 +13,8 @@ const HOLD_STEP = ms(20); // more after a gap, less when it turns out not to be 
 const CAP = ms(600); // more than this in the queue: jump to the newest
 const LONG_GAP = ms(250); // a stall that no allowed hold could have covered teaches nothing
 const SPARE = ms(15); // queue that never runs lower than the hold + this is delay for nothing
-const BUCKET = ms(100); // the lowest queue is kept per bucket …
-const WINDOW = 10; // … over these many: 1 s
+const BUCKET = ms(100); // the lowest queue of each bucket is kept
+const WINDOW = 10; // buckets: 1 s
 const REVIEW = ms(10_000); // calm that long: the hold may shrink
 const CUT_EVERY = ms(60);
 const CUT = [ms(5), ms(20)]; // shortest and longest piece taken out of the queue at once
@@ -20,6 +22,13 @@ const BLEND = ms(5); // cross-fade over a cut
 const FADE = ms(2); // after a jump or a gap
 
 export class Playout {
+  lows = /** @type {number[]} */ ([]); // the lowest queue in each of the newest buckets
+  low = Infinity; // in this bucket
+  calmLow = Infinity; // since the last review
+  watched = 0; // samples in this bucket
+  reviewed = 0; // samples since the last review
+  cutAt = 0; // samples since the last cut
+
   constructor() {
     this.ring = new Float32Array(CAPACITY);
     this.read = 0;
@@ -38,6 +47,7 @@ export class Playout {
     return (this.length * 1000) / RATE;
   }
 
+  /** @param {Samples} samples */
   push(samples) {
     const room = CAPACITY - this.length;
     if (samples.length > room) this.#skip(Math.min(this.length, samples.length - room));
@@ -55,7 +65,11 @@ export class Playout {
     this.starvedAt = -1; // an end that was asked for is no underrun
   }
 
-  // The next `count` samples into `out`: audio, or silence while there is none to play.
+  /**
+   * The next `count` samples into `out`: audio, or silence while there is none to play.
+   * @param {Samples} out
+   * @param {number} count
+   */
   pull(out, count) {
     if (!this.playing) this.#start();
     const heard = this.playing ? Math.min(count, this.length) : 0;
@@ -107,6 +121,7 @@ export class Playout {
     this.#watchAgain();
   }
 
+  /** @param {number} count */
   #skip(count) {
     this.read = (this.read + count) % CAPACITY;
     this.length -= count;
@@ -115,13 +130,14 @@ export class Playout {
   // From here on the queue is watched: how low it runs tells how much of it is needed.
   #watchAgain() {
     this.lows = [];
-    this.low = Infinity; // in this bucket
-    this.calmLow = Infinity; // since the last review
+    this.low = Infinity;
+    this.calmLow = Infinity;
     this.watched = 0;
     this.reviewed = 0;
     this.cutAt = 0;
   }
 
+  /** @param {number} count */
   #watch(count) {
     this.low = Math.min(this.low, this.length);
     this.watched += count;
@@ -156,7 +172,10 @@ export class Playout {
     this.lows = this.lows.map((low) => low - cut);
   }
 
-  // Take out the piece whose ends fit each other best, and blend over the seam.
+  /**
+   * Take out the piece whose ends fit each other best, and blend over the seam.
+   * @param {number} longest
+   */
   #cut(longest) {
     let [best, bestScore] = [longest, -Infinity];
     for (let lag = CUT[0]; lag <= longest; lag += 2) {
@@ -172,6 +191,7 @@ export class Playout {
     return best;
   }
 
+  /** @param {number} lag */
   #likeness(lag) {
     let [product, energy] = [0, 1e-9];
     for (let i = 0; i < BLEND; i += 2) {

@@ -1,3 +1,4 @@
+// @ts-check
 // What was heard and said, as a stereo WAV made in the browser: agent left, user right.
 
 import { SAMPLE_RATE } from "./protocol.js";
@@ -7,24 +8,37 @@ const PART = 10 * SAMPLE_RATE; // sample pairs in one part: a Blob, which the br
 
 export class Recorder {
   constructor() {
-    this.parts = [];
+    this.parts = /** @type {Blob[]} */ ([]);
     this.part = new Int16Array(2 * PART);
     this.pairs = 0; // in this part
-    this.waiting = [[], []]; // chunks of either side that the other side has not caught up with
+    // Chunks of one side, up to which the other side has not come yet.
+    this.waiting = /** @type {[Samples[], Samples[]]} */ ([[], []]);
     this.seconds = 0;
   }
 
+  /** @param {Samples} samples */
   agent(samples) { this.#take(0, samples); }
+  /** @param {Samples} samples */
   user(samples) { this.#take(1, samples); }
 
-  // Both sides run on the device's clock, in pieces of equal length: pair them as they come.
+  /**
+   * Both sides run on the device's clock, in pieces of equal length: pair them as they come.
+   * @param {0 | 1} side agent, user
+   * @param {Samples} samples
+   */
   #take(side, samples) {
     this.waiting[side].push(samples);
-    while (this.waiting[0].length && this.waiting[1].length) {
-      this.#pair(this.waiting[0].shift(), this.waiting[1].shift());
-    }
+    const [left, right] = this.waiting;
+    const pairs = Math.min(left.length, right.length);
+    for (let i = 0; i < pairs; i++) this.#pair(left[i], right[i]);
+    left.splice(0, pairs);
+    right.splice(0, pairs);
   }
 
+  /**
+   * @param {Samples} left
+   * @param {Samples} right
+   */
   #pair(left, right) {
     for (let i = 0; i < left.length; i++) {
       this.part[2 * this.pairs] = level(left[i]);
@@ -48,13 +62,16 @@ export class Recorder {
   }
 }
 
+/** @param {number} sample */
 function level(sample) {
   return Math.round(Math.max(-1, Math.min(1, sample)) * 32767);
 }
 
+/** @param {number} bytes of samples */
 function wavHeader(bytes) {
   const [channels, width] = [2, 2];
   const view = new DataView(new ArrayBuffer(HEADER));
+  /** @type {(at: number, text: string) => void} */
   const name = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
   name(0, "RIFF");
   view.setUint32(4, HEADER - 8 + bytes, true);

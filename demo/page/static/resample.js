@@ -1,3 +1,4 @@
+// @ts-check
 // A streaming resampler: windowed sinc, 256 phases, a running position. Pure: runs in worklets too.
 
 const ZERO_CROSSINGS = 16; // on each side of the kernel's centre
@@ -6,6 +7,10 @@ const CUTOFF = 0.94; // of the lower Nyquist frequency
 const CAPACITY = 16384; // samples held at once
 
 export class Resampler {
+  /**
+   * @param {number} from Hz
+   * @param {number} to Hz
+   */
   constructor(from, to) {
     this.step = from / to; // input samples per output sample
     const cutoff = CUTOFF * Math.min(1, to / from);
@@ -16,13 +21,21 @@ export class Resampler {
     this.position = this.half - 1; // of the next output sample, in the buffer
   }
 
-  // How many input samples are missing for `count` output samples.
+  /**
+   * How many input samples are missing for `count` output samples.
+   * @param {number} count
+   */
   needs(count) {
     const last = this.position + (count - 1) * this.step;
     return Math.max(0, Math.floor(last) + this.half + 1 - this.filled);
   }
 
-  // Takes `count` samples of `input`, writes what can be made into `output`, returns how many.
+  /**
+   * Take `count` samples of `input`, write what can be made into `output`, return how many.
+   * @param {Samples} input
+   * @param {number} count
+   * @param {Samples} output
+   */
   process(input, count, output) {
     this.buffer.set(count === input.length ? input : input.subarray(0, count), this.filled);
     this.filled += count;
@@ -53,7 +66,11 @@ export class Resampler {
   }
 }
 
-// One row of weights per phase; each sums to 1, so that silence and level stay what they were.
+/**
+ * One row of weights per phase; each sums to 1, so that silence and level stay what they were.
+ * @param {number} cutoff of the Nyquist frequency of the input
+ * @param {number} half input samples on each side
+ */
 function kernel(cutoff, half) {
   const rows = [];
   for (let phase = 0; phase <= PHASES; phase++) {
@@ -69,10 +86,12 @@ function kernel(cutoff, half) {
   return rows;
 }
 
+/** @param {number} x */
 function sinc(x) {
   return x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
 }
 
+/** @param {number} x */
 function hann(x) {
   return Math.abs(x) >= 1 ? 0 : 0.5 + 0.5 * Math.cos(Math.PI * x);
 }

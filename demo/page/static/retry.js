@@ -1,3 +1,4 @@
+// @ts-check
 // When to try again after a conversation ended, and when not. No timers, no socket: only the rule.
 
 const GIVE_UP = 180_000; // ms after the first failure of a row
@@ -7,11 +8,15 @@ const DROP_LONGEST = 10_000; // ms
 const STEADY = 10_000; // ms of conversation after which earlier failures are forgotten
 
 export class Retry {
+  /**
+   * @param {() => number} now ms
+   * @param {() => number} random 0 to 1
+   */
   constructor(now = () => performance.now(), random = Math.random) {
     this.now = now;
     this.random = random;
-    this.liveAt = null; // when the last conversation began; none yet: a failure is no drop
-    this.since = null; // the first failure of the row
+    this.liveAt = /** @type {number | null} */ (null); // when the last conversation began; none yet: a failure is no drop
+    this.since = /** @type {number | null} */ (null); // the first failure of the row
     this.attempts = 0;
   }
 
@@ -19,7 +24,11 @@ export class Retry {
     this.liveAt = this.now();
   }
 
-  // {why: "busy" | "dropped", wait: ms}, or null: stay closed. `end` is the server's reason or null.
+  /**
+   * Why and when (ms from now) to try again; null to stay closed.
+   * @param {{kind: string | null} | null} end the server's reason
+   * @returns {{why: "busy" | "dropped", wait: number} | null}
+   */
   after(end) {
     const why = this.#cause(end);
     if (why === null) return null;
@@ -31,7 +40,10 @@ export class Retry {
     return { why, wait };
   }
 
-  // Whoever is told why it ended (idle, time limit, closing, …) has no drop to repair.
+  /**
+   * A conversation whose end the server explained (idle, time limit, closing, …) was not dropped.
+   * @param {{kind: string | null} | null} end
+   */
   #cause(end) {
     if (end?.kind === "busy") return "busy";
     return end === null && this.liveAt !== null ? "dropped" : null;
@@ -39,8 +51,8 @@ export class Retry {
 
   // A server that takes us in and drops us at once must not keep us trying for ever.
   #forgetIfSteady() {
-    const steady = this.liveAt > this.since && this.now() - this.liveAt > STEADY;
-    if (this.since === null || !steady) return;
+    if (this.since === null || this.liveAt === null) return;
+    if (this.liveAt <= this.since || this.now() - this.liveAt <= STEADY) return;
     this.since = null;
     this.attempts = 0;
   }

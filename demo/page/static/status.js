@@ -1,5 +1,7 @@
+// @ts-check
 // What the state line says: one short headline and one sentence for people, for every state.
 
+/** @type {Record<string, string>} */
 const ENDED = {
   "hung up": "You hung up. Connect starts a new conversation.",
   idle: "It was quiet for a long time, so the server hung up. Connect whenever you like.",
@@ -18,12 +20,22 @@ const LIVE = {
   silent: ["Live, without a microphone", "Type a text below and the agent says it."],
 };
 
-// {tone, headline, detail} for a state {name, …}.
+/**
+ * The states of a call, each with what its line needs.
+ * @typedef {{name: "idle" | "microphone" | "connecting"}
+ *   | {name: "waking", phase?: string, percent?: number | null}
+ *   | {name: "busy" | "dropped", seconds: number}
+ *   | {name: "live", mode: keyof typeof LIVE}
+ *   | {name: "closed", reason: string, text: string}} CallState
+ */
+
+/** @param {CallState} state */
 export function describe(state) {
   const [headline, detail] = words(state);
   return { tone: state.name, headline, detail };
 }
 
+/** @param {CallState} state */
 function words(state) {
   switch (state.name) {
     case "idle": return ["Ready when you are", "Press Connect, allow the microphone and say hello."];
@@ -37,7 +49,8 @@ function words(state) {
   }
 }
 
-function waking({ phase, percent }) {
+/** @param {{phase?: string, percent?: number | null}} state */
+function waking({ phase, percent = null }) {
   const detail = "The server was asleep. This can take a minute or two; you need not do anything.";
   if (!phase) return ["Waking up", detail];
   return [`Waking up: ${phase}${percent === null ? "" : ` ${Math.round(percent)} %`}`, detail];

@@ -1,13 +1,21 @@
+// @ts-check
 // Draws the transcript's turns; every word goes in as text, never as markup.
 
+/** @typedef {import("./transcript.js").Turn} Turn */
+
 const WHO = { agent: "Agent", user: "You", page: "" };
+/** @type {Partial<Record<Turn["kind"], string>>} */
 const KIND = { given: "given to say", answer: "looked up", question: "asked" };
 
 export class TranscriptView {
+  /**
+   * @param {HTMLElement} log
+   * @param {HTMLElement} empty shown while there is no turn
+   */
   constructor(log, empty) {
     this.log = log;
     this.empty = empty;
-    this.items = new Map(); // turn -> element
+    this.items = /** @type {Map<Turn, HTMLElement>} */ (new Map());
   }
 
   clear() {
@@ -16,14 +24,18 @@ export class TranscriptView {
     this.empty.hidden = false;
   }
 
-  // What changed(turn, before) of the transcript is for.
+  /**
+   * Draw a turn that is new or has changed.
+   * @param {Turn} turn
+   * @param {Turn | null} before the turn that follows
+   */
   show(turn, before) {
     const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
     let item = this.items.get(turn);
     if (!item) {
       item = newItem(turn);
       this.items.set(turn, item);
-      this.log.insertBefore(item, before ? this.items.get(before) : null);
+      this.log.insertBefore(item, before && (this.items.get(before) ?? null));
       this.empty.hidden = true;
     }
     fill(item, turn);
@@ -31,6 +43,7 @@ export class TranscriptView {
   }
 }
 
+/** @param {Turn} turn */
 function newItem(turn) {
   const item = element("div", `turn ${turn.who} ${turn.kind}`);
   const head = element("p", "turn-head");
@@ -43,17 +56,36 @@ function newItem(turn) {
   return item;
 }
 
+/**
+ * @param {HTMLElement} item
+ * @param {Turn} turn
+ */
 function fill(item, turn) {
-  item.querySelector(".said").textContent = turn.text;
-  const cut = item.querySelector(".cut");
+  find(item, ".said").textContent = turn.text;
+  const cut = find(item, ".cut");
   cut.textContent = turn.cut;
   cut.hidden = turn.cut === "";
-  const state = item.querySelector(".turn-state");
+  const state = find(item, ".turn-state");
   state.textContent = turn.state || turn.mark;
   state.hidden = state.textContent === "";
   item.classList.toggle("partial", turn.final === false);
 }
 
+/**
+ * The element that a selector names. Our own markup has it.
+ * @param {HTMLElement} root
+ * @param {string} selector
+ */
+export function find(root, selector) {
+  const found = root.querySelector(selector);
+  if (!(found instanceof HTMLElement)) throw new Error(`${selector} is missing from the page`);
+  return found;
+}
+
+/**
+ * @param {string} name
+ * @param {string} className
+ */
 export function element(name, className, text = "") {
   const made = document.createElement(name);
   made.className = className;
@@ -61,6 +93,7 @@ export function element(name, className, text = "") {
   return made;
 }
 
+/** @param {number} seconds */
 export function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;

@@ -1,7 +1,9 @@
-"""The language model's step in few, large kernels: about 8 launches a layer instead of 20.
+"""The models' steps in few, large kernels: 8 launches a layer of the language models instead of 20.
 
-The same weights and the same rounding as the plain modules, which are its oracle. Imported only
-where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
+The first half runs `Temporal` and `Depformer` of lm.py, the second half `Mimi` (one launch a layer
+of SEANet, seven a transformer layer). The weights and the rounding are those of the plain modules,
+which are the oracle. Imported only where the kernels can run: on a CUDA device with triton, or
+under triton's interpreter in tests.
 """
 
 from copy import copy
@@ -9,18 +11,23 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
-from engine.model.attention import Rings
-from engine.model.depformer import Depformer, DepthLayer, Pick
 from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
 from engine.model.gpu.kernels_prompt import PromptPiece
-from engine.model.linear import Linear
+from engine.model.lm import Depformer, DepthLayer, Pick
 from engine.model.mimi import Conv, ConvTranspose, Elu, Residual
-from engine.model.state import Active
-from engine.model.transformer import RMS_EPS, Attends, Gating, RMSNorm, Transformer
+from engine.model.transformer import (
+    RMS_EPS,
+    Active,
+    Attends,
+    Gating,
+    Linear,
+    Rings,
+    Transformer,
+)
 
-__all__ = ["depth", "embedded", "pick", "pick_text", "prefill", "product", "step"]
+__all__ = ["depth", "embed_column", "pick", "pick_text", "prefill", "product", "step"]
 
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
@@ -28,16 +35,12 @@ def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
     return matmul(x, linear.weight, linear.scale, **how)
 
 
-def normed(x: Tensor, y: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    return add_norm(x, y, norm.alpha, RMS_EPS)
-
-
-def gated(gating: Gating, x: Tensor) -> Tensor:
+def feed_forward(gating: Gating, x: Tensor) -> Tensor:
     """x [S, dim] -> parts of the feed-forward's result [P, S, dim]."""
     return product(gating.linear_out, product(gating.linear_in, x, gated=True), partial=True)
 
 
-def embedded(embedding, tokens: Tensor) -> Tensor:
+def embed_column(embedding, tokens: Tensor) -> Tensor:
     """tokens [S, K] -> [S, dim]."""
     if embedding.offsets is None:
         embedding.offsets = torch.tensor(embedding.starts, device=embedding.table.device)
@@ -63,37 +66,36 @@ def temporal(lm, x: Tensor, push: Attends) -> Tensor:
     """All layers: embedded rows [S, dim] -> hidden [S, dim]; the rings are written."""
     y = None
     for index, layer in enumerate(lm.transformer.layers):
-        x, h = normed(x, y, layer.norm1)
+        x, h = add_norm(x, y, layer.norm1.alpha, RMS_EPS)
         qkv = product(layer.self_attn.in_proj, h)  # [S, 3 * dim]
         heard = push.attend(index, qkv.view(len(x), 1, 3, layer.self_attn.heads, -1))
         y = product(layer.self_attn.out_proj, heard[:, 0], partial=True)  # [P, S, dim]
-        x, h = normed(x, y, layer.norm2)
-        y = gated(layer.gating, h)
-    return normed(x, y, lm.out_norm)[1]
+        x, h = add_norm(x, y, layer.norm2.alpha, RMS_EPS)
+        y = feed_forward(layer.gating, h)
+    return add_norm(x, y, lm.out_norm.alpha, RMS_EPS)[1]
 
 
 def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> Tensor:
     """`Depformer.forward`: hidden [S, dim], text [S] -> codes [S, Q]."""
-    config = depformer.config
-    steps, heads = config.codebooks, config.depformer_num_heads
+    steps, heads = depformer.steps, depformer.layers[0].heads
     inputs = product(depformer.input, hidden).unflatten(-1, (steps, -1))  # [S, Q, dim]
     slots, width = len(hidden), inputs.shape[-1]
     shape = (len(depformer.layers), 2, slots, heads, steps, width // heads)
     kv = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
     first = torch.zeros(1, dtype=torch.int64, device=hidden.device)  # where a table begins
 
-    def told(embedding: torch.nn.Embedding, tokens: Tensor) -> Tensor:
+    def embed_one(embedding: torch.nn.Embedding, tokens: Tensor) -> Tensor:
         return embed(tokens[:, None], first, embedding.weight)
 
-    said, codes = told(depformer.text_emb, text), []
+    previous, codes = embed_one(depformer.text_emb, text), []
     for step in range(steps):
-        x, y = inputs[:, step], said  # [S, dim]
+        x, y = inputs[:, step], previous  # [S, dim]
         for layer, columns in zip(depformer.layers, kv, strict=True):
             x, y = _depth_layer(layer, x, y, step, columns)
         x, _ = add_norm(x, y, None)
         codes.append(decide(step, product(depformer.linears[step], x)))
         if step + 1 < steps:
-            said = told(depformer.emb[step], codes[-1])
+            previous = embed_one(depformer.emb[step], codes[-1])
     return torch.stack(codes, 1)
 
 
@@ -101,19 +103,15 @@ def _depth_layer(
     layer: DepthLayer, x: Tensor, y: Tensor, step: int, kv: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x and what is still to be added to it -> the same after the layer."""
-    x, h = normed(x, y, layer.norm1)
+    x, h = add_norm(x, y, layer.norm1.alpha, RMS_EPS)
     qkv = product(layer.in_proj[step], h).view(len(x), 3, layer.heads, -1)
     heard = attend_few(qkv, kv, step)
-    x, h = normed(x, product(layer.out_proj[step], heard, partial=True), layer.norm2)
-    return x, gated(layer.gating[step], h)
+    y = product(layer.out_proj[step], heard, partial=True)
+    x, h = add_norm(x, y, layer.norm2.alpha, RMS_EPS)
+    return x, feed_forward(layer.gating[step], h)
 
 
-# -- fast codec ------------------------------------------------------------------------------------
-#
-# The codec in few, large kernels: one launch a layer of SEANet, seven a transformer layer.
-#
-# The same weights as the plain modules, which are its oracle; float32 throughout. Imported only
-# where the kernels can run: on a CUDA device with triton, or under triton's interpreter in tests.
+# -- the codec -------------------------------------------------------------------------------------
 
 Filters = dict[nn.Module, Filter]
 
@@ -195,31 +193,31 @@ class FusedStream:
 
 def encode(mimi, pcm: Tensor, stream: FusedStream, active: Active, codebooks: int) -> Tensor:
     """One frame: pcm [S, 1920] -> codes [S, codebooks]."""
-    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    now = Moment(stream.rings.position, mimi.frame_columns, active.mask)
     x = seanet(mimi.encoder.model, pcm[:, None], mimi.filters, stream, now)  # [S, dim, 2]
-    x = transformed(mimi.encoder_transformer, x, mimi.filters, stream, active, now)
+    x = run_transformer(mimi.encoder_transformer, x, mimi.filters, stream, active, now)
     down = mimi.downsample
     latent = convolve(x, mimi.filters[down], now, stream.pasts[down])  # [S, dim, 1]
     codes = torch.empty(len(pcm), codebooks, dtype=torch.int64, device=pcm.device)
     for part, some in _halves(mimi, codes):
         inner = convolve(latent, mimi.filters[part.input_proj], now)[..., 0]  # [S, inner]
         nearest(inner, part.tables, part.half_norms, some)
-    stream.rings.advance(active, mimi.config.columns)
+    stream.rings.advance(active, mimi.frame_columns)
     return codes
 
 
 def decode(mimi, codes: Tensor, stream: FusedStream, active: Active) -> Tensor:
     """One frame: codes [S, levels] -> pcm [S, 1920]."""
-    now = Moment(stream.rings.position, mimi.config.columns, active.mask)
+    now = Moment(stream.rings.position, mimi.frame_columns, active.mask)
     latent = None
     for part, some in _halves(mimi, codes):
         entries = sum_entries(some, part.tables)[..., None]  # [S, inner, 1]
         latent = convolve(entries, mimi.filters[part.output_proj], now, residual=latent)
     up = mimi.upsample
     x = upsample(latent[..., 0], stream.pasts[up][0], up.convtr.weight, active.mask)  # [S, dim, 2]
-    x = transformed(mimi.decoder_transformer, x, mimi.filters, stream, active, now)
+    x = run_transformer(mimi.decoder_transformer, x, mimi.filters, stream, active, now)
     x = seanet(mimi.decoder.model, x, mimi.filters, stream, now)
-    stream.rings.advance(active, mimi.config.columns)
+    stream.rings.advance(active, mimi.frame_columns)
     return x[:, 0]
 
 
@@ -249,7 +247,7 @@ def seanet(
     return x
 
 
-def transformed(
+def run_transformer(
     transformer: Transformer,
     x: Tensor,
     by: Filters,
@@ -262,13 +260,13 @@ def transformed(
     push = Decode(stream.rings, active, columns)
     for index, layer in enumerate(transformer.layers):
         attention = layer.self_attn
-        qkv = convolve(normed_columns(layer.norm1, x), by[attention.in_proj], now, rows=True)
+        qkv = convolve(norm_columns(layer.norm1, x), by[attention.in_proj], now, rows=True)
         qkv = qkv.transpose(1, 2).view(slots, columns, 3, attention.heads, -1)
         heard = push.attend(index, qkv).transpose(1, 2)  # [S, dim, T]
         x = convolve(
             heard, by[attention.out_proj], now, scale=layer.layer_scale_1, residual=x, rows=True
         )
-        h = normed_columns(layer.norm2, x)
+        h = norm_columns(layer.norm2, x)
         thought = convolve(h, by[layer.linear1], now, gelu=True, rows=True)
         x = convolve(
             thought, by[layer.linear2], now, scale=layer.layer_scale_2, residual=x, rows=True
@@ -276,6 +274,6 @@ def transformed(
     return x
 
 
-def normed_columns(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def norm_columns(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """x [S, dim, T], each column over its channels."""
     return norm(x.transpose(1, 2)).transpose(1, 2)

@@ -1,4 +1,17 @@
-"""CUDA graphs: some work is recorded once, and launched whole from then on."""
+"""The frame loop as a backend calls it: numpy in and out, on a GPU by CUDA graphs.
+
+A graph is work on fixed addresses that is recorded once and launched whole from then on.
+
+- `Ticks` runs a tick as two launches, `listen` and `speak`. There is a graph for every bucket: the
+  first 1, 2, 4, 8 or 16 slots of one loop, the same memory in smaller tensors. The smallest bucket
+  that covers the active slots runs. Samples go up in one copy and random numbers in another,
+  results come down in one, and the host waits once a graph.
+- With a recogniser there are two graphs more: `transcribe` is `listen` and the recogniser's step,
+  `flush` is that step alone, on silence. Where nobody is transcribed, plain `listen` runs.
+- `Prefill` runs pieces of prompts between two ticks.
+
+With `graphs` False, and on a CPU, the same work is launched piece by piece.
+"""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -10,13 +23,21 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES
-from engine.model.attention import Rings
 from engine.model.lm import Temporal
 from engine.model.loop import Loop
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active, Rings
 
-WARM_UPS = 3
+logger = logging.getLogger(__name__)
+
+BUCKETS = (1, 2, 4, 8, 16)
+# Columns of the input behind the samples: who advances, whose samples count, who is transcribed.
+ACTIVE, HEARING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
+Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
+WARM_UPS = 3  # runs before a recording, compilers and all
+
+
+# -- what graphs are made of -----------------------------------------------------------------------
 
 
 @dataclass
@@ -28,9 +49,9 @@ class Recorded:
 
 
 def record(work: Callable[[], Tensor | None], pool: object = None) -> Recorded:
-    """Record some work on fixed addresses after running it, compilers and all.
+    """Record work on fixed addresses, after running it.
 
-    pool: where its intermediates lie, shared with graphs that never run beside it.
+    pool: memory for its intermediates, shared with graphs that never run beside it.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -44,19 +65,14 @@ def record(work: Callable[[], Tensor | None], pool: object = None) -> Recorded:
     return Recorded(graph, out)
 
 
-# -- prefill ---------------------------------------------------------------------------------------
-#
-# A piece of a prompt as one launch: the next columns of one slot, captured in a CUDA graph.
-#
-# One graph serves every slot of its rings and every shorter piece: a piece is filled up to full
-# length, and what fills it is not written. So a column's bits do not depend on where a prompt was
-# cut. `graphs` False launches the same work kernel by kernel; where there are no kernels, or a
-# piece
-# would push columns out of the ring, the plain modules run it (`Temporal.prefill`).
-
-
 class Prefill:
-    """Runs pieces of up to `columns` columns for the slots of some rings; picks nothing."""
+    """Runs pieces of prompts, of up to `columns` columns, for the slots of some rings.
+
+    One graph serves every slot and every shorter piece: a piece is filled up to full length, and
+    what fills it is not written. So a column's bits do not depend on where a prompt was cut. The
+    plain modules (`Temporal.prefill`) run a piece that would push columns out of the ring, and
+    every piece where there are no kernels.
+    """
 
     def __init__(
         self,
@@ -70,13 +86,13 @@ class Prefill:
         table = lm.embedding.table
         self.embedded = table.new_zeros(columns, table.shape[1])
         self.whose = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, how many count
-        recorded = lm.fast and graphs and table.is_cuda
+        recorded = lm.fused and graphs and table.is_cuda
         self.recorded = record(self._launch, pool) if recorded else None
 
     def run(self, slot: int, embedded: Tensor) -> None:
         """The next columns of a slot, embedded [T, dim]."""
         count, pushed = len(embedded), self.rings.pushed[slot]
-        if not self.lm.fast or pushed + count > self.rings.capacity:
+        if not self.lm.fused or pushed + count > self.rings.capacity:
             self.lm.prefill(embedded, self.rings, slot)
             return
         self.embedded[:count].copy_(embedded)
@@ -89,32 +105,14 @@ class Prefill:
 
     def _launch(self) -> None:
         """Nothing counts while it is recorded, so nothing is written."""
-        self.lm.fast.prefill(self.lm, self.embedded, self.rings, self.whose[:1], self.whose[1:])
+        self.lm.fused.prefill(self.lm, self.embedded, self.rings, self.whose[:1], self.whose[1:])
 
 
-logger = logging.getLogger(__name__)
-
-
-# -- graphs ----------------------------------------------------------------------------------------
-#
-# One tick as two launches: `listen` and `speak` captured in CUDA graphs, for buckets of slots.
-#
-# A bucket is the first 1, 2, 4, 8 or 16 slots of one loop: the same memory, smaller tensors; the
-# smallest that covers the active slots runs. Samples go up in one copy and random numbers in
-# another,
-# results come down in one, and the host waits once a graph. `graphs` False launches the same work
-# piece by piece. With a recogniser there are two more: `transcribe`, which is `listen` and the
-# recogniser's step, and `flush`, that step alone; where nobody is transcribed, plain `listen` runs.
-# Between two ticks `prefill` runs pieces of prompts (prefill.py).
-
-BUCKETS = (1, 2, 4, 8, 16)
-# Columns of the input behind the samples: who advances, whose samples count, who is transcribed.
-ACTIVE, HEARING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
-Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
+# -- ticks -----------------------------------------------------------------------------------------
 
 
 def buckets_for(slots: int, every: bool) -> tuple[int, ...]:
-    """Sizes up to `slots`, which is one of them; only it where there is nothing to gain."""
+    """Sizes of buckets up to `slots`, which is the last; the only one unless `every`."""
     return (*(b for b in BUCKETS if b < slots and every), slots)
 
 
@@ -138,7 +136,7 @@ class Block:
 
 
 class Ticks:
-    """Runs ticks of a loop; `listen` and `speak` take and give numpy, as the backend does."""
+    """Runs ticks of a loop for the backend, which has the same two verbs."""
 
     def __init__(
         self,
@@ -194,9 +192,9 @@ class Ticks:
         verb = "transcribe" if writing else "listen"
         out = self._launch(verb, self._size)
         if loop.sampler.special:
-            out[:, 0] = loop.chosen(out[:, 0].long())
+            out[:, 0] = loop.sampler.pick_text(loop.logits)
         heard = self._fetch(verb, out, self._count_heard)
-        q = loop.lm.config.codebooks
+        q = loop.codebooks
         text, codes = heard[:, 0].astype(np.int64), heard[:, 1 : 1 + q].astype(np.int64)
         return text, codes, _words(heard[:, 1 + q :]) if writing else None
 
@@ -248,19 +246,19 @@ class Ticks:
             self.down[verb] = rows.pin_memory() if self.cuda else rows
         return self.down[verb]
 
-    # What a graph pushes is counted on the host's side of the rings here, as it counts nothing.
+    # A graph counts nothing on the host: what it pushes is added to `pushed` of the rings here.
 
     def _count_heard(self) -> None:
         taking = self._taking
         self._count(self.loop.rings, taking[ACTIVE], 1)
-        self._count(self.loop.encoder.rings, taking[HEARING], self.loop.mimi.config.columns)
+        self._count(self.loop.encoder.rings, taking[HEARING], self.loop.mimi.frame_columns)
         if taking[WRITING]:
             self._count(self.hearing.rings, taking[WRITING], 1)
 
     def _count_spoken(self) -> None:
         """The same for `speak`; and the random numbers of the next tick are drawn."""
         speaking = self._taking[ACTIVE]
-        self._count(self.loop.decoder.rings, speaking, self.loop.mimi.config.columns)
+        self._count(self.loop.decoder.rings, speaking, self.loop.mimi.frame_columns)
         self.loop.sampler.draw_ahead(speaking)
 
     def _count_flushed(self) -> None:
@@ -276,7 +274,7 @@ class Ticks:
         """-> [B, 1 + Q] float32, which holds such tokens exactly: text and the user's codes."""
         pcm = self.up.device[:size, :FRAME_SAMPLES]
         active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
-        text, codes, _ = self.loops[size].listened(pcm, active, hearing)
+        text, codes, _ = self.loops[size].encode_and_step(pcm, active, hearing)
         return torch.cat([text[:, None], codes], 1).float()
 
     def _transcribe(self, size: int) -> Tensor:
@@ -284,26 +282,26 @@ class Ticks:
         ear, pcm = self.hearings[size], self.up.device[:size, :FRAME_SAMPLES]
         active, hearing = self._who(size, ACTIVE), self._who(size, HEARING)
         read = ear.stt.config.n_q
-        most = max(read, self.loop.lm.config.codebooks)
-        text, codes, heard = self.loops[size].listened(pcm, active, hearing, most)
-        written = _row(*ear.step(heard[:, :read], self._who(size, WRITING)))
+        most = max(read, self.loop.codebooks)
+        text, codes, encoded = self.loops[size].encode_and_step(pcm, active, hearing, most)
+        written = _row(*ear.step(encoded[:, :read], self._who(size, WRITING)))
         return torch.cat([text[:, None].float(), codes.float(), written], 1)
 
     def _flush(self, size: int) -> Tensor:
         """-> the recogniser's token and pauses [B, 1 + heads]."""
         slots = () if self.cuda else tuple(self._flushing)
         active = Active(self.up_flush.device[:size, 0] > 0.5, slots)
-        return _row(*self.hearings[size].flushed(active))
+        return _row(*self.hearings[size].step_on_silence(active))
 
     def _speak(self, size: int) -> Tensor:
         """-> [B, 1920 + Q]: the agent's samples and codes."""
         given = self.up_text.device[:size]
         who = self._who(size, ACTIVE)
-        pcm, codes = self.loops[size].said(given[:, 0], given[:, 1] != 0, who)
+        pcm, codes = self.loops[size].step_depth_and_decode(given[:, 0], given[:, 1] != 0, who)
         return torch.cat([pcm, codes.float()], 1)
 
     def _who(self, size: int, who: int) -> Active:
-        """Who takes part: on a GPU only the device is told, so that a graph can be replayed."""
+        """Who takes part. On a GPU only the device knows, so that a graph can be replayed."""
         slots = () if self.cuda else tuple(self._taking[who])
         return Active(self.up.device[:size, who] > 0.5, slots)
 
@@ -320,7 +318,7 @@ class Ticks:
 
 
 def _row(text: Tensor, pause: Tensor | None) -> Tensor:
-    """The recogniser's token [B] and pauses [B, heads] as one block."""
+    """The recogniser's token [B] and pauses [B, heads] as one block [B, 1 + heads]."""
     return text[:, None].float() if pause is None else torch.cat([text[:, None], pause], 1)
 
 

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.config import PAD
-
-ROWS = 16  # of a tensor-core tile: 1 to 16 slots cost the same
+from engine.model.transformer import ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def _split(k: int, int8: bool) -> Tile:
 #
 # Written for memory-bound work on sm_86 and sm_90: every weight is read once, in 16-row tiles, so 1
 # and 16 slots cost the same and a row's bits depend on no other row. Sums are split and joined in a
-# fixed order, never by atomics. Their oracles are the plain modules (linear.py, transformer.py).
+# fixed order, never by atomics. Their oracles are the plain modules (transformer.py).
 # Under Triton's interpreter products are computed in float32: its bf16 dot is wrong.
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

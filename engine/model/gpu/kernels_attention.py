@@ -4,7 +4,7 @@ A ring needs no position mask: keys are stored rotated and softmax ignores order
 columns are always storage places [0, length). `decode` turns query and key, writes key and value
 into the ring (bf16, or int8 with a float16 scale per head and column) and reads what is valid,
 split over programs and merged by log-sum-exp. Idle slots cost nothing and change nothing.
-Oracle: `attention.Step` on a CPU.
+Oracle: `transformer.RingPush` on a CPU.
 """
 
 import math
@@ -14,10 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.model.attention import Rings
 from engine.model.gpu.kernels import INTERPRETED
-from engine.model.linear import MOST, TINY_SCALE
-from engine.model.state import Active
+from engine.model.transformer import MOST, TINY_SCALE, Active, Rings
 
 SPLIT = 512  # columns of one program
 BLOCK = 32  # columns it reads at once

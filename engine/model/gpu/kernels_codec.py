@@ -5,7 +5,7 @@ kept per slot, ELU before, GELU, scale and residual after. A product is the one 
 kernel 1; a transposed one of two strides is the one of kernel 2 whose outputs are interleaved.
 The past is kept twice, and a frame's number tells which half it reads: programs that still read
 are never overtaken by those that write. Where a tile's inputs are split over programs, the last of
-them to arrive adds the parts, always in the same order. Idle slots change nothing. Oracle: conv.py.
+them to arrive adds the parts, always in the same order. Idle slots change nothing. Oracle: mimi.py.
 """
 
 from dataclasses import dataclass
@@ -274,7 +274,7 @@ def convolve(
 # The codec between its transformers in Triton, in float32: quantizer and upsampling.
 #
 # A level is one launch: every program settles the former level's code for itself, takes its entry
-# off what is left, and compares that with some entries of its own. Oracles: quantizer.py, conv.py.
+# off what is left, and compares that with some entries of its own. Oracle: mimi.py.
 
 ENTRIES = 32  # of a codebook that one program compares
 

@@ -3,7 +3,7 @@
 `_enter` turns keys and writes them with their values behind what the slot's ring holds; `_hear`
 reads what each column may see. Which slot, and how many of the columns count, are numbers on the
 device: one CUDA graph serves every slot and every shorter piece. Nothing wraps here; a piece that
-would is computed by `attention.Chunk`, which is the oracle.
+would is computed by `transformer.Chunk`, which is the oracle.
 """
 
 import torch
@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.model.attention import Rings
 from engine.model.gpu.kernels import ROWS, dot_type
 from engine.model.gpu.kernels_attention import LOG2E, LOW, put, turned
-from engine.model.linear import MOST, TINY_SCALE
+from engine.model.transformer import MOST, TINY_SCALE, Rings
 
 BLOCK = 64  # columns of the ring that are read at once
 LEAST_WIDTH = 16  # of a matrix instruction

@@ -11,6 +11,10 @@ function stream(sizes) {
   return Uint8Array.from(pages.flatMap((page) => [...page]));
 }
 
+const oggPage = (flags, lacing, body) => Uint8Array.from([
+  ...[0x4f, 0x67, 0x67, 0x53, 0, flags], ...new Array(20).fill(0), lacing.length, ...lacing, ...body,
+]);
+
 test("packets of any size come back as they went in, headers left out", () => {
   const sizes = [1, 80, 254, 255, 256, 510, 511, 1200];
   const packets = new OggDemuxer().take(stream(sizes));
@@ -35,12 +39,9 @@ test("rubbish between pages is passed over", () => {
 });
 
 test("a packet that goes on in the next page is joined", () => {
-  const page = (flags, lacing, body) => Uint8Array.from([
-    ...[0x4f, 0x67, 0x67, 0x53, 0, flags], ...new Array(20).fill(0), lacing.length, ...lacing, ...body,
-  ]);
   const demuxer = new OggDemuxer();
-  assert.deepEqual(demuxer.take(page(0, [255], packet(255))), []);
-  const [joined] = demuxer.take(page(1, [45], packet(45)));
+  assert.deepEqual(demuxer.take(oggPage(0, [255], packet(255))), []);
+  const [joined] = demuxer.take(oggPage(1, [45], packet(45)));
   assert.equal(joined.length, 300);
 });
 
@@ -50,4 +51,11 @@ test("the first page is marked as the beginning and its time runs at 48 kHz", ()
   assert.equal(head[5], 2);
   const second = muxer.packet(packet(80), 20);
   assert.equal(new DataView(second.buffer).getUint32(6, true), 960);
+});
+
+test("the beginning of a packet whose rest was lost is not joined to the next packet", () => {
+  const demuxer = new OggDemuxer();
+  assert.deepEqual(demuxer.take(oggPage(0, [255], packet(255))), []); // goes on in a page that was lost
+  const packets = demuxer.take(oggPage(0, [45], packet(45, 7)));
+  assert.deepEqual(packets, [packet(45, 7)]);
 });

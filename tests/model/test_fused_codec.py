@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model.config import QuantizerConfig, TransformerConfig
-from engine.model.gpu import fused as fast_codec
+from engine.model.gpu import fused
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve
 from engine.model.mimi import Conv, ConvTranspose, Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active
 from tests.model.checking import poisoned
 from tests.model.making import ODD, MimiConfig
 
@@ -58,7 +58,7 @@ def moment(position: Tensor, active: Active) -> Moment:
 @pytest.mark.parametrize("elu", [False, True])
 def test_a_convolution_is_the_plain_one_frame_after_frame(make, columns, elu, monkeypatch):
     module = drawn(make())
-    by = (fast_codec._conv if isinstance(module, Conv) else fast_codec._transposed)(module)
+    by = (fused._conv if isinstance(module, Conv) else fused._transposed)(module)
     past = torch.zeros(2, SLOTS, by.inputs, by.past, device=DEVICE)
     tails, position = {module: module.tail(SLOTS)}, torch.zeros(SLOTS, dtype=int, device=DEVICE)
     for frame, slots in enumerate(([0, 1, 2], [1], [0, 2], [0, 1, 2])):
@@ -119,22 +119,22 @@ def codec() -> Mimi:
 def test_the_fused_codec_is_the_plain_one_past_a_ring_wrap_and_idle_slots_do_not_move():
     mimi = codec()
     plain = mimi.encoder_stream(2), mimi.decoder_stream(2)
-    mimi.filters = fast_codec.filters(mimi)
-    mimi.fast = fast_codec
-    fused = mimi.encoder_stream(2), mimi.decoder_stream(2)
+    mimi.filters = fused.filters(mimi)
+    mimi.fused = fused
+    streams = mimi.encoder_stream(2), mimi.decoder_stream(2)
     for slots in ([0, 1], [1], [0, 1]):
         active = Active.of(slots, 2, DEVICE)
         pcm = torch.randn(2, 1920, device=DEVICE)
-        idle = [t.clone() for stream in fused for t in stream.of(0)]
-        codes = fast_codec.encode(mimi, pcm, fused[0], active, 9)
-        said = fast_codec.decode(mimi, codes, fused[1], active)
-        mimi.fast = None
+        idle = [t.clone() for stream in streams for t in stream.of(0)]
+        codes = fused.encode(mimi, pcm, streams[0], active, 9)
+        said = fused.decode(mimi, codes, streams[1], active)
+        mimi.fused = None
         want = mimi.encode(pcm, plain[0], active, 9)
         heard = mimi.decode(codes, plain[1], active)
-        mimi.fast = fast_codec
+        mimi.fused = fused
         assert torch.equal(codes[slots], want[slots])
         close(said[slots], heard[slots])
         if 0 not in slots:
-            assert all(map(torch.equal, idle, [t for stream in fused for t in stream.of(0)]))
-    fused[0].clear(1)
-    assert not any(t.any() for t in fused[0].of(1))
+            assert all(map(torch.equal, idle, [t for stream in streams for t in stream.of(0)]))
+    streams[0].clear(1)
+    assert not any(t.any() for t in streams[0].of(1))

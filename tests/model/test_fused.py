@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from engine.model.attention import RingPush
-from engine.model.gpu import fused as fast
-from engine.model.state import Active
+from engine.model.gpu import fused
+from engine.model.transformer import Active, RingPush
 from tests.model.conftest import TINY, build_lm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,19 +27,19 @@ def lm():
 
 def test_fused_steps_are_the_plain_ones(lm, expected):
     columns = expected("lm_teacher_forced")["tokens"].long().T[:3].to(DEVICE)  # [3, 17]
-    plain, fused, active = lm.rings(2), lm.rings(2), Active.of([1], 2, DEVICE)
+    plain, rings, active = lm.rings(2), lm.rings(2), Active.of([1], 2, DEVICE)
     for column in columns:
         tokens = torch.stack([column, column])
         embedded = lm.embedding(tokens)
-        torch.testing.assert_close(fast.embedded(lm.embedding, tokens), embedded)
+        torch.testing.assert_close(fused.embed_column(lm.embedding, tokens), embedded)
         x = lm.transformer(embedded[:, None], RingPush(plain, active))
         want = lm.out_norm(x[:, 0])
-        got = fast.step(lm, embedded, fused, active)
+        got = fused.step(lm, embedded, rings, active)
         torch.testing.assert_close(got[1], want[1], atol=TOLERANCE, rtol=0)
         plain.advance(active, 1)
-        fused.advance(active, 1)
-    torch.testing.assert_close(fused.used(1), plain.used(1), atol=TOLERANCE, rtol=0)
-    assert not fused.kv[:, :, 0].any()
+        rings.advance(active, 1)
+    torch.testing.assert_close(rings.used(1), plain.used(1), atol=TOLERANCE, rtol=0)
+    assert not rings.kv[:, :, 0].any()
 
 
 def test_fused_depth_steps_are_the_plain_ones(lm, expected):
@@ -52,6 +51,6 @@ def test_fused_depth_steps_are_the_plain_ones(lm, expected):
         seen.append(logits)
         return told[:, step]
 
-    fast.depth(lm.depformer, hidden, text, pick)
+    fused.depth(lm.depformer, hidden, text, pick)
     first = want["depth_logits_first_frames"][:2, : lm.config.codebooks]
     torch.testing.assert_close(torch.stack(seen, 1).cpu(), first, atol=2e-3, rtol=0)
