@@ -13,7 +13,13 @@ from engine.cli import COMMANDS, build_parser
 from engine.commands.serve import add_server_arguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/modal.md", "docs/api.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/performance.md",
+    "docs/internals.md",
+    "docs/modal.md",
+    "docs/api.md",
+)
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^(?:\.venv/bin/)?python -m (engine|demo)(?= |$)")
 

@@ -279,7 +279,6 @@ def soak(server: Server, people: int, seconds: float, seed: int, fmt: str) -> di
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
     names = [name for name in before if name.endswith("_mb")]
-    at = [each["seconds"] for each in samples]
     series = {name: [each[name] for each in samples] for name in names}
     return {
         "people": people, "seconds": seconds, "seed": seed, "slots": server.health()["slots"],
@@ -290,7 +289,6 @@ def soak(server: Server, people: int, seconds: float, seed: int, fmt: str) -> di
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
         "before": before, "after": after,
         "grown": {name: measure_growth(values) for name, values in series.items()},
-        "per_hour": {name: measure_slope(at, values) for name, values in series.items()},
         "samples": samples,
     }  # fmt: skip
 
@@ -339,14 +337,6 @@ def measure_growth(values: Sequence[float]) -> float:
     return float(np.median(values[-quarter:]) - np.median(values[quarter : 2 * quarter] or values))
 
 
-def measure_slope(seconds: Sequence[float], values: Sequence[float]) -> float:
-    """Growth per hour of a straight line through the last three quarters."""
-    start = len(values) // 4
-    if len(values) - start < 2:
-        return 0.0
-    return float(np.polyfit(seconds[start:], values[start:], 1)[0]) * 3600
-
-
 def find_faults(result: Mapping[str, Any]) -> list[str]:
     """What is wrong, one sentence each."""
     wrong = []
@@ -376,7 +366,6 @@ def describe_soak(result: Mapping[str, Any]) -> str:
             "after": float(result["after"][name]),
             "most": float(max(each[name] for each in result["samples"])),
             "grown": result["grown"].get(name, ""),
-            "per_hour": result["per_hour"].get(name, ""),
         }
         for name in result["before"]
     ]

@@ -54,7 +54,7 @@ class PacedTalk:
 
 
 async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray, fmt: str) -> PacedTalk:
-    """Talk at the pace of speech for `seconds`, starting after `delay`; less if hung up on."""
+    """Talk at the pace of speech from `delay` on, for `seconds` or until the server hangs up."""
     talk = PacedTalk()
     await asyncio.sleep(delay)
     async with Client(url, fmt=fmt) as client, listening(client, talk):
@@ -65,7 +65,7 @@ async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray, fmt:
 
 
 async def speak(client: Client, talk: PacedTalk, pcm: np.ndarray, seconds: float) -> None:
-    """Whole user frames for so long, in pieces of 20 ms, until the server hangs up."""
+    """Send whole user frames, in pieces of 20 ms, for `seconds` or until the server hangs up."""
     start = time.monotonic()
     for n in range(int(seconds / FRAME_SECONDS) * CHUNKS):
         await asyncio.sleep(max(0.0, start + (n + 1) * CHUNK_SECONDS - time.monotonic()))
@@ -79,7 +79,7 @@ async def speak(client: Client, talk: PacedTalk, pcm: np.ndarray, seconds: float
 
 @contextlib.asynccontextmanager
 async def listening(client: Client, talk: PacedTalk) -> AsyncIterator[None]:
-    """Note in `talk` what comes from the server meanwhile."""
+    """Note in `talk` what comes from the server while the block runs."""
     hearing = asyncio.create_task(_hear(client, talk))
     try:
         yield
@@ -110,7 +110,7 @@ async def _hear(client: Client, talk: PacedTalk) -> None:
 
 
 def voice(seconds: float = 20.0) -> np.ndarray:
-    """Something like speech: noise in syllables of a quarter second, float32 [n]."""
+    """A sound like speech: noise in syllables of a quarter second, float32 [n]."""
     rng = np.random.default_rng(0)
     n = int(seconds * SAMPLE_RATE)
     envelope = np.clip(np.sin(np.arange(n) * 2 * np.pi * 2 / SAMPLE_RATE), 0, 1)
@@ -120,7 +120,7 @@ def voice(seconds: float = 20.0) -> np.ndarray:
 
 @contextlib.asynccontextmanager
 async def lag() -> AsyncIterator[list[float]]:
-    """How late this event loop wakes up, in seconds, measured every 10 ms meanwhile."""
+    """Measure every 10 ms of the block how late this event loop wakes up, in seconds."""
     lags: list[float] = []
 
     async def watch() -> None:
@@ -139,14 +139,12 @@ async def lag() -> AsyncIterator[list[float]]:
 # -- crowd -----------------------------------------------------------------------------------------
 #
 # People who come and go: each joins, talks for a while, leaves in one of several ways, returns.
-#
-# Drawn from a seed, so that two soaks put the same load on a server. What becomes of the server is
-# `soak`'s affair.
+# All of it is drawn from a seed, so that two soaks put the same load on a server.
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 3.0, 400.0  # of a talk; the longest outlast the context
 LONGEST_SHARE = 0.25  # of the whole time that one talk takes at most
 AWAY_SECONDS = 2.0  # between two talks, at most
-QUIET_SECONDS = 5.0  # for which one who stops sending stays, at most
+QUIET_SECONDS = 5.0  # for which a person stays after the last audio, at most
 PIECE_SECONDS = 2.0  # of speech between two things a person may do
 SAY_SHARE, CANCEL_SHARE = 0.3, 0.1  # of these pieces
 LEAVES = {"politely": 0.6, "hung up": 0.25, "fell silent": 0.15}  # how often each

@@ -58,10 +58,9 @@ from engine.model.lm import LM
 from engine.model.loop import Loop, PromptState
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
-from engine.model.stt import Recogniser
 from engine.model.transformer import Active, Linear, Rings
 from engine.runtime.personaplex import CPU_SLOTS
-from engine.weights.sizing import GIB, WORK_BYTES, Memory, Precision
+from engine.weights.sizing import Memory, Precision
 
 # -- tick: how long one takes ----------------------------------------------------------------------
 
@@ -124,27 +123,14 @@ def add_recogniser_rows(
         head = {"weights": mode.weights, "kv": mode.kv, "slots": slots}
         with skip_if_full(head, keep):
             check_room(plan_memory(lm, mimi, mode, stt), slots)
-            keep(head | measure_recogniser(args, lm, mimi, stt, mode.kv, slots, columns))
-
-
-def measure_recogniser(
-    args: argparse.Namespace,
-    lm: LM,
-    mimi: Mimi,
-    stt: Recogniser,
-    kv: str,
-    slots: int,
-    columns: int,
-) -> Row:
-    loop = make_loop(lm, mimi, slots, kv)
-    ticks = Ticks(loop, not args.eager, hearing=make_hearing(stt, slots))
-    plain, heard = (
-        float(np.median(measure(ticks, slots, columns, args, transcribe)[0]))
-        for transcribe in (False, True)
-    )
-    return {
-        "context": columns, "p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain
-    }  # fmt: skip
+            loop = make_loop(lm, mimi, slots, mode.kv)
+            ticks = Ticks(loop, not args.eager, hearing=make_hearing(stt, slots))
+            plain, heard = (
+                float(np.median(measure(ticks, slots, columns, args, transcribe)[0]))
+                for transcribe in (False, True)
+            )
+            times = {"p50_ms": plain, "with_ms": heard, "recogniser_ms": heard - plain}
+            keep(head | {"context": columns} | times)
 
 
 def measure_contexts(
@@ -441,15 +427,9 @@ CONNECT = Subject(add_connect_arguments, run_connect, {"columns": [80]})
 
 # -- memory: where the bytes go --------------------------------------------------------------------
 #
-# Beside each size stands what the performance specification predicted. Serving is ticks of all
-# slots and a piece of a prompt behind full contexts; kept prompts and a renewal's spare state come
-# on top.
+# Serving is ticks of all slots and a piece of a prompt behind full contexts; kept prompts and a
+# renewal's spare state come on top.
 
-# performance.md 1.2 and 1.5 of the specification, for the public shapes on a GPU
-LM_BYTES = {"bf16": 14.32 * GIB, "int8": 7.45 * GIB}
-CODEC_BYTES = 0.36 * GIB
-RING_BYTES = {"bf16": 1.465 * GIB, "int8": 0.744 * GIB}  # of one conversation
-STATE_BYTES = 24e6  # of one conversation: the codec's keys and values, and the rest
 SERVING_TICKS = 3
 
 
@@ -467,33 +447,12 @@ def run_memory(args: argparse.Namespace) -> int:
     for weights, kv in product(args.weights, args.kv):
         head = {"weights": weights, "kv": kv}
         with skip_if_full(head, record.add):
-            for row in measure_memory(args, Precision(weights, kv)):
-                record.add(head | row)
+            slots, sizes = measure_items(args, Precision(weights, kv))
+            for item, size in sizes.items():
+                record.add({**head, "slots": slots, "item": item, "measured_gb": size / 1e9})
     print(table(record.result["rows"]))
     print("written:", record.save())
     return 0
-
-
-def measure_memory(args: argparse.Namespace, mode: Precision) -> list[Row]:
-    """One row an item."""
-    slots, measured = measure_items(args, mode)
-    public = pick_device(args) == "cuda" and not args.small
-    predicted = predict_memory(mode, slots) if public else {}
-    rows = []
-    for item, size in measured.items():
-        row = {"slots": slots, "item": item, "measured_gb": size / 1e9}
-        rows.append(row | ({"predicted_gb": predicted[item] / 1e9} if item in predicted else {}))
-    return rows
-
-
-def predict_memory(mode: Precision, slots: int) -> dict[str, float]:
-    """Bytes by item, as the specification has them."""
-    sizes = {
-        "language model": LM_BYTES[mode.weights], "codec": CODEC_BYTES,
-        "rings": slots * RING_BYTES[mode.kv], "codec's state": slots * STATE_BYTES,
-        "graphs": WORK_BYTES,
-    }  # fmt: skip
-    return sizes | {"peak of serving": sum(sizes.values())}
 
 
 def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[str, int]]:

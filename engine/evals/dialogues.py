@@ -1,7 +1,12 @@
-"""A backend whose text head reads from a script, and a probe beside each director.
+"""Smart routing by scripted dialogues: who hands over when, how fast, and at what pace.
 
-For `bench routing`: the head wants to say its line whether or not it may, as the model would; the
-probe sees every token that is really fed. No speech is made: a frame is loud while words sound.
+`python -m engine bench routing` acts tests/dialogues out in real time, through the engine's own
+session, scheduler, director and router, with an answerer over real HTTP. Three things are
+stand-ins. The model's text head reads from a script, and wants to say its line whether or not it
+may, as the model would; no speech is made, a frame is loud while words sound. The user's words come
+as a transcript would bring them. The text model's API answers on loopback after half a second. A
+probe beside each director sees every token that is really fed. How well the end of a turn is found
+stands in turns.py.
 """
 
 import argparse
@@ -45,10 +50,98 @@ from engine.runtime.backend import Heard, Opening, Spoken
 from engine.runtime.embedded import ByteTokenizer
 from engine.runtime.seat import Frame, Notice, Output, Ready
 
+DIALOGUES = Path(__file__).parents[2] / "tests" / "dialogues"
+AT_ONCE = 16  # dialogues in real time beside each other: two cores keep their pace
+API_SECONDS = 0.5  # until the stand-in's first word
+SPEECH = np.full(FRAME_SAMPLES, 0.3, np.float32)  # a user frame that is loud
+SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
+FRAMES_PER_WORD = 3  # of the user
+MIN_SPEECH_FRAMES, MAX_SPEECH_FRAMES = 6, 20
+TURN_END_FRAMES = 9  # of quiet, until the turn is over
+REPLY_FRAMES = 5  # until the model starts its line
+QUIET_FRAMES = 6  # with nothing going on, before the next turn
+TALK_OVER_FRAMES = 8  # for which the user speaks over an answer
+MAX_TURN_SECONDS = 60.0
 VOTE_RATE = 0.3  # how often the head would start a word while it has nothing to say
-WORD_FRAMES = 5  # about two and a half words a second
-SOUND_FRAMES = 4  # for which a fed piece is heard
+WORD_FRAMES = 5  # of the head: about two and a half words a second
+SOUND_FRAMES = 4  # for which a fed piece sounds
 LOUD = 0.2
+TOKENIZER = ByteTokenizer()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--at-once", type=positive, default=AT_ONCE, help="dialogues side by side")
+    parser.add_argument("--only", metavar="KIND", help="one file of tests/dialogues")
+    parser.add_argument("--json", help="where to write the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a dialogue are too many
+    scripts = [one for one in load_scripts() if args.only in (None, one.kind)]
+    print(f"{len(scripts)} dialogues, {args.at_once} at once, in real time …", flush=True)
+    talks, asked = asyncio.run(act(scripts, args.at_once))
+    turns = [turn for talk in talks for turn in talk.turns]
+    by_kind, figures, ends = count_handovers(turns), measure_talks(talks), measure_turns()
+    print(table(by_kind), end="\n\n")
+    print(table(ends), end="\n\n")
+    print(table([{"figure": name, "value": value} for name, value in figures.items()]))
+    for turn in turns:
+        if turn.handed_over != turn.expected:
+            wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
+            print(f"wanted {wanted}, was {got}: {turn.user}")
+    result = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
+    result["turns"] = [asdict(turn) for turn in turns]
+    print("written:", save("routing", result, args.json))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One dialogue of a file."""
+
+    kind: str
+    turns: list[dict[str, Any]]
+
+
+def load_scripts(folder: Path = DIALOGUES) -> list[Script]:
+    """All dialogues of tests/dialogues."""
+    return [
+        Script(path.stem, dialogue["turns"])
+        for path in sorted(folder.glob("*.toml"))
+        for dialogue in tomllib.loads(path.read_text(encoding="utf-8"))["dialogue"]
+    ]
+
+
+async def act(scripts: Sequence[Script], at_once: int) -> tuple[list["ActedDialogue"], int]:
+    """All dialogues acted out, and how often the API was asked."""
+    turns = [turn for script in scripts for turn in script.turns]
+    slow = {turn["user"]: turn["api"] for turn in turns if "api" in turn}  # seconds
+
+    def reply(question: str) -> Reply:
+        return replace(by_heart(question), delay=slow.get(question, API_SECONDS))
+
+    async with StandIn(reply) as api:
+        slots = 2 * at_once  # a slot is free a tick after it is left
+        backend = ScriptedBackend(slots, len(scripts))
+        answers = build_answers(ServerConfig(), {})
+        answers = replace(answers, answerer=Answerer(DeepSeekConfig("sk-bench", api.url)))
+        engine = Service(lambda _progress: backend, answers=answers)
+        engine.start()
+        await asyncio.to_thread(engine.wait)
+        free = asyncio.Semaphore(at_once)
+
+        async def one(number: int, script: Script) -> "ActedDialogue":
+            async with free:
+                talk = ActedDialogue(script, backend.heads[number], backend.probes[number])
+                return await talk.run(engine, number)
+
+        talks = await asyncio.gather(*(one(i, script) for i, script in enumerate(scripts)))
+        await answers.answerer.close()
+        engine.stop()
+    return talks, len(api.requests)
+
+
+# -- the scripted model ----------------------------------------------------------------------------
 
 
 class Head:
@@ -167,46 +260,12 @@ class ScriptedBackend:
         """A script has no memory to fill."""
 
 
-# -- talks -----------------------------------------------------------------------------------------
-#
-# The scripted dialogues, acted out in real time on a real engine; what each turn came to.
-#
-# The user's words reach the director as a transcript would bring them (a test double); everything
-# else is the engine's own: session, scheduler, director, router, answerer over real HTTP.
-
-DIALOGUES = Path(__file__).parents[2] / "tests" / "dialogues"
-SPEECH = np.full(FRAME_SAMPLES, 0.3, np.float32)  # a user frame that is loud
-SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
-FRAMES_PER_WORD = 3
-MIN_SPEECH_FRAMES, MAX_SPEECH_FRAMES = 6, 20
-TURN_END_FRAMES = 9  # of quiet, until the turn is over
-REPLY_FRAMES = 5  # until the model starts its line
-QUIET_FRAMES = 6  # with nothing going on, before the next turn
-TALK_OVER_FRAMES = 8  # how long the user speaks over an answer
-MAX_TURN_SECONDS = 60.0
-TOKENIZER = ByteTokenizer()
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One dialogue of a file."""
-
-    kind: str
-    turns: list[dict[str, Any]]
-
-
-def load_scripts(folder: Path = DIALOGUES) -> list[Script]:
-    """All dialogues of tests/dialogues."""
-    return [
-        Script(path.stem, dialogue["turns"])
-        for path in sorted(folder.glob("*.toml"))
-        for dialogue in tomllib.loads(path.read_text(encoding="utf-8"))["dialogue"]
-    ]
+# -- one dialogue, acted out -----------------------------------------------------------------------
 
 
 @dataclass
 class ScriptedTurn:
-    """What became of one turn of the user."""
+    """What came of one turn of the user."""
 
     kind: str
     user: str
@@ -240,7 +299,7 @@ class ActedDialogue:
     _next: float = 0.0
 
     async def run(self, engine: Service, number: int) -> "ActedDialogue":
-        """Act it out."""
+        """Act it out, turn by turn."""
         async with engine.session(SessionConfig(seed=number, text_prompt="")) as session:
             ready = asyncio.Event()
             session.connect()
@@ -256,7 +315,7 @@ class ActedDialogue:
         return self
 
     async def _act(self, session: Session, turn: dict[str, Any]) -> None:
-        """The user speaks, the model wants to answer, and whatever comes of it."""
+        """The user speaks, the model wants to answer; wait until nothing is left of either."""
         text = turn["user"]
         expected = "user" if turn.get("routed") else turn.get("source", "")
         self.turns.append(ScriptedTurn(self.script.kind, text, expected))
@@ -336,83 +395,36 @@ class ActedDialogue:
             turn.first_word = time.monotonic()
 
 
-# -- routing ---------------------------------------------------------------------------------------
-#
-# Smart routing by scripted dialogues: who hands over when, how fast, and at what pace.
-#
-# Runs tests/dialogues in real time through session, scheduler, director, marker and router, with a
-# scripted text head and a local stand-in for the API that takes half a second. The user's words
-# come
-# from a test double of the transcript; how well the end of a turn is told stands beside (turns.py).
-
-API_SECONDS = 0.5  # until the stand-in's first word
-AT_ONCE = 16  # conversations in real time beside each other: two cores keep their pace
+# -- figures ---------------------------------------------------------------------------------------
 
 
-def replies(scripts: Sequence[Script]) -> dict[str, float]:
-    """Seconds until the API's first word, for the questions that say so."""
-    turns = [turn for script in scripts for turn in script.turns]
-    return {turn["user"]: turn["api"] for turn in turns if "api" in turn}
-
-
-async def act(scripts: Sequence[Script], at_once: int) -> tuple[list[ActedDialogue], int]:
-    """All dialogues acted out, and how often the API was asked."""
-    slow = replies(scripts)
-
-    def reply(question: str) -> Reply:
-        return replace(by_heart(question), delay=slow.get(question, API_SECONDS))
-
-    async with StandIn(reply) as api:
-        backend = ScriptedBackend(
-            2 * at_once, len(scripts)
-        )  # a slot is free a tick after it is left
-        answers = build_answers(ServerConfig(), {})
-        answers = replace(answers, answerer=Answerer(DeepSeekConfig("sk-bench", api.url)))
-        engine = Service(lambda _progress: backend, answers=answers)
-        engine.start()
-        await asyncio.to_thread(engine.wait)
-        free = asyncio.Semaphore(at_once)
-
-        async def one(number: int, script: Script) -> ActedDialogue:
-            async with free:
-                talk = ActedDialogue(script, backend.heads[number], backend.probes[number])
-                return await talk.run(engine, number)
-
-        talks = await asyncio.gather(*(one(i, script) for i, script in enumerate(scripts)))
-        await answers.answerer.close()
-        engine.stop()
-    return talks, len(api.requests)
-
-
-def rows(turns: Sequence[ScriptedTurn]) -> list[dict[str, Any]]:
-    """Who handed over, by kind of dialogue."""
+def count_handovers(turns: Sequence[ScriptedTurn]) -> list[dict[str, Any]]:
+    """Who handed over, one row a kind of dialogue and one for all."""
     kinds = sorted({turn.kind for turn in turns})
-    return [_row(kind, [t for t in turns if t.kind == kind]) for kind in kinds] + [
-        _row("all", turns)
-    ]
+    rows = []
+    for kind in (*kinds, "all"):
+        own = [turn for turn in turns if kind in (turn.kind, "all")]
+        should = [turn for turn in own if turn.expected]
+        did = [turn for turn in own if turn.handed_over]
+        right = [turn for turn in did if turn.expected == turn.handed_over]
+        rows.append(
+            {
+                "dialogues": kind, "turns": len(own), "should hand over": len(should),
+                "did": len(did), "precision": _share(len(right), len(did)),
+                "recall": _share(len(right), len(should)),
+            }
+        )  # fmt: skip
+    return rows
 
 
-def _row(kind: str, turns: Sequence[ScriptedTurn]) -> dict[str, Any]:
-    should = [turn for turn in turns if turn.expected]
-    did = [turn for turn in turns if turn.handed_over]
-    right = [turn for turn in did if turn.expected == turn.handed_over]
-    return {
-        "dialogues": kind,
-        "turns": len(turns),
-        "should hand over": len(should),
-        "did": len(did),
-        "precision": _share(len(right), len(did)),
-        "recall": _share(len(right), len(should)),
-    }
-
-
-def summary(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
-    """The figures the issue has aims for."""
+def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
+    """How well and how fast questions are handed over, and at what pace answers are spoken."""
     turns = [turn for talk in talks for turn in talk.turns]
     small = [turn for turn in turns if not turn.expected]
     product = [turn for turn in turns if turn.expected == "user"]
     model = [turn for turn in turns if turn.expected in ("marker", "phrase")]
     answered = [turn for turn in turns if turn.first_word]
+    excess = [frames for talk in talks for frames in talk.probe.cancel_excess]
     return {
         "small talk left alone": _share(sum(not t.handed_over for t in small), len(small)),
         "product questions routed": _share(
@@ -425,7 +437,8 @@ def summary(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
         **_times("the same after a filler, s", [t.latency for t in answered if t.filler]),
         "own words during hold": sum(talk.probe.own_while_held for talk in talks),
         **_pace(turns, talks),
-        **_cancels(talks),
+        "barge-ins": len(excess),
+        "cancel, frames beyond the word, max": max(excess, default=0),
         "frames in minus out, max": max(abs(t.frames_in - t.frames_out) for t in talks),
     }
 
@@ -445,14 +458,6 @@ def _pace(turns: Sequence[ScriptedTurn], talks: Sequence[ActedDialogue]) -> dict
     }
 
 
-def _cancels(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
-    excess = [frames for talk in talks for frames in talk.probe.cancel_excess]
-    return {
-        "barge-ins": len(excess),
-        "cancel, frames beyond the word, max": max(excess, default=0),
-    }
-
-
 def _times(name: str, seconds: Sequence[float]) -> dict[str, Any]:
     p50, p95, most = np.percentile(seconds, (50, 95, 100)) if seconds else (0.0, 0.0, 0.0)
     cases = {f"{name}, cases": len(seconds)}
@@ -461,29 +466,3 @@ def _times(name: str, seconds: Sequence[float]) -> dict[str, Any]:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=positive, default=AT_ONCE, help="dialogues side by side")
-    parser.add_argument("--only", metavar="KIND", help="one file of tests/dialogues")
-    parser.add_argument("--json", help="where to write the result")
-
-
-def run(args: argparse.Namespace) -> int:
-    logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a conversation are many here
-    scripts = [one for one in load_scripts() if args.only in (None, one.kind)]
-    print(f"{len(scripts)} dialogues, {args.at_once} at once, in real time …", flush=True)
-    talks, asked = asyncio.run(act(scripts, args.at_once))
-    turns = [turn for talk in talks for turn in talk.turns]
-    by_kind, figures, ends = rows(turns), summary(talks), measure_turns()
-    print(table(by_kind), end="\n\n")
-    print(table(ends), end="\n\n")
-    print(table([{"figure": name, "value": value} for name, value in figures.items()]))
-    for turn in turns:
-        if turn.handed_over != turn.expected:
-            wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
-            print(f"wanted {wanted}, was {got}: {turn.user}")
-    told = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
-    path = save("routing", told | {"turns": [asdict(turn) for turn in turns]}, args.json)
-    print(f"written: {path}")
-    return 0

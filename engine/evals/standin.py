@@ -1,4 +1,4 @@
-"""A local stand-in for the text model's API: real HTTP on loopback, every way to misbehave.
+"""A stand-in for the text model's API: real HTTP on loopback, with every way to misbehave.
 
 For benchmarks, tests and trying things out on a laptop: `python -m engine.evals.standin`, then
 start the server with DEEPSEEK_API_KEY=x DEEPSEEK_BASE_URL=http://127.0.0.1:8996. It knows a few

@@ -1,25 +1,23 @@
-"""How well the end of a turn is told: scripted users, precision and recall of each rule.
+"""How well the end of a turn is found: scripted users, precision and recall of each rule.
 
 The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
 0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
 after their sound. They hold the rules of listening.md 1.3, not the recogniser's own hearing.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from engine.bench.report import save, table
 from engine.config import EPAD, FRAME_SECONDS, PAD
 from engine.dialogue.floor import UserFloor
 from engine.runtime.backend import HeardRow, Transcription
 
 DELAY_FRAMES = 6
 WORD_FRAMES = 4  # 0.32 s a word
-IN_TIME_FRAMES = 25  # 2 s: a turn's end told later counts as missed
+IN_TIME_FRAMES = 25  # 2 s: a turn's end found later counts as missed
 FIRST_ID = 10  # of the scripted words
 
 SAY, PAUSE, COUGH, MUSIC, SILENCE = "say", "pause", "cough", "music", "silence"
@@ -111,7 +109,7 @@ def perform(script: tuple[tuple[str, Any], ...], seed: int = 0) -> tuple[list[Sc
 
 
 def _head(what: str, frames: int, after_speech: bool, rng: np.random.Generator) -> np.ndarray:
-    """The pause head through a stretch without words [frames]."""
+    """The recogniser's pause head through a stretch without words [frames]."""
     if what == PAUSE:
         return np.minimum(0.1 * np.arange(1, frames + 1), rng.uniform(0.3, 0.55, frames))
     head = rng.uniform(0.9, 1.0, frames)
@@ -127,8 +125,8 @@ RULES = {  # name -> what of the recogniser's row is there
 }
 
 
-def told(frames: list[Scripted], rule: str) -> Iterator[int]:
-    """The frames in which a rule tells that a turn is over, its words flushed at once."""
+def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
+    """The frames in which a rule finds that a turn is over, its last words written at once."""
     transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
     for number, frame in enumerate(frames):
@@ -145,41 +143,30 @@ def told(frames: list[Scripted], rule: str) -> Iterator[int]:
         yield from (number for event in events if event.final)
 
 
-def measure(rule: str) -> dict[str, Any]:
+def measure_rule(rule: str) -> dict[str, Any]:
     """One row: a rule over all scripts."""
-    right, turns, all_told, delays = 0, 0, 0, []
+    right, turns, found, delays = 0, 0, 0, []
     for script in SCRIPTS.values():
         frames, ends = perform(script)
-        open_ends, detections = list(ends), list(told(frames, rule))
+        open_ends, detections = list(ends), list(find_turn_ends(frames, rule))
         for at in detections:
             match = [end for end in open_ends if end <= at < end + IN_TIME_FRAMES]
             if match:
                 open_ends.remove(match[0])
                 delays.append(at - match[0] + 1)
         right += len(ends) - len(open_ends)
-        turns, all_told = turns + len(ends), all_told + len(detections)
+        turns, found = turns + len(ends), found + len(detections)
     return {
         "rule": rule,
         "turns": turns,
-        "told": all_told,
+        "found": found,
         "right": right,
-        "precision": right / max(1, all_told),
+        "precision": right / max(1, found),
         "recall": right / turns,
         "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
     }
 
 
 def measure_turns() -> list[dict[str, Any]]:
-    """Precision and recall of every rule; also printed by `bench routing`."""
-    return [measure(rule) for rule in RULES]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", help="where to write the result")
-
-
-def run(args: argparse.Namespace) -> int:
-    rows = measure_turns()
-    print(table(rows))
-    print("written:", save("turns", {"runs": rows}, args.json))
-    return 0
+    """Precision and recall of every rule, one row each: `bench routing` prints them."""
+    return [measure_rule(rule) for rule in RULES]

@@ -11,7 +11,6 @@ from engine.bench.capacity import (
     describe_soak,
     find_faults,
     measure_growth,
-    measure_slope,
     soak,
 )
 from engine.bench.process import Server
@@ -31,7 +30,7 @@ WELL = {
 RESULT = {
     **WELL, "people": 1, "seconds": 60.0, "leaves": {}, "says": 0,
     "late": 5, "frames": 9, "dropped": 0, "tick_ms_p99": 1.0, "client_lag_ms_p99": 1.0,
-    "samples": [{"files": 8, "threads": 4}], "per_hour": {},
+    "samples": [{"files": 8, "threads": 4}],
 }  # fmt: skip
 
 
@@ -39,12 +38,6 @@ def test_growth_leaves_out_the_warming_up_and_single_peaks():
     flat = [100, 300, 500, 500, 500, 900, 500, 500]
     assert measure_growth(flat) == measure_growth([5.0]) == 0
     assert measure_growth([0, 0, 10, 10, 20, 20, 30, 30]) == 20
-
-
-def test_the_slope_is_per_hour():
-    seconds = list(range(100))
-    assert measure_slope(seconds, [7 + s for s in seconds]) == pytest.approx(3600)
-    assert measure_slope([1.0], [7.0]) == 0
 
 
 @pytest.mark.parametrize(

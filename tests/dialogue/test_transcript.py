@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import EPAD, PAD
 from engine.dialogue.floor import HeardWord, TurnRule, UserFloor, WordReader
-from engine.evals.turns import SCRIPTS, SPELLING, measure_turns, perform, told
+from engine.evals.turns import SCRIPTS, SPELLING, find_turn_ends, measure_turns, perform
 from engine.runtime.backend import HeardRow, Transcription
 from engine.weights.loading import SentencePieceTokenizer
 from tests.dialogue.hearing import EXPECTED, STT_TINY, TRANSCRIPTION, WANT, Heard, quiet, spoken
@@ -168,7 +168,7 @@ def test_a_flush_cut_short_by_the_next_frame_ends_the_turn_in_real_time():
 
 def test_pauses_inside_a_sentence_do_not_end_the_turn():
     frames, ends = perform(SCRIPTS["short pause"])
-    assert list(told(frames, "recogniser")) == [ends[0] + 2]
+    assert list(find_turn_ends(frames, "recogniser")) == [ends[0] + 2]
 
 
 def test_the_rules_find_the_turns_of_the_scripts_with_few_false_ones():
