@@ -74,7 +74,9 @@ def parse_query(query: Mapping[str, str]) -> Query:
     """Check a query; unknown names are ignored. Raises BadParameterError."""
     prompt = query.get("text_prompt")
     if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-        raise BadParameterError(f"text_prompt has {len(prompt)} characters; use up to 4000")
+        raise BadParameterError(
+            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}"
+        )
     fmt = query.get("format", "opus")
     if fmt not in FORMATS:
         raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16")

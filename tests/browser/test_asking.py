@@ -31,13 +31,13 @@ def reply(question: str) -> Reply:
 def words_spoken(monkeypatch):
     """Every word that reaches the synthesiser, in order."""
     words: list[str] = []
-    say = espeak.synthesize
+    synthesize = espeak.synthesize
 
     def listening(text: str, *how: object):
         words.append(text)
-        return say(text, *how)
+        return synthesize(text, *how)
 
-    monkeypatch.setattr(espeak, "say", listening)
+    monkeypatch.setattr(espeak, "synthesize", listening)
     return words
 
 

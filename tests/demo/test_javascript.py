@@ -51,7 +51,9 @@ def test_types_of_the_scripts_hold(tools):
 
 def test_the_scripts_keep_the_recommended_rules(tools):
     rules = HERE / "eslint.config.mjs"
-    done = run(tools / "eslint", "--config", rules, "demo/page/static", "tests/demo/js")
+    done = run(
+        tools / "eslint", "--config", rules, "demo/page/static", "tests/demo/js", "docs/samples"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -136,7 +136,7 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
     app.cleanup_ctx.append(autoscale(Full(), Growing(spare)))
     runner = web.AppRunner(app)
     await runner.setup()
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), 20)
     await runner.cleanup()
     assert spare.kept == [1, 0]
 
@@ -153,7 +153,7 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
         assert done.returncode == 0, done.stdout
         environ = clean(tmp_path, PYTHONPATH=str(ROOT), **platform.environ)
         subprocess.run([sys.executable, "-c", code], env=environ, check=True)
-        (told,) = platform.told("FunctionUpdateSchedulingParams")
+        (told,) = platform.requests("FunctionUpdateSchedulingParams")
     assert told.function_id == "fu-PersonaPlexServer.*"
     assert told.settings.buffer_containers == 1
     assert {field.name for field, _ in told.settings.ListFields()} == {"buffer_containers"}

@@ -101,7 +101,8 @@ def test_a_start_that_cannot_succeed_ends_with_one_clear_line(failures, case, wo
 def test_the_first_start_in_int8_commits_the_volume(tmp_path):
     repository = tmp_path / "hf" / "hub" / "models--nvidia--personaplex-7b-v1"
     commit = "c0ffee".ljust(40, "0")
-    shutil.copytree(TINY, repository / "snapshots" / commit)
+    fresh = shutil.ignore_patterns("*.int8*")  # which other runs leave there
+    shutil.copytree(TINY, repository / "snapshots" / commit, ignore=fresh)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     environ = {"PERSONAPLEX_DEVICE": "cpu", "HF_HOME": str(tmp_path / "hf")}

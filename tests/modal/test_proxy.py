@@ -73,7 +73,7 @@ def proxy(server, tmp_path_factory):
             str(folder / "error.log"),
         ]
     )
-    for _ in range(100):
+    for _ in range(400):
         if (folder / "pid").exists():
             break
         time.sleep(0.05)

@@ -31,9 +31,9 @@ async def frames(peer, count, payload=FRAME):
 
 async def test_the_browser_console_example_is_heard_in_real_time_and_stays_usable(server):
     async with connected(server.url) as peer:  # no audio, opus, nothing but one 0x07
+        started = time.monotonic()  # before the server can start, however late we read
         await peer.say("Hello from Modal!")
         assert await peer.next() == (Kind.HANDSHAKE, b"")
-        started = time.monotonic()
         await peer.until(Kind.TEXT)
         assert peer.text == " Hello"
         await peer.until(Kind.TEXT, lambda text: text == b" Modal!")

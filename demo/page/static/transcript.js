@@ -90,8 +90,8 @@ export class Transcript {
     const kind = this.speaking?.kind ?? "own";
     const last = this.turns.at(-1);
     const goesOn =
-      last !== undefined && last.who === "agent" && last.kind === kind && last.say === (this.speaking?.id ?? null) &&
-      t + this.offset - last.end < NEW_TURN;
+      last !== undefined && last.who === "agent" && last.kind === kind &&
+      last.say === (this.speaking?.id ?? null) && t + this.offset - last.end < NEW_TURN;
     const turn = goesOn ? last : this.#agentTurn(kind, t);
     turn.text = turn.text === "" ? piece.trimStart() : turn.text + piece;
     turn.end = Math.max(turn.end, t + this.offset);

@@ -1,4 +1,4 @@
-// ESLint's recommended rules for the page's scripts and their tests; run from the repository's root.
+// ESLint's recommended rules for our JavaScript; run from the repository's root.
 
 import js from "@eslint/js";
 import globals from "globals";
@@ -8,5 +8,5 @@ export default [
   { linterOptions: { reportUnusedDisableDirectives: "error" } },
   { files: ["demo/page/static/*.js"], languageOptions: { globals: globals.browser } },
   { files: ["demo/page/static/*-worklet.js"], languageOptions: { globals: globals.audioWorklet } },
-  { files: ["tests/demo/js/*.mjs"], languageOptions: { globals: globals.node } },
+  { files: ["**/*.mjs"], languageOptions: { globals: globals.node } },
 ];

@@ -59,3 +59,17 @@ test("the beginning of a packet whose rest was lost is not joined to the next pa
   const packets = demuxer.take(oggPage(0, [45], packet(45, 7)));
   assert.deepEqual(packets, [packet(45, 7)]);
 });
+
+test("a page carries the checksum of its bytes, computed bit by bit", () => {
+  const muxer = new OggMuxer(24000);
+  for (const page of [...muxer.headers(), muxer.packet(packet(300), 20)]) {
+    const stored = new DataView(page.buffer).getUint32(22, true);
+    const bare = page.slice().fill(0, 22, 26);
+    let crc = 0;
+    for (const byte of bare) {
+      crc ^= byte << 24;
+      for (let bit = 0; bit < 8; bit++) crc = crc < 0 ? (crc << 1) ^ 0x04c11db7 : crc << 1;
+    }
+    assert.equal(stored, crc >>> 0);
+  }
+});

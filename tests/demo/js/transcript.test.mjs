@@ -73,6 +73,14 @@ test("the user's words grow in place and stand where they were said", () => {
     ["user", "heard", "Tell me."]]);
 });
 
+test("words that come late stand before what was said after them", () => {
+  const { made, seen } = transcript();
+  made.text(" Hello.", 5);
+  made.event({ type: "user_text", text: "Hi", start: 2, end: 2.2, final: true });
+  assert.deepEqual(shape(made.turns), [["user", "heard", "Hi"], ["agent", "own", "Hello."]]);
+  assert.deepEqual(seen.order.at(-1), ["Hi", "Hello."]);
+});
+
 test("a question shows that it is being checked, then the answer and where it is from", () => {
   const { made } = transcript();
   const route = (state, more = {}) => made.event({
