@@ -18,11 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.cloud.preflight import make_progress_printer
-from demo.cloud.settings import container_config
-from demo.cloud.volume import Commit, device_name, fetch, pin_to_local, set_compile_caches
+from demo.cloud.volume import (
+    Commit,
+    container_config,
+    device_name,
+    fetch,
+    pin_to_local,
+    set_compile_caches,
+)
 from engine.config import ServerConfig
 from engine.errors import ConfigError, EngineError, ModelError
-from engine.hardware import has_cuda
+from engine.runtime.choose import has_cuda
 from engine.weights import hub
 from engine.weights.verdict import (
     VERDICT,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from demo.app import build_app
 from demo.cloud.growing import Growing, Spare, autoscale
-from demo.cloud.settings import container_config
 from demo.cloud.volume import (
     Commit,
+    container_config,
     fetch,
     keep_int8,
     pin_to_local,

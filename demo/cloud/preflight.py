@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from demo.cloud.settings import container_config
-from demo.cloud.volume import Commit, fetch, find_local_commit, is_repository
+from demo.cloud.volume import Commit, container_config, fetch, find_local_commit, is_repository
 from engine.config import ServerConfig
 from engine.errors import EngineError
 from engine.weights import hub

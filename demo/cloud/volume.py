@@ -6,18 +6,21 @@ Modal is unknown here. How a volume is committed comes in as a callable.
 import ctypes
 import logging
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from engine.config import ServerConfig
-from engine.errors import ModelError
-from engine.hardware import has_cuda
+from engine.errors import ConfigError, ModelError
+from engine.runtime.choose import has_cuda
 from engine.weights import hub
+from engine.weights.hub import DEFAULT_REPOSITORY
 
 logger = logging.getLogger(__name__)
+
+HOST = "0.0.0.0"  # the platform asks for the port on the container\'s own address
 
 Commit = Callable[[], None]
 NAME_BYTES = 100  # of a device's name
@@ -144,3 +147,24 @@ def _version(package: str) -> str:
         return f"{package}{metadata.version(package)}"
     except metadata.PackageNotFoundError:
         return f"{package}0"
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
+    """The settings, never `auto`: a paid GPU must not serve the built-in test voice in silence.
+
+    Raises ConfigError.
+    """
+    config = ServerConfig.from_environment(environ, host=HOST, port=port)
+    if config.model == "auto":
+        config = replace(config, model=DEFAULT_REPOSITORY)
+    if is_repository(config.model) and config.device == "auto":
+        if environ.get("PERSONAPLEX_GPU", "").lower() == "none":
+            raise ConfigError(
+                f"PERSONAPLEX_GPU is none, which is too little for {config.model}; "
+                "deploy with PERSONAPLEX_MODEL=embedded, or with a GPU"
+            )
+        config = replace(config, device="cuda")
+    return config

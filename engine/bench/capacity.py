@@ -35,7 +35,7 @@ from engine.bench.report import (
     zero_or_more,
 )
 from engine.errors import EngineError
-from engine.hardware import has_cuda
+from engine.runtime.choose import has_cuda
 from engine.runtime.load import TICK_LIMIT_SECONDS, WINDOW_SECONDS
 
 LATE_SHARE = 0.001  # of the frames: with this share or more a number does not hold

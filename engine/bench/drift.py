@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.bench.device import release_memory
 from engine.bench.report import save, table
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SamplingConfig
 from engine.dialogue.persona import load_personas, prompt_ids
 from engine.errors import ConfigError, ModelError
@@ -29,7 +30,6 @@ from engine.model.stt import Hearing
 from engine.model.transformer import Active
 from engine.runtime import embedded as espeak
 from engine.runtime.backend import Opening
-from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.hub import find
 from engine.weights.loading import Checkpoint, download_recogniser, load_checkpoint, load_recogniser

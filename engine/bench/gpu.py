@@ -38,6 +38,7 @@ from engine.bench.device import (
     release_memory,
 )
 from engine.bench.report import Subject, duration, parse_options, save, table
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
@@ -45,7 +46,6 @@ from engine.model.gpu.graphs import Prefill, Ticks
 from engine.model.gpu.kernels import ROWS
 from engine.model.transformer import Active, Rings
 from engine.runtime.backend import HeardRow, Opening
-from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.generated import SMALL, TINY, generated
 from engine.weights.loading import load_checkpoint, load_recogniser

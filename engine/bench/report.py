@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.config import PRECISIONS, VOICE_NAMES
 from engine.errors import ConfigError
-from engine.hardware import has_cuda
+from engine.runtime.choose import has_cuda
 
 WEIGHTS = ("bf16", "int8")
 DEVICES = ("auto", "cuda", "cpu")

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from engine.hardware import has_cuda
 from engine.progress import show
+from engine.runtime.choose import has_cuda
 from engine.weights.hub import DEFAULT_REPOSITORY, find
 
 

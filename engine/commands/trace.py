@@ -13,18 +13,22 @@ from safetensors.numpy import save_file
 
 from engine import __version__
 from engine.commands.offline import (
+    Direct,
+    DrivenFrame,
     Speaker,
     add_model_arguments,
     assemble_model,
     collect_words,
+    drive_conversation,
     make_opening,
+    split_frames,
+    undirected,
 )
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
 from engine.runtime.backend import Backend, HeardRow, Opening
 from engine.runtime.choose import load_backend
-from engine.runtime.drive import Direct, DrivenFrame, drive_conversation, split_frames, undirected
 from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 

@@ -97,7 +97,8 @@ class Service:
 
     def _warm_up(self, tokenizer: Tokenizer) -> None:
         """Make now what a conversation would otherwise have to wait for."""
-        prepare("1", tokenizer)  # the rules by which numbers are spelled
+        with contextlib.suppress(ImportError):  # a bare GPU machine, where nothing is spelled
+            prepare("1", tokenizer)  # the rules by which numbers are spelled
         if not self.answers:
             return
         bang_table(tokenizer)

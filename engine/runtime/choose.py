@@ -1,8 +1,9 @@
 """Which backend `--model` means: auto, embedded, a directory, or a Hugging Face repository.
 
-Loads no torch: whether there is a GPU is asked of the driver's own library (engine/hardware.py).
+Loads no torch: whether there is a GPU is asked of the driver's own library.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.hardware import has_cuda
 from engine.install import describe_missing
 from engine.weights.hub import DEFAULT_REPOSITORY
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
+CUDA_SUCCESS = 0
+
+
+def has_cuda() -> bool:
+    """Whether the NVIDIA driver is here and sees a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != CUDA_SUCCESS:
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(count)) == CUDA_SUCCESS and count.value > 0
 
 
 def choose_model(model: str) -> tuple[str, str]:

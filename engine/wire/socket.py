@@ -97,6 +97,8 @@ class ChatSocket:
                 await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
             elif message.type is WSMsgType.BINARY:
                 await self._handle(message.data)
+            # Messages that have come already are handed out without a pause: neighbours first.
+            await asyncio.sleep(0)
         raise ClientLeftError
 
     async def _handle(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 from demo.cloud import container as container_module
 from demo.cloud import volume
 from demo.cloud.container import Container
-from demo.cloud.settings import container_config
+from demo.cloud.volume import container_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.weights import hub

@@ -14,8 +14,7 @@ from huggingface_hub import constants
 
 from demo.cloud import acceptance
 from demo.cloud.acceptance import AUTO, WHOLE, Effort, judge_int8, run_bench
-from demo.cloud.settings import container_config
-from demo.cloud.volume import pin_to_local
+from demo.cloud.volume import container_config, pin_to_local
 from engine.bench import capacity, drift
 from engine.cli import main
 from engine.model.transformer import Linear

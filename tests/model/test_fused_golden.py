@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from engine.bench.gpu import GOLDEN_FRAMES as ALL_FRAMES
 from engine.bench.gpu import read_user_frames
+from engine.commands.offline import drive_conversation
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.model.gpu import fused
@@ -17,7 +18,6 @@ from engine.model.lm import LM
 from engine.model.stt import Hearing
 from engine.model.transformer import Active
 from engine.runtime.backend import Opening
-from engine.runtime.drive import drive_conversation
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint, load_recogniser
 from engine.weights.voices import Voices

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from engine.commands.offline import split_frames
 from engine.model.stt import Hearing, silence_codes
 from engine.model.transformer import Active, RingPush
-from engine.runtime.drive import split_frames
 from engine.weights.loading import load_recogniser
 from engine.wire.client import read_wav
 from tests.model.conftest import TINY

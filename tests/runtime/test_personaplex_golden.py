@@ -9,11 +9,11 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.dialogue.persona import prompt_ids
 from engine.model.prompt import Prompt
 from engine.runtime.backend import Opening
-from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import file_hash

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.commands.offline import split_frames
 from engine.config import FRAME_SAMPLES, GREEDY, ServerConfig
 from engine.errors import ModelError
 from engine.model.gpu.graphs import Ticks
 from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
-from engine.runtime.drive import split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.scheduler import heard_row
 from engine.runtime.starting import load_personaplex

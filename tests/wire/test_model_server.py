@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES
 from engine.dialogue.persona import prompt_ids
 from engine.runtime.backend import Opening
-from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.seat import QUIET_PEAK
 from engine.runtime.starting import load_personaplex
 from engine.weights.voices import Voices

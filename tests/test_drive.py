@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.runtime.backend import Opening
-from engine.runtime.drive import drive_conversation, split_frames
 from engine.runtime.personaplex import PersonaPlexBackend
 from tests.runtime.playing import audio
 
