@@ -43,7 +43,6 @@ from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
 from engine.model.gpu.graphs import Prefill, Ticks
-from engine.model.gpu.kernels import ROWS
 from engine.model.transformer import Active, Rings
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.personaplex import PersonaPlexBackend
@@ -353,6 +352,8 @@ def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
 
 def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
     """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
+    from engine.model.gpu.kernels import ROWS  # triton: only where there is a GPU
+
     for weights, kv in CHECKED_PRECISIONS:
         release_memory()
         lm, _ = generated(SMALL, pick_device(args), weights)
