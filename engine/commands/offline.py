@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, SamplingConfig, ServerConfig
 from engine.dialogue.director import Director
@@ -228,6 +227,8 @@ def collect_words(
 
 def write_wav(path: str, pcm: np.ndarray) -> None:
     """Write 16-bit mono, 24 kHz, rounded as the reference does."""
+    import soundfile  # here: benchmarks drive conversations on machines without it
+
     soundfile.write(path, (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16), SAMPLE_RATE)
 
 
