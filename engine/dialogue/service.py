@@ -106,7 +106,7 @@ class Service:
         for text in (*phrases.fillers, phrases.late):
             prepare_phrase(text, tokenizer)
         if self.answers.on:
-            self.answers.router.prepare()
+            _ = self.answers.router.knowledge.index  # made when it is first read
 
     def _died(self, error: BaseException) -> None:
         """The loader's or the scheduler's thread ended; the process's owner decides."""
