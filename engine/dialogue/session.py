@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
-REST_SECONDS = 1e-4  # between two words of a long text
+REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
 SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
@@ -151,7 +152,6 @@ class Session:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The scheduler's clock, in seconds."""
         return self._scheduler.clock
 
     @property
@@ -262,17 +262,12 @@ class Session:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
-            if isinstance(output, Notice | Frame) and output.events:
-                self._note_events(output.events)
-
-    def _note_events(self, events: list[ev.Event]) -> None:
-        """What the director reports: which texts wait no longer, and what questions must know."""
-        for event in events:
-            match event:
-                case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
-                    self._waiting_texts.discard(id)
-            if self.routing and self._sits:
-                note_event(self.routing, event, self._engine.metrics)
+            for event in output.events if isinstance(output, Notice | Frame) else ():
+                match event:
+                    case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
+                        self._waiting_texts.discard(id)
+                if self.routing and self._sits:
+                    note_event(self.routing, event, self._engine.metrics)
 
     async def outputs(self) -> AsyncIterator[Output]:
         """Everything for the client, in order. Raises the EndError that ends the session."""
@@ -288,18 +283,15 @@ class Session:
             if isinstance(output, Frame):
                 self._unread_frames -= 1
                 self.frames_out += 1
-                self._note_activity(output)
+                said = any(isinstance(event, ev.Text) for event in output.events)
+                if said or self.director.floor.speaking or self.director.wants_frames:
+                    self._active_at = time.monotonic()
             yield output
             if isinstance(output, Ready):
                 ready = True
                 for notice in early:
                     yield notice
                 early.clear()
-
-    def _note_activity(self, frame: Frame) -> None:
-        said = any(isinstance(event, ev.Text) for event in frame.events)
-        if said or self.director.floor.speaking or self.director.wants_frames:
-            self._active_at = time.monotonic()
 
     def announce(self, event: ev.Event) -> None:
         """Put an event of no frame among the outputs. Event loop only."""
@@ -311,7 +303,6 @@ class Session:
 
     @property
     def seconds_out(self) -> float:
-        """Seconds of agent audio handed out."""
         return self.frames_out * FRAME_SECONDS
 
     @property
@@ -398,9 +389,9 @@ class CommandLine:
         while self._deliver and self._waiting and not self._preparing:
             chars += _count_chars(self._waiting[0])
             if chars > SHORT_CHARS:
-                loop = asyncio.get_running_loop()
-                self._preparing = loop.run_in_executor(
-                    self._executor, prepare_command, self._waiting[0], self._tokenizer, _rest
+                rest = partial(time.sleep, REST_SECONDS)
+                self._preparing = asyncio.get_running_loop().run_in_executor(
+                    self._executor, prepare_command, self._waiting[0], self._tokenizer, rest
                 )
                 self._preparing.add_done_callback(self._take_prepared)
             else:
@@ -425,11 +416,6 @@ class CommandLine:
             self._deliver(command)
         except RefusedError as error:
             self._refuse(command, str(error))
-
-
-def _rest() -> None:
-    """Let go of the interpreter: the scheduler's thread must not wait for a text's."""
-    time.sleep(REST_SECONDS)
 
 
 def _count_chars(command: ev.Command) -> int:

@@ -30,11 +30,7 @@ LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 URL = re.compile(r"https?://(?:www\.)?([^\s/)]+)\S*")
 BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-CURRENCIES = {
-    "$": ("dollar", "cent"),
-    "€": ("euro", "cent"),
-    "£": ("pound", "pence"),
-}
+CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence")}
 UNITS = {
     "%": "percent",
     "kb": "kilobytes",
@@ -75,8 +71,6 @@ EMOJI_PARTS = "\ufe0e\ufe0f\u20e3🏻🏼🏽🏾🏿"  # variants, keycaps, ski
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """One spoken word."""
-
     shown: str  # what was written; "" where the written word goes on (`$14` is two spoken words)
     spoken: str
     ids: tuple[int, ...]  # its pieces, fed in consecutive frames
