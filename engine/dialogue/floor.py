@@ -77,8 +77,6 @@ class UserFloor:
             return self.frame - self.word.start
         return self.onset_frames if self.onset_frames >= BARGE_IN_FRAMES else None
 
-    # -- what comes in -----------------------------------------------------------------------------
-
     def take_frame(self, peak: float, heard: HeardRow) -> list[ev.UserText]:
         """One user frame: its peak (0 to 1) and the recogniser's step, if it ran."""
         self._frames += 1
@@ -110,8 +108,6 @@ class UserFloor:
     def _set_speaking(self, speaking: bool, sounding: bool) -> None:
         self.speaking = speaking
         self.onset_frames = self.onset_frames + 1 if sounding else 0
-
-    # -- words -------------------------------------------------------------------------------------
 
     def _read(self, token: int) -> tuple[list[ev.UserText], bool]:
         """The turn as it is now, if this token added to it, and whether it is a piece."""

@@ -14,8 +14,6 @@ TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slas
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """One preset."""
-
     id: str
     title: str
     text: str

@@ -72,8 +72,6 @@ class Service:
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
 
-    # -- life --------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Load in a thread; returns at once. Again: nothing."""
         if not self._started:
@@ -121,8 +119,6 @@ class Service:
         self.preparer.shutdown(wait=False, cancel_futures=True)
         if self._scheduler:
             self._scheduler.stop()
-
-    # -- conversations -----------------------------------------------------------------------------
 
     @property
     def scheduler(self) -> Scheduler:

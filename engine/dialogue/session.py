@@ -7,6 +7,7 @@ director; a dropped session is gone. `CommandLine` prepares texts on their way t
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
@@ -98,7 +99,7 @@ class Session:
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
-        self._say_ids = 0
+        self._new_say_id = itertools.count(1).__next__
         self._heard_seconds = 0.0
         self._started = self._touched = self._active_at = time.monotonic()
         self.routing: Routing | None = None
@@ -156,7 +157,6 @@ class Session:
 
     @property
     def transcribes(self) -> bool:
-        """Whether the user's words are written down here."""
         return self._opening is not None and self._opening.transcribe
 
     @property
@@ -172,7 +172,6 @@ class Session:
     # -- from the client ---------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """A message came, whatever its kind."""
         self._touched = time.monotonic()
 
     def push_audio(self, pcm: np.ndarray) -> int:
@@ -205,10 +204,6 @@ class Session:
         self.post(ev.Say(say_id, text, replace=replace))
         self._waiting_texts.add(say_id)
         return say_id
-
-    def _new_say_id(self) -> int:
-        self._say_ids += 1
-        return self._say_ids
 
     def ask(self, text: str) -> None:
         """Put a question to the answerer. Raises RefusedError where there is none."""
@@ -339,9 +334,6 @@ class Session:
         return None
 
 
-# -- commands on their way to the director ---------------------------------------------------------
-
-
 class CommandLine:
     """Keeps a conversation's commands in order while texts are prepared. Event loop only.
 
@@ -379,7 +371,6 @@ class CommandLine:
             self._send()
 
     def clear(self) -> None:
-        """What waits is void."""
         self._waiting.clear()
         self._preparing = None
 
@@ -423,44 +414,37 @@ def _count_chars(command: ev.Command) -> int:
     return len(command.text) if isinstance(command, ev.Say | ev.More) else 0
 
 
-# -- questions -------------------------------------------------------------------------------------
-
-
+@dataclass(frozen=True, slots=True)
 class SessionVoice:
     """How a routed question makes the agent hold and speak (`AgentVoice` of lookup/question.py).
 
     A full inbox must not end an answer half-way: the director's time-outs do.
     """
 
-    def __init__(
-        self,
-        post: Callable[[ev.Command], None],  # raises RefusedError
-        announce: Callable[[ev.Event], None],
-        new_say_id: Callable[[], int],
-        metrics: Metrics,
-    ) -> None:
-        self._post_or_raise, self._announce = post, announce
-        self._new_say_id, self._metrics = new_say_id, metrics
+    post: Callable[[ev.Command], None]  # raises RefusedError
+    announce: Callable[[ev.Event], None]
+    new_say_id: Callable[[], int]
+    metrics: Metrics
 
     def refuse(self, message: str) -> None:
-        self._announce(ev.Refused(message))
+        self.announce(ev.Refused(message))
 
     def watch(self, on: bool) -> None:
         self._post(ev.SetRouting(on))
 
     def show(self, route: Route) -> None:
-        self._metrics.routed(route.source, route.state)
-        self._announce(route)
+        self.metrics.routed(route.source, route.state)
+        self.announce(route)
 
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
-        said = tuple(ev.Say(self._new_say_id(), text) for text in fillers)
-        self._post(ev.Hold(id, said, ev.Say(self._new_say_id(), apology), announced))
+        said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
+        self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
 
     def release(self, id: int) -> None:
         self._post(ev.Release(id))
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
-        say_id = self._new_say_id()
+        say_id = self.new_say_id()
         self._post(ev.Say(say_id, text, growing=growing, answer=answer))
         return say_id
 
@@ -469,11 +453,10 @@ class SessionVoice:
 
     def _post(self, command: ev.Command) -> None:
         with contextlib.suppress(RefusedError):
-            self._post_or_raise(command)
+            self.post(command)
 
 
 def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
-    """Tell a conversation's routing what its director reports."""
     match event:
         case ev.Text(text):
             routing.note_agent_text(text)

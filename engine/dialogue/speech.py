@@ -108,13 +108,11 @@ class Agenda:
         return said.pieces.popleft()
 
     def finish(self, state: SayState) -> None:
-        """The text in hand is over."""
         if self.current.started or not self.current.filler:
             self._report(state)
         self.current = None
 
     def drop_waiting(self) -> None:
-        """No text that waits is said any more."""
         for said in self.queue:  # a filler never waits
             self._events.append(ev.Saying(said.id, SayState.CANCELLED, said.text))
         self.queue.clear()
@@ -154,7 +152,6 @@ class Utterance:
 
     @property
     def word(self) -> SpokenWord:
-        """The word begun last."""
         return self.begun[-1]
 
     def pace(self, voted: bool, quiet: bool) -> Pace:

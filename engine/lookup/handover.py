@@ -43,8 +43,6 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TriggerRules:
-    """What counts as a hand-over."""
-
     threshold: int = 3  # `!` that make a marker
     phrases: tuple[str, ...] = ()  # lower case, letters, blanks and apostrophes
 
@@ -84,7 +82,6 @@ class OwnWords:
         return left
 
     def take(self, token: int) -> OwnToken:
-        """Take a sampled token of a free agent."""
         if not self.on:
             return OwnToken(token, self._text(token))
         seen = self._marker.detect(token, self.latch.armed)
@@ -130,7 +127,6 @@ class Latch:
             self._turn_at, self._asked = self._frame, True
 
     def note_turn(self, text: str) -> None:
-        """The words of the user's turn."""
         self._words += len(text.split())
         self._turn_at, self._asked = self._frame, is_question(text)
 
@@ -262,8 +258,6 @@ class PieceDecoder:
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """What is said and listened for."""
-
     announcements: tuple[str, ...]  # the agent's own: it will look
     fillers: tuple[str, ...]  # the first after 0.7 s, the second after 8 s
     no_key: str

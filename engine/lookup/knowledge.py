@@ -105,7 +105,6 @@ class Knowledge:
         return cls(sections, everyday)
 
     def find(self, question: str) -> Found:
-        """The sections nearest to a question."""
         asked = [term for term in terms(question) if term in self._known]
         if not asked:
             return Found(0.0, 0.0, ())

@@ -164,7 +164,6 @@ class Question:
             self._fail("no key", self._phrases.no_key)
             return
         self._task = asyncio.create_task(self._read_answer(messages))
-        self._task.add_done_callback(self._check)
 
     def make_way(self) -> None:
         """Another question comes: an answer that has come whole is said to its end."""
@@ -180,7 +179,6 @@ class Question:
             self._voice.release(self.id)
 
     async def close(self) -> None:
-        """The conversation is over; nothing of it goes on."""
         self._stop()
         if self._task:
             await asyncio.wait({self._task})
@@ -223,11 +221,13 @@ class Question:
                 self._say(clause)
             if not self.say_id:
                 raise AnswerError("empty answer")
+            if self._move(Move.COMPLETE):
+                self._voice.add(self.say_id, "", last=True)
         except AnswerError as error:
             self._fail(str(error))
-            return
-        if self._move(Move.COMPLETE):
-            self._voice.add(self.say_id, "", last=True)
+        except Exception as error:  # a fault of ours must not leave the agent holding
+            logger.error("an answer failed: %s", type(error).__name__)
+            self._fail("internal error")
 
     def _say(self, clause: str) -> None:
         """The first clause begins the answer and ends the hold; the others follow."""
@@ -270,9 +270,3 @@ class Question:
             self._timer.cancel()
         if self._task and self._task is not asyncio.current_task():
             self._task.cancel()
-
-    def _check(self, task: asyncio.Task) -> None:
-        """A fault of ours in a task: it must neither vanish nor leave the agent holding."""
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("an answer failed: %s", type(error).__name__)
-            self._fail("internal error")

@@ -9,7 +9,7 @@ for one conversation, in the session's event loop; `question.py` follows each qu
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,8 +165,6 @@ class Routing:
             if question.say_id == say_id:
                 question.give_up(INTERRUPTED)
 
-    # -- its end -----------------------------------------------------------------------------------
-
     def switch(self, on: bool) -> None:
         """On or off from now on; off forgets what was said, so that it is never sent."""
         self.on = on
@@ -182,7 +180,6 @@ class Routing:
         self._last_turn = self._routed = ""
 
     async def close(self) -> None:
-        """The conversation is over; nothing of it goes on."""
         for question in self._questions:
             await question.close()
 
@@ -219,21 +216,17 @@ class History:
         return messages[::-1]
 
 
-# -- what a server shares --------------------------------------------------------------------------
-
-
 @dataclass
 class DailyCap:
     """How many questions the server may put on one day (UTC)."""
 
     limit: int
-    clock: Callable[[], float] = time.time
     day: int = 0
     used: int = 0
 
     def spend(self) -> None:
         """Raises RefusedError when the day's questions are used up."""
-        today = int(self.clock() // DAY_SECONDS)
+        today = int(time.time() // DAY_SECONDS)
         if today != self.day:
             self.day, self.used = today, 0
         if self.used >= self.limit:
@@ -248,12 +241,10 @@ class MinuteLimit:
     """How many questions a conversation may put in any minute."""
 
     limit: int
-    clock: Callable[[], float] = time.monotonic
     at: deque[float] = field(default_factory=deque)
 
     def spend(self) -> None:
-        """Raises RefusedError beyond it."""
-        now = self.clock()
+        now = time.monotonic()
         while self.at and now - self.at[0] >= MINUTE_SECONDS:
             self.at.popleft()
         if len(self.at) >= self.limit:
