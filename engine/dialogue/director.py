@@ -62,7 +62,6 @@ class Held:
     _reminded: bool = False
 
     def claim(self, hold: Hold) -> None:
-        """Take up what the session knows about this hold."""
         self.id, self.claimed, self.apology = hold.id, True, hold.apology
         self.fillers = deque(hold.fillers[1:] if hold.announced else hold.fillers)
         if hold.fillers and not hold.announced:
@@ -315,7 +314,6 @@ class Director:
         return PAD
 
     def _end_hold(self) -> None:
-        """Nobody waits for the answer any more."""
         if self.held:
             self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()

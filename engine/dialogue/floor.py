@@ -294,12 +294,8 @@ class WordReader:
 
 def sounds_like(word: str, text: str) -> bool:
     """Whether a word, perhaps not written to its end yet, is one of a text: an echo of it."""
-    plain = letters_of(word)
-    return any(letters_of(other).startswith(plain) for other in text.split())
-
-
-def letters_of(word: str) -> str:
-    return "".join(filter(str.isalnum, word.lower()))
+    plain, *others = ("".join(filter(str.isalnum, w.lower())) for w in (word, *text.split()))
+    return any(other.startswith(plain) for other in others)
 
 
 def seconds(frames: int) -> float:

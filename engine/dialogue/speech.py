@@ -93,10 +93,13 @@ class Agenda:
 
     def begin(self) -> None:
         """The text in hand has the floor: its next word begins."""
-        if not self.current.started:
-            self.current.started = True
+        said = self.current
+        if not said.started:
+            said.started = True
             self._report(SayState.SPEAKING)
-        self.current.begin_word()
+        said.begun.append(said.words.popleft())
+        said.pieces.extend(said.word.ids)
+        said.since = 0
 
     def feed_piece(self) -> int:
         """The next piece of the word in hand; the word is shown with its first one."""
@@ -166,12 +169,6 @@ class Utterance:
             limit = self.word.ring_out + (DRY_FRAMES if self.growing else 0)
             return Pace.END if ended or self.since >= limit else Pace.WAIT
         return Pace.WORD if voted or self.since >= self.word.limit else Pace.WAIT
-
-    def begin_word(self) -> None:
-        word = self.words.popleft()
-        self.begun.append(word)
-        self.pieces.extend(word.ids)
-        self.since = 0
 
     def step_back(self) -> None:
         """Take back a word that is only half fed: it is said again from its start."""
