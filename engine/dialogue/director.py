@@ -62,7 +62,6 @@ class Held:
     _reminded: bool = False
 
     def claim(self, hold: Hold) -> None:
-        """Take up what the session knows about this hold."""
         self.id, self.claimed, self.apology = hold.id, True, hold.apology
         self.fillers = deque(hold.fillers[1:] if hold.announced else hold.fillers)
         if hold.fillers and not hold.announced:
@@ -82,10 +81,6 @@ class Held:
             return Patience.GIVE_UP
         self._reminded = self._reminded or not first
         return Patience.FILL if self.fillers else Patience.WAIT
-
-    @property
-    def hush(self) -> bool:
-        return self.loud >= HUSH_AFTER_FRAMES
 
 
 class Director:
@@ -141,7 +136,12 @@ class Director:
         self._own.latch.take_frame(self.floor.loud, self.floor.turn_ended)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
-            self._end_turn()
+            self._ending_turn = False
+            self._end_hold()
+            if self.agenda.current:
+                self._stop(SayState.CANCELLED)
+            self._enter(Mode.TAIL)
+            self.hush = True
         if self.paused:
             return PAD, True
         self._frames_in_mode += 1
@@ -168,7 +168,6 @@ class Director:
         return self.events()
 
     def _note_user(self, texts: list[ev.UserText]) -> None:
-        """What the user has said."""
         for text in texts:
             self._events.append(text)
             if text.final:
@@ -188,11 +187,20 @@ class Director:
                 self.agenda.drop_waiting()
                 self._ending_turn = True
             case ev.Pause():
-                self._pause()
+                if not self.paused and self.mode is Mode.SPEAK:
+                    self.agenda.current.step_back()  # nobody would hear the rest of this word
+                    self._arming = Arming()
+                    self._enter(Mode.ARMED)
+                self.paused = True
             case ev.Resume():
                 self.paused = False
             case ev.Hold():
-                self._hold(command)
+                if not self.held or self.held.claimed:
+                    self._own.latch.fire()
+                    self.held = Held(command.id)
+                self.held.claim(command)
+                if self.mode in (Mode.FREE, Mode.TAIL):
+                    self._enter(Mode.HOLD)
             case ev.Release(id):
                 if self.held and self.held.id == id:
                     self._release()
@@ -207,36 +215,17 @@ class Director:
         if say.answer and not (self.held and self.held.id == say.answer):
             self._events.append(ev.Saying(say.id, SayState.CANCELLED, say.text))  # it is too late
         elif self.agenda.add(say) and say.answer:
-            self._end_wait()
+            self.held = None
+            if self.mode is Mode.ARMED and self.agenda.current.filler:
+                self._stop(SayState.CANCELLED)  # the answer needs no filler before it
+                self._enter(Mode.HOLD)
+            if self.mode is Mode.HOLD:
+                self._arm()
 
     def _cancel(self) -> None:
         self.agenda.drop_waiting()
         self._cancelling = self.agenda.current is not None
         self._end_hold()
-
-    def _pause(self) -> None:
-        if not self.paused and self.mode is Mode.SPEAK:
-            self.agenda.current.step_back()  # nobody would hear the rest of this word
-            self._arming = Arming()
-            self._enter(Mode.ARMED)
-        self.paused = True
-
-    def _hold(self, hold: ev.Hold) -> None:
-        if not self.held or self.held.claimed:
-            self._own.latch.fire()
-            self.held = Held(hold.id)
-        self.held.claim(hold)
-        if self.mode in (Mode.FREE, Mode.TAIL):
-            self._enter(Mode.HOLD)
-
-    def _end_wait(self) -> None:
-        """The answer is here: it needs no filler before it."""
-        self.held = None
-        if self.mode is Mode.ARMED and self.agenda.current.filler:
-            self._stop(SayState.CANCELLED)
-            self._enter(Mode.HOLD)
-        if self.mode is Mode.HOLD:
-            self._arm()
 
     def _choose_free(self, sampled: int, _peak_out: float) -> int:
         own = self._own.take(sampled)
@@ -286,12 +275,17 @@ class Director:
 
     def _choose_hold(self, _sampled: int, peak_out: float) -> int:
         patience = self.held.wait(peak_out > QUIET_OUT)
-        self.hush = self.held.hush
+        self.hush = self.held.loud >= HUSH_AFTER_FRAMES
         if patience is Patience.FILL:  # the hold goes on when it has been said
             if self.agenda.add(self.held.fillers.popleft(), filler=True):
                 self._arm()
-        elif patience is Patience.GIVE_UP:
-            self._give_up()
+        elif patience is Patience.GIVE_UP:  # nothing came for too long: say so
+            end = HoldEnd.TIMEOUT if self.held.claimed else HoldEnd.UNCLAIMED
+            self._events.append(ev.HoldEnded(self.held.id, end))
+            if self.held.apology:
+                self._say(replace(self.held.apology, answer=self.held.id))
+            else:
+                self._release()
         return PAD
 
     @property
@@ -308,27 +302,10 @@ class Director:
         self._arming = Arming(self.agenda.take_next().urgent)
         self._enter(Mode.ARMED)
 
-    def _give_up(self) -> None:
-        """Nothing came for too long: say so."""
-        end = HoldEnd.TIMEOUT if self.held.claimed else HoldEnd.UNCLAIMED
-        self._events.append(ev.HoldEnded(self.held.id, end))
-        if self.held.apology:
-            self._say(replace(self.held.apology, answer=self.held.id))
-        else:
-            self._release()
-
     def _release(self) -> None:
         self.held = None
         if self.mode is Mode.HOLD:
             self._enter(Mode.TAIL)
-
-    def _end_turn(self) -> None:
-        self._ending_turn = False
-        self._end_hold()
-        if self.agenda.current:
-            self._stop(SayState.CANCELLED)
-        self._enter(Mode.TAIL)
-        self.hush = True
 
     def _stop(self, state: SayState) -> int:
         self.agenda.finish(state)
@@ -337,7 +314,6 @@ class Director:
         return PAD
 
     def _end_hold(self) -> None:
-        """Nobody waits for the answer any more."""
         if self.held:
             self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()

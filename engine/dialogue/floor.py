@@ -35,14 +35,6 @@ BARGE_IN_FRAMES = 3  # of speech without words
 WORD_LETTERS = 2  # of a word that interrupts at once
 
 
-@dataclass(slots=True)
-class ClosingTurn:
-    """TURN_END was seen; its last words are on their way."""
-
-    steps: int  # still to come, until what was said before it is written
-    may_run_ahead: bool = True  # nothing but silence was read since
-
-
 class UserFloor:
     """What the user says and when: the director's ears, one per conversation (listening.md 1).
 
@@ -63,7 +55,8 @@ class UserFloor:
         self._reader = WordReader(transcription) if transcription else None
         self._steps_to_end = transcription.flush_steps if transcription else 0
         self._turn: list[HeardWord] = []
-        self._closing: ClosingTurn | None = None
+        self._closing_steps = 0  # after TURN_END, until what was said before it is written
+        self._only_silence = False  # was read since
 
     @property
     def frame(self) -> int:
@@ -73,7 +66,7 @@ class UserFloor:
     @property
     def runs_ahead(self) -> bool:
         """Whether steps on silence would bring out the rest of a turn now."""
-        return self._closing is not None and self._closing.may_run_ahead
+        return self._closing_steps > 0 and self._only_silence
 
     def interruption(self, said: str) -> int | None:
         """How many frames ago the user began to speak, if that is enough to interrupt the agent.
@@ -84,23 +77,25 @@ class UserFloor:
             return self.frame - self.word.start
         return self.onset_frames if self.onset_frames >= BARGE_IN_FRAMES else None
 
-    # -- what comes in -----------------------------------------------------------------------------
-
     def take_frame(self, peak: float, heard: HeardRow) -> list[ev.UserText]:
         """One user frame: its peak (0 to 1) and the recogniser's step, if it ran."""
         self._frames += 1
         self._ahead = 0
         self.word = None
         if self._reader is None or heard.stt_text is None:
-            return self._take_peak(peak)
+            self._energy.take_frame(peak)
+            self.loud, self.turn_ended = self._energy.quiet_frames == 0, self._energy.turn_ended
+            self._set_speaking(self._energy.speaking, self._energy.speaking)
+            over = self._reader and (self._closing_steps or self.turn_ended)
+            return self._finish() if over else []  # its recogniser was switched off meanwhile
         self.loud = False
         events, piece = self._read(heard.stt_text)
         self.turn_ended = self._rule.take_frame(peak, piece, heard.pause)
         self._set_speaking(self._rule.speaking, self._rule.sounding)
-        if self._closing:
-            self._closing.may_run_ahead = False
+        if self._closing_steps:
+            self._only_silence = False
         elif self.turn_ended:
-            self._closing = ClosingTurn(self._steps_to_end)
+            self._closing_steps, self._only_silence = self._steps_to_end, True
             return events
         return events + self._count_down()
 
@@ -110,18 +105,9 @@ class UserFloor:
         events, _piece = self._read(heard.stt_text)
         return events + self._count_down()
 
-    def _take_peak(self, peak: float) -> list[ev.UserText]:
-        self._energy.take_frame(peak)
-        self.loud, self.turn_ended = self._energy.quiet_frames == 0, self._energy.turn_ended
-        self._set_speaking(self._energy.speaking, self._energy.speaking)
-        over = self._reader and (self._closing or self.turn_ended)
-        return self._finish() if over else []  # its recogniser was switched off meanwhile
-
     def _set_speaking(self, speaking: bool, sounding: bool) -> None:
         self.speaking = speaking
         self.onset_frames = self.onset_frames + 1 if sounding else 0
-
-    # -- words -------------------------------------------------------------------------------------
 
     def _read(self, token: int) -> tuple[list[ev.UserText], bool]:
         """The turn as it is now, if this token added to it, and whether it is a piece."""
@@ -137,14 +123,14 @@ class UserFloor:
 
     def _count_down(self) -> list[ev.UserText]:
         """One step closer to the end of a turn."""
-        if not self._closing:
+        if not self._closing_steps:
             return []
-        self._closing.steps -= 1
-        return [] if self._closing.steps else self._finish()
+        self._closing_steps -= 1
+        return [] if self._closing_steps else self._finish()
 
     def _finish(self) -> list[ev.UserText]:
         """The turn is complete: its final text, if there is any."""
-        self._closing = None
+        self._closing_steps = 0
         self._reader.finish(self._frames + self._ahead)
         self._rule.finish()
         turn = self._user_text(final=True)
@@ -172,7 +158,6 @@ class EnergyRule:
     window: deque[bool] = field(default_factory=lambda: deque(maxlen=START_WINDOW))
 
     def take_frame(self, peak: float) -> None:
-        """One user frame, by its peak (0 to 1)."""
         loud = peak > LOUD
         self.window.append(loud)
         self.quiet_frames = 0 if loud else self.quiet_frames + 1
@@ -269,13 +254,23 @@ class WordReader:
         self._steps += 1
         if self._steps < self._delay:
             return None  # before the first sound can have been written down
-        if token not in (EPAD, PAD):
-            return self._read_piece(token, self._time(position - 1))
-        self._close()
-        if token == EPAD:
-            self._boundary = self._time(position)
-            self._end(self._boundary)
-        return None
+        if token in (EPAD, PAD):
+            self._close()
+            if token == EPAD:
+                self._boundary = self._time(position)
+                self._end(self._boundary)
+            return None
+        if self._pending is None or self._tokenizer.piece(token).startswith("▁"):
+            self._close()  # a word begins where the last EPAD was, or, without one, a frame ago
+            if self._boundary is None:
+                self._boundary = self._time(position - 1)
+                self._end(self._boundary)
+            self._pending = self._last = HeardWord(self._boundary)
+            self._boundary = None
+        word = self._pending
+        word.ids.append(token)
+        word.text = self._tokenizer.decode(word.ids).strip().rstrip("\ufffd")
+        return word
 
     def finish(self, position: int) -> None:
         """A turn is over: no word of it goes on."""
@@ -285,23 +280,6 @@ class WordReader:
 
     def _time(self, position: int) -> int:
         return max(0, position - self._delay)
-
-    def _read_piece(self, token: int, before: int) -> HeardWord:
-        if self._pending is None or self._tokenizer.piece(token).startswith("▁"):
-            self._begin(before)
-        word = self._pending
-        word.ids.append(token)
-        word.text = self._tokenizer.decode(word.ids).strip().rstrip("\ufffd")
-        return word
-
-    def _begin(self, before: int) -> None:
-        """A word begins where the last EPAD was, or, without one, a frame ago."""
-        self._close()
-        if self._boundary is None:
-            self._end(before)
-        start = before if self._boundary is None else self._boundary
-        self._pending = self._last = HeardWord(start)
-        self._boundary = None
 
     def _close(self) -> None:
         if self._pending:
@@ -316,12 +294,8 @@ class WordReader:
 
 def sounds_like(word: str, text: str) -> bool:
     """Whether a word, perhaps not written to its end yet, is one of a text: an echo of it."""
-    plain = letters_of(word)
-    return any(letters_of(other).startswith(plain) for other in text.split())
-
-
-def letters_of(word: str) -> str:
-    return "".join(filter(str.isalnum, word.lower()))
+    plain, *others = ("".join(filter(str.isalnum, w.lower())) for w in (word, *text.split()))
+    return any(other.startswith(plain) for other in others)
 
 
 def seconds(frames: int) -> float:

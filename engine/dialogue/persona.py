@@ -14,8 +14,6 @@ TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slas
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """One preset."""
-
     id: str
     title: str
     text: str
@@ -42,18 +40,12 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
     return tuple(personas)
 
 
-def wrap(text: str) -> str:
-    """The role text between its tags; unchanged if it has them; empty stays empty.
+def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of a persona between its tags, added where it has none; none for an empty one.
 
     Source: model.md 6.3.
     """
-    cleaned = text.strip()
-    if not cleaned or (cleaned.startswith(TAG) and cleaned.endswith(TAG)):
-        return cleaned
-    return f"{TAG} {cleaned} {TAG}"
-
-
-def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of a persona, wrapped; none for an empty one."""
-    wrapped = wrap(text)
-    return tuple(tokenizer.encode(wrapped)) if wrapped else ()
+    text = text.strip()
+    if text and not (text.startswith(TAG) and text.endswith(TAG)):
+        text = f"{TAG} {text} {TAG}"
+    return tuple(tokenizer.encode(text)) if text else ()

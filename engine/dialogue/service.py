@@ -21,7 +21,7 @@ from engine.dialogue.text import prepare
 from engine.errors import BusyError, ClosingError
 from engine.lookup.handover import bang_table
 from engine.lookup.routing import Answers
-from engine.runtime.backend import Backend, Tokenizer
+from engine.runtime.backend import Backend
 from engine.runtime.metrics import Metrics
 from engine.runtime.scheduler import Scheduler
 
@@ -72,8 +72,6 @@ class Service:
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
 
-    # -- life --------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Load in a thread; returns at once. Again: nothing."""
         if not self._started:
@@ -83,7 +81,14 @@ class Service:
     def _wake_up(self) -> None:
         try:
             backend = self._load(self._progress)
-            self._warm_up(backend.tokenizer)
+            with contextlib.suppress(ImportError):  # a bare GPU machine, where nothing is spelled
+                prepare("1", backend.tokenizer)  # the rules by which numbers are spelled
+            if self.answers:  # what a conversation would otherwise have to wait for
+                bang_table(backend.tokenizer)
+                for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
+                    prepare_phrase(text, backend.tokenizer)
+                if self.answers.on:
+                    _ = self.answers.router.knowledge.index  # made when it is first read
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
@@ -94,19 +99,6 @@ class Service:
         self.waking = None
         self._warm.set()
         logger.info("model %s is warm: %d slots", backend.name, backend.slots)
-
-    def _warm_up(self, tokenizer: Tokenizer) -> None:
-        """Make now what a conversation would otherwise have to wait for."""
-        with contextlib.suppress(ImportError):  # a bare GPU machine, where nothing is spelled
-            prepare("1", tokenizer)  # the rules by which numbers are spelled
-        if not self.answers:
-            return
-        bang_table(tokenizer)
-        phrases = self.answers.phrases
-        for text in (*phrases.fillers, phrases.late):
-            prepare_phrase(text, tokenizer)
-        if self.answers.on:
-            self.answers.router.prepare()
 
     def _died(self, error: BaseException) -> None:
         """The loader's or the scheduler's thread ended; the process's owner decides."""
@@ -128,8 +120,6 @@ class Service:
         if self._scheduler:
             self._scheduler.stop()
 
-    # -- conversations -----------------------------------------------------------------------------
-
     @property
     def scheduler(self) -> Scheduler:
         """The running scheduler. Raises BusyError while the model loads."""
@@ -147,19 +137,14 @@ class Service:
 
     @property
     def limited_by(self) -> str:
-        """What made the number of slots."""
         return self._scheduler.backend.limited_by if self._scheduler else ""
 
     @property
     def free(self) -> int:
         return self._scheduler.free if self._scheduler else 0
 
-    @property
-    def transcribes(self) -> bool:
-        return self._scheduler.backend.transcribes if self._scheduler else False
-
     def session(self, config: SessionConfig) -> Session:
-        """A new conversation. Raises ClosingError once the server is going down."""
+        """Raises ClosingError once the server is going down."""
         self.check_open()
         return Session(self, config)
 
@@ -181,18 +166,15 @@ class Service:
             await self.answers.answerer.close()
 
     def enter(self, session: Session) -> None:
-        """A session begins to talk."""
         self.sessions.add(session)
         self._nobody.clear()
 
     def leave(self, session: Session) -> None:
-        """A session has ended."""
         self.sessions.discard(session)
         if not self.sessions:
             self._nobody.set()
 
     async def _wait_until_empty(self, seconds: float) -> None:
-        """Wait until no session is left, or until the time is over."""
         if self.sessions:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nobody.wait(), seconds)

@@ -7,6 +7,7 @@ director; a dropped session is gone. `CommandLine` prepares texts on their way t
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +53,7 @@ MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
-REST_SECONDS = 1e-4  # between two words of a long text
+REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
 SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
@@ -97,7 +99,7 @@ class Session:
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
-        self._say_ids = 0
+        self._new_say_id = itertools.count(1).__next__
         self._heard_seconds = 0.0
         self._started = self._touched = self._active_at = time.monotonic()
         self.routing: Routing | None = None
@@ -151,12 +153,10 @@ class Session:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The scheduler's clock, in seconds."""
         return self._scheduler.clock
 
     @property
     def transcribes(self) -> bool:
-        """Whether the user's words are written down here."""
         return self._opening is not None and self._opening.transcribe
 
     @property
@@ -172,7 +172,6 @@ class Session:
     # -- from the client ---------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """A message came, whatever its kind."""
         self._touched = time.monotonic()
 
     def push_audio(self, pcm: np.ndarray) -> int:
@@ -205,10 +204,6 @@ class Session:
         self.post(ev.Say(say_id, text, replace=replace))
         self._waiting_texts.add(say_id)
         return say_id
-
-    def _new_say_id(self) -> int:
-        self._say_ids += 1
-        return self._say_ids
 
     def ask(self, text: str) -> None:
         """Put a question to the answerer. Raises RefusedError where there is none."""
@@ -262,17 +257,12 @@ class Session:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
-            if isinstance(output, Notice | Frame) and output.events:
-                self._note_events(output.events)
-
-    def _note_events(self, events: list[ev.Event]) -> None:
-        """What the director reports: which texts wait no longer, and what questions must know."""
-        for event in events:
-            match event:
-                case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
-                    self._waiting_texts.discard(id)
-            if self.routing and self._sits:
-                note_event(self.routing, event, self._engine.metrics)
+            for event in output.events if isinstance(output, Notice | Frame) else ():
+                match event:
+                    case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
+                        self._waiting_texts.discard(id)
+                if self.routing and self._sits:
+                    note_event(self.routing, event, self._engine.metrics)
 
     async def outputs(self) -> AsyncIterator[Output]:
         """Everything for the client, in order. Raises the EndError that ends the session."""
@@ -288,18 +278,15 @@ class Session:
             if isinstance(output, Frame):
                 self._unread_frames -= 1
                 self.frames_out += 1
-                self._note_activity(output)
+                said = any(isinstance(event, ev.Text) for event in output.events)
+                if said or self.director.floor.speaking or self.director.wants_frames:
+                    self._active_at = time.monotonic()
             yield output
             if isinstance(output, Ready):
                 ready = True
                 for notice in early:
                     yield notice
                 early.clear()
-
-    def _note_activity(self, frame: Frame) -> None:
-        said = any(isinstance(event, ev.Text) for event in frame.events)
-        if said or self.director.floor.speaking or self.director.wants_frames:
-            self._active_at = time.monotonic()
 
     def announce(self, event: ev.Event) -> None:
         """Put an event of no frame among the outputs. Event loop only."""
@@ -311,7 +298,6 @@ class Session:
 
     @property
     def seconds_out(self) -> float:
-        """Seconds of agent audio handed out."""
         return self.frames_out * FRAME_SECONDS
 
     @property
@@ -346,9 +332,6 @@ class Session:
         if now - self._active_at > limits.silence_s:
             return IdleError(f"nobody has spoken for {limits.silence_s / 60:g} minutes")
         return None
-
-
-# -- commands on their way to the director ---------------------------------------------------------
 
 
 class CommandLine:
@@ -388,7 +371,6 @@ class CommandLine:
             self._send()
 
     def clear(self) -> None:
-        """What waits is void."""
         self._waiting.clear()
         self._preparing = None
 
@@ -398,9 +380,9 @@ class CommandLine:
         while self._deliver and self._waiting and not self._preparing:
             chars += _count_chars(self._waiting[0])
             if chars > SHORT_CHARS:
-                loop = asyncio.get_running_loop()
-                self._preparing = loop.run_in_executor(
-                    self._executor, prepare_command, self._waiting[0], self._tokenizer, _rest
+                rest = partial(time.sleep, REST_SECONDS)
+                self._preparing = asyncio.get_running_loop().run_in_executor(
+                    self._executor, prepare_command, self._waiting[0], self._tokenizer, rest
                 )
                 self._preparing.add_done_callback(self._take_prepared)
             else:
@@ -427,54 +409,42 @@ class CommandLine:
             self._refuse(command, str(error))
 
 
-def _rest() -> None:
-    """Let go of the interpreter: the scheduler's thread must not wait for a text's."""
-    time.sleep(REST_SECONDS)
-
-
 def _count_chars(command: ev.Command) -> int:
     """Of a text still to be prepared; the phrases of a hold were prepared at the start."""
     return len(command.text) if isinstance(command, ev.Say | ev.More) else 0
 
 
-# -- questions -------------------------------------------------------------------------------------
-
-
+@dataclass(frozen=True, slots=True)
 class SessionVoice:
     """How a routed question makes the agent hold and speak (`AgentVoice` of lookup/question.py).
 
     A full inbox must not end an answer half-way: the director's time-outs do.
     """
 
-    def __init__(
-        self,
-        post: Callable[[ev.Command], None],  # raises RefusedError
-        announce: Callable[[ev.Event], None],
-        new_say_id: Callable[[], int],
-        metrics: Metrics,
-    ) -> None:
-        self._post_or_raise, self._announce = post, announce
-        self._new_say_id, self._metrics = new_say_id, metrics
+    post: Callable[[ev.Command], None]  # raises RefusedError
+    announce: Callable[[ev.Event], None]
+    new_say_id: Callable[[], int]
+    metrics: Metrics
 
     def refuse(self, message: str) -> None:
-        self._announce(ev.Refused(message))
+        self.announce(ev.Refused(message))
 
     def watch(self, on: bool) -> None:
         self._post(ev.SetRouting(on))
 
     def show(self, route: Route) -> None:
-        self._metrics.routed(route.source, route.state)
-        self._announce(route)
+        self.metrics.routed(route.source, route.state)
+        self.announce(route)
 
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
-        said = tuple(ev.Say(self._new_say_id(), text) for text in fillers)
-        self._post(ev.Hold(id, said, ev.Say(self._new_say_id(), apology), announced))
+        said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
+        self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
 
     def release(self, id: int) -> None:
         self._post(ev.Release(id))
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
-        say_id = self._new_say_id()
+        say_id = self.new_say_id()
         self._post(ev.Say(say_id, text, growing=growing, answer=answer))
         return say_id
 
@@ -483,11 +453,10 @@ class SessionVoice:
 
     def _post(self, command: ev.Command) -> None:
         with contextlib.suppress(RefusedError):
-            self._post_or_raise(command)
+            self.post(command)
 
 
 def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
-    """Tell a conversation's routing what its director reports."""
     match event:
         case ev.Text(text):
             routing.note_agent_text(text)

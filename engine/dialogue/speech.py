@@ -93,26 +93,29 @@ class Agenda:
 
     def begin(self) -> None:
         """The text in hand has the floor: its next word begins."""
-        if not self.current.started:
-            self.current.started = True
+        said = self.current
+        if not said.started:
+            said.started = True
             self._report(SayState.SPEAKING)
-        self.current.begin_word()
+        said.begun.append(said.words.popleft())
+        said.pieces.extend(said.word.ids)
+        said.since = 0
 
     def feed_piece(self) -> int:
         """The next piece of the word in hand; the word is shown with its first one."""
-        piece, shown = self.current.next_piece()
-        if shown:
-            self._events.append(ev.Text(f" {shown}", given=True))
-        return piece
+        said = self.current
+        if len(said.begun) > said.seen:
+            said.seen = len(said.begun)
+            if said.word.shown:
+                self._events.append(ev.Text(f" {said.word.shown}", given=True))
+        return said.pieces.popleft()
 
     def finish(self, state: SayState) -> None:
-        """The text in hand is over."""
         if self.current.started or not self.current.filler:
             self._report(state)
         self.current = None
 
     def drop_waiting(self) -> None:
-        """No text that waits is said any more."""
         for said in self.queue:  # a filler never waits
             self._events.append(ev.Saying(said.id, SayState.CANCELLED, said.text))
         self.queue.clear()
@@ -152,7 +155,6 @@ class Utterance:
 
     @property
     def word(self) -> SpokenWord:
-        """The word begun last."""
         return self.begun[-1]
 
     def pace(self, voted: bool, quiet: bool) -> Pace:
@@ -162,27 +164,11 @@ class Utterance:
             return Pace.PIECE  # never cut inside a word
         if self.since < self.word.need:
             return Pace.WAIT
-        if not self.words:
-            return Pace.END if self._has_rung_out(voted and quiet) else Pace.WAIT
+        if not self.words:  # its audio has ended, or surely must have
+            ended = voted and quiet and not self.growing
+            limit = self.word.ring_out + (DRY_FRAMES if self.growing else 0)
+            return Pace.END if ended or self.since >= limit else Pace.WAIT
         return Pace.WORD if voted or self.since >= self.word.limit else Pace.WAIT
-
-    def _has_rung_out(self, ended: bool) -> bool:
-        """After the last word: whether its audio has ended, or surely must have."""
-        limit = self.word.ring_out + (DRY_FRAMES if self.growing else 0)
-        return (ended and not self.growing) or self.since >= limit
-
-    def begin_word(self) -> None:
-        """The next word comes to be fed."""
-        word = self.words.popleft()
-        self.begun.append(word)
-        self.pieces.extend(word.ids)
-        self.since = 0
-
-    def next_piece(self) -> tuple[int, str]:
-        """The piece to feed, and what is shown with it (with the first piece of a word)."""
-        new = len(self.begun) > self.seen
-        self.seen = max(self.seen, len(self.begun))
-        return self.pieces.popleft(), self.word.shown if new else ""
 
     def step_back(self) -> None:
         """Take back a word that is only half fed: it is said again from its start."""

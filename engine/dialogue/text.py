@@ -30,11 +30,7 @@ LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 URL = re.compile(r"https?://(?:www\.)?([^\s/)]+)\S*")
 BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-CURRENCIES = {
-    "$": ("dollar", "cent"),
-    "€": ("euro", "cent"),
-    "£": ("pound", "pence"),
-}
+CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence")}
 UNITS = {
     "%": "percent",
     "kb": "kilobytes",
@@ -75,8 +71,6 @@ EMOJI_PARTS = "\ufe0e\ufe0f\u20e3🏻🏼🏽🏾🏿"  # variants, keycaps, ski
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """One spoken word."""
-
     shown: str  # what was written; "" where the written word goes on (`$14` is two spoken words)
     spoken: str
     ids: tuple[int, ...]  # its pieces, fed in consecutive frames
@@ -158,9 +152,6 @@ def _split_long_sentences(words: list[SpokenWord]) -> Iterator[SpokenWord]:
         yield replace(word, pause=SENTENCE_PAUSE_FRAMES) if i in breaks else word
 
 
-# -- spelling -------------------------------------------------------------------------------------
-
-
 def clean(text: str) -> str:
     """Text without markup, links, emoji or control characters; blanks single, `!` never in runs."""
     text = LINK.sub(r"\1", text)
@@ -179,7 +170,7 @@ def _is_unspeakable(char: str) -> bool:
 def spell_token(token: str) -> list[str]:
     """The words to say for one written token: `$14.` -> [`fourteen`, `dollars.`]."""
     core = token.strip(PUNCTUATION)
-    words = (_spell_number(core) or _spell_mixed(core)) if core else []
+    words = _spell_core(core) if core else []
     if words and core[0] in "0123456789$€£" and MINUS.search(token[: token.index(core)]):
         words.insert(0, "minus")
     if words:
@@ -193,16 +184,11 @@ def spell_text(text: str) -> str:
     return " ".join(word for token in clean(text).split() for word in spell_token(token) or [token])
 
 
-def _spell_number(core: str) -> list[str]:
-    """Words of a token that is a number with its sign, currency or unit; else nothing."""
+def _spell_core(core: str) -> list[str]:
+    """A number with its currency or unit as one; else digits spoken, symbols named."""
     for pattern, speak in FORMS:
         if match := pattern.fullmatch(core):
             return speak(match).replace("-", " ").replace(",", "").split()
-    return []
-
-
-def _spell_mixed(core: str) -> list[str]:
-    """Words of anything else: digits inside it are spoken, symbols named, the rest stays."""
     if not re.search(r"[\d&+=@%/€$£°]", core):
         return [core]
     parts = re.findall(rf"{NUMBER}|[&+=@%/€$£°]|[^\d&+=@%/€$£°]+", core)

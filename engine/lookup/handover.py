@@ -27,9 +27,6 @@ WORDS_SAID = 2  # by the user since the last hand-over
 LOUD_SAID = 6  # the same without a recogniser, in loud frames
 TAIL_CHARS = 80  # of the agent's own words that a phrase may end
 MAX_GAP_FRAMES = 6  # of padding inside one marker
-THRESHOLDS = (2, 3)
-BYTE_BANG = "<0x21>"
-TABLES_KEPT = 8
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 BYTES_ONLY = re.compile(r"▁?(<0x[0-9A-F]{2}>)+")
 PHRASES_FILE = Path(__file__).parents[2] / "assets" / "phrases.toml"
@@ -46,8 +43,6 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TriggerRules:
-    """What counts as a hand-over."""
-
     threshold: int = 3  # `!` that make a marker
     phrases: tuple[str, ...] = ()  # lower case, letters, blanks and apostrophes
 
@@ -76,7 +71,8 @@ class OwnWords:
         self._tokenizer = tokenizer
         self._decoder = PieceDecoder()
         self._marker = MarkerDetector(tokenizer, rules.threshold) if rules else None
-        self._phrases = PhraseWatch(rules.phrases if rules else ())
+        self._phrases = tuple(f" {phrase}" for phrase in rules.phrases) if rules else ()
+        self._tail = " "  # of the agent's words, as phrases are written
         self._tidier = BangTidier()
 
     def switch(self, on: bool) -> str:
@@ -86,20 +82,25 @@ class OwnWords:
         return left
 
     def take(self, token: int) -> OwnToken:
-        """Take a sampled token of a free agent."""
         if not self.on:
             return OwnToken(token, self._text(token))
         seen = self._marker.detect(token, self.latch.armed)
         if seen.fired:
             return OwnToken(seen.fed, self._show(seen.due), Source.MARKER)
         shown = self._show(seen.due)
-        phrase = self._phrases.matches(shown) and self.latch.armed_for_phrase
+        phrase = self._ends_in_phrase(shown) and self.latch.armed_for_phrase
         return OwnToken(seen.fed, shown, Source.PHRASE if phrase else None, seen.swallowed)
 
     def leave(self) -> str:
         """The agent is not free any more: what is still to be shown."""
-        self._phrases.forget()
+        self._tail = " "
         return self._show(self._marker.finish()) if self._marker else ""
+
+    def _ends_in_phrase(self, shown: str) -> bool:
+        """Whether the agent's words, with these, end in `let me check` or the like."""
+        text = re.sub(r"[^a-z' ]", "", shown.lower().replace("’", "'"))
+        self._tail = re.sub(r" +", " ", self._tail + text)[-TAIL_CHARS:]
+        return bool(text.strip()) and self._tail.endswith(self._phrases)
 
     def _show(self, tokens: tuple[int, ...]) -> str:
         return self._tidier.tidy("".join(self._text(token) for token in tokens))
@@ -126,7 +127,6 @@ class Latch:
             self._turn_at, self._asked = self._frame, True
 
     def note_turn(self, text: str) -> None:
-        """The words of the user's turn."""
         self._words += len(text.split())
         self._turn_at, self._asked = self._frame, is_question(text)
 
@@ -169,12 +169,12 @@ class Sighting:
     swallowed: bool = False  # a repeated `!` that was no marker
 
 
-@functools.lru_cache(TABLES_KEPT)
+@functools.lru_cache(8)
 def bang_table(tokenizer: Tokenizer) -> dict[int, Bang]:
     """Every id whose piece ends in `!`, by a scan of all pieces; remembered per tokenizer."""
     table = {}
     for token in range(PAD + 1, len(tokenizer)):
-        piece = tokenizer.piece(token).replace(BYTE_BANG, "!")
+        piece = tokenizer.piece(token).replace("<0x21>", "!")
         if piece.endswith("!"):
             text = piece.removeprefix("▁")
             table[token] = Bang(len(text) - len(text.rstrip("!")), not text.strip("!"))
@@ -185,7 +185,6 @@ class MarkerDetector:
     """Looks for `threshold` exclamation marks, however they are split and padded."""
 
     def __init__(self, tokenizer: Tokenizer, threshold: int) -> None:
-        assert threshold in THRESHOLDS, threshold
         self.threshold = threshold
         self._table = bang_table(tokenizer)
         self._count = 0  # `!` in a row so far
@@ -200,7 +199,11 @@ class MarkerDetector:
         bang = self._table.get(token)
         self._gap = 0
         if bang is None or not bang.pure:
-            return self._detect_in_text(token, bang, armed)
+            due = self.finish()
+            if bang and bang.count >= self.threshold and armed:  # a whole marker behind a text
+                return Sighting(PAD, due, fired=True)
+            self._count = bang.count if bang else 0
+            return Sighting(token, (*due, token))
         self._count += bang.count
         if self._count >= self.threshold and armed:
             self._count, self._pending = 0, None
@@ -208,15 +211,6 @@ class MarkerDetector:
         self._pending = token if self._pending is None else self._pending
         repeated = self._count >= 2
         return Sighting(PAD if repeated else token, swallowed=self._count >= self.threshold)
-
-    def _detect_in_text(self, token: int, bang: Bang | None, armed: bool) -> Sighting:
-        due = self.finish()
-        if bang is None:
-            return Sighting(token, (*due, token))
-        if bang.count >= self.threshold and armed:  # text and a whole marker in one piece
-            return Sighting(PAD, due, fired=True)
-        self._count = bang.count
-        return Sighting(token, (*due, token))
 
     def finish(self) -> tuple[int, ...]:
         """Forget what was counted; the token that is still to be shown, if any."""
@@ -239,23 +233,6 @@ class BangTidier:
         if text.strip():
             self._after_bang = text.endswith("!")
         return text
-
-
-class PhraseWatch:
-    """Recognises `let me check` and the like at the end of the agent's own words."""
-
-    def __init__(self, phrases: tuple[str, ...]) -> None:
-        self._endings = tuple(f" {phrase}" for phrase in phrases)
-        self._tail = " "
-
-    def matches(self, shown: str) -> bool:
-        """Whether the agent's words, with these, end in one of the phrases."""
-        text = re.sub(r"[^a-z' ]", "", shown.lower().replace("’", "'"))
-        self._tail = re.sub(r" +", " ", self._tail + text)[-TAIL_CHARS:]
-        return bool(text.strip()) and self._tail.endswith(self._endings)
-
-    def forget(self) -> None:
-        self._tail = " "
 
 
 class PieceDecoder:
@@ -281,8 +258,6 @@ class PieceDecoder:
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """What is said and listened for."""
-
     announcements: tuple[str, ...]  # the agent's own: it will look
     fillers: tuple[str, ...]  # the first after 0.7 s, the second after 8 s
     no_key: str
@@ -300,12 +275,12 @@ def load_phrases(path: Path = PHRASES_FILE) -> Phrases:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         apologies, answerer = data["apologies"], data["answerer"]
         phrases = Phrases(
-            announcements=_lines(data["announcements"]),
-            fillers=_lines(data["fillers"]),
+            announcements=tuple(map(str, data["announcements"])),
+            fillers=tuple(map(str, data["fillers"])),
             **{name: str(apologies[name]) for name in ("no_key", "failed", "late", "broken_off")},
             system=" ".join(answerer["system"].split()),
             without_facts=str(answerer["without_facts"]),
-            smalltalk=_lines(data["smalltalk"]),
+            smalltalk=tuple(map(str, data["smalltalk"])),
         )
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path.name}: {error}; mend the file") from error
@@ -314,7 +289,3 @@ def load_phrases(path: Path = PHRASES_FILE) -> Phrases:
     if bad := [text for text in phrases.announcements if re.search(r"[^a-z' ]", text)]:
         raise ConfigError(f"{path.name}: announcement {bad[0]!r}; use a-z, blanks, apostrophes")
     return phrases
-
-
-def _lines(value: list[str]) -> tuple[str, ...]:
-    return tuple(str(line) for line in value)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 KNOWLEDGE_FOLDER = Path(__file__).parents[2] / "assets" / "knowledge"
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 SUFFIXES = ("ies", "ing", "ed", "es", "e", "s")
-SHORTEST_STEM = 3
 K1, B = 0.8, 0.25  # how much repetition counts; how much a long section is marked down
 STOP_WORDS = re.compile(
     r"a|an|the|and|or|of|to|in|on|at|for|with|by|from|as|up|down|out|off|about|into|over|"
@@ -58,7 +57,7 @@ def terms(text: str) -> list[str]:
 def stem(word: str) -> str:
     """`transcribes`, `transcribing` -> `transcrib`; rough, and the same on both sides."""
     for suffix in SUFFIXES:
-        if word.endswith(suffix) and len(word) - len(suffix) >= SHORTEST_STEM:
+        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             return word.removesuffix(suffix)
     return word
 
@@ -106,7 +105,6 @@ class Knowledge:
         return cls(sections, everyday)
 
     def find(self, question: str) -> Found:
-        """The sections nearest to a question."""
         asked = [term for term in terms(question) if term in self._known]
         if not asked:
             return Found(0.0, 0.0, ())

@@ -29,11 +29,7 @@ from engine.lookup.textmodel import Answerer, AnswerError, Clauses, Messages
 logger = logging.getLogger(__name__)
 
 TRANSCRIPT_SECONDS = 1.0  # how long a hand-over waits for the words of the turn before it
-NO_KEY = "no key"
-NO_TRANSCRIPT = "no transcript"
-IN_TIME = "no answer in time"
 INTERRUPTED = "interrupted"
-CUT_OFF = "cut off"
 
 
 class RouteState(StrEnum):
@@ -105,14 +101,11 @@ FINAL_STATES = set(QuestionState) - {state for state, _ in TRANSITIONS}
 class AgentVoice(Protocol):
     """What questions may have their conversation do. Event loop only; nothing waits or raises."""
 
-    def refuse(self, message: str) -> None:
-        """Tell the client why a question is not put."""
+    def refuse(self, message: str) -> None: ...
 
-    def watch(self, on: bool) -> None:
-        """Watch the model's own words for a hand-over, or not."""
+    def watch(self, on: bool) -> None: ...
 
-    def show(self, route: Route) -> None:
-        """Tell the client about a state."""
+    def show(self, route: Route) -> None: ...
 
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
         """Stay silent until the answer to question `id` comes.
@@ -121,8 +114,7 @@ class AgentVoice(Protocol):
         agent has said by itself that it looks.
         """
 
-    def release(self, id: int) -> None:
-        """No answer will come for this hold."""
+    def release(self, id: int) -> None: ...
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
         """Say a text; its id. answer: the hold that it ends. growing: `add` brings more of it."""
@@ -151,10 +143,6 @@ class Question:
     def is_over(self) -> bool:
         return self.state in FINAL_STATES
 
-    @property
-    def waits_for_words(self) -> bool:
-        return self.state is QuestionState.WAITING
-
     # -- what its routing does ---------------------------------------------------------------------
 
     def wait_for_words(self) -> None:
@@ -166,17 +154,16 @@ class Question:
     def fail_without_words(self) -> None:
         """There is nothing to ask: apologise."""
         if self._begin("", knowledge=False):
-            self._fail(NO_TRANSCRIPT)
+            self._fail("no transcript")
 
     def ask(self, text: str, knowledge: bool, messages: Messages) -> None:
         """Put it to the text model; the agent holds its tongue meanwhile."""
         if not self._begin(text, knowledge):
             return
         if not self._answerer.has_key:
-            self._fail(NO_KEY, self._phrases.no_key)
+            self._fail("no key", self._phrases.no_key)
             return
         self._task = asyncio.create_task(self._read_answer(messages))
-        self._task.add_done_callback(self._check)
 
     def make_way(self) -> None:
         """Another question comes: an answer that has come whole is said to its end."""
@@ -192,7 +179,6 @@ class Question:
             self._voice.release(self.id)
 
     async def close(self) -> None:
-        """The conversation is over; nothing of it goes on."""
         self._stop()
         if self._task:
             await asyncio.wait({self._task})
@@ -204,16 +190,12 @@ class Question:
         if end is HoldEnd.STALE or self.state is QuestionState.WAITING:
             self.give_up(INTERRUPTED)
         elif end is HoldEnd.TIMEOUT:
-            self._move(Move.FAIL, IN_TIME)
+            self._move(Move.FAIL, "no answer in time")
 
     def note_said(self, parts: int) -> None:
         """The answer has been spoken as far as it had come: that many parts of it."""
         if parts < self._parts or not self._move(Move.SAID):
-            self._fail(CUT_OFF)  # it ran dry: the rest did not come in time
-
-    def note_cut(self) -> None:
-        """The answer was stopped while it waited or was spoken."""
-        self.give_up(INTERRUPTED)
+            self._fail("cut off")  # it ran dry: the rest did not come in time
 
     # -- on its way --------------------------------------------------------------------------------
 
@@ -221,8 +203,8 @@ class Question:
         self._route = replace(self._route, question=text, knowledge=knowledge)
         if not self._move(Move.ASK):
             return False
-        announced = self.source is Source.PHRASE
-        self._voice.hold(self.id, self._phrases.fillers, self._phrases.late, announced)
+        phrases, announced = self._phrases, self.source is Source.PHRASE
+        self._voice.hold(self.id, phrases.fillers, phrases.late, announced)
         return True
 
     async def _read_answer(self, messages: Messages) -> None:
@@ -239,11 +221,13 @@ class Question:
                 self._say(clause)
             if not self.say_id:
                 raise AnswerError("empty answer")
+            if self._move(Move.COMPLETE):
+                self._voice.add(self.say_id, "", last=True)
         except AnswerError as error:
             self._fail(str(error))
-            return
-        if self._move(Move.COMPLETE):
-            self._voice.add(self.say_id, "", last=True)
+        except Exception as error:  # a fault of ours must not leave the agent holding
+            logger.error("an answer failed: %s", type(error).__name__)
+            self._fail("internal error")
 
     def _say(self, clause: str) -> None:
         """The first clause begins the answer and ends the hold; the others follow."""
@@ -286,9 +270,3 @@ class Question:
             self._timer.cancel()
         if self._task and self._task is not asyncio.current_task():
             self._task.cancel()
-
-    def _check(self, task: asyncio.Task) -> None:
-        """A fault of ours in a task: it must neither vanish nor leave the agent holding."""
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("an answer failed: %s", type(error).__name__)
-            self._fail("internal error")

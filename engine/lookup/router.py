@@ -42,26 +42,22 @@ class Router:
     """Decides for all conversations of a server; remembers nothing."""
 
     def __init__(self, knowledge: Knowledge) -> None:
-        self._knowledge = knowledge
-
-    def prepare(self) -> None:
-        """Make the index of the facts, so that no conversation waits for it."""
-        _ = self._knowledge.index
+        self.knowledge = knowledge
 
     def needs_facts(self, text: str, before: str = "") -> bool:
         """Of a user's turn; `before` is the question routed a moment ago, if there was one."""
-        found = self._knowledge.find(text)
+        found = self.knowledge.find(text)
         if is_question(text) and _is_near(found):
             return True
         if not before or not _follows_up(text):
             return False
-        together = self._knowledge.find(f"{before} {text}")
+        together = self.knowledge.find(f"{before} {text}")
         return _is_near(together) and found.everyday <= SLACK * max(found.score, LEAST_SCORE)
 
     def facts(self, question: str, before: str = "") -> tuple[Section, ...]:
         """What the text model should be shown for a question; the nearest first."""
         wider = f"{before} {question}" if before and _follows_up(question) else question
-        found = self._knowledge.find(wider)
+        found = self.knowledge.find(wider)
         return found.sections[:FACTS_SENT] if _is_near(found) else ()
 
 

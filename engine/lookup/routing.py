@@ -9,15 +9,21 @@ for one conversation, in the session's event loop; `question.py` follows each qu
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import DeepSeekConfig, ServerConfig
 from engine.errors import RefusedError
 from engine.lookup.handover import OwnWords, Phrases, Source, TriggerRules, load_phrases
-from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge, Section
-from engine.lookup.question import AgentVoice, HoldEnd, Question
+from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
+from engine.lookup.question import (
+    INTERRUPTED,
+    AgentVoice,
+    HoldEnd,
+    Question,
+    QuestionState,
+)
 from engine.lookup.router import FOLLOW_UP_TURNS, Router
 from engine.lookup.textmodel import Answerer, Messages
 from engine.runtime.backend import Tokenizer
@@ -70,7 +76,7 @@ class Routing:
         if not self.on:
             return
         self._turns_since += 1
-        if self._is_waiting:
+        if self.current and self.current.state is QuestionState.WAITING:  # for these words
             self._try(text, self.current.source, self.current)
         elif self._answers.router.needs_facts(text, self._before):
             self._try(text, Source.USER)
@@ -107,7 +113,12 @@ class Routing:
         self._limit.spend()
         self._answers.cap.spend()
         facts = self._answers.router.facts(text, self._before)
-        messages = build_messages(self._answers.phrases, facts, self._history.messages(), text)
+        phrases, history = self._answers.phrases, self._history.messages()
+        sheets = "\n".join(f"{section.title}: {section.text}" for section in facts)
+        system = f"{phrases.system}\n\nFacts:\n{sheets or phrases.without_facts}"
+        asked = {"role": "user", "content": text}
+        turns = history[:-1] if history and history[-1] == asked else history
+        messages = [{"role": "system", "content": system}, *turns, asked]
         self._last_turn, self._routed, self._turns_since = "", text, 0
         question = question or self._new_question(source, self.new_id())
         self._make_current(question)
@@ -127,11 +138,6 @@ class Routing:
         self.current = question
 
     @property
-    def _is_waiting(self) -> bool:
-        """Whether a hand-over waits for this turn's words."""
-        return self.current is not None and self.current.waits_for_words
-
-    @property
     def _before(self) -> str:
         """The question that a follow-up may refer to."""
         return self._routed if self._turns_since <= FOLLOW_UP_TURNS else ""
@@ -139,7 +145,6 @@ class Routing:
     # -- what the agent reports --------------------------------------------------------------------
 
     def note_agent_text(self, text: str) -> None:
-        """A piece of what the agent says."""
         if self.on:
             self._history.add_agent_text(text)
 
@@ -158,9 +163,7 @@ class Routing:
         """A text was stopped while it waited or was spoken."""
         for question in self._questions:
             if question.say_id == say_id:
-                question.note_cut()
-
-    # -- its end -----------------------------------------------------------------------------------
+                question.give_up(INTERRUPTED)
 
     def switch(self, on: bool) -> None:
         """On or off from now on; off forgets what was said, so that it is never sent."""
@@ -177,7 +180,6 @@ class Routing:
         self._last_turn = self._routed = ""
 
     async def close(self) -> None:
-        """The conversation is over; nothing of it goes on."""
         for question in self._questions:
             await question.close()
 
@@ -193,7 +195,6 @@ class History:
         self._turns: deque[tuple[str, str]] = deque(maxlen=MAX_TURNS)  # (role of the API, text)
 
     def add_user_turn(self, text: str) -> None:
-        """A whole turn of the user."""
         self._turns.append(("user", text.strip()))
 
     def add_agent_text(self, text: str) -> None:
@@ -215,32 +216,17 @@ class History:
         return messages[::-1]
 
 
-def build_messages(
-    phrases: Phrases, facts: tuple[Section, ...], history: Messages, question: str
-) -> Messages:
-    """Rules and facts, the last turns of both sides, the question."""
-    sheets = "\n".join(f"{section.title}: {section.text}" for section in facts)
-    system = f"{phrases.system}\n\nFacts:\n{sheets or phrases.without_facts}"
-    asked = {"role": "user", "content": question}
-    turns = history[:-1] if history and history[-1] == asked else history
-    return [{"role": "system", "content": system}, *turns, asked]
-
-
-# -- what a server shares --------------------------------------------------------------------------
-
-
 @dataclass
 class DailyCap:
     """How many questions the server may put on one day (UTC)."""
 
     limit: int
-    clock: Callable[[], float] = time.time
     day: int = 0
     used: int = 0
 
     def spend(self) -> None:
         """Raises RefusedError when the day's questions are used up."""
-        today = int(self.clock() // DAY_SECONDS)
+        today = int(time.time() // DAY_SECONDS)
         if today != self.day:
             self.day, self.used = today, 0
         if self.used >= self.limit:
@@ -255,12 +241,10 @@ class MinuteLimit:
     """How many questions a conversation may put in any minute."""
 
     limit: int
-    clock: Callable[[], float] = time.monotonic
     at: deque[float] = field(default_factory=deque)
 
     def spend(self) -> None:
-        """Raises RefusedError beyond it."""
-        now = self.clock()
+        now = time.monotonic()
         while self.at and now - self.at[0] >= MINUTE_SECONDS:
             self.at.popleft()
         if len(self.at) >= self.limit:

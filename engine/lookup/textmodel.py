@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
@@ -63,31 +62,11 @@ class Deadlines:
     total: float = 30.0
 
 
-@dataclass
-class Breaker:
-    """After three failures in a row nobody is kept waiting for half a minute."""
-
-    clock: Callable[[], float] = time.monotonic
-    failures: int = 0
-    open_until: float = 0.0
-
-    def check(self) -> None:
-        """Raises AnswerError while it is open."""
-        if self.clock() < self.open_until:
-            raise AnswerError("paused after failures")
-
-    def note_failure(self, reason: str) -> None:
-        self.failures += 1
-        if self.failures >= BREAKER_FAILURES:
-            self.open_until = self.clock() + BREAKER_SECONDS
-            logger.warning("answers fail (%s); none for %g s", reason, BREAKER_SECONDS)
-
-    def note_success(self) -> None:
-        self.failures = 0
-
-
 class Answerer:
-    """The server's one way to the text model. Belongs to one event loop."""
+    """The server's one way to the text model. Belongs to one event loop.
+
+    After three failures in a row nobody is kept waiting for half a minute.
+    """
 
     def __init__(
         self,
@@ -97,7 +76,9 @@ class Answerer:
     ) -> None:
         self.config = config
         self.deadlines = deadlines or Deadlines()
-        self.breaker = Breaker(clock)
+        self.failures = 0  # in a row
+        self._clock = clock
+        self._paused_until = 0.0
         self._http: aiohttp.ClientSession | None = None
 
     @property
@@ -109,48 +90,59 @@ class Answerer:
 
         Raises AnswerError.
         """
-        self.breaker.check()
+        if self._clock() < self._paused_until:
+            raise AnswerError("paused after failures")
         over_at = asyncio.get_running_loop().time() + self.deadlines.total
         try:
-            response, due = await self._open(messages, over_at)
+            try:
+                response, due = await self._post(messages, over_at)
+            except RetryableError:
+                await asyncio.sleep(random.uniform(*RETRY_SECONDS))
+                response, due = await self._post(messages, over_at)
             with contextlib.closing(response):
                 while (piece := read_event(await _read_line(response, due))) is not None:
                     if piece:
                         yield piece
                         due = over_at
         except AnswerError as error:
-            self.breaker.note_failure(str(error))
+            self.failures += 1
+            if self.failures >= BREAKER_FAILURES:
+                self._paused_until = self._clock() + BREAKER_SECONDS
+                logger.warning("answers fail (%s); none for %g s", error, BREAKER_SECONDS)
             raise
         except GeneratorExit:  # the listener has heard enough
-            self.breaker.note_success()
+            self.failures = 0
             raise
-        self.breaker.note_success()
+        self.failures = 0
 
     async def close(self) -> None:
         if self._http:
             await self._http.close()
             self._http = None
 
-    async def _open(
-        self, messages: Messages, over_at: float
-    ) -> tuple[aiohttp.ClientResponse, float]:
-        """The answer's beginning and when its first word is due. One retry."""
-        try:
-            return await self._post(messages, over_at)
-        except RetryableError:
-            await asyncio.sleep(random.uniform(*RETRY_SECONDS))
-            return await self._post(messages, over_at)
-
     async def _post(
         self, messages: Messages, over_at: float
     ) -> tuple[aiohttp.ClientResponse, float]:
+        """The answer's beginning, and when its first word is due. Raises AnswerError."""
         due = min(over_at, asyncio.get_running_loop().time() + self.deadlines.first_token)
         url = f"{self.config.base_url.rstrip('/')}/chat/completions"
+        body = {
+            "model": self.config.model,
+            "messages": messages,
+            "stream": True,
+            "max_tokens": MAX_ANSWER_TOKENS,
+        }
+        if self.config.model.startswith("deepseek"):  # its thinking is on by default, and slow
+            body["thinking"] = {"type": "disabled"}
+        if self._http is None:  # made in the event loop that uses it
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+                timeout=aiohttp.ClientTimeout(total=None, connect=self.deadlines.connect),
+                headers={"Authorization": f"Bearer {self.config.api_key}"},
+            )
         try:
             async with asyncio.timeout_at(due):
-                response = await self._session().post(
-                    url, json=self._body(messages), allow_redirects=False
-                )
+                response = await self._http.post(url, json=body, allow_redirects=False)
         except aiohttp.ClientConnectionError:
             raise RetryableError("no connection") from None
         except TimeoutError:
@@ -164,27 +156,6 @@ class Answerer:
             raise RetryableError(f"service busy ({response.status})")
         reason = REASONS.get(response.status, "request refused")
         raise AnswerError(f"{reason} ({response.status})")
-
-    def _body(self, messages: Messages) -> dict[str, Any]:
-        body = {
-            "model": self.config.model,
-            "messages": messages,
-            "stream": True,
-            "max_tokens": MAX_ANSWER_TOKENS,
-        }
-        if self.config.model.startswith("deepseek"):  # its thinking is on by default, and slow
-            body["thinking"] = {"type": "disabled"}
-        return body
-
-    def _session(self) -> aiohttp.ClientSession:
-        """The pooled session, made in the event loop that uses it."""
-        if self._http is None:
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
-                timeout=aiohttp.ClientTimeout(total=None, connect=self.deadlines.connect),
-                headers={"Authorization": f"Bearer {self.config.api_key}"},
-            )
-        return self._http
 
 
 async def _read_line(response: aiohttp.ClientResponse, due: float) -> bytes:
@@ -237,8 +208,7 @@ class Clauses:
         self._text += text
         clauses = []
         while not self.full and (cut := self._find_cut()):
-            end, is_sentence = cut
-            clauses += self._take(end, is_sentence)
+            clauses += self._take(*cut)
         return clauses
 
     def finish(self) -> list[str]:
@@ -265,15 +235,9 @@ class Clauses:
             words, is_sentence = len(before.split()), match["end"] is not None
             if is_sentence and ABBREVIATION.search(before):
                 continue
-            if words >= self._least or (is_sentence and words):
+            least = FIRST_WORDS if self._words == 0 else 2
+            if words >= least or (is_sentence and words):
                 return match.end(), is_sentence
-        return self._cut_long()
-
-    @property
-    def _least(self) -> int:
-        return FIRST_WORDS if self._words == 0 else 2
-
-    def _cut_long(self) -> tuple[int, bool] | None:
         words = list(re.finditer(r"\S+\s", self._text))
         if len(words) < LONG_WORDS or _inside_bracket(self._text):
             return None

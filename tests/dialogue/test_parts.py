@@ -3,7 +3,7 @@
 import pytest
 
 from engine.dialogue.floor import LOUD, EnergyRule
-from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids, wrap
+from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids
 from engine.dialogue.service import Service
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
@@ -110,8 +110,8 @@ def test_what_is_left_comes_out_once():
     ],
 )
 def test_a_prompt_is_wrapped_unless_it_is_or_there_is_none(text, wrapped):
-    assert wrap(text) == wrapped
-    assert bool(prompt_ids(text, ByteTokenizer())) == bool(wrapped)
+    tokenizer = ByteTokenizer()
+    assert prompt_ids(text, tokenizer) == (tuple(tokenizer.encode(wrapped)) if wrapped else ())
 
 
 def test_the_personas_are_the_five_we_promise():

@@ -129,7 +129,7 @@ async def run_dry(rig: Rig) -> None:
 
 
 async def cut(rig: Rig) -> None:
-    rig.question.note_cut()
+    rig.question.give_up("interrupted")
 
 
 WALKS: dict[tuple[QuestionState, Move], list[Callable[[Rig], Awaitable[None]]]] = {
