@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-from engine.bench.report import Subject, check_options, parse_options
+from engine.bench.report import Subject, check_options, parse_options, result_path
 
 SUBJECTS = {  # what is typed -> its module, and the subject's name there if the module has several
     "tick": "engine.bench.tick",
@@ -23,7 +23,6 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
 
 
 def subjects() -> list[str]:
-    """What can be measured."""
     return sorted(SUBJECTS)
 
 
@@ -45,4 +44,6 @@ def run(args: argparse.Namespace) -> int:
     subject = load_subject(args.subject)
     options = parse_options(subject, args.options, f"python -m engine bench {args.subject}")
     check_options(args.subject, options)
-    return subject.run(options)
+    code = subject.run(options)
+    print("written:", result_path(args.subject, options.json))
+    return code

@@ -13,7 +13,6 @@ slot is not given back, or when nobody was let in. Late frames are reported; `ca
 
 import argparse
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.clients import PacedTalk, Person, Tally, converse, lag, voice
+from engine.bench.clients import PacedTalk, Person, Tally, beside, converse, lag, voice
 from engine.bench.process import Server
 from engine.bench.report import (
     Subject,
@@ -32,7 +31,6 @@ from engine.bench.report import (
     save,
     serve_options,
     table,
-    zero_or_more,
 )
 from engine.errors import EngineError
 from engine.runtime.choose import has_cuda
@@ -44,7 +42,6 @@ JOIN_SECONDS = 0.205  # between two joins: sixteen phases all over the 80 ms of 
 LAG_SECONDS = 0.020  # p99 of this process's own lag; above it a row says nothing of the server
 WARM_UP_SECONDS = 2.0  # of one conversation before anything counts
 SMALL_OPTIONS = {"slots": 2, "step_seconds": 2.0, "seconds": 5.0}
-HOLDS = 3  # numbers that are tried for minutes, at most
 HELD, LAGGED, SILENT = "held", "not valid: clients lag", "not valid: no frames"
 
 
@@ -60,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step-seconds", type=duration, default=10.0, help="of each step before")
     parser.add_argument(
-        "--holds", type=positive, default=HOLDS, help="numbers to hold, each smaller than the last"
+        "--holds", type=positive, default=3, help="numbers to hold, each smaller than the last"
     )
 
 
@@ -71,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     print(table([row for server in servers for row in server["rows"]]))
     print("\n".join(describe_capacity(server) for server in servers))
     result = {"model": args.model or ("small" if args.small else "full"), "servers": servers}
-    print("written:", save("capacity", result, args.json))
+    save("capacity", result, args.json)
     return int(any(server["void"] for server in servers))
 
 
@@ -85,7 +82,7 @@ def measure_capacity(args: argparse.Namespace, model: str, weights: str, kv: str
         weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
         print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
         search = Search(server, args, {"weights": weights, "kv": kv})
-        measure_row(server, 1, WARM_UP_SECONDS, args.format)
+        measure_row(server, 1, WARM_UP_SECONDS)
         best, void = None, None
         try:
             best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
@@ -97,7 +94,6 @@ def measure_capacity(args: argparse.Namespace, model: str, weights: str, kv: str
 
 
 def describe_capacity(server: dict[str, Any]) -> str:
-    """The line that says what was found of one server."""
     mode = f"{server['weights']}/{server['kv']}"
     if server["void"]:
         return f"{mode}: void, nothing is known of the server: {server['void']}"
@@ -126,7 +122,7 @@ def find_largest(holds: Callable[[int], bool], slots: int) -> int:
     return good
 
 
-def hold_best(holds: Callable[[int], bool], best: int, times: int = HOLDS) -> int:
+def hold_best(holds: Callable[[int], bool], best: int, times: int) -> int:
     """The best number if it holds for minutes, else three quarters of it; 0: none held."""
     for _ in range(times):
         if best == 0 or holds(best):
@@ -136,8 +132,6 @@ def hold_best(holds: Callable[[int], bool], best: int, times: int = HOLDS) -> in
 
 
 class Search:
-    """The rows of one server, and what they say."""
-
     def __init__(self, server: Server, args: argparse.Namespace, head: dict[str, Any]) -> None:
         self.rows: list[dict[str, Any]] = []
         self._server, self._args, self._head = server, args, head
@@ -167,7 +161,7 @@ class Search:
 
     def _add_row(self, conversations: int, seconds: float) -> dict[str, Any]:
         time.sleep(max(0.0, self._open_at - time.monotonic()))
-        row = measure_row(self._server, conversations, seconds, self._args.format)
+        row = measure_row(self._server, conversations, seconds)
         if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
             self._open_at = time.monotonic() + WINDOW_SECONDS
         self.rows.append({**self._head, "seconds": seconds, **row})
@@ -175,12 +169,12 @@ class Search:
         return row
 
 
-def measure_row(server: Server, conversations: int, seconds: float, fmt: str) -> dict[str, Any]:
+def measure_row(server: Server, conversations: int, seconds: float) -> dict[str, Any]:
     """Talk to the server in that many conversations; the row of the table. Raises EngineError."""
     if taken := server.wait_until_empty():
         raise EngineError(f"{taken} slots of the server were not given back; see its log")
     before, cpu, started = server.counts(), server.cpu_seconds(), time.monotonic()
-    talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds, fmt))
+    talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds))
     wall, cpu = time.monotonic() - started, server.cpu_seconds() - cpu
     server.check_alive()
     counts = server.counts().since(before)
@@ -220,13 +214,12 @@ def judge_row(row: dict[str, Any]) -> str:
 
 
 async def _talk_all(
-    url: str, conversations: int, seconds: float, fmt: str
+    url: str, conversations: int, seconds: float
 ) -> tuple[list[PacedTalk], list[float]]:
-    """All conversations, one joining after the other, and this process's own lag."""
     pcm = voice()
     async with lag() as lags:
         talks = await asyncio.gather(
-            *(converse(url, seconds, i * JOIN_SECONDS, pcm, fmt) for i in range(conversations))
+            *(converse(url, seconds, i * JOIN_SECONDS, pcm) for i in range(conversations))
         )
     return talks, lags
 
@@ -246,10 +239,6 @@ Sample = dict[str, float]
 def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     parser.add_argument("--minutes", type=duration, default=60.0)
-    parser.add_argument(
-        "--people", type=zero_or_more, default=0, help="who come and go; 0: one a slot"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of when who does what")
 
 
 def run_soak(args: argparse.Namespace) -> int:
@@ -258,30 +247,29 @@ def run_soak(args: argparse.Namespace) -> int:
     with choose_model(args) as model:
         for weights, kv in product(args.weights, args.kv):
             with Server(serve_options(args, model, weights, kv)) as server:
-                people = args.people or server.health()["slots"]
-                result = soak(server, people, args.minutes * 60, args.seed, args.format)
+                result = soak(server, server.health()["slots"], args.minutes * 60)
                 weights, kv = server.precision() or (weights, kv)
             results.append({"weights": weights, "kv": kv, **result})
             faults += [f"{weights}/{kv}: {fault}" for fault in find_faults(result)]
             print(describe_soak(results[-1]))
-    print("written:", save("soak", {"servers": results, "faults": faults}, args.json))
+    save("soak", {"servers": results, "faults": faults}, args.json)
     if faults:
         print(f"error: {'; '.join(faults)}", flush=True)
     return int(bool(faults))
 
 
-def soak(server: Server, people: int, seconds: float, seed: int, fmt: str) -> dict[str, Any]:
+def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
     """Let people come and go on a running server. Raises EngineError if it goes away."""
-    asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice(), fmt))
+    asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice()))
     server.wait_until_empty()
     before, counts = take_sample(server), server.counts()
-    tally, samples, lags = asyncio.run(_crowd(server, people, seconds, seed, fmt))
+    tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
     names = [name for name in before if name.endswith("_mb")]
     series = {name: [each[name] for each in samples] for name in names}
     return {
-        "people": people, "seconds": seconds, "seed": seed, "slots": server.health()["slots"],
+        "people": people, "seconds": seconds, "slots": server.health()["slots"],
         "slots_lost": lost, "conversations": tally.conversations, "says": tally.says,
         "refused": tally.refused, "leaves": dict(tally.leaves), "errors": tally.errors,
         "frames": tally.frames, "late": counts.late, "dropped": counts.dropped,
@@ -294,21 +282,17 @@ def soak(server: Server, people: int, seconds: float, seed: int, fmt: str) -> di
 
 
 async def _crowd(
-    server: Server, people: int, seconds: float, seed: int, fmt: str
+    server: Server, people: int, seconds: float
 ) -> tuple[Tally, list[Sample], list[float]]:
     """Let them come and go; what they saw, what was watched, and this process's own lag."""
     began, tally, samples = time.monotonic(), Tally(), []
     every = min(LONGEST_SAMPLE_SECONDS, seconds / SAMPLES)
-    watching = asyncio.create_task(_watch(server, every, began, samples))
-    crowd = [Person(server.url, seed * 1000 + i, tally, fmt) for i in range(people)]
-    async with lag() as lags:
+    crowd = [Person(server.url, i, tally) for i in range(people)]
+    async with beside(_watch(server, every, began, samples)) as watching, lag() as lags:
         living = asyncio.gather(*(person.live(began + seconds) for person in crowd))
         await asyncio.wait({living, watching}, return_when=asyncio.FIRST_COMPLETED)
-    if watching.done():  # the server is gone
-        living.cancel()
-    watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+        if watching.done():  # the server is gone
+            living.cancel()
     await living
     return tally, samples, lags
 
@@ -328,7 +312,7 @@ def take_sample(server: Server) -> Sample:
 
         free, total = torch.cuda.mem_get_info()
         device = {"device_mb": (total - free) / 2**20}
-    return {**server.memory(), **server.handles(), **device}
+    return {**server.sizes(), **device}
 
 
 def measure_growth(values: Sequence[float]) -> float:
@@ -338,7 +322,6 @@ def measure_growth(values: Sequence[float]) -> float:
 
 
 def find_faults(result: Mapping[str, Any]) -> list[str]:
-    """What is wrong, one sentence each."""
     wrong = []
     if not result["conversations"]:
         wrong.append(f"nobody was let in ({result['refused']} were refused): nothing was tried")
@@ -358,7 +341,6 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
 
 
 def describe_soak(result: Mapping[str, Any]) -> str:
-    """For people: the table and three lines."""
     rows = [
         {
             "watched": name,

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,7 @@ LAG_PERIOD_SECONDS = 0.01
 
 @dataclass
 class PacedTalk:
-    """What one paced conversation measured."""
-
     latencies: list[float] = field(default_factory=list)  # seconds, per frame
-    stats: dict[str, Any] = field(default_factory=dict)
     sent_at: list[float] = field(default_factory=list)
     ready: asyncio.Event = field(default_factory=asyncio.Event)  # or over before it was
     began: bool = False  # the server said: start talking
@@ -53,11 +50,11 @@ class PacedTalk:
         return missing + sum(latency > LATE_SECONDS for latency in self.latencies)
 
 
-async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray, fmt: str) -> PacedTalk:
+async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray) -> PacedTalk:
     """Talk at the pace of speech from `delay` on, for `seconds` or until the server hangs up."""
     talk = PacedTalk()
     await asyncio.sleep(delay)
-    async with Client(url, fmt=fmt) as client, listening(client, talk):
+    async with Client(url) as client, beside(hear(client, talk)):
         await talk.ready.wait()
         await speak(client, talk, pcm, seconds)
         await asyncio.sleep(LAST_ANSWER_SECONDS)
@@ -78,19 +75,19 @@ async def speak(client: Client, talk: PacedTalk, pcm: np.ndarray, seconds: float
 
 
 @contextlib.asynccontextmanager
-async def listening(client: Client, talk: PacedTalk) -> AsyncIterator[None]:
-    """Note in `talk` what comes from the server while the block runs."""
-    hearing = asyncio.create_task(_hear(client, talk))
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task]:
+    """Do work that never ends by itself while the block runs. Raises what broke the work."""
+    task = asyncio.create_task(work)
     try:
-        yield
+        yield task
     finally:
-        hearing.cancel()
+        task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await hearing
+            await task
 
 
-async def _hear(client: Client, talk: PacedTalk) -> None:
-    """Match the n-th agent frame with the n-th user frame."""
+async def hear(client: Client, talk: PacedTalk) -> None:
+    """Note in `talk` what comes; the n-th agent frame answers the n-th user frame."""
     samples = 0.0
     async for message in client.messages():
         if message.kind is Kind.HANDSHAKE:
@@ -98,8 +95,6 @@ async def _hear(client: Client, talk: PacedTalk) -> None:
             talk.ready.set()
         elif message.kind is Kind.ERROR:
             talk.error = message.text
-        elif message.kind is Kind.METADATA and message.data["type"] == "stats":
-            talk.stats.update(message.data)
         elif message.pcm is not None:
             samples += len(message.pcm)
             frame = int(samples / FRAME_SAMPLES + 0.5) - 1
@@ -129,11 +124,8 @@ async def lag() -> AsyncIterator[list[float]]:
             await asyncio.sleep(LAG_PERIOD_SECONDS)
             lags.append(time.monotonic() - before - LAG_PERIOD_SECONDS)
 
-    watching = asyncio.create_task(watch())
-    try:
+    async with beside(watch()):
         yield lags
-    finally:
-        watching.cancel()
 
 
 # -- crowd -----------------------------------------------------------------------------------------
@@ -157,8 +149,6 @@ TEXTS = (
 
 @dataclass
 class Tally:
-    """What a whole crowd saw."""
-
     conversations: int = 0
     frames: int = 0  # of user audio
     refused: int = 0  # joins
@@ -180,19 +170,20 @@ class Tally:
 
 
 class Person:
-    """One of the crowd."""
-
-    def __init__(self, url: str, seed: int, tally: Tally, fmt: str) -> None:
-        self._url, self._tally, self._fmt = url, tally, fmt
+    def __init__(self, url: str, seed: int, tally: Tally) -> None:
+        self._url, self._tally = url, tally
         self._rng = random.Random(seed)
         self._pcm = voice()
 
     async def live(self, until: float) -> None:
         """Come and go until then (`time.monotonic`)."""
         longest = min(LONGEST_SECONDS, LONGEST_SHARE * (until - time.monotonic()))
+        longest = max(SHORTEST_SECONDS, longest)
         while (left := until - time.monotonic()) > SHORTEST_SECONDS:
             await asyncio.sleep(min(left, self._rng.uniform(0, AWAY_SECONDS)))
-            ends = min(until, time.monotonic() + self._length(longest))
+            # as many short talks as long ones, on a scale of ratios
+            length = self._rng.uniform(math.log(SHORTEST_SECONDS), math.log(longest))
+            ends = min(until, time.monotonic() + math.exp(length))
             (how,) = self._rng.choices(list(LEAVES), list(LEAVES.values()))
             talk = PacedTalk()
             try:
@@ -200,14 +191,9 @@ class Person:
             except EngineError as error:  # nobody answers at all
                 self._tally.errors.append(str(error))
 
-    def _length(self, longest: float) -> float:
-        """Seconds of a talk: as many short ones as long ones, on a scale of ratios."""
-        longest = max(SHORTEST_SECONDS, longest)
-        return math.exp(self._rng.uniform(math.log(SHORTEST_SECONDS), math.log(longest)))
-
     async def _talk(self, talk: PacedTalk, ends: float, how: str) -> bool:
         """One conversation; whether the server ended it."""
-        async with Client(self._url, fmt=self._fmt) as client, listening(client, talk):
+        async with Client(self._url) as client, beside(hear(client, talk)):
             await talk.ready.wait()
             while not talk.over and (left := ends - time.monotonic()) > FRAME_SECONDS:
                 await self._act(client)

@@ -8,7 +8,6 @@ import contextlib
 import gc
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,16 +23,15 @@ from engine.model.gpu.graphs import Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
-from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.model.stt import Hearing, Recogniser
 from engine.model.transformer import Rings
-from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
+from engine.weights.generated import FULL, SMALL, generated
 from engine.weights.loading import Checkpoint, LoadedRecogniser
 from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
 CPU_COPY_BYTES = 256 << 20
 KV_TYPES = {"bf16": None, "int8": torch.int8}
-SMALL_STT = SttConfig(dim=256, num_heads=4, num_layers=4, hidden=704)
 WARM_UP_RUNS = 2  # of timed work: they compile and allocate, and do not count
 
 Row = dict[str, Any]
@@ -42,10 +40,7 @@ Work = Callable[[], Any]
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
-    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
     add_device(parser)
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--json", help="where to write the result")
 
 
 def pick_device(args: argparse.Namespace) -> str:
@@ -63,16 +58,8 @@ def pick_config(args: argparse.Namespace) -> ModelConfig:
 
 
 def generate_models(args: argparse.Namespace, weights: str) -> tuple[LM, Mimi]:
-    """Language model and codec; the memory of former ones is given back first."""
-    release_memory()
+    release_memory()  # of former ones
     return generated(pick_config(args), pick_device(args), weights)
-
-
-def generate_recogniser(args: argparse.Namespace, weights: str) -> Recogniser:
-    """The recogniser that stands to the chosen model as the public one stands to PersonaPlex."""
-    return generated_recogniser(
-        SMALL_STT if args.small else SttConfig(), pick_device(args), weights
-    )
 
 
 def make_loop(lm: LM, mimi: Mimi, slots: int, kv: str) -> Loop:
@@ -108,7 +95,6 @@ def rewind(loop: Loop, columns: int) -> None:
 
 
 def set_pushed(rings: Rings, pushed: int) -> None:
-    """`Rings.set_position` for all slots at once."""
     rings.position.fill_(pushed)
     rings.pushed[:] = [pushed] * len(rings.pushed)  # in place: narrower rings share it
 
@@ -262,11 +248,8 @@ def skip_if_full(head: Row, keep: Callable[[Row], None]) -> Iterator[None]:
 # -- kernels ---------------------------------------------------------------------------------------
 
 
-def profile_tick(loop: Loop, slots: int) -> list:
-    """The profiler's events of one tick of the first slots, without graphs.
-
-    On a GPU the events are kernels; on a CPU they are the operators that compute.
-    """
+def count_launches(loop: Loop, slots: int) -> int:
+    """What one tick of the first slots launches: kernels; on a CPU operators that compute."""
     ticks = Ticks(loop, graphs=False)
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
     run_tick(ticks, slots, pcm)
@@ -275,22 +258,6 @@ def profile_tick(loop: Loop, slots: int) -> list:
         run_tick(ticks, slots, pcm)
     events = profiler.events()
     if not ticks.cuda:
-        return [e for e in events if e.name.startswith("aten::") and not e.cpu_children]
+        return sum(e.name.startswith("aten::") and not e.cpu_children for e in events)
     on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
-    return [e for e in on_device if not e.name.startswith("Mem")]
-
-
-def count_launches(loop: Loop, slots: int) -> int:
-    return len(profile_tick(loop, slots))
-
-
-def rank_kernels(loop: Loop, slots: int) -> list[Row]:
-    """One row a kind of kernel, the costliest first."""
-    taken = defaultdict(list)
-    for event in profile_tick(loop, slots):
-        taken[event.name[:60]].append(event.time_range.elapsed_us())
-    rows = [
-        {"kernel": name, "launches": len(us), "us_each": float(np.mean(us)), "us": float(sum(us))}
-        for name, us in taken.items()
-    ]
-    return sorted(rows, key=lambda row: -row["us"])
+    return sum(not e.name.startswith("Mem") for e in on_device)

@@ -36,7 +36,6 @@ from engine.weights.loading import Checkpoint, download_recogniser, load_checkpo
 from engine.weights.verdict import write_verdict
 from engine.weights.voices import Voices
 
-BESIDE = ""  # the weights: where a verdict is kept unless a folder is named
 LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_SPOKEN = 0.05  # of its frames have text: that padding is the likeliest says little
 LEAST_TOP1 = 0.97  # of the frames have the same likeliest text
@@ -59,15 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=LEAST_FRAMES)
     parser.add_argument(
-        "--verdict", nargs="?", const=BESIDE, metavar="FOLDER",
+        "--verdict", nargs="?", const="", metavar="FOLDER",
         help="keep the verdict beside the weights, where starts obey it, or in a folder",
     )  # fmt: skip
-    parser.add_argument("--json", help="where to write the result")
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError for too few frames, ModelError where too little was said in them."""
-    check_frames(args.frames, args.verdict is not None)
+    if args.frames < BLOCKS:
+        raise ConfigError(f"--frames is {args.frames}; use {BLOCKS} or more")
+    if args.verdict is not None and args.frames < LEAST_FRAMES:
+        raise ConfigError(
+            f"--frames is {args.frames}, but a verdict needs {LEAST_FRAMES} or more; "
+            "give as many, or leave --verdict out"
+        )
     rows, mimi, said = judge_model(args.model, args.device, args.frames)
     weights, kv, both = (row["good"] for row in rows)
     recogniser = None
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     print(table(rows))
     print(f"frames with text: {said.spoken:.1%}")
     result = {"frames": args.frames, "spoken": said.spoken, "limits": LIMITS, "rows": rows}
-    print("written:", save("drift", result, args.json))
+    save("drift", result, args.json)
     if args.verdict is not None:
         if said.spoken < LEAST_SPOKEN:
             raise ModelError(
@@ -90,17 +94,6 @@ def run(args: argparse.Namespace) -> int:
         good = weights, kv, both
         print("verdict:", write_verdict(folder, args.device, *good, result, recogniser, into))
     return 0
-
-
-def check_frames(frames: int, verdict: bool) -> None:
-    """Raises ConfigError where there are too few frames for a verdict, or for a straight line."""
-    if frames < BLOCKS:
-        raise ConfigError(f"--frames is {frames}; use {BLOCKS} or more")
-    if verdict and frames < LEAST_FRAMES:
-        raise ConfigError(
-            f"--frames is {frames}, but a verdict needs {LEAST_FRAMES} or more; "
-            "give as many, or leave --verdict out"
-        )
 
 
 @torch.inference_mode()
@@ -132,9 +125,15 @@ def judge_model(
 def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
     """The row of a recogniser's int8 weights, over the sound of the model's conversation."""
     stt = load_recogniser(source, mimi, device=sound.device).stt
-    columns = list_recogniser_columns(Hearing(stt, 1), mimi, sound)
+    hearing, columns = Hearing(stt, 1), []  # what it reads, its own words included
+    stream, active = mimi.encoder_stream(1), Active.of([0], 1, sound.device)
+    for pcm in sound:
+        codes = mimi.encode(pcm[None], stream, active, stt.config.n_q)
+        columns.append(hearing.column(codes)[0])
+        hearing.step(codes, active)
+    columns = torch.stack(columns)  # [T, 1 + n_q]
     plain, _ = force_columns(stt, columns)
-    del stt
+    del stt, hearing
     release_memory()
     other = load_recogniser(source, mimi, device=sound.device, int8=True).stt
     return compare("int8 recogniser", plain, force_columns(other, columns)[0])
@@ -227,7 +226,10 @@ def hold_conversation(
     said = list(drive_conversation(backend, opening, make_user_frames(frames)))
     rows = np.array([[frame.text, *frame.agent_codes, *frame.user_codes] for frame in said])
     sound = torch.from_numpy(np.stack([frame.pcm for frame in said]))
-    columns = arrange_columns(backend.prompt, torch.from_numpy(rows), backend.config.delays)
+    tokens = torch.from_numpy(rows)  # [T, K]
+    # what the model reads of them: late rows of the frame before, at first of the prompt
+    late = torch.tensor(backend.config.delays) == 1  # [K]
+    columns = torch.where(late, torch.cat([backend.prompt.after[None], tokens[:-1]]), tokens)
     device = backend.loop.device
     return ForcedConversation(backend.read, columns.to(device), sound.to(device))
 
@@ -251,12 +253,6 @@ class Remembering(PersonaPlexBackend):
         last = self.checkpoint.lm.embed(prompt.columns[-1:].to(embedded.device))
         self.prompt, self.read = prompt, torch.cat([embedded, last])
         return embedded
-
-
-def arrange_columns(prompt: Prompt, frames: Tensor, delays: tuple[int, ...]) -> Tensor:
-    """What the model reads of frames [T, K] that follow a prompt: late rows of the one before."""
-    late = torch.tensor(delays) == 1  # [K]
-    return torch.where(late, torch.cat([prompt.after[None], frames[:-1]]), frames)
 
 
 @torch.inference_mode()
@@ -293,13 +289,3 @@ def pick_codes(lm: LM, hidden: Tensor, after: Tensor) -> Tensor:
 
     lm.depth(hidden, after[:1], pick)
     return torch.stack(picked)
-
-
-def list_recogniser_columns(hearing: Hearing, mimi: Mimi, sound: Tensor) -> Tensor:
-    """What a recogniser reads [T, 1 + n_q] of a sound [T, 1920], its own words included."""
-    stream, active, columns = mimi.encoder_stream(1), Active.of([0], 1, sound.device), []
-    for pcm in sound:
-        codes = mimi.encode(pcm[None], stream, active, hearing.stt.config.n_q)
-        columns.append(hearing.column(codes)[0])
-        hearing.step(codes, active)
-    return torch.stack(columns)

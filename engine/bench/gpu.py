@@ -10,8 +10,6 @@ torch.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -22,7 +20,7 @@ import traceback
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +35,7 @@ from engine.bench.device import (
     pick_device,
     release_memory,
 )
-from engine.bench.report import Subject, duration, parse_options, save, table
+from engine.bench.report import Subject, parse_options, save, table
 from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
@@ -61,6 +59,7 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
 }
 READING = ("load", "capacity")  # they share one generated checkpoint on disk
 BESIDE = "verify"  # runs in a process of its own while the next part runs
+MINUTES = 9  # for all of it
 LAST = "capacity"  # holds its calls for a shorter time if the suite would else not end in time
 # What `capacity` takes before and after the hold: 54 s on an H200 (2026-11-25), its kernels
 # compiled by the parts before.
@@ -72,11 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all, unless given")
-    parser.add_argument(
-        "--minutes", type=duration, default=9.0, help="for all of it (capacity gives)"
-    )
-    parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
-    parser.add_argument("--json", help="where to write the result")
     parser.set_defaults(device="auto")
 
 
@@ -86,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     pick_config(args)  # raises ConfigError where the full size cannot be run
     parts = args.parts or list(PARTS)
-    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * args.minutes
+    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * MINUTES
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as passing:
-        folder, waiting = args.folder or passing, None
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        waiting = None
         for part in parts:
-            options = list_options(part, args, folder, target)
+            options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
+            options += ["--json", str(target.with_suffix(f".{part}.json"))]
+            options += ["--folder", folder] if part in READING else []
             if part == LAST and not args.small:
                 options = shorten_hold(end, options)
             if part == BESIDE:
@@ -106,15 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if waiting:
             results[BESIDE] = report_part(BESIDE, waiting)
     save("gpu", results, str(target))
-    print("written:", target)
     return max(result["code"] for result in results.values())
-
-
-def list_options(part: str, args: argparse.Namespace, folder: str, target: Path) -> list[str]:
-    """The command line of one subject."""
-    options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
-    options += ["--json", str(target.with_suffix(f".{part}.json"))]
-    return options + (["--folder", folder] if part in READING else [])
 
 
 def shorten_hold(end: float, options: list[str]) -> list[str]:
@@ -123,27 +111,8 @@ def shorten_hold(end: float, options: list[str]) -> list[str]:
     left = max(LEAST_SECONDS, end - time.monotonic() - CLIMB_SECONDS)
     if left >= float(options[at]):
         return options
-    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: --minutes are over then", flush=True)
+    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: the time is over then", flush=True)
     return [*options[:at], f"{left:.0f}", *options[at + 1 :]]
-
-
-class Screen(io.TextIOBase):
-    """The screen without the parts' lines of where their files are: those are gone at once."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._line = out, ""
-
-    def write(self, text: str) -> int:
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            if not line.startswith("written:"):
-                print(line, file=self._out, flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        """What has no end of line yet."""
-        print(self._line, end="", file=self._out, flush=True)
-        self._line = ""
 
 
 def report_part(part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -162,7 +131,7 @@ def start_process(part: str, options: list[str]) -> Callable[[], dict[str, Any]]
 
     def end() -> dict[str, Any]:
         output, _ = process.communicate()
-        print(output, end="", file=Screen(sys.stdout), flush=True)
+        print(output.partition("written:")[0], end="", flush=True)  # that file is gone at once
         return take_result(options, process.returncode)
 
     return end
@@ -170,19 +139,14 @@ def start_process(part: str, options: list[str]) -> Callable[[], dict[str, Any]]
 
 def run_guarded(part: str, options: list[str]) -> dict[str, Any]:
     """Run a subject in this process; an error is printed and kept beside the subject's rows."""
+    release_memory()  # a server beside us needs what the part before has left
     try:
-        return take_result(options, run_part(part, options))
+        subject = load_subject(part)
+        return take_result(options, subject.run(parse_options(subject, options)))
     except Exception as error:  # boundary between parts: whatever ends one must not end others
         print(traceback.format_exc(), flush=True)
         reason = traceback.format_exception_only(error)[-1].strip()
     return take_result(options, 1) | {"error": reason}
-
-
-def run_part(part: str, options: list[str]) -> int:
-    release_memory()  # a server beside us needs what the part before has left
-    subject = load_subject(part)
-    with contextlib.redirect_stdout(Screen(sys.stdout)):
-        return subject.run(parse_options(subject, options))
 
 
 def take_result(options: list[str], code: int) -> dict[str, Any]:
@@ -207,10 +171,6 @@ PROMPT_OFF = 0.05  # of keys and values in bf16, relative to their norm; a wrong
 Check = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
 
 
-def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-
-
 @torch.inference_mode()
 def run_verify(args: argparse.Namespace) -> int:
     torch.backends.cudnn.allow_tf32 = False
@@ -220,7 +180,7 @@ def run_verify(args: argparse.Namespace) -> int:
     for check in (*runs, check_paths(args), check_prompts(args), check_renewals(device)):
         results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
     print(table(results))
-    print("written:", save("verify", {"device": device, "checks": results}, args.json))
+    save("verify", {"device": device, "checks": results}, args.json)
     return 0 if all(row["holds"] for row in results) else 1
 
 
@@ -291,15 +251,8 @@ def check_teacher_forcing(device: str) -> Iterator[Check]:
     hidden = torch.cat([lm.step(lm.embed(c[None]), rings, active) for c in columns])
     exact = torch.from_numpy(want["hidden"])
     off = (hidden.float().cpu() - exact).abs().max().item()
-    allowed = 2 * float(np.abs(to_float32(want["hidden_bf16"]) - want["hidden"]).max())
+    allowed = 2 * float(np.abs(want["hidden_bf16"] - want["hidden"]).max())
     yield "teacher forced bf16", off <= allowed, f"{off:.4f} of {allowed:.4f}"
-
-
-def to_float32(array: np.ndarray) -> np.ndarray:
-    """bf16 kept as raw 16-bit numbers, or any float, as float32."""
-    if array.dtype.itemsize == 2 and array.dtype != np.float16:
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
 
 
 def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -413,4 +366,4 @@ def read_keys(rings: Rings, slot: int) -> torch.Tensor:
     return kept if scale is None else kept * scale.float()[..., None]
 
 
-VERIFY = Subject(add_verify_arguments, run_verify)
+VERIFY = Subject(add_model_arguments, run_verify)

@@ -6,12 +6,10 @@ The checkpoint has generated weights, in the layout of a release. What is timed 
 
 import argparse
 import ctypes
-import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -36,7 +34,6 @@ WATCH_SECONDS = 0.005  # between two looks at the memory
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--folder", type=Path, help="kept; what is there is used")
-    parser.add_argument("--cold", action="store_true", help="drop files from memory before reading")
 
 
 @torch.inference_mode()
@@ -44,16 +41,15 @@ def run(args: argparse.Namespace) -> int:
     """The disk needs 26 GB for the full size."""
     if args.folder:
         args.folder.mkdir(parents=True, exist_ok=True)
-    place = nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory()
-    with place as folder:
-        rows = measure_phases(Path(folder), args)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        rows = measure_phases(folder, args)
         files = (LM_FILE, Path(LM_FILE).with_suffix(INT8_SUFFIX), MIMI_FILE)
-        sizes = {str(name): gigabytes(files_of(Path(folder) / name)) for name in files}
+        sizes = {str(name): gigabytes(files_of(folder / name)) for name in files}
     print(table(rows))
-    asked = "asked of the disk: posix_fadvise dropped them from memory, as far as it obeys"
-    reads = asked if args.cold else "warm: what was just written is still in memory"
+    reads = "warm: what was just written is still in memory"
     result = {"device": pick_device(args), "reads": reads, "files_gb": sizes, "rows": rows}
-    print("written:", save("load", result, args.json))
+    save("load", result, args.json)
     return 0
 
 
@@ -82,8 +78,6 @@ def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
     rows = []
     for name, (paths, run) in work.items():
         files = [file for path in paths for file in files_of(path)]
-        if args.cold and name != "write bf16":
-            drop_from_memory(files)
         rows.append(measure_phase(name, files, run))
         print(f"{name}: {rows[-1]['s']:.1f} s", flush=True)
     return rows
@@ -92,7 +86,8 @@ def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
 def measure_phase(name: str, files: list[Path], work: Callable[[], object]) -> Row:
     """One row: seconds of some work, the bytes of its files, growth of the host's memory."""
     release_memory()
-    give_back()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # the C library keeps freed memory, and growth would not be seen
     before, watch = anonymous_bytes(), Watch()
     watch.start()
     seconds, kept = time_once(work)
@@ -123,13 +118,6 @@ def anonymous_bytes() -> int:
     return 0
 
 
-def give_back() -> None:
-    """Let the C library return what it keeps of freed memory, or growth would not be seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-
-
 class Watch(threading.Thread):
     """The highest anonymous memory while it runs."""
 
@@ -145,11 +133,3 @@ class Watch(threading.Thread):
         self._done.set()
         self.join()
         return self.peak
-
-
-def drop_from_memory(files: list[Path]) -> None:
-    """Ask the system to drop what it keeps of files in memory, once they are on the disk."""
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -34,11 +34,13 @@ class Server:
 
     options: list[str]
     command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
-    port: int = field(default_factory=lambda: free_port())
     ready_seconds: float = 0.0
 
     def __enter__(self) -> "Server":
         started = time.monotonic()
+        with socket.socket() as probe:  # a port that nobody uses
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAPLEX_")}
@@ -63,7 +65,10 @@ class Server:
         self.log.close()
 
     def _wait_until_ready(self, started: float) -> None:
-        while not self._is_ready():
+        while True:
+            with contextlib.suppress(OSError):  # nobody listens yet, or 503: it is waking up
+                self.health()
+                return
             self.check_alive()
             if time.monotonic() - started > READY_SECONDS:
                 raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._tail()}")
@@ -88,12 +93,6 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def _is_ready(self) -> bool:
-        try:
-            return bool(self.health())
-        except OSError:  # nobody listens yet, or 503: it is waking up
-            return False
 
     def _read(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=5) as answer:
@@ -121,27 +120,17 @@ class Server:
             entries = file.read().rsplit(")", 1)[1].split()
         return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
 
-    def memory(self) -> dict[str, float]:
-        """Megabytes: all that is resident, and of it what is its own (no mapped files)."""
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-        own = int(lines["RssAnon"].split()[0])
-        return {"rss_mb": int(lines["VmRSS"].split()[0]) / 1024, "own_mb": own / 1024}
-
-    def handles(self) -> dict[str, int]:
-        """Open file descriptors and threads."""
+    def sizes(self) -> dict[str, float]:
+        """Megabytes that are resident, and of them its own (no mapped files); files and threads."""
         folder = f"/proc/{self.process.pid}"
+        with open(f"{folder}/status", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
         return {
+            "rss_mb": int(lines["VmRSS"].split()[0]) / 1024,
+            "own_mb": int(lines["RssAnon"].split()[0]) / 1024,
             "files": len(os.listdir(f"{folder}/fd")),
             "threads": len(os.listdir(f"{folder}/task")),
         }
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -181,8 +170,8 @@ class Counts:
         )
 
     def since(self, before: "Counts") -> "Counts":
-        return Counts(
-            live=self.live,
+        return replace(
+            self,
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
             backend_seconds=self.backend_seconds - before.backend_seconds,

@@ -20,8 +20,6 @@ from engine.config import PRECISIONS, VOICE_NAMES
 from engine.errors import ConfigError
 from engine.runtime.choose import has_cuda
 
-WEIGHTS = ("bf16", "int8")
-DEVICES = ("auto", "cuda", "cpu")
 VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
 
 
@@ -38,6 +36,7 @@ def parse_options(subject: Subject, options: Sequence[str], prog: str = "") -> a
     """A subject's options; with --small the subject's own small values replace the defaults."""
     parser = argparse.ArgumentParser(prog=prog or None)
     subject.add_arguments(parser)
+    parser.add_argument("--json", help="where to write the result")
     args = parser.parse_args(options)
     if getattr(args, "small", False):
         parser.set_defaults(**subject.small)
@@ -49,24 +48,20 @@ def check_options(subject: str, args: argparse.Namespace) -> None:
     """Find now what would else be found when the work is done. Raises ConfigError."""
     if getattr(args, "device", "") == "cuda" and not has_cuda():
         raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
-    path = result_path(subject, args.json)
-    check_writable("--json", path, path)
+    target = result_path(subject, args.json)
+    places = [("--json", target, target)]
     if folder := getattr(args, "folder", None):
-        check_writable("--folder", Path(folder), Path(folder) / ".bench")
-
-
-def check_writable(option: str, given: Path, path: Path) -> None:
-    """Raises ConfigError where no file can be written at `path`."""
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a"):
-            pass
-    except OSError as error:
-        why = error.strerror
-        raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
-    if not there:
-        path.unlink()
+        places.append(("--folder", Path(folder), Path(folder) / ".bench"))
+    for option, given, path in places:
+        there = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            why = error.strerror
+            raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
+        if not there:
+            path.unlink()
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -93,12 +88,14 @@ def duration(text: str) -> float:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
 def add_precisions(parser: argparse.ArgumentParser, names: Sequence[str] = ("weights",)) -> None:
     for name in names:
-        parser.add_argument(f"--{name}", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+        known = ["bf16", "int8"]
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -107,7 +104,11 @@ def add_precisions(parser: argparse.ArgumentParser, names: Sequence[str] = ("wei
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned text, with a column for each key in the order of first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+
+    def text(value: Any) -> str:
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    cells = [names, *([text(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -115,17 +116,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _text(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
 def result_path(subject: str, path: str | None) -> Path:
     """The json file of a result: as asked for, or named after its subject."""
     return Path(path or f"bench-{subject}.json")
 
 
-def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
-    """Write a result with the date and the machine; returns the path of the json file."""
+def save(subject: str, result: Mapping[str, Any], path: str | None) -> None:
+    """Write a result with the date and the machine."""
     record = {
         "subject": subject,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -135,7 +132,6 @@ def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
     file = result_path(subject, path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return file
 
 
 class BenchRecord:
@@ -146,10 +142,7 @@ class BenchRecord:
 
     def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
         self.result.setdefault(to, []).append(row)
-        self.save()
-
-    def save(self) -> Path:
-        return save(self.subject, self.result, self.path)
+        save(self.subject, self.result, self.path)
 
 
 # -- the model of a server under test --------------------------------------------------------------
@@ -158,25 +151,20 @@ class BenchRecord:
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a checkpoint's directory, or embedded")
     parser.add_argument("--random", action="store_true", help="generated weights (the default)")
-    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     add_device(parser)
     parser.add_argument("--weights", nargs="+", default=["auto"], choices=PRECISIONS)
     parser.add_argument("--kv", nargs="+", default=["auto"], choices=PRECISIONS)
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument(
         "--slots", type=zero_or_more, default=0, help="of the server; 0: as many as fit"
     )
     parser.add_argument("--transcribe", help="recogniser to run beside the model")
-    parser.add_argument("--format", choices=("pcm16", "opus"), default="pcm16")
-    parser.add_argument("--json", help="where to write the result")
 
 
 def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -> list[str]:
     """The command line of the server. Routing is off: random words must not look anything up."""
     options = ["--model", model, "--routing", "0", "--device", args.device]
     options += ["--weights", weights, "--kv", kv, "--slots", str(args.slots)]
-    options += ["--eager", "1"] if args.eager else []
     options += ["--transcribe", args.transcribe] if args.transcribe else []
     return options
 
@@ -199,8 +187,14 @@ def choose_model(args: argparse.Namespace) -> Iterator[str]:
 
 
 def write_generated(folder: Path, args: argparse.Namespace) -> str:
-    """Put a generated checkpoint into a folder unless one is there; returns the folder."""
+    """Put a generated checkpoint into a folder unless one is there; returns the folder.
+
+    With a saved voice as the public ones have them, so that no sound must be read.
+    """
+    import torch
+
     from engine.bench.device import pick_config, pick_device, release_memory  # loads torch
+    from engine.model.prompt import RING
     from engine.weights.generated import write_checkpoint
     from engine.weights.hub import CONFIG
     from engine.weights.loading import read_config
@@ -215,20 +209,11 @@ def write_generated(folder: Path, args: argparse.Namespace) -> str:
     if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
         raise ConfigError(f"--folder {folder} holds a model of another size; give another folder")
     if not saved.exists():
-        write_voice(saved, config.lm)
+        generator = torch.Generator().manual_seed(0)
+        rows = [3, *config.lm.silence_tokens, *config.lm.sine_tokens]
+        voice = {
+            "embeddings": torch.randn(VOICE_FRAMES, 1, 1, config.lm.dim, generator=generator),
+            "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
+        }
+        torch.save(voice, saved)
     return str(folder)
-
-
-def write_voice(path: Path, lm) -> None:
-    """Write a saved voice as the public checkpoint has them, so that no sound must be read."""
-    import torch
-
-    from engine.model.prompt import RING
-
-    generator = torch.Generator().manual_seed(0)
-    rows = [3, *(lm.silence_tokens), *(lm.sine_tokens)]
-    saved = {
-        "embeddings": torch.randn(VOICE_FRAMES, 1, 1, lm.dim, generator=generator),
-        "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
-    }
-    torch.save(saved, path)

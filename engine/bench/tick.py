@@ -27,14 +27,12 @@ from engine.bench.device import (
     count_launches,
     fill_context,
     generate_models,
-    generate_recogniser,
     make_hearing,
     make_loop,
     measure_bandwidth,
     pick_config,
     pick_device,
     plan_memory,
-    rank_kernels,
     release_memory,
     rewind,
     run_tick,
@@ -43,28 +41,23 @@ from engine.bench.device import (
     time_once,
     time_work,
 )
-from engine.bench.report import (
-    BenchRecord,
-    Subject,
-    add_precisions,
-    positive,
-    table,
-    zero_or_more,
-)
+from engine.bench.report import BenchRecord, Subject, add_precisions, positive, table, zero_or_more
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
-from engine.errors import ConfigError
 from engine.model.gpu.graphs import Block, Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop, PromptState
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
+from engine.model.stt import SttConfig
 from engine.model.transformer import Active, Linear, Rings
 from engine.runtime.personaplex import CPU_SLOTS
-from engine.weights.sizing import Memory, Precision
+from engine.weights.generated import generated_recogniser
+from engine.weights.sizing import Precision
 
 # -- tick: how long one takes ----------------------------------------------------------------------
 
 MIMI_BYTES = 0.33e9  # one encode and one decode of the public codec, read once a tick
+SMALL_STT = SttConfig(dim=256, num_heads=4, num_layers=4, hidden=704)  # as the public one to FULL
 SMALL_OPTIONS = {"slots": [1, 2], "context": [100], "ticks": 5, "warm_up": 1}
 
 
@@ -93,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"copy: {speed / 1e9:.0f} GB/s, read and written")
     print("\nwith the recogniser (its weights as the model's, its context full):")
     print(table(record.result["recogniser"]))
-    print("written:", record.save())
     return 0
 
 
@@ -118,13 +110,15 @@ def add_recogniser_rows(
     args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Precision, keep: Callable[[Row], None]
 ) -> None:
     """What a recogniser of the same precision adds to a tick, with all contexts full."""
-    stt, columns = generate_recogniser(args, mode.weights), max(args.context)
+    config = SMALL_STT if args.small else SttConfig()
+    stt = generated_recogniser(config, pick_device(args), mode.weights)
+    columns = max(args.context)
     for slots in args.slots:
         head = {"weights": mode.weights, "kv": mode.kv, "slots": slots}
         with skip_if_full(head, keep):
             check_room(plan_memory(lm, mimi, mode, stt), slots)
             loop = make_loop(lm, mimi, slots, mode.kv)
-            ticks = Ticks(loop, not args.eager, hearing=make_hearing(stt, slots))
+            ticks = Ticks(loop, hearing=make_hearing(stt, slots))
             plain, heard = (
                 float(np.median(measure(ticks, slots, columns, args, transcribe)[0]))
                 for transcribe in (False, True)
@@ -139,7 +133,7 @@ def measure_contexts(
     """One row a context."""
     loop = make_loop(lm, mimi, slots, kv)
     launches = count_launches(loop, slots)
-    ticks = Ticks(loop, not args.eager)
+    ticks = Ticks(loop)
     for columns in args.context:
         taken, device = measure(ticks, slots, columns, args)
         read = read_bytes(lm, loop.rings, slots, columns, 0 if args.small else MIMI_BYTES)
@@ -209,29 +203,23 @@ def kv_bytes(rings: Rings, columns: int) -> int:
 def add_stages_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--slots", type=positive, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--context", type=positive, default=2999)
     parser.add_argument("--times", dest="ticks", type=positive, default=30)  # `measure` reads it
-    parser.add_argument(
-        "--kernels", type=zero_or_more, default=0, help="costliest kernels to print as well"
-    )
     add_precisions(parser)
     parser.set_defaults(warm_up=2)
 
 
 @torch.inference_mode()
 def run_stages(args: argparse.Namespace) -> int:
-    args.context = min(args.context, pick_config(args).lm.context - 1)
     record = BenchRecord("stages", args.json, device=pick_device(args), rows=[])
     for weights in args.weights:
         with skip_if_full({"weights_and_kv": weights}, record.add):
             add_stages_rows(args, Precision(weights, weights), record)
     print(table(record.result["rows"]))
-    print("written:", record.save())
     return 0
 
 
 def add_stages_rows(args: argparse.Namespace, mode: Precision, record: BenchRecord) -> None:
-    """One row a number of slots."""
+    """Its models are given back when it ends, before the next ones are generated."""
     lm, mimi = generate_models(args, mode.weights)
     for slots in args.slots:
         head = {"weights_and_kv": mode.weights, "slots": slots}
@@ -244,18 +232,15 @@ def measure_stages(
     args: argparse.Namespace, lm: LM, mimi: Mimi, mode: Precision, slots: int
 ) -> Row:
     """Milliseconds of every stage, of all of them, and of the tick that they make."""
-    loop = make_loop(lm, mimi, slots, mode.kv)
-    fill_context(loop, args.context)
-    before, row = partial(rewind, loop, args.context), {}
+    loop, columns = make_loop(lm, mimi, slots, mode.kv), lm.config.context - 1
+    fill_context(loop, columns)
+    before, row = partial(rewind, loop, columns), {}
     for name, work in list_stages(loop).items():
         # the copies wait for the host, which no graph can hold
-        captured = loop.device.type == "cuda" and not args.eager and name != "copies"
+        captured = loop.device.type == "cuda" and name != "copies"
         row[f"{name}_ms"] = time_work(work, args.ticks, before, captured) * 1e3
     row["sum_ms"] = sum(row.values())
-    if args.kernels:
-        print(f"{mode}, {slots} slots:\n{table(rank_kernels(loop, slots)[: args.kernels])}")
-    ticks = Ticks(loop, not args.eager)
-    return row | {"tick_ms": float(np.median(measure(ticks, slots, args.context, args)[0]))}
+    return row | {"tick_ms": float(np.median(measure(Ticks(loop), slots, columns, args)[0]))}
 
 
 def list_stages(loop: Loop) -> dict[str, Work]:
@@ -329,29 +314,18 @@ class OpeningTimes:
 
 def add_connect_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--columns", type=positive, nargs="+", default=[100, 400])
     add_precisions(parser)
+    parser.set_defaults(columns=[100, 400])
 
 
 @torch.inference_mode()
 def run_connect(args: argparse.Namespace) -> int:
-    check_columns(args.columns, pick_config(args).lm.context)
     record = BenchRecord("connect", args.json, device=pick_device(args), rows=[])
     for weights in args.weights:
         with skip_if_full({"weights_and_kv": weights}, record.add):
             add_connect_rows(args, weights, record)
     print(table(record.result["rows"]))
-    print("written:", record.save())
     return 0
-
-
-def check_columns(columns: list[int], context: int) -> None:
-    """Raises ConfigError for a length that no prompt has here."""
-    for each in columns:
-        if not GIVEN_COLUMNS <= each < context:
-            raise ConfigError(
-                f"--columns is {each}; use {GIVEN_COLUMNS} (no persona) to {context - 1} (full)"
-            )
 
 
 def add_connect_rows(args: argparse.Namespace, weights: str, record: BenchRecord) -> None:
@@ -359,9 +333,7 @@ def add_connect_rows(args: argparse.Namespace, weights: str, record: BenchRecord
     generating, (lm, mimi) = time_once(lambda: generate_models(args, weights))
     mode = Precision(weights, weights)
     check_room(plan_memory(lm, mimi, mode), CONNECT_SLOTS)
-    capturing, ticks = time_once(
-        lambda: Ticks(make_loop(lm, mimi, CONNECT_SLOTS, mode.kv), not args.eager)
-    )
+    capturing, ticks = time_once(lambda: Ticks(make_loop(lm, mimi, CONNECT_SLOTS, mode.kv)))
     for index, columns in enumerate(args.columns):
         row = {"weights_and_kv": weights, "generate_s": generating, "capture_s": capturing}
         row |= measure_openings(ticks, columns)
@@ -451,22 +423,31 @@ def run_memory(args: argparse.Namespace) -> int:
             for item, size in sizes.items():
                 record.add({**head, "slots": slots, "item": item, "measured_gb": size / 1e9})
     print(table(record.result["rows"]))
-    print("written:", record.save())
     return 0
 
 
 def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[str, int]]:
-    """Slots, and bytes by item; on a CPU only the items that are tensors."""
+    """Slots, and bytes by item; on a CPU only the items that are tensors.
+
+    Raises torch.OutOfMemoryError where the slots that were asked for do not fit.
+    """
     begin_peak()
     lm, mimi = generate_models(args, mode.weights)
     loading = read_peak()
-    slots = count_slots(args, plan_memory(lm, mimi, mode))
+    memory = plan_memory(lm, mimi, mode)
+    slots = args.slots or (max(1, memory.slots()) if memory else CPU_SLOTS)
+    check_room(memory, slots)
     begin_peak()
     loop = make_loop(lm, mimi, slots, mode.kv)
     before = device_bytes()
-    ticks = Ticks(loop, not args.eager)
+    ticks = Ticks(loop)
     graphs = device_bytes() - before
-    serve_fully(ticks)
+    fill_context(loop, loop.rings.capacity)  # from here on what a full server does
+    pcm, embeddings = np.zeros((slots, FRAME_SAMPLES), np.float32), lm.embedding.table
+    for _ in range(SERVING_TICKS):
+        run_tick(ticks, slots, pcm)
+    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.piece))
+    ticks.prefill.run(0, embeddings.new_zeros(loop.piece, embeddings.shape[1]))
     rings, scale = loop.rings.kv, loop.rings.scale
     sizes = {
         "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),
@@ -475,25 +456,6 @@ def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[
         "graphs": graphs, "peak of loading": loading, "peak of serving": read_peak(),
     }  # fmt: skip
     return slots, {item: size for item, size in sizes.items() if size or ticks.cuda}
-
-
-def count_slots(args: argparse.Namespace, memory: Memory | None) -> int:
-    """The slots asked for, or as many as fit. Raises torch.OutOfMemoryError."""
-    slots = args.slots or (max(1, memory.slots()) if memory else CPU_SLOTS)
-    check_room(memory, slots)
-    return slots
-
-
-def serve_fully(ticks: Ticks) -> None:
-    """Do what a full server does, so that the peak is a full server's."""
-    loop = ticks.loop
-    pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
-    fill_context(loop, loop.rings.capacity)
-    for _ in range(SERVING_TICKS):
-        run_tick(ticks, loop.slots, pcm)
-    embeddings = loop.lm.embedding.table
-    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.piece))
-    ticks.prefill.run(0, embeddings.new_zeros(loop.piece, embeddings.shape[1]))
 
 
 def device_bytes() -> int:

@@ -23,17 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.report import positive, save, table
-from engine.config import (
-    EPAD,
-    FRAME_SAMPLES,
-    FRAME_SECONDS,
-    PAD,
-    VOICE_NAMES,
-    DeepSeekConfig,
-    SamplingConfig,
-    ServerConfig,
-)
+from engine.bench.report import save, table
+from engine.config import EPAD, FRAME_SAMPLES, FRAME_SECONDS, PAD, DeepSeekConfig, ServerConfig
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director, Mode
 from engine.dialogue.events import SayState
@@ -46,9 +37,9 @@ from engine.evals.turns import measure_turns
 from engine.lookup.question import RouteState
 from engine.lookup.routing import build_answers
 from engine.lookup.textmodel import Answerer
-from engine.runtime.backend import Heard, Opening, Spoken
-from engine.runtime.embedded import ByteTokenizer
-from engine.runtime.seat import Frame, Notice, Output, Ready
+from engine.runtime.backend import Opening
+from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
+from engine.runtime.seat import Frame, Notice, Ready
 
 DIALOGUES = Path(__file__).parents[2] / "tests" / "dialogues"
 AT_ONCE = 16  # dialogues in real time beside each other: two cores keep their pace
@@ -70,16 +61,14 @@ TOKENIZER = ByteTokenizer()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=positive, default=AT_ONCE, help="dialogues side by side")
-    parser.add_argument("--only", metavar="KIND", help="one file of tests/dialogues")
-    parser.add_argument("--json", help="where to write the result")
+    """It has none of its own."""
 
 
 def run(args: argparse.Namespace) -> int:
     logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a dialogue are too many
-    scripts = [one for one in load_scripts() if args.only in (None, one.kind)]
-    print(f"{len(scripts)} dialogues, {args.at_once} at once, in real time …", flush=True)
-    talks, asked = asyncio.run(act(scripts, args.at_once))
+    scripts = load_scripts()
+    print(f"{len(scripts)} dialogues, {AT_ONCE} at once, in real time …", flush=True)
+    talks, asked = asyncio.run(act(scripts, AT_ONCE))
     turns = [turn for talk in talks for turn in talk.turns]
     by_kind, figures, ends = count_handovers(turns), measure_talks(talks), measure_turns()
     print(table(by_kind), end="\n\n")
@@ -91,23 +80,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"wanted {wanted}, was {got}: {turn.user}")
     result = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
     result["turns"] = [asdict(turn) for turn in turns]
-    print("written:", save("routing", result, args.json))
+    save("routing", result, args.json)
     return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One dialogue of a file."""
-
     kind: str
     turns: list[dict[str, Any]]
 
 
-def load_scripts(folder: Path = DIALOGUES) -> list[Script]:
-    """All dialogues of tests/dialogues."""
+def load_scripts() -> list[Script]:
     return [
         Script(path.stem, dialogue["turns"])
-        for path in sorted(folder.glob("*.toml"))
+        for path in sorted(DIALOGUES.glob("*.toml"))
         for dialogue in tomllib.loads(path.read_text(encoding="utf-8"))["dialogue"]
     ]
 
@@ -191,10 +177,7 @@ class Probe:
         if self._mode is Mode.SPEAK:
             self.spoken_frames += 1
             self.padding_frames += token in (PAD, EPAD)
-        self._time_cancel(before, token)
-
-    def _time_cancel(self, before: Mode, token: int) -> None:
-        """From the barge-in until the text is left: frames that are no piece of the word."""
+        # from the barge-in until the text is left: frames that are no piece of the word
         if before is Mode.SPEAK and self.director.floor.onset_frames == BARGE_IN_FRAMES:
             self._cancel = 0
         if self._cancel is None:
@@ -205,59 +188,36 @@ class Probe:
             self._cancel = None
 
 
-class ScriptedBackend:
-    """The contract of `backend.py` for scripts; a conversation's seed names its head and probe."""
+class ScriptedConversation:
+    """What the scripted model does in one slot."""
+
+    def __init__(self, head: Head, probe: Probe) -> None:
+        self._head, self._probe, self._sounding = head, probe, 0
+
+    def listen(self, pcm: np.ndarray) -> int:
+        return self._head.sample()
+
+    def speak(self, token: int, hush: bool) -> float:
+        """Every sample of the frame."""
+        self._probe.see(token)
+        self._sounding = SOUND_FRAMES if token > PAD else max(0, self._sounding - 1)
+        return LOUD if self._sounding and not hush else 0.0
+
+
+class ScriptedBackend(EmbeddedBackend):
+    """A conversation's seed names its head and probe."""
 
     name = "scripted"
-    ticks, limited_by = None, "asked"
-    transcribes = False
-    voices = VOICE_NAMES
 
     def __init__(self, slots: int, talks: int) -> None:
-        self.slots = slots
-        self.tokenizer = ByteTokenizer()
+        super().__init__(slots)
         self.heads = [Head(i) for i in range(talks)]
         self.probes = [Probe() for _ in range(talks)]
-        self._talk_of: dict[int, int] = {}  # slot -> talk
-        self._sounding = np.zeros(slots, np.int64)  # [S] frames left to be heard
-        self._active: list[int] = []
-
-    def prepare(self, opening: Opening) -> None:
-        """A script reads no files."""
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        self._talk_of[slot] = opening.seed
-        self._sounding[slot] = 0
+        talk = opening.seed
+        self._open[slot] = ScriptedConversation(self.heads[talk], self.probes[talk])
         yield from ()
-
-    def tune(self, slot: int, sampling: SamplingConfig) -> None:
-        """The script stands."""
-
-    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
-        self._active = [int(slot) for slot in np.flatnonzero(active)]
-        text = np.full(self.slots, PAD, np.int64)  # [S]
-        for slot in self._active:
-            text[slot] = self.heads[self._talk_of[slot]].sample()
-        return Heard(text=text)
-
-    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
-        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
-        for slot in self._active:
-            token = int(text[slot])
-            self.probes[self._talk_of[slot]].see(token)
-            left = SOUND_FRAMES if token > PAD else max(0, self._sounding[slot] - 1)
-            self._sounding[slot] = left
-            pcm[slot] = LOUD if left and not hush[slot] else 0.0
-        return Spoken(pcm=pcm)
-
-    def close(self, slot: int) -> None:
-        self._talk_of.pop(slot, None)
-
-    def context_used(self, slot: int) -> float:
-        return 0.0
-
-    def renew(self, slot: int) -> None:
-        """A script has no memory to fill."""
 
 
 # -- one dialogue, acted out -----------------------------------------------------------------------
@@ -277,10 +237,6 @@ class ScriptedTurn:
     filler: bool = False  # something was said before the answer
     words: int = 0  # spoken words of a whole answer
     frames: int = 0  # it took
-
-    @property
-    def latency(self) -> float:
-        return self.first_word - self.started if self.first_word else 0.0
 
 
 @dataclass
@@ -329,10 +285,7 @@ class ActedDialogue:
             session.post(ev.UserText(text, 0.0, 0.0, final=True))
         await self._frames(session, SILENCE, REPLY_FRAMES)
         self.head.plan(turn.get("agent", ""), TOKENIZER)
-        await self._until_quiet(session, turn.get("barge_in"))
-
-    async def _until_quiet(self, session: Session, barge_in: float | None) -> None:
-        quiet = 0
+        quiet, barge_in = 0, turn.get("barge_in")
         while quiet < QUIET_FRAMES:
             free = session.director.mode is Mode.FREE and not session.director.wants_frames
             quiet = quiet + 1 if free and not self.head.line else 0
@@ -356,43 +309,33 @@ class ActedDialogue:
         async for output in session.outputs():
             if isinstance(output, Ready):
                 ready.set()
-            self._take(output)
-
-    def _take(self, output: Output) -> None:
-        self.frames_out += isinstance(output, Frame)
-        if isinstance(output, Frame | Notice):
-            for event in output.events:
-                self._note(event)
+            self.frames_out += isinstance(output, Frame)
+            if isinstance(output, Frame | Notice):
+                for event in output.events:
+                    self._note(event)
 
     def _note(self, event: ev.Event) -> None:
+        turn = self.turns[-1] if self.turns else None
         match event:
             case ev.Route():
-                self._note_route(event)
+                if event.state is RouteState.ASKING:
+                    turn.handed_over = str(event.source)
+                    if event.source != "user":
+                        turn.started = self.probe.held_at
+                turn.state = str(event.state)
+                self._route = event.state
             case ev.Saying(id, SayState.SPEAKING) if id == self._answer:
                 self._spoken_at = self.frames_out
             case ev.Saying(id, SayState.DONE, text) if id == self._answer:
-                self.turns[-1].words = len(prepare(text, TOKENIZER))
-                self.turns[-1].frames = self.frames_out - self._spoken_at
+                turn.words = len(prepare(text, TOKENIZER))
+                turn.frames = self.frames_out - self._spoken_at
             case ev.Saying(id, SayState.QUEUED) if self._route is RouteState.ANSWERING:
                 self._answer, self._route = id, None
-            case ev.Text(_, given=True) if self.turns:
-                self._note_word()
-
-    def _note_route(self, route: ev.Route) -> None:
-        turn = self.turns[-1]
-        if route.state is RouteState.ASKING:
-            turn.handed_over = str(route.source)
-            if route.source != "user":
-                turn.started = self.probe.held_at
-        turn.state = str(route.state)
-        self._route = route.state
-
-    def _note_word(self) -> None:
-        turn = self.turns[-1]
-        if not self._spoken_at:
-            turn.filler = True
-        elif not turn.first_word:
-            turn.first_word = time.monotonic()
+            case ev.Text(_, given=True) if turn:
+                if not self._spoken_at:
+                    turn.filler = True
+                elif not turn.first_word:
+                    turn.first_word = time.monotonic()
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -425,6 +368,11 @@ def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
     model = [turn for turn in turns if turn.expected in ("marker", "phrase")]
     answered = [turn for turn in turns if turn.first_word]
     excess = [frames for talk in talks for frames in talk.probe.cancel_excess]
+    paces = [60 * t.words / (t.frames * FRAME_SECONDS) for t in turns if t.frames]
+    low, mid, high = np.percentile(paces, (0, 50, 100)) if paces else (0.0, 0.0, 0.0)
+    said, frames = sum(t.words for t in turns), sum(t.frames for t in turns)
+    spoken = sum(talk.probe.spoken_frames for talk in talks)
+    padding = sum(talk.probe.padding_frames for talk in talks)
     return {
         "small talk left alone": _share(sum(not t.handed_over for t in small), len(small)),
         "product questions routed": _share(
@@ -433,32 +381,22 @@ def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
         "model's hand-overs caught": _share(
             sum(t.handed_over == t.expected for t in model), len(model)
         ),
-        **_times("trigger to first word, s", [t.latency for t in answered if not t.filler]),
-        **_times("the same after a filler, s", [t.latency for t in answered if t.filler]),
+        **_times("trigger to first word, s", [t for t in answered if not t.filler]),
+        **_times("the same after a filler, s", [t for t in answered if t.filler]),
         "own words during hold": sum(talk.probe.own_while_held for talk in talks),
-        **_pace(turns, talks),
+        "words/min": 60 * said / max(1.0, frames * FRAME_SECONDS),
+        "words/min, slowest": float(low),
+        "words/min, p50": float(mid),
+        "words/min, fastest": float(high),
+        "share of padding while speaking": _share(padding, spoken),
         "barge-ins": len(excess),
         "cancel, frames beyond the word, max": max(excess, default=0),
         "frames in minus out, max": max(abs(t.frames_in - t.frames_out) for t in talks),
     }
 
 
-def _pace(turns: Sequence[ScriptedTurn], talks: Sequence[ActedDialogue]) -> dict[str, Any]:
-    paces = [60 * t.words / (t.frames * FRAME_SECONDS) for t in turns if t.frames]
-    low, mid, high = np.percentile(paces, (0, 50, 100)) if paces else (0.0, 0.0, 0.0)
-    said, frames = sum(t.words for t in turns), sum(t.frames for t in turns)
-    spoken = sum(talk.probe.spoken_frames for talk in talks)
-    padding = sum(talk.probe.padding_frames for talk in talks)
-    return {
-        "words/min": 60 * said / max(1.0, frames * FRAME_SECONDS),
-        "words/min, slowest": float(low),
-        "words/min, p50": float(mid),
-        "words/min, fastest": float(high),
-        "share of padding while speaking": _share(padding, spoken),
-    }
-
-
-def _times(name: str, seconds: Sequence[float]) -> dict[str, Any]:
+def _times(name: str, turns: Sequence[ScriptedTurn]) -> dict[str, Any]:
+    seconds = [turn.first_word - turn.started for turn in turns]
     p50, p95, most = np.percentile(seconds, (50, 95, 100)) if seconds else (0.0, 0.0, 0.0)
     cases = {f"{name}, cases": len(seconds)}
     return cases | {f"{name}, p50": float(p50), f"{name}, p95": float(p95), f"{name}, max": most}

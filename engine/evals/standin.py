@@ -14,7 +14,6 @@ from typing import Any
 
 from aiohttp import web
 
-PORT = 8996
 TOKEN_SECONDS = 0.02  # between two words of an answer
 FOREVER_SECONDS = 3600.0
 KNOWN = {
@@ -29,8 +28,6 @@ UNKNOWN = "I am not sure about that, but the support team will know more."
 
 
 class Manner(Enum):
-    """How a reply is delivered."""
-
     WHOLE, CUT, SILENT, STALL, GARBAGE, ENDLESS, EMPTY = (auto() for _ in range(7))
 
 
@@ -129,11 +126,11 @@ def _delta(text: str) -> bytes:
     return json.dumps({"choices": [choice]}).encode()
 
 
-async def serve_forever(port: int = PORT) -> None:
-    async with StandIn(port=port) as api:
+async def _serve() -> None:
+    async with StandIn(port=8996) as api:
         print(f"stand-in for the text model on {api.url}", flush=True)
         await asyncio.sleep(FOREVER_SECONDS * 24)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve_forever())
+    asyncio.run(_serve())

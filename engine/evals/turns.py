@@ -6,7 +6,7 @@ after their sound. They hold the rules of listening.md 1.3, not the recogniser's
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,6 @@ class Scripted:
     token: int
     done: float  # P(the user is done)
 
-    @property
-    def heard(self) -> HeardRow:
-        return HeardRow(stt_text=self.token, pause=np.full(4, self.done, np.float32))
-
 
 class Spelling:
     """A tokenizer with a piece for every word it has met, from id 10 on."""
@@ -83,9 +79,9 @@ class Spelling:
 SPELLING = Spelling()
 
 
-def perform(script: tuple[tuple[str, Any], ...], seed: int = 0) -> tuple[list[Scripted], list[int]]:
+def perform(script: tuple[tuple[str, Any], ...]) -> tuple[list[Scripted], list[int]]:
     """A script as frames, and the frames in which a turn was really over."""
-    rng, peaks, done, ends = np.random.default_rng(seed), [], [], []
+    rng, peaks, done, ends = np.random.default_rng(0), [], [], []
     tokens: dict[int, int] = {}  # frame -> written then
     for index, (what, amount) in enumerate(script):
         if what == SAY:
@@ -99,23 +95,18 @@ def perform(script: tuple[tuple[str, Any], ...], seed: int = 0) -> tuple[list[Sc
             continue
         loudest = {PAUSE: 0.004, SILENCE: 0.004, COUGH: 0.6, MUSIC: 0.3}[what]
         peaks += list(rng.uniform(loudest / 2, loudest, amount))
-        after_speech = index > 0 and script[index - 1][0] == SAY
-        done += list(_head(what, amount, after_speech, rng))
+        if what == PAUSE:  # how the recogniser's pause head sees a stretch without words [frames]
+            head = np.minimum(0.1 * np.arange(1, amount + 1), rng.uniform(0.3, 0.55, amount))
+        else:
+            head = rng.uniform(0.9, 1.0, amount)
+            if index > 0 and script[index - 1][0] == SAY:
+                head[:3] = (0.3, 0.6, 0.85)[:amount]
+        done += list(head)
     frames = [
-        Scripted(float(peak), tokens.get(i, PAD), float(head))
-        for i, (peak, head) in enumerate(zip(peaks, done, strict=True))
+        Scripted(float(peak), tokens.get(i, PAD), float(over))
+        for i, (peak, over) in enumerate(zip(peaks, done, strict=True))
     ]
     return frames, ends
-
-
-def _head(what: str, frames: int, after_speech: bool, rng: np.random.Generator) -> np.ndarray:
-    """The recogniser's pause head through a stretch without words [frames]."""
-    if what == PAUSE:
-        return np.minimum(0.1 * np.arange(1, frames + 1), rng.uniform(0.3, 0.55, frames))
-    head = rng.uniform(0.9, 1.0, frames)
-    if after_speech:
-        head[:3] = (0.3, 0.6, 0.85)[:frames]
-    return head
 
 
 RULES = {  # name -> what of the recogniser's row is there
@@ -130,7 +121,8 @@ def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
     transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
     for number, frame in enumerate(frames):
-        row = frame.heard if number >= written else replace(frame.heard, stt_text=PAD)
+        token = frame.token if number >= written else PAD
+        row = HeardRow(stt_text=token, pause=np.full(4, frame.done, np.float32))
         events = transcript.take_frame(frame.peak, RULES[rule](row))
         ahead = number
         while transcript.runs_ahead:  # what the recogniser would write next, on silence
@@ -143,30 +135,25 @@ def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
         yield from (number for event in events if event.final)
 
 
-def measure_rule(rule: str) -> dict[str, Any]:
-    """One row: a rule over all scripts."""
-    right, turns, found, delays = 0, 0, 0, []
-    for script in SCRIPTS.values():
-        frames, ends = perform(script)
-        open_ends, detections = list(ends), list(find_turn_ends(frames, rule))
-        for at in detections:
-            match = [end for end in open_ends if end <= at < end + IN_TIME_FRAMES]
-            if match:
-                open_ends.remove(match[0])
-                delays.append(at - match[0] + 1)
-        right += len(ends) - len(open_ends)
-        turns, found = turns + len(ends), found + len(detections)
-    return {
-        "rule": rule,
-        "turns": turns,
-        "found": found,
-        "right": right,
-        "precision": right / max(1, found),
-        "recall": right / turns,
-        "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
-    }
-
-
 def measure_turns() -> list[dict[str, Any]]:
-    """Precision and recall of every rule, one row each: `bench routing` prints them."""
-    return [measure_rule(rule) for rule in RULES]
+    """Precision and recall of every rule over all scripts, one row each."""
+    rows = []
+    for rule in RULES:
+        turns, found, delays = 0, 0, []
+        for script in SCRIPTS.values():
+            frames, ends = perform(script)
+            turns += len(ends)
+            for at in find_turn_ends(frames, rule):
+                found += 1
+                match = [end for end in ends if end <= at < end + IN_TIME_FRAMES]
+                if match:
+                    ends.remove(match[0])
+                    delays.append(at - match[0] + 1)
+        rows.append(
+            {
+                "rule": rule, "turns": turns, "found": found, "right": len(delays),
+                "precision": len(delays) / max(1, found), "recall": len(delays) / turns,
+                "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
+            }
+        )  # fmt: skip
+    return rows

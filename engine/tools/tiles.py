@@ -8,9 +8,7 @@ the fastest are printed. Weights of products rotate through more memory than the
 import argparse
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from engine.bench.device import Row, time_work
 from engine.bench.report import positive, save, table
 from engine.config import FRAME_SAMPLES
+from engine.errors import ConfigError
 from engine.model.config import ModelConfig
 from engine.model.gpu.kernels import Tile
 from engine.model.mimi import Mimi
@@ -25,27 +24,21 @@ from engine.model.transformer import Active, quantise_weight
 from engine.weights.generated import FULL, SMALL, generated
 
 SLOTS = {"products": [8], "codec": [1, 16]}
+BEST = 3  # tiles to print per shape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kernel", choices=list(SLOTS), help="what to sweep")
     parser.add_argument("--slots", type=positive, nargs="+", help="rows of a product; 8, or 1 16")
-    parser.add_argument("--best", type=positive, default=3, help="tiles to print per shape")
-    parser.add_argument("--precisions", nargs="+", default=["tf32x3"], help="of the codec")
-    parser.add_argument(
-        "--workers", type=positive, default=14, help="processes that compile the codec's kernels"
-    )
-    parser.add_argument("--json", help="where to write the result")
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
-        print("bench tiles sweeps GPU kernels: there is no CUDA device here")
-        return 0
-    slots = args.slots or SLOTS[args.kernel]
-    rows = sweep_products(slots, args) if args.kernel == "products" else sweep_codec(slots, args)
-    print("written:", save(f"tiles-{args.kernel}", {"rows": rows}, args.json))
+        raise ConfigError("bench tiles sweeps GPU kernels: there is no CUDA device here")
+    sweep = sweep_products if args.kernel == "products" else sweep_codec
+    rows = sweep(args.slots or SLOTS[args.kernel])
+    save("tiles", {"kernel": args.kernel, "rows": rows}, args.json)
     return 0
 
 
@@ -69,13 +62,12 @@ MAX_COPIES = 48
 LEAST_BLOCKS = 60  # fewer programs than this leave most of a GPU idle
 
 
-def sweep_products(slots: list[int], args: argparse.Namespace) -> list[Row]:
+def sweep_products(slots: list[int]) -> list[Row]:
     rows, best = [], []
     for count, shape, int8 in itertools.product(slots, SHAPES, (False, True)):
         found = sweep_product(shape, int8, count)
         rows += found
-        best += found[: args.best]
-        best += [row for row in found[args.best :] if row["tile"] == "cublas"]
+        best += found[:BEST] + [row for row in found[BEST:] if row["tile"] == "cublas"]
     print(table(best))
     return rows
 
@@ -134,77 +126,40 @@ Shape = tuple[int, int, int]  # columns, outputs, inputs of a layer
 Launch = Callable[[], object]
 
 
-def sweep_codec(slots: list[int], args: argparse.Namespace) -> list[Row]:
-    """Compile in processes first, which is what takes time, then measure in this one."""
-    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        for job in [
-            pool.submit(compile_share, i, args.workers, args.precisions)
-            for i in range(args.workers)
-        ]:
-            job.result()
-    rows = []
-    for count in slots:
-        found = sweep_layers(count, args.precisions, args.best)
-        best = sum(layer[0]["us"] for layer in found)
-        now = sum(row["us"] for layer in found for row in layer if row["mark"])
-        print(f"{count} slots, one of each layer: {best:.0f} us at its best, {now:.0f} now")
-        rows += [row for layer in found for row in layer]
-    return rows
-
-
-@torch.inference_mode()
-def compile_share(worker: int, workers: int, precisions: list[str]) -> None:
-    """A worker's share of what must be compiled."""
-    from triton.runtime.errors import OutOfResources
-
-    jobs = [
-        (launch, cut)
-        for shape, launch in list_layers(2)
-        for cut in list_codec_tiles(*shape, precisions)
-    ]
-    for launch, cut in jobs[worker::workers]:
-        try:
-            launch_cut(launch, cut)
-        except OutOfResources:
-            continue
-
-
-def sweep_layers(slots: int, precisions: list[str], best: int) -> list[list[Row]]:
+def sweep_codec(slots: list[int]) -> list[Row]:
     """A layer's rows, one a candidate, the fastest first; printed as they come."""
     from triton.runtime.errors import OutOfResources
 
     from engine.model.gpu import kernels_codec
 
     rows, usual = [], kernels_codec.tile
-    for shape, launch in list_layers(slots):
-        layer, now = [], usual(*shape) | {"PRECISION": "tf32x3"}
-        for cut in [now, *list_codec_tiles(*shape, precisions)]:
-            try:
-                launch_cut(launch, cut)
-                taken = time_work(partial(repeat, launch), 3, captured=True)
-            except OutOfResources:
-                continue
-            names = dict(zip(("columns", "n", "k"), shape, strict=True))
-            mark, us = "now" if cut is now else "", taken / REPLAYS * 1e6
-            layer.append({"slots": slots, **names, **cut, "us": us, "mark": mark})
-        rows.append(sorted(layer, key=lambda row: row["us"]))
-        print(table(rows[-1][:best]), flush=True)
-    kernels_codec.tile = usual
+    for count in slots:
+        best = current = 0.0
+        for shape, launch in list_layers(count):
+            layer, now = [], usual(*shape)
+            for cut in [now, *list_codec_tiles(*shape)]:
+                kernels_codec.tile = lambda *_, cut=cut: cut
+                try:
+                    work = partial(repeat, launch)
+                    us = time_work(work, 3, captured=True) / REPLAYS * 1e6
+                except OutOfResources:
+                    continue
+                names = dict(zip(("columns", "n", "k"), shape, strict=True))
+                mark = "now" if cut is now else ""
+                layer.append({"slots": count, **names, **cut, "us": us, "mark": mark})
+                current += us if mark else 0.0
+            layer.sort(key=lambda row: row["us"])
+            best += layer[0]["us"]
+            print(table(layer[:BEST]), flush=True)
+            rows += layer
+        kernels_codec.tile = usual
+        print(f"{count} slots, one of each layer: {best:.0f} us at its best, {current:.0f} now")
     return rows
 
 
 def repeat(launch: Launch) -> None:
     for _ in range(REPLAYS):
         launch()
-
-
-def launch_cut(launch: Launch, cut: Row) -> None:
-    """Launch a layer cut this way; later launches are cut the same way."""
-    from engine.model.gpu import kernels_codec
-
-    kernels_codec.PRECISION = cut["PRECISION"]
-    kernels_codec.tile = lambda *_: {k: v for k, v in cut.items() if k != "PRECISION"}
-    launch()
 
 
 def list_layers(slots: int) -> list[tuple[Shape, Launch]]:
@@ -231,15 +186,15 @@ def list_layers(slots: int) -> list[tuple[Shape, Launch]]:
     return list(seen.values())
 
 
-def list_codec_tiles(outputs: int, n: int, k: int, precisions: list[str]) -> list[Row]:
+def list_codec_tiles(outputs: int, n: int, k: int) -> list[Row]:
     """Tiles to try for a layer of that many columns, outputs and inputs."""
     from engine.model.gpu.kernels_codec import LONG_COLUMNS
 
     axes = LONG if outputs >= LONG_COLUMNS else SHORT
     most = 4 if axes is LONG else 16
     found = []
-    for values in itertools.product(*axes.values(), precisions):
-        cut = dict(zip((*axes, "PRECISION"), values, strict=True))
+    for values in itertools.product(*axes.values()):
+        cut = dict(zip(axes, values, strict=True))
         cut |= {"num_stages": 3, "BN": 16 if n <= 16 else cut["BN"]}
         found += [
             cut | {"splits": splits}

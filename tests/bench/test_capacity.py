@@ -76,13 +76,13 @@ def test_the_number_is_doubled_and_then_halved_in_between(limit, slots, best, as
 
 def test_a_number_that_does_not_hold_for_long_gives_way_to_a_smaller_one():
     machine = Machine(9)
-    assert hold_best(machine.holds, 16) == 9
+    assert hold_best(machine.holds, 16, 3) == 9
     assert machine.asked == [16, 12, 9]
-    assert hold_best(Machine(16).holds, 16) == 16
+    assert hold_best(Machine(16).holds, 16, 3) == 16
     once = Machine(9)
     assert hold_best(once.holds, 16, times=1) == 0  # where there is no time for a second one
     assert once.asked == [16]
-    assert hold_best(Machine(1).holds, 16) == hold_best(Machine(0).holds, 1) == 0
+    assert hold_best(Machine(1).holds, 16, 3) == hold_best(Machine(0).holds, 1, 3) == 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ class ScriptedServer:
         return Counts.of(Metrics().text().decode())
 
 
-async def talk_scripted(url: str, conversations: int, seconds: float, fmt: str):
+async def talk_scripted(url: str, conversations: int, seconds: float):
     """A hundred frames a conversation; all answers are late where there are too many."""
     latency = 0.010 if conversations <= ScriptedServer.limit else 0.2
     talk = PacedTalk(latencies=[latency] * 100, sent_at=[0.0] * 100)

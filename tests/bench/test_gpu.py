@@ -35,9 +35,7 @@ def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monk
     assert list(tmp_path.iterdir()) == [path]
     said = capfd.readouterr().out
     assert "== memory" in said
-    assert [line for line in said.splitlines() if line.startswith("written:")] == [
-        f"written: {path}"
-    ]
+    assert "written:" not in said  # of files that are gone
 
 
 @pytest.fixture
@@ -53,8 +51,7 @@ class Part:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        for option in ("--json", "--kv"):
-            parser.add_argument(option)
+        parser.add_argument("--kv")
 
     @classmethod
     def run(cls, args: argparse.Namespace) -> int:
@@ -106,11 +103,12 @@ def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
     minutes, held, tmp_path, monkeypatch, capfd
 ):
     seconds = []
+    monkeypatch.setattr(gpu, "MINUTES", minutes)
 
     class Capacity(Part):
         @staticmethod
         def add_arguments(parser: argparse.ArgumentParser) -> None:
-            for option in ("--json", "--folder", "--step-seconds", "--seconds", "--holds"):
+            for option in ("--folder", "--step-seconds", "--seconds", "--holds"):
                 parser.add_argument(option)
 
         @classmethod
@@ -121,7 +119,6 @@ def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
 
     monkeypatch.setattr(gpu, "load_subject", lambda name: subject_of(Capacity))
     path = tmp_path / "gpu.json"
-    options = ("--parts", "capacity", "--minutes", str(minutes), "--json", str(path))
-    assert run(parsed(*options)) == 0
+    assert run(parsed("--parts", "capacity", "--json", str(path))) == 0
     assert seconds == [pytest.approx(held, abs=2)]
     assert ("not 180" in capfd.readouterr().out) == (held < 180)

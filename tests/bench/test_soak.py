@@ -6,13 +6,7 @@ import sys
 import pytest
 
 from engine.bench import capacity, process
-from engine.bench.capacity import (
-    SOAK,
-    describe_soak,
-    find_faults,
-    measure_growth,
-    soak,
-)
+from engine.bench.capacity import SOAK, describe_soak, find_faults, measure_growth, soak
 from engine.bench.process import Server
 from engine.bench.report import parse_options
 from tests.bench.test_capacity import ScriptedServer
@@ -66,7 +60,7 @@ def test_where_the_clients_lag_the_late_frames_are_said_to_mean_nothing(lag, sai
 
 def test_a_healthy_server_stays_well_while_people_come_and_go():
     with Server(["--model", "embedded", "--slots", "3"]) as server:
-        result = soak(server, people=3, seconds=7, seed=1, fmt="pcm16")
+        result = soak(server, people=3, seconds=7)
     assert find_faults(result) == []
     assert result["conversations"] >= 2
     assert result["frames"] > 0
@@ -78,7 +72,7 @@ def test_a_leak_an_error_and_a_lost_slot_are_noticed(monkeypatch):
     monkeypatch.setattr(process, "EMPTY_SECONDS", 1.0)
     command = [sys.executable, "-m", "tests.bench.faulty_server", "leak,error,slot"]
     with Server(["--model", "embedded", "--slots", "4"], command) as server:
-        result = soak(server, people=3, seconds=8, seed=1, fmt="pcm16")
+        result = soak(server, people=3, seconds=8)
     error, memory, slot = find_faults(result)
     assert "internal error" in error
     assert memory.startswith("own_mb grew by ")
@@ -96,9 +90,9 @@ def test_the_exit_code_says_whether_something_is_wrong(lost, code, monkeypatch, 
     monkeypatch.setattr(capacity, "Server", ScriptedServer)
     monkeypatch.setattr(capacity, "soak", soak_scripted)
     target = tmp_path / "soak.json"
-    options = ["--model", "embedded", "--minutes", "2", "--seed", "7", "--json", str(target)]
+    options = ["--model", "embedded", "--minutes", "2", "--json", str(target)]
     assert SOAK.run(parse_options(SOAK, options)) == code
-    assert asked == [(4, 120.0, 7, "pcm16")]  # as many people as slots
+    assert asked == [(4, 120.0)]  # as many people as slots
     written, said = json.loads(target.read_text()), capsys.readouterr().out
     assert len(written["faults"]) == lost
     assert (written["servers"][0]["weights"], written["servers"][0]["kv"]) == ("int8", "bf16")

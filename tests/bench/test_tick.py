@@ -42,10 +42,9 @@ def ran(tmp_path):
 
 
 def parsed(path: Path, *options: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    tick.add_arguments(parser)
     given = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--json", str(path)]
-    return parser.parse_args([*given, "--ticks", "2", "--warm-up", "1", *options])
+    given += ["--ticks", "2", "--warm-up", "1", *options]
+    return parse_options(load_subject("tick"), given)
 
 
 def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypatch):
