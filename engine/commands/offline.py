@@ -123,19 +123,14 @@ def make_opening(backend: Backend, args: argparse.Namespace) -> Opening:
     return Opening(
         voice=voice,
         text_ids=prompt_ids(persona, backend.tokenizer),
-        sampling=make_sampling(args),
+        sampling=SamplingConfig(
+            text_temperature=0 if args.greedy else args.temp_text,
+            audio_temperature=0 if args.greedy else args.temp_audio,
+            text_top_k=args.topk_text,
+            audio_top_k=args.topk_audio,
+        ),
         seed=args.seed if args.seed >= 0 else secrets.randbits(62),
         transcribe=backend.transcribes,
-    )
-
-
-def make_sampling(args: argparse.Namespace) -> SamplingConfig:
-    """The sampling that the options ask for. Raises ConfigError for what is out of range."""
-    return SamplingConfig(
-        text_temperature=0 if args.greedy else args.temp_text,
-        audio_temperature=0 if args.greedy else args.temp_audio,
-        text_top_k=args.topk_text,
-        audio_top_k=args.topk_audio,
     )
 
 
@@ -194,16 +189,6 @@ def assemble_model(args: argparse.Namespace) -> Iterator[str]:
         yield source
 
 
-def decode_pieces(frames: list[DrivenFrame], backend: Backend) -> list[str]:
-    """One string a frame: the text of its piece, `PAD` or `EPAD` (model.md 9)."""
-    decoder = PieceDecoder()
-    names = {PAD: "PAD", EPAD: "EPAD"}
-    return [
-        names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
-        for frame in frames
-    ]
-
-
 def collect_words(
     frames: list[DrivenFrame], flushed: list[HeardRow], backend: Backend
 ) -> list[dict[str, str | float | None]]:
@@ -224,11 +209,6 @@ def collect_words(
         for word in found
         if word.written
     ]
-
-
-def write_wav(path: str, pcm: np.ndarray) -> None:
-    """Write 16-bit mono, 24 kHz, rounded as the reference does."""
-    soundfile.write(path, (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16), SAMPLE_RATE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -274,8 +254,13 @@ def run(args: argparse.Namespace) -> int:
     start, flushed = make_opening(backend, args), []
     frames = list(drive_conversation(backend, start, split_frames(user), speaker, flushed=flushed))
     pcm = np.concatenate([frame.pcm for frame in frames])[: len(user)]
-    write_wav(args.output_wav, pcm)
-    said = decode_pieces(frames, backend)
+    sound = (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16)  # rounded as the reference does
+    soundfile.write(args.output_wav, sound, SAMPLE_RATE)
+    decoder, names = PieceDecoder(), {PAD: "PAD", EPAD: "EPAD"}
+    said = [  # one string a frame (model.md 9)
+        names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
+        for frame in frames
+    ]
     if backend.transcribes:
         said = {"text": said, "words": collect_words(frames, flushed, backend)}
     text = json.dumps(said, ensure_ascii=False)
