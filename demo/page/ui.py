@@ -61,7 +61,13 @@ class Widgets:
                 with gr.Column(elem_classes="pp-card"):
                     self._settings(config)
                 with gr.Column(elem_classes="pp-card"):
-                    self._downloads()
+                    gr.HTML(look.DOWNLOADS, apply_default_css=False)
+                    with gr.Row(elem_classes="pp-tight"):
+                        self.wav = make_button("Sound", "pp-save-wav")
+                        self.txt = make_button("Text", "pp-save-txt")
+                        self.srt = make_button("SRT", "pp-save-srt")
+                        self.vtt = make_button("VTT", "pp-save-vtt")
+                        self.json = make_button("JSON", "pp-save-json")
 
     def _call(self, config: PageConfig) -> None:
         self.state = gr.HTML(
@@ -136,15 +142,6 @@ class Widgets:
         self.audio_top_k = make_slider(
             1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
         )
-
-    def _downloads(self) -> None:
-        gr.HTML(look.DOWNLOADS, apply_default_css=False)
-        with gr.Row(elem_classes="pp-tight"):
-            self.wav = make_button("Sound", "pp-save-wav")
-            self.txt = make_button("Text", "pp-save-txt")
-            self.srt = make_button("SRT", "pp-save-srt")
-            self.vtt = make_button("VTT", "pp-save-vtt")
-            self.json = make_button("JSON", "pp-save-json")
 
     def changing(self) -> list[gr.components.Component]:
         """What `widgets()` in static/main.js describes, in its order."""
