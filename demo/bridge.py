@@ -106,7 +106,13 @@ class Exchange:
             if message["type"] == "http.response.start":
                 await self._start(message)
             elif message["type"] == "http.response.body":
-                await self._body(message)
+                assert self.response is not None, "body before start"
+                # Gradio answers HEAD with a body, which would corrupt the next response.
+                if message.get("body") and self.request.method != "HEAD":
+                    await self.response.write(message["body"])
+                if not message.get("more_body", False):
+                    await self.response.write_eof()
+                    self.over.set()
         except (ConnectionError, ClientConnectionError) as error:
             self.over.set()
             raise ClientGoneError("the client left") from error
@@ -119,15 +125,6 @@ class Exchange:
         if not sized and message["status"] not in BODILESS and self.request.method != "HEAD":
             self.response.enable_chunked_encoding()
         await self.response.prepare(self.request)
-
-    async def _body(self, message: Message) -> None:
-        assert self.response is not None, "body before start"
-        # Gradio answers HEAD with a body, which would corrupt the next response.
-        if message.get("body") and self.request.method != "HEAD":
-            await self.response.write(message["body"])
-        if not message.get("more_body", False):
-            await self.response.write_eof()
-            self.over.set()
 
 
 def build_scope(request: web.Request) -> Message:

@@ -67,7 +67,13 @@ class Container:
             self._config = container_config(self._environ, self._port)
             if self._cache:
                 set_compile_caches(os.environ, self._cache)
-            self._service = self._make_service()
+            local = pin_to_local(self._config)
+
+            def prepare(progress: Progress) -> None:
+                fetch(local, progress, self._save)
+                keep_int8(local, progress, self._save)
+
+            self._service = build_service(local, self._died, prepare)
             if self._snapshot:
                 self._service.start()
                 self._service.wait()
@@ -91,15 +97,6 @@ class Container:
             logger.warning("the server did not end in %.0f s; leaving it", STOP_SECONDS)
 
     # -- the server's thread -----------------------------------------------------------------------
-
-    def _make_service(self) -> Service:
-        local = pin_to_local(self._config)
-
-        def prepare(progress: Progress) -> None:
-            fetch(local, progress, self._save)
-            keep_int8(local, progress, self._save)
-
-        return build_service(local, self._died, prepare)
 
     def _open(self) -> None:
         threading.Thread(target=self._run, name="server", daemon=True).start()

@@ -119,29 +119,26 @@ class Widgets:
             bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
-            self._sampling()
+            base = SamplingConfig()
+            self.seed = gr.Number(
+                -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
+            )
+            self.text_temperature = make_slider(
+                0, 2, base.text_temperature, "Text temperature", "pp-temp"
+            )
+            self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
+            self.audio_temperature = make_slider(
+                0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
+            )
+            self.audio_top_k = make_slider(
+                1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
+            )
             self.low_bandwidth = gr.Checkbox(
                 label="Low bandwidth", info="Opus instead of plain PCM: a tenth of the data"
             )
             self.record = gr.Checkbox(
                 True, label="Record in this browser", info="Nothing is kept on the server"
             )
-
-    def _sampling(self) -> None:
-        base = SamplingConfig()
-        self.seed = gr.Number(
-            -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
-        )
-        self.text_temperature = make_slider(
-            0, 2, base.text_temperature, "Text temperature", "pp-temp"
-        )
-        self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
-        self.audio_temperature = make_slider(
-            0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
-        )
-        self.audio_top_k = make_slider(
-            1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
-        )
 
     def changing(self) -> list[gr.components.Component]:
         """What `widgets()` in static/main.js describes, in its order."""

@@ -169,13 +169,8 @@ def _first(seen: list[Message], wanted: Callable[[Message], bool], otherwise: st
 
 
 def _is_loud(message: Message, after: float) -> bool:
-    pcm = message.pcm
-    return (
-        pcm is not None
-        and len(pcm) > 0
-        and message.at >= after
-        and float(np.abs(pcm).max()) > SPEECH_LEVEL
-    )
+    peak = 0.0 if message.pcm is None else np.abs(message.pcm).max(initial=0.0)
+    return message.at >= after and peak > SPEECH_LEVEL
 
 
 def _has_state(message: Message, kind: str, states: tuple[str, ...]) -> bool:

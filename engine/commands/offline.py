@@ -8,7 +8,6 @@ import json
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.scheduler import heard_row
+from engine.weights import hub
 from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 
@@ -163,11 +163,8 @@ def parse_say(text: str) -> tuple[int, str]:
     return int(frame), said
 
 
-@contextmanager
-def assemble_model(args: argparse.Namespace) -> Iterator[str]:
-    """The model to load; a folder of links if options replace single files of it."""
-    from engine.weights import hub
-
+def load_model(args: argparse.Namespace, progress: hub.Progress) -> Backend:
+    """The model of the options, with one slot, from a folder of links if they replace files."""
     source = choose_model(args.hf_repo or args.model)[0]
     replaced = {
         hub.TEXT_FILE: args.tokenizer,
@@ -176,17 +173,19 @@ def assemble_model(args: argparse.Namespace) -> Iterator[str]:
         "voices": args.voice_prompt_dir,
     }
     given = {name: Path(path).resolve() for name, path in replaced.items() if path}
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         if given and source != "embedded":
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             original = hub.find(source, None, lambda phase, percent: None)
             files = {path.name: path.resolve() for path in original.iterdir()} | given
             for name, path in files.items():
                 if not path.exists():
                     raise ConfigError(f"{path} does not exist; give a file of the checkpoint")
-                (folder / name).symlink_to(path)
-            source = str(folder)
-        yield source
+                Path(folder, name).symlink_to(path)
+            source = folder
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
+        return load_backend(config, progress, Voices)
 
 
 def collect_words(
@@ -244,11 +243,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with assemble_model(args) as source:
-        config = ServerConfig(
-            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
-        )
-        backend = load_backend(config, lambda phase, percent: None, Voices)
+    backend = load_model(args, lambda phase, percent: None)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)
     start, flushed = make_opening(backend, args), []

@@ -19,19 +19,16 @@ from engine.commands.offline import (
     DrivenFrame,
     Speaker,
     add_model_arguments,
-    assemble_model,
     collect_words,
     drive_conversation,
+    load_model,
     make_opening,
     split_frames,
     undirected,
 )
-from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
 from engine.runtime.backend import Backend, HeardRow
-from engine.runtime.choose import load_backend
-from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 
 
@@ -96,11 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < 1:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = split_frames(read_wav(args.input))[: args.frames]
-    with assemble_model(args) as source:
-        config = ServerConfig(
-            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
-        )
-        backend = load_backend(config, show, Voices)
+    backend = load_model(args, show)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
     direct, start = make_director(backend, args), make_opening(backend, args)

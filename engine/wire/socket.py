@@ -112,7 +112,10 @@ class ChatSocket:
         try:
             match kind:
                 case Kind.AUDIO:
-                    self._on_audio(payload)
+                    metrics, received = self.service.metrics, self.service.metrics.clock()
+                    for pcm in self.codec.decode(payload):
+                        seconds = metrics.clock() - received
+                        metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
                 case Kind.PING:
                     await self.ws.send_bytes(encode(Kind.PING, payload))
                 case Kind.SAY:
@@ -125,13 +128,6 @@ class ChatSocket:
                     self.service.metrics.ignored()
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
-
-    def _on_audio(self, payload: bytes) -> None:
-        metrics = self.service.metrics
-        received = metrics.clock()
-        for pcm in self.codec.decode(payload):
-            seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
 
     def _on_say(self, payload: bytes) -> None:
         try:
