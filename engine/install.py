@@ -83,9 +83,9 @@ def kind_for_run(args: list[str]) -> str:
         model = parser.parse_known_args(args)[0].model
     except argparse.ArgumentError:  # `--model` without a value: the server itself will say so
         return "page"
-    if {"-h", "--help"} & set(args) or not model:
+    if {"-h", "--help"} & set(args) or not model or choose_model(model)[0] == "embedded":
         return "page"
-    return "page" if choose_model(model)[0] == "embedded" else "model"
+    return "model"
 
 
 def requirements(name: str) -> list[str]:

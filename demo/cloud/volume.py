@@ -84,13 +84,13 @@ def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
     return True
 
 
-def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
-    """Write the int8 weights that this start reads, and commit the volume; whether any were new.
+def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> None:
+    """Write the int8 weights that this start reads, and commit the volume if any were new.
 
     Where they cannot be kept, the start makes them in memory.
     """
     if config.weights == "bf16" or not is_repository(config.model):
-        return False
+        return
     from engine.weights import loading  # brings torch along
     from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
@@ -106,11 +106,9 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> b
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)
-    if find_int8_files() == before:
-        return False
-    progress("saving the int8 weights to the volume", 0.0)
-    commit()
-    return True
+    if find_int8_files() != before:
+        progress("saving the int8 weights to the volume", 0.0)
+        commit()
 
 
 def find_int8_files() -> dict[Path, int]:

@@ -60,7 +60,6 @@ THEME = {  # blocks are lines of a form, not boxes
 
 
 def make_theme() -> gr.themes.Base:
-    """The theme that `ui.mount` hands to Gradio."""
     soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",

@@ -163,7 +163,6 @@ def make_button(label: str, elem_id: str) -> gr.Button:
 
 
 def make_line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
-    """A one-line text box of the conversation."""
     return gr.Textbox(
         label=label,
         placeholder=placeholder,

@@ -114,12 +114,11 @@ class ServerCheck:
         _expect(60 < words / minutes < 260, f"{words / minutes:.0f} words per minute")
 
     async def _audio(self) -> None:
-        missing = TONE_FRAMES * FRAME_SAMPLES
+        samples: list[int] = []
 
         def enough(message: Message) -> bool:
-            nonlocal missing
-            missing -= 0 if message.pcm is None else len(message.pcm)
-            return missing <= 0
+            samples.append(0 if message.pcm is None else len(message.pcm))
+            return sum(samples) >= TONE_FRAMES * FRAME_SAMPLES
 
         hum = 0.1 * np.sin(np.arange((TONE_FRAMES + 12) * FRAME_SAMPLES) * 0.05)
         async with self._client() as client:

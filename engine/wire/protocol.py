@@ -33,7 +33,6 @@ class Control(IntEnum):
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:
-    """One WebSocket message."""
     return bytes([kind]) + payload
 
 

@@ -24,7 +24,6 @@ WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, no
 
 
 def add_routes(app: web.Application, service: Service, config: ServerConfig) -> None:
-    """Put the engine's routes on an application."""
     app[SERVICE], app[CONFIG] = service, config
     for path in ("/api", "/api/chat"):
         app.router.add_get(path, chat)
