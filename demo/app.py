@@ -4,7 +4,6 @@ from aiohttp import web
 
 from demo.page.routes import add_page
 from demo.page.ui import PageConfig
-from engine.commands.serve import run_app
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.wire.server import add_routes
@@ -18,8 +17,3 @@ def build_app(service: Service, config: ServerConfig) -> web.Application:
     routing = service.answers.on if service.answers else None
     add_page(app, PageConfig(service.voices, service.personas, voice, routing), config.token)
     return app
-
-
-async def serve(service: Service, config: ServerConfig) -> int:
-    """Serve page and socket until a signal, or until the service dies; the exit code."""
-    return await run_app(build_app(service, config), service, config)

@@ -46,13 +46,29 @@ class Bridge:
 
     async def lifespan(self, _: web.Application) -> AsyncIterator[None]:
         """Start the application, serve, shut it down. Raises RuntimeError if it cannot start."""
-        life = Lifespan()
+        inbox: asyncio.Queue[Message] = asyncio.Queue()
+        answers: asyncio.Queue[Message] = asyncio.Queue()
         scope = {"type": "lifespan", "asgi": ASGI, "state": {}}
-        task = asyncio.create_task(self.app(scope, life.inbox.get, life.send))
+        task = asyncio.create_task(self.app(scope, inbox.get, answers.put))
+
+        async def ask(phase: str) -> None:
+            await inbox.put({"type": f"lifespan.{phase}"})
+            answer = asyncio.create_task(answers.get())
+            done, _ = await asyncio.wait(
+                {answer, task}, timeout=LIFESPAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answer not in done:
+                answer.cancel()
+                cause = task.exception() if task.done() else None
+                raise RuntimeError(f"the page's {phase} gave no answer") from cause
+            if answer.result()["type"] != f"lifespan.{phase}.complete":
+                why = answer.result().get("message", "")
+                raise RuntimeError(f"the page's {phase} failed: {why}")
+
         try:
-            await life.ask("startup", task)
+            await ask("startup")
             yield
-            await life.ask("shutdown", task)
+            await ask("shutdown")
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -90,7 +106,13 @@ class Exchange:
             if message["type"] == "http.response.start":
                 await self._start(message)
             elif message["type"] == "http.response.body":
-                await self._body(message)
+                assert self.response is not None, "body before start"
+                # Gradio answers HEAD with a body, which would corrupt the next response.
+                if message.get("body") and self.request.method != "HEAD":
+                    await self.response.write(message["body"])
+                if not message.get("more_body", False):
+                    await self.response.write_eof()
+                    self.over.set()
         except (ConnectionError, ClientConnectionError) as error:
             self.over.set()
             raise ClientGoneError("the client left") from error
@@ -103,40 +125,6 @@ class Exchange:
         if not sized and message["status"] not in BODILESS and self.request.method != "HEAD":
             self.response.enable_chunked_encoding()
         await self.response.prepare(self.request)
-
-    async def _body(self, message: Message) -> None:
-        assert self.response is not None, "body before start"
-        # Gradio answers HEAD with a body, which would corrupt the next response.
-        if message.get("body") and self.request.method != "HEAD":
-            await self.response.write(message["body"])
-        if not message.get("more_body", False):
-            await self.response.write_eof()
-            self.over.set()
-
-
-class Lifespan:
-    """The two questions of the ASGI lifespan and the application's answers."""
-
-    def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._answers: asyncio.Queue[Message] = asyncio.Queue()
-
-    async def send(self, message: Message) -> None:
-        await self._answers.put(message)
-
-    async def ask(self, phase: str, task: asyncio.Task) -> None:
-        """Ask for `startup` or `shutdown`. Raises RuntimeError if it fails or takes too long."""
-        await self.inbox.put({"type": f"lifespan.{phase}"})
-        answer = asyncio.create_task(self._answers.get())
-        done, _ = await asyncio.wait(
-            {answer, task}, timeout=LIFESPAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        if answer not in done:
-            answer.cancel()
-            cause = task.exception() if task.done() else None
-            raise RuntimeError(f"the page's {phase} gave no answer") from cause
-        if answer.result()["type"] != f"lifespan.{phase}.complete":
-            raise RuntimeError(f"the page's {phase} failed: {answer.result().get('message', '')}")
 
 
 def build_scope(request: web.Request) -> Message:

@@ -10,7 +10,7 @@ import pytest
 from engine.bench.__main__ import load_subject, subjects
 from engine.bench.report import parse_options
 from engine.cli import COMMANDS, build_parser
-from engine.commands.serve import add_server_arguments
+from engine.commands.serve import add_arguments
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -69,7 +69,7 @@ def test_every_command_of_our_own_is_real(document, command):
     program, *words = (word for word in shlex.split(command) if word != "--help")
     if program == "demo":
         page = argparse.ArgumentParser()
-        add_server_arguments(page)
+        add_arguments(page)
         page.parse_args(words)
     elif words[:1] == ["bench"]:
         bench(words[1:])

@@ -209,7 +209,6 @@ def judge_int8(
         *describe_drift(drift),
         *describe_capacity(measured),
         *describe_verdict(config, folder, measured),
-        *describe_recogniser(config, folder),
         f"results     {volume_command('get', judge.results, cache, volume)}",
         *advise(measured, volume_command("rm", folder / VERDICT, cache, volume)),
     ]:
@@ -268,7 +267,10 @@ def describe_capacity(measured: Measured) -> Iterator[str]:
 
 
 def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
-    """What is allowed now, and what the next start takes: a setting may have fixed it."""
+    """What is allowed now, and what the next start takes: a setting may have fixed it.
+
+    The recogniser's part only where it is turned on.
+    """
     asked = config.weights, config.kv
     lost = ""
     if measured.lost:
@@ -276,10 +278,6 @@ def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> 
     yield f"\nverdict     {describe_mode(choose_precision(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {describe_mode(choose_precision(asked, folder, config.device))}{forced}"
-
-
-def describe_recogniser(config: ServerConfig, folder: Path) -> Iterator[str]:
-    """What the next start takes for the recogniser, if it is turned on."""
     if config.transcribe:
         from engine.weights.loading import download_recogniser  # brings torch along
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from demo.app import build_app
-from demo.cloud.growing import Growing, Spare, autoscale
+from demo.cloud.growing import Growing, ModalSpare, autoscale
 from demo.cloud.volume import (
     Commit,
     container_config,
@@ -42,7 +42,7 @@ class Container:
         port: int = 8998,
         cache: Path | None = None,
         commit: Commit = lambda: None,
-        spare: Spare | None = None,
+        spare: ModalSpare | None = None,
         snapshot: bool = False,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
@@ -60,12 +60,20 @@ class Container:
 
     def start(self) -> None:
         """Return when the port answers. For a snapshot: when the model is warm."""
-        set_up_logging(self._environ)
+        task = self._environ.get("MODAL_TASK_ID", "")  # the platform mixes the lines of all
+        log_format = f"{LOG_FORMAT} [{task}]" if task else LOG_FORMAT
+        logging.basicConfig(level=logging.INFO, format=log_format)
         try:
             self._config = container_config(self._environ, self._port)
             if self._cache:
                 set_compile_caches(os.environ, self._cache)
-            self._service = self._make_service()
+            local = pin_to_local(self._config)
+
+            def prepare(progress: Progress) -> None:
+                fetch(local, progress, self._save)
+                keep_int8(local, progress, self._save)
+
+            self._service = build_service(local, self._died, prepare)
             if self._snapshot:
                 self._service.start()
                 self._service.wait()
@@ -89,15 +97,6 @@ class Container:
             logger.warning("the server did not end in %.0f s; leaving it", STOP_SECONDS)
 
     # -- the server's thread -----------------------------------------------------------------------
-
-    def _make_service(self) -> Service:
-        local = pin_to_local(self._config)
-
-        def prepare(progress: Progress) -> None:
-            fetch(local, progress, self._save)
-            keep_int8(local, progress, self._save)
-
-        return build_service(local, self._died, prepare)
 
     def _open(self) -> None:
         threading.Thread(target=self._run, name="server", daemon=True).start()
@@ -152,9 +151,3 @@ class Container:
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)
-
-
-def set_up_logging(environ: Mapping[str, str]) -> None:
-    """Log lines carry the container's name: the platform mixes the lines of all."""
-    task = environ.get("MODAL_TASK_ID", "")
-    logging.basicConfig(level=logging.INFO, format=f"{LOG_FORMAT} [{task}]" if task else LOG_FORMAT)

@@ -29,7 +29,10 @@ APART = {
 
 
 def build_image(cache: str) -> modal.Image:
-    """Packages, settings and code. The volume will be at `cache`."""
+    """Packages, settings and code. The volume will be at `cache`.
+
+    Raises SystemExit if there is no such folder of knowledge.
+    """
     # Modal mounts its own client: a second one in the image would only compete with it.
     pins = [pin for pin in requirements("requirements.txt") if not pin.startswith("modal==")]
     built = modal.Image.debian_slim(python_version="3.11").uv_pip_install(*pins)
@@ -37,7 +40,12 @@ def build_image(cache: str) -> modal.Image:
     for name in FOLDERS:
         built = built.add_local_dir(ROOT / name, f"/root/{name}", ignore=IGNORE)
     if knowledge := os.environ.get("PERSONAPLEX_KNOWLEDGE"):
-        built = built.add_local_dir(find_folder(knowledge), KNOWLEDGE)
+        found = Path(knowledge).expanduser().resolve()
+        if not found.is_dir():
+            raise SystemExit(
+                f"PERSONAPLEX_KNOWLEDGE is {knowledge!r}, which is no folder; name one"
+            )
+        built = built.add_local_dir(found, KNOWLEDGE)
     return built
 
 
@@ -51,29 +59,17 @@ def image_environment(cache: str) -> dict[str, str]:
     return hub | {"PYTHONUNBUFFERED": "1"} | plain
 
 
-def find_folder(path: str) -> Path:
-    """The folder of knowledge. Raises SystemExit if there is none."""
-    found = Path(path).expanduser().resolve()
-    if not found.is_dir():
-        raise SystemExit(f"PERSONAPLEX_KNOWLEDGE is {path!r}, which is no folder; name one")
-    return found
-
-
 def choose_secrets() -> list[modal.Secret]:
-    """Two secrets: the model's, and that of smart routing, which also carries our own token."""
+    """Two secrets: the model's, and that of smart routing, which also carries our own token.
+
+    Raises SystemExit with the way out if it is certain that the model's is missing.
+    """
     named = os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     asked = [] if embedded else [HF_SECRET]
     if not named and not os.environ.get(DEEPSEEK_KEY):
         asked.append(DEEPSEEK_SECRET)
     known = ask_which_exist(asked)
-    return [choose_hf_secret(embedded, known), choose_second_secret(named, known)]
-
-
-def choose_hf_secret(embedded: bool, known: dict[str, bool]) -> modal.Secret:
-    """Raises SystemExit with the way out if it is certain that there is none."""
-    if embedded:
-        return modal.Secret.from_dict({})
     if known.get(HF_SECRET) is False:
         raise SystemExit(
             f"secret {HF_SECRET} not found; create it (docs/modal.md, step 4):\n"
@@ -81,7 +77,10 @@ def choose_hf_secret(embedded: bool, known: dict[str, bool]) -> modal.Secret:
             "or deploy without the model, on CPU:\n"
             "  PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy modal_app.py"
         )
-    return modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
+    first = modal.Secret.from_dict({})
+    if not embedded:
+        first = modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
+    return [first, choose_second_secret(named, known)]
 
 
 def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
@@ -92,21 +91,16 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
     if named and named != "none":
         print(f"smart routing: on ({named})")
         return add_token(named, token)
+    routing = "off: no secret found"
     if named == "none":
-        key = None
-    print(f"smart routing: {describe_routing(named, key, known)}")
+        key, routing = None, "off: as PERSONAPLEX_DEEPSEEK_SECRET says"
+    elif key:
+        routing = f"on ({DEEPSEEK_KEY})"
+    elif has_account() and DEEPSEEK_SECRET not in known:
+        insist = f"PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
+        routing = f"off: Modal gave no answer; {insist}"
+    print(f"smart routing: {routing}")
     return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
-
-
-def describe_routing(named: str, key: str | None, known: dict[str, bool]) -> str:
-    """What deploying prints when no named secret is used."""
-    if named == "none":
-        return "off: as PERSONAPLEX_DEEPSEEK_SECRET says"
-    if key:
-        return f"on ({DEEPSEEK_KEY})"
-    if has_account() and DEEPSEEK_SECRET not in known:
-        return f"off: Modal gave no answer; PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
-    return "off: no secret found"
 
 
 def add_token(name: str, token: str | None) -> modal.Secret:

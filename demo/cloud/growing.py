@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 from aiohttp import web
 
@@ -24,13 +23,6 @@ CALL_SECONDS = 10.0  # what one call to the platform may take
 ROOM = 2  # free places that mean a newcomer needs no other container
 
 
-class Spare(Protocol):
-    """Something that can start containers."""
-
-    async def keep(self, count: int) -> None:
-        """Keep `count` idle containers beside those in use. May raise anything."""
-
-
 class ModalSpare:
     """Modal's autoscaler, of a deployed class."""
 
@@ -38,6 +30,7 @@ class ModalSpare:
         self._names = app, cls
 
     async def keep(self, count: int) -> None:
+        """Keep `count` idle containers beside those in use. May raise anything."""
         import modal  # only where the platform is
 
         server = modal.Cls.from_name(*self._names)()
@@ -48,7 +41,7 @@ class Growing:
     """When to ask and when to give back. Belongs to one event loop."""
 
     def __init__(
-        self, spare: Spare, base: int = 0, clock: Callable[[], float] = time.monotonic
+        self, spare: ModalSpare, base: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._spare = spare
         self._base = base  # spares that were deployed: never fewer
@@ -67,21 +60,18 @@ class Growing:
                 self._asked_at = now
                 await self._keep(self._base + 1)
         elif self._asked_at is not None:
-            await self._calm_down(now, roomy=free >= min(ROOM, self._most))
+            if free < min(ROOM, self._most):
+                self._roomy_since = None
+            elif self._roomy_since is None:
+                self._roomy_since = now
+            elif now - self._roomy_since >= CALM_SECONDS:
+                await self.give_back()
 
     async def give_back(self) -> None:
         """Give the spare back: the container ends, or has room again."""
         if self._asked_at is not None and await self._keep(self._base):
             self._asked_at = None
         self._roomy_since = None
-
-    async def _calm_down(self, now: float, roomy: bool) -> None:
-        if not roomy:
-            self._roomy_since = None
-        elif self._roomy_since is None:
-            self._roomy_since = now
-        elif now - self._roomy_since >= CALM_SECONDS:
-            await self.give_back()
 
     async def _keep(self, count: int) -> bool:
         """Ask the platform; whether it agreed."""

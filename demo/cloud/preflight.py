@@ -8,7 +8,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,13 +60,14 @@ def config_without_gpu() -> ServerConfig:
     return container_config({**os.environ, "PERSONAPLEX_DEVICE": "cpu"}, port=8998)
 
 
-def make_progress_printer(clock: Callable[[], float] = time.monotonic) -> hub.Progress:
+def make_progress_printer() -> hub.Progress:
     """A progress callback that prints each new phase, and then at most a line in ten seconds."""
     last: dict[str, float] = {}
 
     def progress(phase: str, percent: float) -> None:
-        if clock() - last.get(phase, float("-inf")) >= PROGRESS_SECONDS:
-            last[phase] = clock()
+        now = time.monotonic()
+        if now - last.get(phase, float("-inf")) >= PROGRESS_SECONDS:
+            last[phase] = now
             print(f"{phase}: {percent:.0f} %", flush=True)
 
     return progress

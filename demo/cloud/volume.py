@@ -16,11 +16,8 @@ from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.runtime.choose import has_cuda
 from engine.weights import hub
-from engine.weights.hub import DEFAULT_REPOSITORY
 
 logger = logging.getLogger(__name__)
-
-HOST = "0.0.0.0"  # the platform asks for the port on the container\'s own address
 
 Commit = Callable[[], None]
 NAME_BYTES = 100  # of a device's name
@@ -87,13 +84,13 @@ def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
     return True
 
 
-def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
-    """Write the int8 weights that this start reads, and commit the volume; whether any were new.
+def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> None:
+    """Write the int8 weights that this start reads, and commit the volume if any were new.
 
     Where they cannot be kept, the start makes them in memory.
     """
     if config.weights == "bf16" or not is_repository(config.model):
-        return False
+        return
     from engine.weights import loading  # brings torch along
     from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
@@ -109,11 +106,9 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> b
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)
-    if find_int8_files() == before:
-        return False
-    progress("saving the int8 weights to the volume", 0.0)
-    commit()
-    return True
+    if find_int8_files() != before:
+        progress("saving the int8 weights to the volume", 0.0)
+        commit()
 
 
 def find_int8_files() -> dict[Path, int]:
@@ -124,8 +119,13 @@ def find_int8_files() -> dict[Path, int]:
 
 def set_compile_caches(environ: MutableMapping[str, str], cache: Path) -> None:
     """Let compilers keep their work on the volume, in a folder for each device and version."""
-    versions = "-".join(_version(name) for name in ("torch", "triton"))
-    folder = cache / "compiled" / f"{device_name()}-{versions}"
+    name = device_name()
+    for package in ("torch", "triton"):
+        try:
+            name += f"-{package}{metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            name += f"-{package}0"
+    folder = cache / "compiled" / name
     environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
@@ -142,13 +142,6 @@ def device_name() -> str:
     return name.value.decode(errors="replace").replace(" ", "-").replace("/", "-").lower()
 
 
-def _version(package: str) -> str:
-    try:
-        return f"{package}{metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"{package}0"
-
-
 # -- settings --------------------------------------------------------------------------------------
 
 
@@ -157,9 +150,10 @@ def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
 
     Raises ConfigError.
     """
-    config = ServerConfig.from_environment(environ, host=HOST, port=port)
+    # The platform asks for the port on the container's own address.
+    config = ServerConfig.from_environment(environ, host="0.0.0.0", port=port)
     if config.model == "auto":
-        config = replace(config, model=DEFAULT_REPOSITORY)
+        config = replace(config, model=hub.DEFAULT_REPOSITORY)
     if is_repository(config.model) and config.device == "auto":
         if environ.get("PERSONAPLEX_GPU", "").lower() == "none":
             raise ConfigError(

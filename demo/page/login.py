@@ -40,7 +40,9 @@ def require_token(handler: Handler, token: str) -> Handler:
             return hand_out_cookie(request, token)
         if given is None and is_same_token(request.cookies.get(COOKIE, ""), token):
             return await handler(request)
-        return ask_for_token(WRONG if given else FIRST)
+        headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        page = ASK.replace("NOTE", WRONG if given else FIRST)
+        return web.Response(status=401, text=page, content_type="text/html", headers=headers)
 
     return guard
 
@@ -57,10 +59,3 @@ def hand_out_cookie(request: web.Request, token: str) -> web.Response:
         samesite="Lax",
     )
     return response
-
-
-def ask_for_token(note: str) -> web.Response:
-    """Answer with a plain page that has one field."""
-    headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-    page = ASK.replace("NOTE", note)
-    return web.Response(status=401, text=page, content_type="text/html", headers=headers)

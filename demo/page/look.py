@@ -6,9 +6,7 @@ outside. Every pair of colours is readable (axe-core checks it).
 
 import gradio as gr
 
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-
-FLAT = {  # blocks are lines of a form, not boxes
+THEME = {  # blocks are lines of a form, not boxes
     "block_background_fill": "transparent",
     "block_background_fill_dark": "transparent",
     "block_border_width": "0px",
@@ -25,9 +23,6 @@ FLAT = {  # blocks are lines of a form, not boxes
     "block_title_text_weight": "600",
     "block_info_text_color": "*neutral_600",
     "block_info_text_color_dark": "*neutral_300",
-}
-
-INK = {
     "body_background_fill": "#f3f6fa",
     "body_background_fill_dark": "#0b1220",
     "body_text_color_subdued": "*neutral_600",
@@ -40,9 +35,6 @@ INK = {
     "input_placeholder_color": "#64748b",
     "input_placeholder_color_dark": "#94a3b8",
     "input_shadow": "none",
-}
-
-BUTTONS = {
     "button_secondary_background_fill": "white",
     "button_secondary_background_fill_hover": "#eef2f7",
     "button_secondary_background_fill_dark": "#1e293b",
@@ -68,16 +60,15 @@ BUTTONS = {
 
 
 def make_theme() -> gr.themes.Base:
-    """The theme that `ui.mount` hands to Gradio."""
     soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",
-        font=FONTS,
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
         radius_size="lg",
     )
-    return soft.set(**FLAT, **INK, **BUTTONS)
+    return soft.set(**THEME)
 
 
 # -- the panels, which static/panels.js fills ------------------------------------------------------

@@ -1,14 +1,11 @@
 """The page's routes: our scripts under /pp/, and Gradio behind the bridge for all other paths."""
 
-from pathlib import Path
-
 from aiohttp import web
 
 from demo.bridge import Bridge
 from demo.page.login import require_token
-from demo.page.ui import PageConfig, build_page, mount
+from demo.page.ui import STATIC, PageConfig, build_page, mount
 
-STATIC = Path(__file__).parent / "static"
 SCRIPTS = "/pp"
 
 

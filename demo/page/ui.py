@@ -61,7 +61,13 @@ class Widgets:
                 with gr.Column(elem_classes="pp-card"):
                     self._settings(config)
                 with gr.Column(elem_classes="pp-card"):
-                    self._downloads()
+                    gr.HTML(look.DOWNLOADS, apply_default_css=False)
+                    with gr.Row(elem_classes="pp-tight"):
+                        self.wav = make_button("Sound", "pp-save-wav")
+                        self.txt = make_button("Text", "pp-save-txt")
+                        self.srt = make_button("SRT", "pp-save-srt")
+                        self.vtt = make_button("VTT", "pp-save-vtt")
+                        self.json = make_button("JSON", "pp-save-json")
 
     def _call(self, config: PageConfig) -> None:
         self.state = gr.HTML(
@@ -113,38 +119,26 @@ class Widgets:
             bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
-            self._sampling()
+            base = SamplingConfig()
+            self.seed = gr.Number(
+                -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
+            )
+            self.text_temperature = make_slider(
+                0, 2, base.text_temperature, "Text temperature", "pp-temp"
+            )
+            self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
+            self.audio_temperature = make_slider(
+                0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
+            )
+            self.audio_top_k = make_slider(
+                1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
+            )
             self.low_bandwidth = gr.Checkbox(
                 label="Low bandwidth", info="Opus instead of plain PCM: a tenth of the data"
             )
             self.record = gr.Checkbox(
                 True, label="Record in this browser", info="Nothing is kept on the server"
             )
-
-    def _sampling(self) -> None:
-        base = SamplingConfig()
-        self.seed = gr.Number(
-            -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
-        )
-        self.text_temperature = make_slider(
-            0, 2, base.text_temperature, "Text temperature", "pp-temp"
-        )
-        self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
-        self.audio_temperature = make_slider(
-            0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
-        )
-        self.audio_top_k = make_slider(
-            1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
-        )
-
-    def _downloads(self) -> None:
-        gr.HTML(look.DOWNLOADS, apply_default_css=False)
-        with gr.Row(elem_classes="pp-tight"):
-            self.wav = make_button("Sound", "pp-save-wav")
-            self.txt = make_button("Text", "pp-save-txt")
-            self.srt = make_button("SRT", "pp-save-srt")
-            self.vtt = make_button("VTT", "pp-save-vtt")
-            self.json = make_button("JSON", "pp-save-json")
 
     def changing(self) -> list[gr.components.Component]:
         """What `widgets()` in static/main.js describes, in its order."""
@@ -169,7 +163,6 @@ def make_button(label: str, elem_id: str) -> gr.Button:
 
 
 def make_line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
-    """A one-line text box of the conversation."""
     return gr.Textbox(
         label=label,
         placeholder=placeholder,

@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import aiohttp
 import numpy as np
@@ -30,31 +29,18 @@ class CheckError(EngineError):
     """A check did not pass; the text says what was seen and expected."""
 
 
-@dataclass
-class Report:
-    """How many checks passed and failed, and the times that they measured."""
-
-    passed: int = 0
-    failed: int = 0
-    times: dict[str, float] = field(default_factory=dict)
-
-    def line(self, name: str, error: str = "") -> None:
-        self.passed += not error
-        self.failed += bool(error)
-        print(f"{'FAIL' if error else 'pass'}  {name}{': ' + error if error else ''}", flush=True)
-
-
 class ServerCheck:
-    """The checks, in order, against one server."""
+    """The checks, in order, against one server; what they count and measure."""
 
     def __init__(self, url: str, token: str | None, wav: str | None) -> None:
         self.socket = api_url(url)
         self.base = self.socket.replace("ws", "http", 1).split("/api")[0]
         self.token = token
         self.wav = wav
-        self.report = Report()
+        self.passed, self.failed = 0, 0
+        self.times: dict[str, float] = {}
 
-    async def run(self) -> Report:
+    async def run(self) -> None:
         checks: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("/healthz answers 200", self._health),
             ("the page is served", self._page),
@@ -69,12 +55,15 @@ class ServerCheck:
             try:
                 async with asyncio.timeout(WAKE_SECONDS + STEP_SECONDS):
                     await check()
-                self.report.line(name)
+                self.passed += 1
+                print(f"pass  {name}", flush=True)
+                continue
             except TimeoutError:
-                self.report.line(name, "no answer in time")
+                fault = "no answer in time"
             except (EngineError, aiohttp.ClientError, OSError) as error:
-                self.report.line(name, str(error))
-        return self.report
+                fault = str(error)
+            self.failed += 1
+            print(f"FAIL  {name}: {fault}", flush=True)
 
     def _client(self, **query: object) -> Client:
         return Client(self.socket, token=self.token, **query)
@@ -107,7 +96,8 @@ class ServerCheck:
         started = time.monotonic()
         async with self._client() as client:
             await client.say(SENTENCE)
-            seen = await _read_until(client, _is_said)
+            over = ("done", "cancelled")
+            seen = await _read_until(client, lambda m: _has_state(m, "say", over))
         ready = _first(seen, lambda m: m.kind is Kind.HANDSHAKE, "no 0x00")
         word = _first(seen, lambda m: m.kind is Kind.TEXT, "no text")
         heard = _first(seen, lambda m: _is_loud(m, word.at), "the text was sent but no sound")
@@ -115,7 +105,7 @@ class ServerCheck:
         _expect(SENTENCE.split()[-1] in said, f"heard {said!r}, expected the whole sentence")
         words = len(SENTENCE.split())
         minutes = (seen[-1].at - word.at) / 60
-        self.report.times |= {
+        self.times |= {
             "connect_s": ready.at - started,
             "first_word_s": word.at - ready.at,
             "first_sound_s": heard.at - ready.at,
@@ -124,11 +114,17 @@ class ServerCheck:
         _expect(60 < words / minutes < 260, f"{words / minutes:.0f} words per minute")
 
     async def _audio(self) -> None:
+        samples: list[int] = []
+
+        def enough(message: Message) -> bool:
+            samples.append(0 if message.pcm is None else len(message.pcm))
+            return sum(samples) >= TONE_FRAMES * FRAME_SAMPLES
+
+        hum = 0.1 * np.sin(np.arange((TONE_FRAMES + 12) * FRAME_SAMPLES) * 0.05)
         async with self._client() as client:
-            listening = asyncio.create_task(_read_until(client, _have_frames(TONE_FRAMES)))
+            listening = asyncio.create_task(_read_until(client, enough))
             await asyncio.sleep(0)
-            pcm = read_wav(self.wav) if self.wav else _make_hum(TONE_FRAMES + 12)
-            await send_wav(client, pcm)
+            await send_wav(client, read_wav(self.wav) if self.wav else hum.astype(np.float32))
             async with asyncio.timeout(STEP_SECONDS):
                 await listening
 
@@ -137,7 +133,7 @@ class ServerCheck:
             started = time.monotonic()
             await client.send(Kind.PING, b"check")
             await _read_until(client, lambda m: m.kind is Kind.PING)
-            self.report.times["ping_s"] = time.monotonic() - started
+            self.times["ping_s"] = time.monotonic() - started
 
     async def _error(self) -> None:
         async with self._client(seed="x") as client:
@@ -148,7 +144,10 @@ class ServerCheck:
         async with self._client(routing=1) as client:
             await _read_until(client, lambda m: m.kind is Kind.HANDSHAKE)
             await client.send_metadata(type="ask", text=QUESTION)
-            seen = await _read_until(client, lambda m: m.kind is Kind.ERROR or _is_route_over(m))
+            over = ("done", "failed", "stale")
+            seen = await _read_until(
+                client, lambda m: m.kind is Kind.ERROR or _has_state(m, "route", over)
+            )
         last = seen[-1]
         if last.kind is Kind.ERROR:
             _expect(last.text.startswith("ask:"), f"got {last.text!r}")
@@ -169,39 +168,12 @@ def _first(seen: list[Message], wanted: Callable[[Message], bool], otherwise: st
 
 
 def _is_loud(message: Message, after: float) -> bool:
-    pcm = message.pcm
-    return (
-        pcm is not None
-        and len(pcm) > 0
-        and message.at >= after
-        and float(np.abs(pcm).max()) > SPEECH_LEVEL
-    )
+    peak = 0.0 if message.pcm is None else np.abs(message.pcm).max(initial=0.0)
+    return message.at >= after and peak > SPEECH_LEVEL
 
 
-def _is_said(message: Message) -> bool:
-    return message.data.get("type") == "say" and message.data["state"] in ("done", "cancelled")
-
-
-def _is_route_over(message: Message) -> bool:
-    over = message.data.get("state") in ("done", "failed", "stale")
-    return message.data.get("type") == "route" and over
-
-
-def _have_frames(count: int) -> Callable[[Message], bool]:
-    """A condition that holds once `count` frames of agent audio have come."""
-    samples = [0]
-
-    def enough(message: Message) -> bool:
-        samples[0] += 0 if message.pcm is None else len(message.pcm)
-        return samples[0] >= count * FRAME_SAMPLES
-
-    return enough
-
-
-def _make_hum(frames: int) -> np.ndarray:
-    """A soft hum, float32 [n]."""
-    n = np.arange(frames * FRAME_SAMPLES)
-    return (0.1 * np.sin(n * 0.05)).astype(np.float32)
+def _has_state(message: Message, kind: str, states: tuple[str, ...]) -> bool:
+    return message.data.get("type") == kind and message.data.get("state") in states
 
 
 async def _read_until(client: Client, over: Callable[[Message], bool]) -> list[Message]:
@@ -227,9 +199,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    report = asyncio.run(ServerCheck(args.url, args.token, args.input).run())
-    for name, value in report.times.items():
+    check = ServerCheck(args.url, args.token, args.input)
+    asyncio.run(check.run())
+    for name, value in check.times.items():
         print(f"      {name} {value:.2f}")
     seconds = time.monotonic() - started
-    print(f"{report.passed} passed, {report.failed} failed in {seconds:.0f} s")
-    return 1 if report.failed else 0
+    print(f"{check.passed} passed, {check.failed} failed in {seconds:.0f} s")
+    return 1 if check.failed else 0

@@ -8,7 +8,6 @@ import json
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.scheduler import heard_row
+from engine.weights import hub
 from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 
@@ -122,19 +122,14 @@ def make_opening(backend: Backend, args: argparse.Namespace) -> Opening:
     return Opening(
         voice=voice,
         text_ids=prompt_ids(persona, backend.tokenizer),
-        sampling=make_sampling(args),
+        sampling=SamplingConfig(
+            text_temperature=0 if args.greedy else args.temp_text,
+            audio_temperature=0 if args.greedy else args.temp_audio,
+            text_top_k=args.topk_text,
+            audio_top_k=args.topk_audio,
+        ),
         seed=args.seed if args.seed >= 0 else secrets.randbits(62),
         transcribe=backend.transcribes,
-    )
-
-
-def make_sampling(args: argparse.Namespace) -> SamplingConfig:
-    """The sampling that the options ask for. Raises ConfigError for what is out of range."""
-    return SamplingConfig(
-        text_temperature=0 if args.greedy else args.temp_text,
-        audio_temperature=0 if args.greedy else args.temp_audio,
-        text_top_k=args.topk_text,
-        audio_top_k=args.topk_audio,
     )
 
 
@@ -167,11 +162,8 @@ def parse_say(text: str) -> tuple[int, str]:
     return int(frame), said
 
 
-@contextmanager
-def assemble_model(args: argparse.Namespace) -> Iterator[str]:
-    """The model to load; a folder of links if options replace single files of it."""
-    from engine.weights import hub
-
+def load_model(args: argparse.Namespace, progress: hub.Progress) -> Backend:
+    """The model of the options, with one slot, from a folder of links if they replace files."""
     source = choose_model(args.hf_repo or args.model)[0]
     replaced = {
         hub.TEXT_FILE: args.tokenizer,
@@ -180,27 +172,19 @@ def assemble_model(args: argparse.Namespace) -> Iterator[str]:
         "voices": args.voice_prompt_dir,
     }
     given = {name: Path(path).resolve() for name, path in replaced.items() if path}
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         if given and source != "embedded":
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             original = hub.find(source, None, lambda phase, percent: None)
             files = {path.name: path.resolve() for path in original.iterdir()} | given
             for name, path in files.items():
                 if not path.exists():
                     raise ConfigError(f"{path} does not exist; give a file of the checkpoint")
-                (folder / name).symlink_to(path)
-            source = str(folder)
-        yield source
-
-
-def decode_pieces(frames: list[DrivenFrame], backend: Backend) -> list[str]:
-    """One string a frame: the text of its piece, `PAD` or `EPAD` (model.md 9)."""
-    decoder = PieceDecoder()
-    names = {PAD: "PAD", EPAD: "EPAD"}
-    return [
-        names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
-        for frame in frames
-    ]
+                Path(folder, name).symlink_to(path)
+            source = folder
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
+        return load_backend(config, progress, Voices)
 
 
 def collect_words(
@@ -223,13 +207,6 @@ def collect_words(
         for word in found
         if word.written
     ]
-
-
-def write_wav(path: str, pcm: np.ndarray) -> None:
-    """Write 16-bit mono, 24 kHz, rounded as the reference does."""
-    import soundfile  # here: benchmarks drive conversations on machines without it
-
-    soundfile.write(path, (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16), SAMPLE_RATE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,18 +242,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with assemble_model(args) as source:
-        config = ServerConfig(
-            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
-        )
-        backend = load_backend(config, lambda phase, percent: None, Voices)
+    backend = load_model(args, lambda phase, percent: None)
     user = read_wav(args.input_wav)
     speaker = Speaker(backend, args.say)
     start, flushed = make_opening(backend, args), []
     frames = list(drive_conversation(backend, start, split_frames(user), speaker, flushed=flushed))
     pcm = np.concatenate([frame.pcm for frame in frames])[: len(user)]
-    write_wav(args.output_wav, pcm)
-    said = decode_pieces(frames, backend)
+    sound = (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16)  # rounded as the reference does
+    import soundfile  # here: benchmarks drive conversations on machines without it
+
+    soundfile.write(args.output_wav, sound, SAMPLE_RATE)
+    decoder, names = PieceDecoder(), {PAD: "PAD", EPAD: "EPAD"}
+    said = [  # one string a frame (model.md 9)
+        names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
+        for frame in frames
+    ]
     if backend.transcribes:
         said = {"text": said, "words": collect_words(frames, flushed, backend)}
     text = json.dumps(said, ensure_ascii=False)

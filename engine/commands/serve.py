@@ -2,11 +2,10 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 from aiohttp import web
 
@@ -20,15 +19,12 @@ from engine.runtime.choose import choose_model, load_backend
 from engine.weights.voices import Voices
 from engine.wire.server import add_routes
 
-logger = logging.getLogger(__name__)
-
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One option per field of ServerConfig; each is also an environment variable."""
     for entry in fields(ServerConfig):
-        assert entry.default is not MISSING
         parser.add_argument(
             f"--{entry.name.replace('_', '-')}",
             dest=entry.name,
@@ -53,21 +49,17 @@ def build_service(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
     prepare: Callable[[Progress], None] = lambda progress: None,
-    loaded: Callable[[Progress], None] = lambda progress: None,
 ) -> Service:
     """A service for this configuration; `start` it to load the model.
 
-    `prepare` runs before the load and `loaded` after it, in the loader's thread. What they raise
-    ends the service.
+    `prepare` runs before the load, in the loader's thread. What it raises ends the service.
     """
     source, why = choose_model(config.model)
     print(f"model: {source} ({why})", flush=True)
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
-        backend = load_backend(config, progress, Voices)
-        loaded(progress)
-        return backend
+        return load_backend(config, progress, Voices)
 
     service = Service(
         load,
@@ -126,10 +118,6 @@ def request_stop(stop: Stop, error: BaseException | None = None) -> None:
     """End `serve_until`. The first call counts. In the future's loop only."""
     if not stop.done():
         stop.set_result(error)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_server_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

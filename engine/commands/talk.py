@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def talk(args: argparse.Namespace) -> "Answer":
-    """Hold one conversation."""
     wav = read_wav(args.input) if args.input else None
     answer = Answer()
     query = {"voice_prompt": args.voice, "text_prompt": args.text_prompt, "token": args.token}

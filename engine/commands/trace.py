@@ -5,8 +5,10 @@ agent codes that belong to the same 80 ms (design.md 5).
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -17,36 +19,17 @@ from engine.commands.offline import (
     DrivenFrame,
     Speaker,
     add_model_arguments,
-    assemble_model,
     collect_words,
     drive_conversation,
+    load_model,
     make_opening,
     split_frames,
     undirected,
 )
-from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
-from engine.runtime.backend import Backend, HeardRow, Opening
-from engine.runtime.choose import load_backend
-from engine.weights.voices import Voices
+from engine.runtime.backend import Backend, HeardRow
 from engine.wire.client import read_wav
-
-
-class Forced:
-    """A director that feeds the listed tokens in their frames and leaves the rest to another."""
-
-    def __init__(self, tokens: dict[int, int], otherwise: Direct) -> None:
-        self._tokens, self._otherwise = tokens, otherwise
-        self._frame = 0  # whose text is chosen next
-
-    def __call__(
-        self, sampled: int, heard: HeardRow, peak_in: float, peak_out: float
-    ) -> tuple[int, bool]:
-        frame, self._frame = self._frame, self._frame + 1
-        if frame in self._tokens:
-            return self._tokens[frame], False
-        return self._otherwise(sampled, heard, peak_in, peak_out)
 
 
 def parse_force(text: str) -> dict[int, int]:
@@ -58,15 +41,6 @@ def parse_force(text: str) -> dict[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}; use FRAME:ID,ID,… for example 22:337,260"
         ) from None
-
-
-def collect_stt_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
-    """What the recogniser wrote: row i is the step that read user frame i."""
-    rows = [frame.heard for frame in frames]
-    found = {"stt_tokens": np.array([row.stt_text for row in rows], np.int64)}  # [T]
-    if rows[0].pause is not None:
-        found["stt_pause"] = np.stack([row.pause for row in rows])  # [T, 4]
-    return found
 
 
 def collect_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
@@ -83,7 +57,10 @@ def collect_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
 
 
 def make_director(backend: Backend, args: argparse.Namespace) -> Direct:
-    """What chooses the text. Raises ConfigError for a token that is not in the vocabulary."""
+    """What chooses the text: --force in its frames, else --say, else the model.
+
+    Raises ConfigError for a token that is not in the vocabulary.
+    """
     forced = {frame: token for part in args.force for frame, token in part.items()}
     vocabulary = len(backend.tokenizer)
     for frame, token in forced.items():
@@ -91,18 +68,14 @@ def make_director(backend: Backend, args: argparse.Namespace) -> Direct:
             raise ConfigError(
                 f"--force {frame}:{token}; use frames from 0 and ids from 0 to {vocabulary - 1}"
             )
-    return Forced(forced, Speaker(backend, args.say) if args.say else undirected)
+    otherwise = Speaker(backend, args.say) if args.say else undirected
+    numbers = itertools.count()
 
+    def direct(sampled: int, *rest: Any) -> tuple[int, bool]:
+        frame = next(numbers)
+        return (forced[frame], False) if frame in forced else otherwise(sampled, *rest)
 
-def describe_run(backend: Backend, start: Opening, source: str) -> dict[str, str]:
-    """The metadata of the file."""
-    return {
-        "model": source,
-        "voice": start.voice,
-        "prompt_frames": str(backend.prompt_frames(start)),
-        "seed": str(start.seed),
-        "version": __version__,
-    }
+    return direct
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,19 +93,25 @@ def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < 1:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
     user = split_frames(read_wav(args.input))[: args.frames]
-    with assemble_model(args) as source:
-        config = ServerConfig(
-            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
-        )
-        backend = load_backend(config, show, Voices)
+    backend = load_model(args, show)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
     direct, start = make_director(backend, args), make_opening(backend, args)
     flushed: list[HeardRow] = []
     frames = list(drive_conversation(backend, start, user, direct, flushed=flushed))
-    found, metadata = collect_tensors(frames), describe_run(backend, start, args.model)
-    if backend.transcribes:
-        found |= collect_stt_tensors(frames)
+    found = collect_tensors(frames)
+    metadata = {
+        "model": args.model,
+        "voice": start.voice,
+        "prompt_frames": str(backend.prompt_frames(start)),
+        "seed": str(start.seed),
+        "version": __version__,
+    }
+    if backend.transcribes:  # row i is the recogniser's step that read user frame i
+        rows = [frame.heard for frame in frames]
+        found["stt_tokens"] = np.array([row.stt_text for row in rows], np.int64)  # [T]
+        if rows[0].pause is not None:
+            found["stt_pause"] = np.stack([row.pause for row in rows])  # [T, 4]
         metadata["words"] = json.dumps(collect_words(frames, flushed, backend), ensure_ascii=False)
     save_file(found, args.out, metadata)
     print(f"{len(frames)} frames of {Path(args.input).name} -> {args.out}")

@@ -6,7 +6,6 @@ on NaN, so samples are made finite before it.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
@@ -15,16 +14,6 @@ from engine.errors import BadAudioError, BadParameterError
 
 PAGE = b"OggS"  # every Ogg page begins with it
 INT16_SCALE = 32768
-
-
-class Codec(Protocol):
-    """Both directions of one socket's audio."""
-
-    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
-        """User samples, in parts of float32 [n]. Raises BadAudioError."""
-
-    def encode(self, pcm: np.ndarray) -> bytes:
-        """The bytes to send for agent samples [n] float32."""
 
 
 class PcmCodec:
@@ -70,8 +59,11 @@ class OpusCodec:
         return self._writer.append_pcm(clip_finite(pcm))
 
 
-def make_codec(fmt: str) -> Codec:
-    """The codec of a format's name (one of `protocol.FORMATS`)."""
+def make_codec(fmt: str) -> PcmCodec | OpusCodec:
+    """The codec of a format's name (one of `protocol.FORMATS`), for one socket.
+
+    `decode` brings samples in parts of float32 [n], or raises BadAudioError; `encode` takes [n].
+    """
     return PcmCodec() if fmt == "pcm16" else OpusCodec()
 
 

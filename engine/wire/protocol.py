@@ -18,7 +18,6 @@ from engine.errors import BadParameterError, ConfigError, ProtocolError, Refused
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
-PATHS = ("/api", "/api/chat")
 
 
 class Kind(IntEnum):
@@ -34,7 +33,6 @@ class Control(IntEnum):
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:
-    """One WebSocket message."""
     return bytes([kind]) + payload
 
 
@@ -84,20 +82,17 @@ def parse_query(query: Mapping[str, str]) -> Query:
         text_prompt=prompt,
         voice=query.get("voice_prompt") or None,
         seed=_parse_seed(query),
-        sampling=SamplingConfig(**_sampling_fields(query, SAMPLING)),
+        sampling=SamplingConfig(**parse_sampling(query, SAMPLING)),
         routing=_parse_flag(query, "routing"),
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
     return Query(session, fmt, bool(_parse_flag(query, "events")))
 
 
-def parse_set(changes: Mapping[str, Any]) -> dict[str, float | int]:
-    """SamplingConfig fields of a `set` message. Raises BadParameterError."""
-    return _sampling_fields(changes, TUNABLE)
-
-
-def _sampling_fields(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, float | int]:
-    """The fields of SamplingConfig that are given under these names, in range."""
+def parse_sampling(
+    given: Mapping[str, Any], names: Iterable[str] = TUNABLE
+) -> dict[str, float | int]:
+    """The fields of SamplingConfig under these names, in range. Raises BadParameterError."""
     fields: dict[str, float | int] = {}
     for name in names:
         if name in given:
@@ -154,17 +149,10 @@ FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the 
 }
 
 
-def encode_event(event: ev.Event, seconds: float) -> bytes | None:
-    """The payload of an event; None if the event travels as another kind or not at all."""
-    if type(event) not in FIELDS:
-        return None
-    name, fields = FIELDS[type(event)]
-    return encode_metadata(name, seconds, **{field: getattr(event, field) for field in fields})
-
-
 def encode_metadata(name: str, seconds: float, **fields: Any) -> bytes:
-    """Any 0x04 payload. `seconds` of agent audio were sent before it."""
-    return json.dumps({"type": name, "t": round(seconds, 3), **fields}, ensure_ascii=False).encode()
+    """A 0x04 message. `seconds` of agent audio were sent before it."""
+    data = {"type": name, "t": round(seconds, 3), **fields}
+    return encode(Kind.METADATA, json.dumps(data, ensure_ascii=False).encode())
 
 
 def parse_metadata(payload: bytes) -> tuple[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
 from engine.wire.audio import make_codec
 from engine.wire.protocol import (
+    FIELDS,
     MAX_MESSAGE_BYTES,
     VERSION,
     Control,
@@ -34,10 +35,9 @@ from engine.wire.protocol import (
     Query,
     decode,
     encode,
-    encode_event,
     encode_metadata,
     parse_metadata,
-    parse_set,
+    parse_sampling,
     read_text,
 )
 
@@ -112,7 +112,10 @@ class ChatSocket:
         try:
             match kind:
                 case Kind.AUDIO:
-                    self._on_audio(payload)
+                    metrics, received = self.service.metrics, self.service.metrics.clock()
+                    for pcm in self.codec.decode(payload):
+                        seconds = metrics.clock() - received
+                        metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
                 case Kind.PING:
                     await self.ws.send_bytes(encode(Kind.PING, payload))
                 case Kind.SAY:
@@ -125,13 +128,6 @@ class ChatSocket:
                     self.service.metrics.ignored()
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
-
-    def _on_audio(self, payload: bytes) -> None:
-        metrics = self.service.metrics
-        received = metrics.clock()
-        for pcm in self.codec.decode(payload):
-            seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -177,7 +173,7 @@ class ChatSocket:
         if routing is not None and routing not in (0, 1):
             raise RefusedError(f"set: routing is {str(routing)[:40]!r}; use 0 or 1")
         try:
-            changes = parse_set(data)
+            changes = parse_sampling(data)
         except BadParameterError as error:  # it ends a call when it stands in the query; not here
             raise RefusedError(f"set: {error}") from None
         self.session.tune(changes, None if routing is None else bool(routing))
@@ -195,9 +191,8 @@ class ChatSocket:
                 case Notice(events):
                     for event in events:
                         await self._send_event(event)
-                case Renewed(frames) if self.query.events:
-                    at = self.session.seconds_out
-                    await self._send_metadata(encode_metadata("renewed", at, frames=frames))
+                case Renewed(frames):
+                    await self._send_metadata("renewed", self.session.seconds_out, frames=frames)
                 case Frame():
                     await self._send_frame(output)
 
@@ -205,23 +200,21 @@ class ChatSocket:
         """Wait for the model; with events=1 say how far it is."""
         while (waking := self.service.waking) is not None:
             self.service.check_open()
-            if self.query.events:
-                fields = {"phase": waking.phase, "percent": waking.percent}
-                await self._send_metadata(encode_metadata("waking", 0, **fields))
+            await self._send_metadata("waking", 0, phase=waking.phase, percent=waking.percent)
             await asyncio.sleep(WAKING_SECONDS)
 
     async def _send_ready(self) -> None:
-        if self.query.events:
-            fields = {
-                "session": self.session.id,
-                "protocol": VERSION,
-                "model": self.service.model,
-                "voice": self.session.voice,
-                "sample_rate": SAMPLE_RATE,
-                "format": self.query.format,
-                "transcript": self.session.transcribes,
-            }
-            await self._send_metadata(encode_metadata("ready", 0, **fields))
+        await self._send_metadata(
+            "ready",
+            0,
+            session=self.session.id,
+            protocol=VERSION,
+            model=self.service.model,
+            voice=self.session.voice,
+            sample_rate=SAMPLE_RATE,
+            format=self.query.format,
+            transcript=self.session.transcribes,
+        )
         await self.ws.send_bytes(encode(Kind.HANDSHAKE))
 
     async def _send_frame(self, frame: Frame) -> None:
@@ -233,25 +226,27 @@ class ChatSocket:
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
         if self.query.events and self.session.frames_out % STATS_FRAMES == 0:
-            await self._send_metadata(self._stats())
+            await self._send_stats()
 
     async def _send_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.Text):
             await self.ws.send_bytes(encode(Kind.TEXT, event.text.encode()))
         elif isinstance(event, ev.Refused):
             await self._refuse(event.message)
-        elif data := encode_event(event, self.session.seconds_out):
-            await self._send_metadata(data)
+        elif type(event) in FIELDS:
+            name, names = FIELDS[type(event)]
+            fields = {field: getattr(event, field) for field in names}
+            await self._send_metadata(name, self.session.seconds_out, **fields)
 
-    async def _send_metadata(self, data: bytes) -> None:
+    async def _send_metadata(self, name: str, seconds: float, **fields: Any) -> None:
         if self.query.events:
-            await self.ws.send_bytes(encode(Kind.METADATA, data))
+            await self.ws.send_bytes(encode_metadata(name, seconds, **fields))
 
-    def _stats(self) -> bytes:
+    async def _send_stats(self) -> None:
         metrics = self.service.metrics
         p50, p99 = metrics.step.percentiles((50, 99))
         (queue,) = metrics.record.stages[Stage.QUEUE].percentiles((50,))
-        return encode_metadata(
+        await self._send_metadata(
             "stats",
             self.session.seconds_out,
             step_ms_p50=round(p50 * 1e3, 2),
@@ -271,16 +266,14 @@ def _first_of(group: BaseExceptionGroup) -> EndError:
     return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def cut_utf8(text: str, size: int) -> bytes:
-    """At most `size` bytes of UTF-8. Characters stay whole, or browsers refuse the frame."""
-    return text.encode()[:size].decode(errors="ignore").encode()
-
-
 async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
     """Send the reason as 0x05, then the close code. A client that reads nothing is cut off."""
+    reason = str(error).encode()
+    # Cut to size, characters stay whole, or browsers refuse the frame.
+    message = reason[:CLOSE_BYTES].decode(errors="ignore").encode()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_bytes(encode(Kind.ERROR, str(error).encode()))
-            await ws.close(code=error.close_code, message=cut_utf8(str(error), CLOSE_BYTES))
+            await ws.send_bytes(encode(Kind.ERROR, reason))
+            await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass

@@ -38,7 +38,7 @@ faults = sys.argv.pop(1).split(",")
 if "leak" in faults:
     leak()
 if "error" in faults:
-    ChatSocket._stats = nth(ChatSocket._stats, 3, fail)
+    ChatSocket._send_stats = nth(ChatSocket._send_stats, 3, fail)
 if "slot" in faults:
     Scheduler.leave = nth(Scheduler.leave, 2, lambda *_args: None)
 sys.exit(main(["serve", *sys.argv[1:]]))

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import BadParameterError
-from engine.wire.protocol import TUNABLE, parse_query, parse_set
+from engine.wire.protocol import TUNABLE, parse_query, parse_sampling
 
 
 def test_an_empty_query_means_every_default():
@@ -76,11 +76,11 @@ def test_a_long_value_is_cut_in_the_sentence():
 
 def test_set_knows_only_what_may_change_during_a_call():
     everything = {name: 1 for name in TUNABLE} | {"pad_mult": 2, "seed": 3}
-    assert set(parse_set(everything)) == {
+    assert set(parse_sampling(everything)) == {
         *("text_temperature", "audio_temperature", "text_top_k", "audio_top_k")
     }
 
 
 def test_set_takes_whole_numbers_however_json_spells_them():
-    assert parse_set({"text_topk": 5.0}) == {"text_top_k": 5}
-    assert isinstance(parse_set({"text_topk": 5.0})["text_top_k"], int)
+    assert parse_sampling({"text_topk": 5.0}) == {"text_top_k": 5}
+    assert isinstance(parse_sampling({"text_topk": 5.0})["text_top_k"], int)
