@@ -134,20 +134,6 @@ class Linear(nn.Module):
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
-def pack_products(model: nn.Module) -> None:
-    """Pack every product of a model whose weights are in place."""
-    for module in model.modules():
-        if isinstance(module, Linear) and module.weight is not None:
-            module.pack()
-
-
-def quantise_products(model: nn.Module) -> None:
-    """Make every product of a model int8, in place."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.quantise()
-
-
 # -- attention -------------------------------------------------------------------------------------
 #
 # A ring of capacity N is written first, then read wherever a column is not newer than the query.
@@ -323,9 +309,7 @@ class RingPush:
         length = (rings.position + columns).clamp(max=rings.capacity)  # [S]
         filled = rings.column < length[:, None]  # [S, columns]
         hit = rings.column == self.target[..., None]  # [S, T, columns]: what this push wrote
-        rows = [
-            filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)
-        ]  # T of [S, columns]
+        rows = [filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)]
         return torch.stack(rows, 1)[:, None]
 
 

@@ -21,11 +21,12 @@ from engine.model.config import (
     MimiConfig,
     ModelConfig,
     QuantizerConfig,
+    SttConfig,
     TransformerConfig,
 )
 from engine.model.lm import LM, ZERO_ROW, Temporal
 from engine.model.mimi import Mimi
-from engine.model.stt import Recogniser, SttConfig
+from engine.model.stt import Recogniser
 from engine.weights.checkpoint import place
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.loading import SentencePieceTokenizer

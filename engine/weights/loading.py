@@ -19,11 +19,11 @@ import sentencepiece
 import torch
 
 from engine.errors import ModelError
-from engine.model.config import LMConfig, ModelConfig
+from engine.model.config import LMConfig, ModelConfig, SttConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import RING, Voice
-from engine.model.stt import Recogniser, SttConfig
+from engine.model.stt import Recogniser
 from engine.weights.checkpoint import Report, TensorFile, load
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, fetch, find
 from engine.weights.int8 import load_int8, write_int8
