@@ -77,9 +77,7 @@ def progress_bar(phase: str, progress: Progress) -> type:
     return Bar
 
 
-def reason(
-    error: Exception, repository: str, revision: str, name: str, option: str = "--model"
-) -> str:
+def reason(error: Exception, repository: str, revision: str, name: str, option: str) -> str:
     """One line: what went wrong with a download, and what to do."""
     from huggingface_hub import errors, get_token
 
@@ -110,9 +108,5 @@ def reason(
         return (
             f"the disk is full: the checkpoint needs 18 GB (set HF_HOME to a larger disk), {resume}"
         )
-    return f"downloading {name} of {repository} broke off ({_short(error)}): {resume}"
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error, or its kind."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    short = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return f"downloading {name} of {repository} broke off ({short}): {resume}"
