@@ -180,10 +180,9 @@ class Residuals(nn.Module):
 
     def prepare(self) -> None:
         """Once: the entries of all levels, side by side [L, bins, inner] and [L, bins]."""
-        usages = [book.cluster_usage for book in self.vq.layers]
-        shape = (len(usages), *self.vq.layers[0].embedding_sum.shape)
-        self.tables = torch.empty(shape, device=usages[0].device)
-        self.half_norms = torch.empty(shape[:2], device=usages[0].device)
+        sums = self.vq.layers[0].embedding_sum
+        self.tables = torch.empty(len(self.vq.layers), *sums.shape, device=sums.device)
+        self.half_norms = torch.empty(self.tables.shape[:2], device=sums.device)
         for book, *kept in zip(self.vq.layers, self.tables, self.half_norms, strict=True):
             book.prepare(*kept)
 
@@ -342,4 +341,4 @@ def run_transformer(transformer: Transformer, x: Tensor, stream: Stream, active:
     columns = x.shape[-1]
     y = transformer(x.transpose(1, 2), RingPush(stream.rings, active, columns))
     stream.rings.advance(active, columns)
-    return torch.transpose(y, 1, 2)
+    return y.transpose(1, 2)

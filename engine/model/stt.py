@@ -57,7 +57,6 @@ class Hearing:
         return some
 
     def clear(self, slot: int) -> None:
-        """Back to before step 0."""
         self.rings.clear(slot)
         self.text[slot] = 0
 

@@ -114,7 +114,6 @@ class Linear(nn.Module):
         self.set_int8(*quantise_weight(self.weight.detach()))
 
     def set_int8(self, weight: Tensor, scale: Tensor) -> None:
-        """Take an int8 weight and its scale, as `quantise` makes them."""
         self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 
     def pack(self) -> None:
@@ -243,9 +242,9 @@ class Rings:
         self.kv[layer, :, slot][:, :, target] = new
 
     def clear(self, slot: int) -> None:
-        for kept in (self.kv, self.scale):
-            if kept is not None:
-                kept[:, :, slot].zero_()
+        self.kv[:, :, slot].zero_()
+        if self.scale is not None:
+            self.scale[:, :, slot].zero_()
         self.set_position(slot, 0)
 
     def set_position(self, slot: int, pushed: int) -> None:

@@ -109,11 +109,8 @@ def write_shards(
 
 def origin(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """What the index must say of int8 weights that belong to a file and a device."""
-    return {
-        "format": FORMAT,
-        "source": fingerprint(path),
-        "quantiser": quantiser_hash(device, dtype),
-    }
+    quantiser = quantiser_hash(device, dtype)
+    return {"format": FORMAT, "source": fingerprint(path), "quantiser": quantiser}
 
 
 def fingerprint(path: Path) -> str:

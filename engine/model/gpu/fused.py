@@ -195,9 +195,7 @@ def _halves(mimi, codes: Tensor) -> list[tuple[nn.Module, Tensor]]:
     return [(part, some) for part, some in both if some.shape[1]]
 
 
-def seanet(
-    layers: nn.ModuleList, x: Tensor, by: Filters, stream: FusedStream, now: Moment
-) -> Tensor:
+def seanet(layers: nn.ModuleList, x: Tensor, by: Filters, stream: Stream, now: Moment) -> Tensor:
     """One launch a convolution: an ELU is part of the one behind it."""
 
     def through(x: Tensor, module: Conv, **more) -> Tensor:
@@ -215,12 +213,7 @@ def seanet(
 
 
 def run_transformer(
-    transformer: Transformer,
-    x: Tensor,
-    by: Filters,
-    stream: FusedStream,
-    active: Active,
-    now: Moment,
+    transformer: Transformer, x: Tensor, by: Filters, stream: Stream, active: Active, now: Moment
 ) -> Tensor:
     """x [S, dim, T] through the layers and their rings, which are written, not advanced."""
     slots, _, columns = x.shape

@@ -74,12 +74,7 @@ class Prefill:
     """
 
     def __init__(
-        self,
-        lm: Temporal,
-        rings: Rings,
-        columns: int,
-        graphs: bool = True,
-        pool: object = None,
+        self, lm: Temporal, rings: Rings, columns: int, graphs: bool = True, pool: object = None
     ) -> None:
         self.lm, self.rings, self.columns = lm, rings, columns
         table = lm.embedding.table
@@ -214,8 +209,7 @@ class Ticks:
 
     def _bucket(self, slots: list[int]) -> int:
         """The smallest bucket that covers these slots."""
-        need = max(slots, default=0) + 1
-        return next(size for size in self.buckets if size >= need)
+        return next(size for size in self.buckets if size > max(slots, default=0))
 
     def _launch(self, verb: str, size: int) -> Tensor:
         if self.graphs:
@@ -284,9 +278,9 @@ class Ticks:
 
     def _speak(self, size: int) -> Tensor:
         """-> [B, 1920 + Q]: the agent's samples and codes."""
-        given = self.up_text.device[:size]
-        who = self._who(size, ACTIVE)
-        pcm, codes = self.loops[size].step_depth_and_decode(given[:, 0], given[:, 1] != 0, who)
+        text, hush = self.up_text.device[:size].unbind(1)
+        active = self._who(size, ACTIVE)
+        pcm, codes = self.loops[size].step_depth_and_decode(text, hush != 0, active)
         return torch.cat([pcm, codes.float()], 1)
 
     def _who(self, size: int, who: int) -> Active:
