@@ -9,12 +9,11 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.model.config import LMConfig
+from engine.model.config import LMConfig, SttConfig
 from engine.model.transformer import (
     Active,
     Chunk,
@@ -35,23 +34,10 @@ Pick = Callable[[int, Tensor], Tensor]  # (step, logits [S, card] float32) -> to
 # -- temporal transformer --------------------------------------------------------------------------
 
 
-class Sizes(Protocol):
-    """What a temporal transformer needs of a configuration."""
-
-    dim: int
-    num_heads: int
-    num_layers: int
-    hidden: int
-    max_period: float
-    n_q: int  # audio rows
-    card: int
-    text_card: int
-
-
 class Embedding(nn.Module):
     """The tables of all rows in one, behind a row of zeros."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: LMConfig | SttConfig) -> None:
         super().__init__()
         audio, text = config.card + 1, config.text_card + 1
         first = 1 + config.n_q * audio
@@ -77,7 +63,7 @@ class Temporal(nn.Module):
     `window`: columns that a query sees, itself included. It is the capacity of the KV rings.
     """
 
-    def __init__(self, config: Sizes, window: int) -> None:
+    def __init__(self, config: LMConfig | SttConfig, window: int) -> None:
         super().__init__()
         self.window = window
         self.embedding = Embedding(config)

@@ -12,6 +12,7 @@ the modules.
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,8 +51,8 @@ class Loop:
     def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
         self.device = lm.embedding.table.device
-        config, self.codebooks = lm.config, lm.config.codebooks
-        q = self.codebooks
+        config = lm.config
+        q = self.codebooks = config.codebooks
         self.rings = lm.rings(slots, kv_dtype)
         self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
         self.sampler = Sampler(slots, config, self.device)
@@ -60,8 +61,9 @@ class Loop:
         silence = torch.tensor(config.silence_tokens, device=self.device)
         self.silence_now = torch.where(self.agent_late, FREE, silence)
         self.silence_next = torch.where(self.agent_late, silence, FREE)
-        self.agent = self._tokens(1 + q)  # text and agent rows of the column to run next
-        self.user_before, self.user_now, self.forced = (self._tokens(q) for _ in range(3))
+        tokens = partial(torch.zeros, dtype=torch.int64, device=self.device)
+        self.agent = tokens(slots, 1 + q)  # text and agent rows of the column to run next
+        self.user_before, self.user_now, self.forced = (tokens(slots, q) for _ in range(3))
         # From one half of a tick to the other, at fixed addresses: graphs know nothing else.
         self.hidden = lm.embedding.table.new_zeros(slots, config.dim)
         self.logits = torch.zeros(slots, config.text_card, device=self.device)
@@ -85,9 +87,6 @@ class Loop:
         for name in ("agent", "user_before", "user_now", "forced", "hidden", "logits"):
             setattr(some, name, getattr(self, name)[:slots])
         return some
-
-    def _tokens(self, rows: int) -> Tensor:
-        return torch.zeros(self.slots, rows, dtype=torch.int64, device=self.device)
 
     def active(self, slots: list[int]) -> Active:
         return Active.of(slots, self.slots, self.device)

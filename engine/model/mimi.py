@@ -38,8 +38,7 @@ class Conv(nn.Module):
         self.replicate = replicate
 
     def tail(self, slots: int) -> Tensor:
-        weight = self.conv.weight
-        return weight.new_zeros(slots, self.conv.in_channels, self.past)
+        return self.conv.weight.new_zeros(slots, self.conv.in_channels, self.past)
 
     def forward(self, x: Tensor, tails: Tails, active: Active, first: Tensor) -> Tensor:
         """x [S, Cin, T] -> [S, Cout, T / stride]; first [S] bool: nothing came before."""
@@ -58,14 +57,13 @@ class ConvTranspose(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int, depthwise: bool = False) -> None:
         super().__init__()
         groups = cin if depthwise else 1
+        kernel, self.stride = 2 * stride, stride
         self.convtr = nn.ConvTranspose1d(
-            cin, cout, 2 * stride, stride, groups=groups, bias=not depthwise
+            cin, cout, kernel, stride, groups=groups, bias=not depthwise
         )
-        self.stride = stride
 
     def tail(self, slots: int) -> Tensor:
-        weight = self.convtr.weight
-        return weight.new_zeros(slots, self.convtr.out_channels, self.stride)
+        return self.convtr.weight.new_zeros(slots, self.convtr.out_channels, self.stride)
 
     def forward(self, x: Tensor, tails: Tails, active: Active, first: Tensor) -> Tensor:
         """x [S, Cin, T] -> [S, Cout, T * stride]."""
@@ -94,14 +92,8 @@ class Residual(nn.Module):
     def __init__(self, channels: int, config: MimiConfig) -> None:
         super().__init__()
         inner = channels // config.compress
-        self.block = nn.ModuleList(
-            [
-                Elu(),
-                Conv(channels, inner, config.residual_kernel_size),
-                Elu(),
-                Conv(inner, channels, 1),
-            ]
-        )
+        narrow = Conv(channels, inner, config.residual_kernel_size)
+        self.block = nn.ModuleList([Elu(), narrow, Elu(), Conv(inner, channels, 1)])
 
     def forward(self, x: Tensor, tails: Tails, active: Active, first: Tensor) -> Tensor:
         return x + run_layers(self.block, x, tails, active, first)
@@ -127,9 +119,8 @@ class SeanetEncoder(nn.Module):
             down = Conv(width, 2 * width, 2 * ratio, ratio)
             layers += [Residual(width, config), Elu(), down]
             width *= 2
-        self.model = nn.ModuleList(
-            [*layers, Elu(), Conv(width, config.dimension, config.last_kernel_size)]
-        )
+        layers += [Elu(), Conv(width, config.dimension, config.last_kernel_size)]
+        self.model = nn.ModuleList(layers)
 
 
 class SeanetDecoder(nn.Module):
@@ -143,9 +134,8 @@ class SeanetDecoder(nn.Module):
             up = ConvTranspose(width, width // 2, ratio)
             width //= 2
             layers += [Elu(), up, Residual(width, config)]
-        self.model = nn.ModuleList(
-            [*layers, Elu(), Conv(width, config.channels, config.last_kernel_size)]
-        )
+        layers += [Elu(), Conv(width, config.channels, config.last_kernel_size)]
+        self.model = nn.ModuleList(layers)
 
 
 # -- the split residual quantizer: one semantic level, and beside it the acoustic ones -------------
@@ -190,10 +180,9 @@ class Residuals(nn.Module):
 
     def prepare(self) -> None:
         """Once: the entries of all levels, side by side [L, bins, inner] and [L, bins]."""
-        usages = [book.cluster_usage for book in self.vq.layers]
-        shape = (len(usages), *self.vq.layers[0].embedding_sum.shape)
-        self.tables = torch.empty(shape, device=usages[0].device)
-        self.half_norms = torch.empty(shape[:2], device=usages[0].device)
+        sums = self.vq.layers[0].embedding_sum
+        self.tables = torch.empty(len(self.vq.layers), *sums.shape, device=sums.device)
+        self.half_norms = torch.empty(self.tables.shape[:2], device=sums.device)
         for book, *kept in zip(self.vq.layers, self.tables, self.half_norms, strict=True):
             book.prepare(*kept)
 
@@ -220,10 +209,6 @@ class Quantizer(nn.Module):
         self.rvq_first = Residuals(config, 1)
         self.rvq_rest = Residuals(config, config.quantizer.n_q - 1)
 
-    def prepare(self) -> None:
-        self.rvq_first.prepare()
-        self.rvq_rest.prepare()
-
     def encode(self, latent: Tensor, codebooks: int) -> Tensor:
         """latent [S, dim] -> codes [S, codebooks]."""
         first = self.rvq_first.encode(latent, 1)
@@ -241,6 +226,8 @@ class Quantizer(nn.Module):
 class Stream:
     """What one direction of the codec remembers of each slot."""
 
+    slot_dim = 0  # of the tails
+
     def __init__(self, parts: list[nn.Module], transformer: Transformer, slots: int, capacity: int):
         kinds = (Conv, ConvTranspose)
         convs = [m for part in parts for m in part.modules() if isinstance(m, kinds)]
@@ -250,14 +237,16 @@ class Stream:
     def narrow(self, slots: int) -> "Stream":
         """The first slots: the same memory."""
         some = copy(self)
-        some.tails = {conv: tail[:slots] for conv, tail in self.tails.items()}
+        some.tails = {
+            conv: tail.narrow(self.slot_dim, 0, slots) for conv, tail in self.tails.items()
+        }
         some.rings = self.rings.narrow(slots)
         return some
 
     def clear(self, slot: int) -> None:
         """Back to silence before the first frame."""
         for tail in self.tails.values():
-            tail[slot].zero_()
+            tail.select(self.slot_dim, slot).zero_()
         self.rings.clear(slot)
 
     def tensors(self) -> list[Tensor]:
@@ -266,7 +255,7 @@ class Stream:
 
     def state(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
-        tails = [tail[slot] for tail in self.tails.values()]
+        tails = [tail.select(self.slot_dim, slot) for tail in self.tails.values()]
         return [*tails, self.rings.used(slot), self.rings.position[slot]]
 
 
@@ -287,7 +276,8 @@ class Mimi(nn.Module):
 
     def prepare(self) -> None:
         """Derive the codebooks, once the weights are in place."""
-        self.quantizer.prepare()
+        self.quantizer.rvq_first.prepare()
+        self.quantizer.rvq_rest.prepare()
 
     def use_fused_kernels(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
@@ -312,8 +302,7 @@ class Mimi(nn.Module):
         codebooks = codebooks or self.config.num_codebooks
         if self.fused:
             return self.fused.encode(self, pcm, stream, active, codebooks)
-        latent = self.latent(pcm, stream, active)
-        return self.quantizer.encode(latent, codebooks)
+        return self.quantizer.encode(self.latent(pcm, stream, active), codebooks)
 
     def latent(self, pcm: Tensor, stream: Stream, active: Active) -> Tensor:
         """The encoder before the quantizer: pcm [S, 1920] -> [S, dim]."""
@@ -352,4 +341,4 @@ def run_transformer(transformer: Transformer, x: Tensor, stream: Stream, active:
     columns = x.shape[-1]
     y = transformer(x.transpose(1, 2), RingPush(stream.rings, active, columns))
     stream.rings.advance(active, columns)
-    return torch.transpose(y, 1, 2)
+    return y.transpose(1, 2)

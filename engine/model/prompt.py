@@ -55,11 +55,6 @@ class Prompt:
         return torch.cat([given, tokens])
 
 
-def initial_column(config: LMConfig) -> Tensor:
-    """[K]: what stands before the first frame."""
-    return torch.tensor([config.text_card, *[config.card] * config.n_q])
-
-
 def prompt_frames(config: LMConfig, text_ids: tuple[int, ...]) -> Tensor:
     """Silence, persona, silence as whole frames [T, K], nothing delayed yet."""
     text = [PAD] * SILENCE_FRAMES + list(text_ids) + [PAD] * SILENCE_FRAMES
@@ -84,7 +79,7 @@ def build_prompt(config: LMConfig, voice: Voice, frames: Tensor) -> Prompt:
         now = len(voice.embeddings)
         first, second = voice.ring[:, now % RING], voice.ring[:, (now + 1) % RING]
     else:
-        first = second = initial_column(config)
+        first = second = torch.tensor([config.text_card, *[config.card] * config.n_q])
         if voice.codes is not None:
             frames = torch.cat([voice_frames(config, voice.codes), frames])
         frames = frames[1:]

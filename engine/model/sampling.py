@@ -7,7 +7,6 @@ kyutai-labs/moshi draw with the exponential race, argmax(p / q) with q ~ Exp(1).
 
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,12 +30,6 @@ def race(logits: Tensor, temperature: Tensor, top_k: int, noise: Tensor) -> Tens
     return ids.gather(1, winner)[:, 0]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 1
-
-
 class Picker:
     """One vocabulary's settings per slot, on the device as tensors and on the host for the shape.
 
@@ -48,16 +41,15 @@ class Picker:
         self.vocabulary = vocabulary
         self.temperature = torch.ones(slots, device=device)
         self.width = torch.zeros(slots, dtype=torch.int64, device=device)  # 0: greedy
-        self.settings: dict[int, Settings] = {}
+        self.widths: dict[int, int] = {}  # by slot; as many random numbers one pick takes
 
     def set(self, slot: int, temperature: float, top_k: int) -> None:
         width = min(top_k, self.vocabulary) if temperature > 0 else 0
-        self.settings[slot] = Settings(temperature, width)
         self.temperature[slot] = temperature or 1.0
-        self.width[slot] = width
+        self.width[slot] = self.widths[slot] = width
 
     def clear(self, slot: int) -> None:
-        self.settings.pop(slot, None)
+        self.widths.pop(slot, None)
 
     def narrow(self, slots: int) -> "Picker":
         """The first slots, the same memory and settings."""
@@ -65,15 +57,10 @@ class Picker:
         some.temperature, some.width = self.temperature[:slots], self.width[:slots]
         return some
 
-    def draws(self, slot: int) -> int:
-        """How many random numbers one pick of this slot takes."""
-        return self.settings[slot].top_k
-
     def pick(self, logits: Tensor, noise: Tensor) -> Tensor:
         """logits [S, V] float32, noise [S, V] -> tokens [S]; greedy ties: the first."""
-        widths = {s.top_k for s in self.settings.values()} or {0}
         picked = None
-        for width in sorted(widths):
+        for width in sorted({*self.widths.values()} or {0}):
             some = race(logits, self.temperature, width, noise) if width else logits.argmax(-1)
             picked = some if picked is None else torch.where(self.width == width, some, picked)
         return picked
@@ -92,8 +79,8 @@ class Sampler:
         self.audio = Picker(slots, config.card, device)
         draws = config.text_card + config.codebooks * config.card
         self.noise = torch.ones(slots, draws, device=device)  # text, then every codebook
-        staged = device.type == "cuda"
-        self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
+        cuda = device.type == "cuda"
+        self.staged = torch.ones(slots, draws).pin_memory() if cuda else self.noise
         self._name_noise()
         self.audio_kernel: Callable[..., Tensor] | None = None  # where there are kernels
         self.text_kernel: Callable[..., Tensor] | None = None
@@ -124,7 +111,7 @@ class Sampler:
     @property
     def special(self) -> bool:
         """Whether some slot's text needs more than the kernel: a wide top-k, or a penalty."""
-        wide = any(s.top_k > KERNEL_WIDTH for s in self.text.settings.values())
+        wide = any(width > KERNEL_WIDTH for width in self.text.widths.values())
         return self.text_kernel is not None and (wide or bool(self.penalised))
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
@@ -161,7 +148,7 @@ class Sampler:
         """The same, on the host alone: done while a device is busy, it costs no time."""
         split, card = self.text.vocabulary, self.audio.vocabulary
         for slot in set(slots) - self.drawn:
-            text, audio = self.text.draws(slot), self.audio.draws(slot)
+            text, audio = self.text.widths[slot], self.audio.widths[slot]
             numbers = torch.empty(text + self.codebooks * audio)
             numbers.exponential_(generator=self.generators[slot])
             row = self.staged[slot]
@@ -183,11 +170,9 @@ class Sampler:
         settings = self.text.temperature, self.text.width, self.pad_bias
         return self.text_kernel(logits, self.text_noise, *settings, KERNEL_WIDTH)
 
-    def pick_audio(self, codebook: int, logits: Tensor, given: Tensor | None = None) -> Tensor:
+    def pick_audio(self, codebook: int, logits: Tensor, given: Tensor) -> Tensor:
         """logits [S, card], given [S] (-1: nothing is given) -> tokens [S]."""
         noise, audio = self.audio_noise[:, codebook], self.audio
-        if given is None:
-            return audio.pick(logits.float(), noise)
         if self.audio_kernel:
             return self.audio_kernel(logits, noise, audio.temperature, audio.width, given)
         return torch.where(given < 0, audio.pick(logits.float(), noise), given)

@@ -114,7 +114,6 @@ class Linear(nn.Module):
         self.set_int8(*quantise_weight(self.weight.detach()))
 
     def set_int8(self, weight: Tensor, scale: Tensor) -> None:
-        """Take an int8 weight and its scale, as `quantise` makes them."""
         self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 
     def pack(self) -> None:
@@ -132,20 +131,6 @@ class Linear(nn.Module):
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
-
-
-def pack_products(model: nn.Module) -> None:
-    """Pack every product of a model whose weights are in place."""
-    for module in model.modules():
-        if isinstance(module, Linear) and module.weight is not None:
-            module.pack()
-
-
-def quantise_products(model: nn.Module) -> None:
-    """Make every product of a model int8, in place."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.quantise()
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -257,9 +242,9 @@ class Rings:
         self.kv[layer, :, slot][:, :, target] = new
 
     def clear(self, slot: int) -> None:
-        for kept in (self.kv, self.scale):
-            if kept is not None:
-                kept[:, :, slot].zero_()
+        self.kv[:, :, slot].zero_()
+        if self.scale is not None:
+            self.scale[:, :, slot].zero_()
         self.set_position(slot, 0)
 
     def set_position(self, slot: int, pushed: int) -> None:
@@ -323,9 +308,7 @@ class RingPush:
         length = (rings.position + columns).clamp(max=rings.capacity)  # [S]
         filled = rings.column < length[:, None]  # [S, columns]
         hit = rings.column == self.target[..., None]  # [S, T, columns]: what this push wrote
-        rows = [
-            filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)
-        ]  # T of [S, columns]
+        rows = [filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)]
         return torch.stack(rows, 1)[:, None]
 
 

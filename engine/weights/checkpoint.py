@@ -37,7 +37,12 @@ class TensorFile:
                 "run `python -m engine download` to fetch it again"
             ) from error
         self.metadata: dict[str, str] = self._file.metadata() or {}
-        self._names = {modern(name): name for name in self._file.keys()}  # noqa: SIM118
+        self._names: dict[str, str] = {}  # in the file, by today's spelling
+        for name in self._file.keys():  # noqa: SIM118
+            today = name
+            for pattern, to in OLD_SPELLINGS:
+                today = re.sub(pattern, to, today)
+            self._names[today] = name
 
     def names(self) -> set[str]:
         return set(self._names)
@@ -55,13 +60,6 @@ class TensorFile:
         if piece.rows is None:
             return self._file.get_tensor(name)
         return self._file.get_slice(name)[piece.skip : piece.skip + piece.rows]
-
-
-def modern(name: str) -> str:
-    """Today's spelling of a tensor's name."""
-    for pattern, to in OLD_SPELLINGS:
-        name = re.sub(pattern, to, name)
-    return name
 
 
 def check(file: TensorFile, pieces: Pieces, unused: Callable[[str], bool]) -> None:
@@ -115,8 +113,8 @@ def fill(
     pieces: Pieces,
     device: torch.device,
     dtype: torch.dtype,
-    report: Report = lambda percent: None,
-    int8: bool = False,
+    report: Report,
+    int8: bool,
 ) -> None:
     """Give a model built on the meta device its values, and report after each."""
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -126,18 +124,3 @@ def fill(
         place(model, name, value, int8)
         del value  # the plain weight, where the model keeps another form of it
         report(100 * done / total)
-
-
-def load(
-    model: nn.Module,
-    path: Path,
-    pieces: Pieces,
-    device: torch.device,
-    dtype: torch.dtype,
-    unused: Callable[[str], bool] = lambda name: False,
-    report: Report = lambda percent: None,
-) -> None:
-    """Check a file against a model built on the meta device, and fill it. Raises ModelError."""
-    file = TensorFile(path)
-    check(file, pieces, unused)
-    fill(model, file, pieces, device, dtype, report)

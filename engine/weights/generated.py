@@ -21,11 +21,12 @@ from engine.model.config import (
     MimiConfig,
     ModelConfig,
     QuantizerConfig,
+    SttConfig,
     TransformerConfig,
 )
 from engine.model.lm import LM, ZERO_ROW, Temporal
 from engine.model.mimi import Mimi
-from engine.model.stt import Recogniser, SttConfig
+from engine.model.stt import Recogniser
 from engine.weights.checkpoint import place
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.loading import SentencePieceTokenizer
@@ -158,15 +159,10 @@ def write_tokenizer(path: Path, size: int) -> None:
     source = TINY / TEXT_FILE
     own = len(SentencePieceTokenizer(source))
     assert size >= own, f"text_card is {size}; the vocabulary of {source} has {own} pieces"
-    added = b"".join(_piece(f"▁w{number}") for number in range(own, size))
-    path.write_bytes(source.read_bytes() + added)
-
-
-def _piece(text: str) -> bytes:
-    """Field 1 of SentencePiece's ModelProto: a piece's text (1) and score (2)."""
-    score = torch.tensor(FILLER_SCORE).numpy().tobytes()
-    message = _field(1, text.encode()) + b"\x15" + score
-    return _field(1, message)
+    score = b"\x15" + torch.tensor(FILLER_SCORE).numpy().tobytes()
+    # Field 1 of SentencePiece's ModelProto: a piece's text (1) and score (2).
+    texts = (_field(1, f"▁w{number}".encode()) for number in range(own, size))
+    path.write_bytes(source.read_bytes() + b"".join(_field(1, text + score) for text in texts))
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -26,21 +26,17 @@ def find(source: str, revision: str | None, progress: Progress) -> Path:
     """The folder that holds a checkpoint's files, fetched if need be. Raises ModelError."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return complete(folder)
+        for name in (CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE):
+            if not (folder / name).is_file():
+                missing = f"{folder} has no {name}"
+                raise ModelError(f"{missing}; copy it there, or use {DEFAULT_REPOSITORY}")
+        return folder
     if folder.suffix or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ModelError(
             f"model {source!r} is no directory and no repository; use a folder with {LM_FILE}, "
             f"or a name such as {DEFAULT_REPOSITORY}"
         )
     return fetch(source, revision, progress)
-
-
-def complete(folder: Path) -> Path:
-    """The folder itself. Raises ModelError naming the first file it lacks."""
-    for name in (CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder} has no {name}; copy it there, or use {DEFAULT_REPOSITORY}")
-    return folder
 
 
 def fetch(
@@ -77,9 +73,7 @@ def progress_bar(phase: str, progress: Progress) -> type:
     return Bar
 
 
-def reason(
-    error: Exception, repository: str, revision: str, name: str, option: str = "--model"
-) -> str:
+def reason(error: Exception, repository: str, revision: str, name: str, option: str) -> str:
     """One line: what went wrong with a download, and what to do."""
     from huggingface_hub import errors, get_token
 
@@ -110,9 +104,5 @@ def reason(
         return (
             f"the disk is full: the checkpoint needs 18 GB (set HF_HOME to a larger disk), {resume}"
         )
-    return f"downloading {name} of {repository} broke off ({_short(error)}): {resume}"
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error, or its kind."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    short = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return f"downloading {name} of {repository} broke off ({short}): {resume}"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.model.transformer import Linear, quantise_weight
-from engine.weights.checkpoint import Report, TensorFile, check, fill, parameters
+from engine.weights.checkpoint import Report, TensorFile, check, parameters
 from engine.weights.hub import INT8_SUFFIX
 from engine.weights.names import Pieces, TensorSlice
 
@@ -42,35 +42,14 @@ PROBE = (1024, 8)  # a weight whose int8 form tells one quantiser from another
 LEFT_SECONDS = 3600.0  # after which a draft is one that a killed process left
 
 
-def load_int8(
-    model: nn.Module,
-    path: Path,
-    pieces: Pieces,
-    device: torch.device,
-    dtype: torch.dtype,
-    unused: Callable[[str], bool] = lambda name: False,
-    report: Report = lambda percent: None,
-) -> None:
-    """As `checkpoint.load`, with products in int8: as kept on disk, or else quantised now.
-
-    Both ways give the same parameters to the bit. Raises ModelError, about the source only.
-    """
-    file = TensorFile(path)
-    check(file, pieces, unused)
-    if kept := open_kept(model, path, device, dtype):
-        read_kept(model, kept, device, report)
-    else:
-        fill(model, file, pieces, device, dtype, report, int8=True)
-
-
 def write_int8(
     model: nn.Module,
     path: Path,
     pieces: Pieces,
     device: torch.device,
     dtype: torch.dtype,
-    unused: Callable[[str], bool] = lambda name: False,
-    report: Report = lambda percent: None,
+    unused: Callable[[str], bool],
+    report: Report,
 ) -> Path:
     """Quantise a checkpoint's file on a device into the folder beside it; good ones stay.
 
@@ -82,14 +61,15 @@ def write_int8(
         return target
     prefix = f".{target.name}-"
     try:
-        remove_leftovers(target.parent, prefix)
+        for left in target.parent.glob(f"{prefix}*"):  # they take room
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(
             prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
         ) as scratch:
             draft = Path(scratch) / "new"
             draft.mkdir()
-            values = parameters(model, file, pieces, device, dtype)
-            write_shards(draft, model, values, report)
+            write_shards(draft, model, parameters(model, file, pieces, device, dtype), report)
             (draft / INDEX).write_text(json.dumps(origin(path, device, dtype)), encoding="utf-8")
             for written in draft.iterdir():
                 shutil.copymode(path, written)
@@ -124,23 +104,13 @@ def write_shards(
         report(100 * done / total)
 
 
-def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Free the room of drafts that killed processes left. Raises OSError."""
-    for draft in folder.glob(f"{prefix}*"):
-        if time.time() - draft.stat().st_mtime > LEFT_SECONDS:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
 # -- what int8 weights were made of ----------------------------------------------------------------
 
 
 def origin(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """What the index must say of int8 weights that belong to a file and a device."""
-    return {
-        "format": FORMAT,
-        "source": fingerprint(path),
-        "quantiser": quantiser_hash(device, dtype),
-    }
+    quantiser = quantiser_hash(device, dtype)
+    return {"format": FORMAT, "source": fingerprint(path), "quantiser": quantiser}
 
 
 def fingerprint(path: Path) -> str:

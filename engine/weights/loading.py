@@ -12,39 +12,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import sentencepiece
 import torch
+from torch import nn
 
 from engine.errors import ModelError
-from engine.model.config import LMConfig, ModelConfig
+from engine.model.config import LMConfig, ModelConfig, SttConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import RING, Voice
-from engine.model.stt import Recogniser, SttConfig
-from engine.weights.checkpoint import Report, TensorFile, load
+from engine.model.stt import Recogniser
+from engine.weights.checkpoint import Report, TensorFile, check, fill
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, fetch, find
-from engine.weights.int8 import load_int8, write_int8
-from engine.weights.names import lm_pieces, mimi_pieces, stt_pieces, unused_by_lm, unused_by_stt
+from engine.weights.int8 import open_kept, read_kept, write_int8
+from engine.weights.names import (
+    Pieces,
+    lm_pieces,
+    mimi_pieces,
+    stt_pieces,
+    unused_by_lm,
+    unused_by_stt,
+)
+from engine.weights.voices import Voices
 
 logger = logging.getLogger(__name__)
 
-
-class VoiceShelf(Protocol):
-    """Names and files of voices; voices.py keeps this contract."""
-
-    names: tuple[str, ...]
-
-    def path(self, name: str) -> Path:
-        """Raises ModelError naming the voices there are."""
-
-    def audio(self, name: str) -> np.ndarray:
-        """A recorded voice, float32 [T], 24 kHz, at the loudness the model expects."""
-
-
-Shelf = Callable[[Path], VoiceShelf]  # made from a model's folder
+Shelf = Callable[[Path], Voices]  # made from a model's folder
 
 
 class SentencePieceTokenizer:
@@ -80,7 +74,7 @@ class Checkpoint:
     lm: LM
     mimi: Mimi
     tokenizer: SentencePieceTokenizer
-    voices: VoiceShelf
+    voices: Voices
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -119,15 +113,13 @@ def load_checkpoint(
     def reporter(file: str) -> Report:
         return lambda percent: progress(f"loading {file}", percent)
 
-    load(
-        mimi, folder / MIMI_FILE, mimi_pieces(mimi), where, torch.float32,
-        report=reporter(MIMI_FILE),
-    )  # fmt: skip
+    report = reporter(MIMI_FILE)
+    load(mimi, folder / MIMI_FILE, mimi_pieces(mimi), where, torch.float32, report=report)
     mimi.prepare()
     mimi.use_fused_kernels()
-    (load_int8 if int8 else load)(
+    load(
         lm, folder / LM_FILE, lm_pieces(lm), where, dtype, partial(unused_by_lm, lm),
-        reporter(LM_FILE),
+        reporter(LM_FILE), int8,
     )  # fmt: skip
     lm.use_fused_kernels()
     tokenizer = SentencePieceTokenizer(folder / TEXT_FILE)
@@ -137,6 +129,29 @@ def load_checkpoint(
             f"{config.lm.text_card}; use the files of one release together"
         )
     return Checkpoint(Path(source).name or source, lm, mimi, tokenizer, voices)
+
+
+def load(
+    model: nn.Module,
+    path: Path,
+    pieces: Pieces,
+    device: torch.device,
+    dtype: torch.dtype,
+    unused: Callable[[str], bool] = lambda name: False,
+    report: Report = lambda percent: None,
+    int8: bool = False,
+) -> None:
+    """Check a file against a model built on the meta device, and fill it.
+
+    int8: products as kept on disk, or else quantised now; both ways give the same parameters to the
+    bit. Raises ModelError, about the file only.
+    """
+    file = TensorFile(path)
+    check(file, pieces, unused)
+    if int8 and (kept := open_kept(model, path, device, dtype)):
+        read_kept(model, kept, device, report)
+    else:
+        fill(model, file, pieces, device, dtype, report, int8)
 
 
 def usual_dtype(device: torch.device) -> torch.dtype:
@@ -162,6 +177,7 @@ def quantise_checkpoint(
 
 def read_saved_voice(path: Path, config: LMConfig) -> Voice:
     """A `.pt` voice: tensors only, never code. Raises ModelError."""
+    faults = (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         embeddings, ring = saved["embeddings"], saved["cache"]
@@ -169,17 +185,13 @@ def read_saved_voice(path: Path, config: LMConfig) -> Voice:
             embeddings=embeddings.reshape(-1, config.dim),
             ring=ring.reshape(config.n_q + 1, RING).long(),
         )
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise ModelError(_bad_voice(path, config, error)) from error
-    except pickle.UnpicklingError as error:
-        raise ModelError(_bad_voice(path, config, "it is not made of tensors only")) from error
-
-
-def _bad_voice(path: Path, config: LMConfig, why: object) -> str:
-    return (
-        f"{path} is not a saved voice of this model ({why}); expected embeddings "
-        f"[N, 1, 1, {config.dim}] and cache [1, {config.n_q + 1}, {RING}]"
-    )
+    except (*faults, pickle.UnpicklingError) as error:
+        code = isinstance(error, pickle.UnpicklingError)
+        why = "it is not made of tensors only" if code else error
+        raise ModelError(
+            f"{path} is not a saved voice of this model ({why}); expected embeddings "
+            f"[N, 1, 1, {config.dim}] and cache [1, {config.n_q + 1}, {RING}]"
+        ) from error
 
 
 def file_hash(path: Path) -> str:
@@ -255,11 +267,15 @@ def load_recogniser(
     folder = download_recogniser(source, progress)
     raw = read_json(folder)
     stt, file = _empty_recogniser(folder)
-    config = stt.config
-    _check_codec(config, mimi, folder)
-    (load_int8 if int8 else load)(
+    config, codec = stt.config, mimi.config.quantizer
+    if config.card != codec.bins or config.n_q > codec.n_q:
+        raise ModelError(
+            f"{folder / CONFIG}: n_q {config.n_q} and card {config.card} do not fit the codec's "
+            f"{codec.n_q} codebooks of {codec.bins}; use a recogniser of this codec"
+        )
+    load(
         stt, file.path, stt_pieces(stt, file.names()), device, dtype or usual_dtype(device),
-        unused_by_stt, lambda percent: progress("loading the recogniser", percent),
+        unused_by_stt, lambda percent: progress("loading the recogniser", percent), int8,
     )  # fmt: skip
     tokenizer = SentencePieceTokenizer(folder / _text_file(raw))
     if len(tokenizer) > config.text_card:
@@ -283,16 +299,12 @@ def quantise_recogniser(
 
 
 def _empty_recogniser(folder: Path) -> tuple[Recogniser, TensorFile]:
-    """A recogniser without memory, and its file. Raises ModelError."""
+    """A recogniser without memory, and its file. Raises ModelError.
+
+    Pause heads and the feed-forward's width are read off the tensors.
+    """
     file = TensorFile(folder / LM_FILE)
-    config = _complete(SttConfig.from_json(read_json(folder)), file)
-    with torch.device("meta"):
-        return Recogniser(config), file
-
-
-def _complete(config: SttConfig, file: TensorFile) -> SttConfig:
-    """The configuration with what is read off the tensors: pause heads, feed-forward width."""
-    names = file.names()
+    config, names = SttConfig.from_json(read_json(folder)), file.names()
     heads = sum(bool(re.fullmatch(r"extra_heads\.\d+\.weight", name)) for name in names)
     if not heads:
         logger.warning(
@@ -302,14 +314,6 @@ def _complete(config: SttConfig, file: TensorFile) -> SttConfig:
     values = file.shape("extra_heads.0.weight")[0] if heads else config.pause_values
     gate = "transformer.layers.0.gating.linear_in.weight"
     hidden = file.shape(gate)[0] // 2 if gate in names else config.hidden
-    return replace(config, pause_heads=heads, pause_values=values, hidden=hidden)
-
-
-def _check_codec(config: SttConfig, mimi: Mimi, folder: Path) -> None:
-    """Raises ModelError if the recogniser reads other codes than this codec makes."""
-    codec = mimi.config.quantizer
-    if config.card != codec.bins or config.n_q > codec.n_q:
-        raise ModelError(
-            f"{folder / CONFIG}: n_q {config.n_q} and card {config.card} do not fit the codec's "
-            f"{codec.n_q} codebooks of {codec.bins}; use a recogniser of this codec"
-        )
+    config = replace(config, pause_heads=heads, pause_values=values, hidden=hidden)
+    with torch.device("meta"):
+        return Recogniser(config), file

@@ -47,11 +47,8 @@ def _lm_pieces(lm: LM, name: str, shape: tuple[int, ...]) -> list[TensorSlice]:
     if name == "embedding.table":
         return _tables(lm.embedding.starts, config.card + 1, config.text_card + 1, width)
     if name == "depformer.input.weight":
-        dim = config.depformer_dim
-        return [
-            TensorSlice(f"depformer_in.{k}.weight", ((dim, width),), k * dim, dim)
-            for k in range(steps)
-        ]
+        dim, names = config.depformer_dim, (f"depformer_in.{k}.weight" for k in range(steps))
+        return [TensorSlice(n, ((dim, width),), k * dim, dim) for k, n in enumerate(names)]
     if match := re.fullmatch(r"(depformer\.layers\.\d+\.)(in|out)_proj\.(\d+)\.weight", name):
         prefix, which, step = match.groups()
         tail = "in_proj_weight" if which == "in" else "out_proj.weight"
@@ -85,11 +82,8 @@ def _stt_pieces(
     if name == "embedding.table":
         return _tables(stt.embedding.starts, config.card + 1, config.text_card + 1, shape[-1])
     if name == "pauses.weight":
-        rows = config.pause_values
-        return [
-            TensorSlice(PAUSE_HEAD.format(k), ((rows, shape[-1]),), k * rows, rows)
-            for k in range(config.pause_heads)
-        ]
+        rows, heads = config.pause_values, map(PAUSE_HEAD.format, range(config.pause_heads))
+        return [TensorSlice(n, ((rows, shape[-1]),), k * rows, rows) for k, n in enumerate(heads)]
     if name.endswith(".alpha"):
         return [TensorSlice(name, ((1, 1, *shape), shape))]
     there = name

@@ -48,12 +48,7 @@ class Precision:
         return torch.int8 if self.kv == "int8" else None
 
 
-PRECISIONS = (
-    Precision(),
-    Precision("bf16", "int8"),
-    Precision("int8", "bf16"),
-    Precision("int8", "int8"),
-)
+PRECISIONS = tuple(Precision(w, kv) for w in ("bf16", "int8") for kv in ("bf16", "int8"))
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -76,14 +71,15 @@ class Memory:
     ) -> None:
         self.mode, self._free = mode, free
         self._lm, self._stt = checkpoint.lm, recogniser.stt if recogniser else None
-        mimi = checkpoint.mimi
-        streams = (mimi.encoder_stream(1), mimi.decoder_stream(1))
+        streams = checkpoint.mimi.encoder_stream(1), checkpoint.mimi.decoder_stream(1)
         self._codec = sum(bytes_of(s.tensors()) for s in streams)
 
     def slots(self, mode: Precision | None = None, most: int = MOST_SLOTS) -> int:
         """How many conversations fit, `most` at most; in another mode: how many would fit."""
-        mode = mode or self.mode
-        return slots_by_memory(self._free_in(mode), self.slot_bytes(mode), most)
+        mode, free = mode or self.mode, self._free
+        if mode.weights != self.mode.weights:  # a recogniser stays as it is
+            free += product_bytes(self._lm) - product_bytes(self._lm, mode.weights == "int8")
+        return slots_by_memory(free, self.slot_bytes(mode), most)
 
     def left(self, slots: int) -> int:
         """Bytes that are left beside a number of conversations and the reserve."""
@@ -116,9 +112,9 @@ class Memory:
     def check(self, asked: int) -> None:
         """Raises ModelError unless `asked` conversations fit (0: one at least)."""
         wanted = max(1, asked)
-        if self.slots(most=wanted) >= wanted:
-            return
         fits = self.slots(most=wanted)
+        if fits >= wanted:
+            return
         others = [
             f"{m} ({self.slots(m, wanted)})" for m in PRECISIONS if self.slots(m, wanted) > fits
         ]
@@ -129,13 +125,6 @@ class Memory:
             f"weights hold {fits} ({self.mode}): {self.slot_bytes(self.mode) / 1e9:.2f} GB each "
             f"and a reserve; use {' or '.join([*advice, 'a larger GPU'])}"
         )
-
-    def _free_in(self, mode: Precision) -> int:
-        """What would be free with the weights of another mode; a recogniser stays as it is."""
-        if mode.weights == self.mode.weights:
-            return self._free
-        other = product_bytes(self._lm, mode.weights == "int8")
-        return self._free + product_bytes(self._lm) - other
 
 
 def product_bytes(model: Temporal, int8: bool | None = None) -> int:

@@ -12,13 +12,13 @@ import numpy as np
 
 from engine.config import SAMPLE_RATE, VOICE_NAMES
 from engine.errors import BadParameterError, ModelError
+from engine.weights.hub import VOICES_FILE
 
 TARGET_LUFS = -24.0
 BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
 RINGING_SAMPLES = 1 << 14  # after which a filter's response is below rounding
 SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
 SUFFIXES = (".pt", ".wav")  # the first found of a name is used
-ARCHIVE = "voices.tgz"
 
 
 def choose_voice(wanted: str | None, default: str, names: tuple[str, ...]) -> str:
@@ -43,8 +43,7 @@ class Voices:
                 f"{self.folder} holds no voices (*.pt, *.wav); "
                 "run `python -m engine download`, or put one there"
             )
-        first = sorted(found, key=lambda name: (name != VOICE_NAMES[0], name))
-        self.names = tuple(first)
+        self.names = tuple(sorted(found, key=lambda name: (name != VOICE_NAMES[0], name)))
         self._paths = found
 
     def path(self, name: str) -> Path:
@@ -61,7 +60,7 @@ class Voices:
 
 def find_or_unpack(model_folder: Path) -> Path:
     """The folder of voice files, unpacked from the archive where that has not happened yet."""
-    folder, archive = model_folder / "voices", model_folder / ARCHIVE
+    folder, archive = model_folder / "voices", model_folder / VOICES_FILE
     if any(folder.glob("*")) or not archive.exists():
         return folder
     if not os.access(model_folder, os.W_OK):
@@ -116,7 +115,12 @@ def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
         raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")
     weighted = biquad(pcm.astype(np.float64), *high_shelf(rate))
     weighted = biquad(weighted, *high_pass(rate))
-    power = block_power(weighted, rate)
+    step = 1 - OVERLAP
+    blocks = round((length - BLOCK_SECONDS) / (BLOCK_SECONDS * step)) + 1
+    starts = [int(BLOCK_SECONDS * j * step * rate) for j in range(blocks)]
+    ends = [int(BLOCK_SECONDS * (j * step + 1) * rate) for j in range(blocks)]
+    sums = [np.square(weighted[a:b]).sum() for a, b in zip(starts, ends, strict=True)]
+    power = np.array(sums) / (BLOCK_SECONDS * rate)  # mean square of every block
     level = -0.691 + 10 * np.log10(np.maximum(power, np.finfo(float).tiny))
     loud = level >= SILENCE_LUFS
     if not loud.any():
@@ -124,16 +128,6 @@ def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
     gate = -0.691 + 10 * np.log10(power[loud].mean()) + RELATIVE_LU
     kept = power[(level > SILENCE_LUFS) & (level > gate)]
     return float(-0.691 + 10 * np.log10(kept.mean()))
-
-
-def block_power(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Mean square of overlapping blocks of 0.4 s."""
-    step = 1 - OVERLAP
-    blocks = round((len(samples) / rate - BLOCK_SECONDS) / (BLOCK_SECONDS * step)) + 1
-    starts = [int(BLOCK_SECONDS * j * step * rate) for j in range(blocks)]
-    ends = [int(BLOCK_SECONDS * (j * step + 1) * rate) for j in range(blocks)]
-    sums = [np.square(samples[a:b]).sum() for a, b in zip(starts, ends, strict=True)]
-    return np.array(sums) / (BLOCK_SECONDS * rate)
 
 
 def high_shelf(rate: int, gain_db: float = 4.0, corner_hz: float = 1500.0):

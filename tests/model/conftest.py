@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from engine.model.config import ModelConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
-from engine.weights.checkpoint import load
+from engine.weights.loading import load
 from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
 from tests.model import interpreting
 

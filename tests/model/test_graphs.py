@@ -13,7 +13,7 @@ from engine.model.gpu import graphs
 from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
-from engine.model.transformer import quantise_products
+from engine.model.transformer import Linear
 from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
@@ -29,13 +29,20 @@ def _recorded_at_once(monkeypatch):
     monkeypatch.setattr(graphs, "WARM_UPS", 1)
 
 
+def quantise(model: torch.nn.Module) -> None:
+    """Every product in int8, in place."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.quantise()
+
+
 def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool = True) -> Loop:
     """As a GPU runs it, of weights that are not there."""
     lm, mimi = on_meta(config)
     lm = lm.to(torch.bfloat16)
     mimi.prepare()
     if weights == "int8":
-        quantise_products(lm)
+        quantise(lm)
     if fused:
         lm.use_fused_kernels()
         mimi.use_fused_kernels()
@@ -52,7 +59,7 @@ def hearing_of(slots: int, config: SttConfig = TINY_STT, weights: str = "bf16") 
     with torch.device("meta"):
         stt = Recogniser(config).to(torch.bfloat16)
     if weights == "int8":
-        quantise_products(stt)
+        quantise(stt)
     stt.use_fused_kernels()
     return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
 

@@ -6,8 +6,6 @@ which are the oracle. Imported only where the kernels can run: on a CUDA device 
 under triton's interpreter in tests.
 """
 
-from copy import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -15,16 +13,8 @@ from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
 from engine.model.lm import Depformer, DepthLayer, Pick
-from engine.model.mimi import Conv, ConvTranspose, Elu, Residual
-from engine.model.transformer import (
-    RMS_EPS,
-    Active,
-    Attends,
-    Gating,
-    Linear,
-    Rings,
-    Transformer,
-)
+from engine.model.mimi import Conv, ConvTranspose, Elu, Residual, Stream
+from engine.model.transformer import RMS_EPS, Active, Attends, Gating, Linear, Rings, Transformer
 
 __all__ = ["depth", "embed_column", "pick", "pick_text", "prefill", "product", "step"]
 
@@ -144,8 +134,10 @@ def _transposed(module: ConvTranspose) -> Filter:
     return Filter(weight, module.convtr.bias, kernel=2, past=1, shuffle=module.stride)
 
 
-class FusedStream:
-    """What one direction of the codec remembers of each slot, as the kernels want it."""
+class FusedStream(Stream):
+    """The same as the kernels want it: tails [2, S, Cin, P], of the upsampling [1, S, Cin]."""
+
+    slot_dim = 1
 
     def __init__(
         self,
@@ -156,38 +148,14 @@ class FusedStream:
         capacity: int,
     ) -> None:
         self.rings = transformer.rings(slots, capacity)
-        device = self.rings.kv.device
-        modules = [m for part in parts for m in part.modules()]
-        self.pasts = {  # [2, S, Cin, P]
-            m: torch.zeros(2, slots, by[m].inputs, by[m].past, device=device)
-            for m in modules
-            if m in by and by[m].past
-        }
-        for module in modules:
-            if isinstance(module, ConvTranspose) and module not in by:
-                self.pasts[module] = torch.zeros(1, slots, module.convtr.in_channels, device=device)
-
-    def narrow(self, slots: int) -> "FusedStream":
-        """The first slots: the same memory."""
-        some = copy(self)
-        some.pasts = {module: past[:, :slots] for module, past in self.pasts.items()}
-        some.rings = self.rings.narrow(slots)
-        return some
-
-    def clear(self, slot: int) -> None:
-        """Back to silence before the first frame."""
-        for past in self.pasts.values():
-            past[:, slot].zero_()
-        self.rings.clear(slot)
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors of its memory."""
-        return [*self.pasts.values(), self.rings.kv]
-
-    def state(self, slot: int) -> list[Tensor]:
-        """Every tensor of a slot's memory, as views (tests compare them)."""
-        pasts = [past[:, slot] for past in self.pasts.values()]
-        return [*pasts, self.rings.used(slot), self.rings.position[slot]]
+        device, self.tails = self.rings.kv.device, {}
+        for module in (m for part in parts for m in part.modules()):
+            if module in by and by[module].past:
+                shape = (2, slots, by[module].inputs, by[module].past)
+                self.tails[module] = torch.zeros(shape, device=device)
+            elif isinstance(module, ConvTranspose) and module not in by:
+                shape = (1, slots, module.convtr.in_channels)
+                self.tails[module] = torch.zeros(shape, device=device)
 
 
 def encode(mimi, pcm: Tensor, stream: FusedStream, active: Active, codebooks: int) -> Tensor:
@@ -196,7 +164,7 @@ def encode(mimi, pcm: Tensor, stream: FusedStream, active: Active, codebooks: in
     x = seanet(mimi.encoder.model, pcm[:, None], mimi.filters, stream, now)  # [S, dim, 2]
     x = run_transformer(mimi.encoder_transformer, x, mimi.filters, stream, active, now)
     down = mimi.downsample
-    latent = convolve(x, mimi.filters[down], now, stream.pasts[down])  # [S, dim, 1]
+    latent = convolve(x, mimi.filters[down], now, stream.tails[down])  # [S, dim, 1]
     codes = torch.empty(len(pcm), codebooks, dtype=torch.int64, device=pcm.device)
     for part, some in _halves(mimi, codes):
         inner = convolve(latent, mimi.filters[part.input_proj], now)[..., 0]  # [S, inner]
@@ -213,7 +181,7 @@ def decode(mimi, codes: Tensor, stream: FusedStream, active: Active) -> Tensor:
         entries = sum_entries(some, part.tables)[..., None]  # [S, inner, 1]
         latent = convolve(entries, mimi.filters[part.output_proj], now, residual=latent)
     up = mimi.upsample
-    x = upsample(latent[..., 0], stream.pasts[up][0], up.convtr.weight, active.mask)  # [S, dim, 2]
+    x = upsample(latent[..., 0], stream.tails[up][0], up.convtr.weight, active.mask)  # [S, dim, 2]
     x = run_transformer(mimi.decoder_transformer, x, mimi.filters, stream, active, now)
     x = seanet(mimi.decoder.model, x, mimi.filters, stream, now)
     stream.rings.advance(active, mimi.frame_columns)
@@ -227,13 +195,11 @@ def _halves(mimi, codes: Tensor) -> list[tuple[nn.Module, Tensor]]:
     return [(part, some) for part, some in both if some.shape[1]]
 
 
-def seanet(
-    layers: nn.ModuleList, x: Tensor, by: Filters, stream: FusedStream, now: Moment
-) -> Tensor:
+def seanet(layers: nn.ModuleList, x: Tensor, by: Filters, stream: Stream, now: Moment) -> Tensor:
     """One launch a convolution: an ELU is part of the one behind it."""
 
     def through(x: Tensor, module: Conv, **more) -> Tensor:
-        return convolve(x, by[module], now, stream.pasts.get(module), **more)
+        return convolve(x, by[module], now, stream.tails.get(module), **more)
 
     elu = False
     for layer in layers:
@@ -247,12 +213,7 @@ def seanet(
 
 
 def run_transformer(
-    transformer: Transformer,
-    x: Tensor,
-    by: Filters,
-    stream: FusedStream,
-    active: Active,
-    now: Moment,
+    transformer: Transformer, x: Tensor, by: Filters, stream: Stream, active: Active, now: Moment
 ) -> Tensor:
     """x [S, dim, T] through the layers and their rings, which are written, not advanced."""
     slots, _, columns = x.shape

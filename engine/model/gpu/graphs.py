@@ -15,8 +15,8 @@ With `graphs` False, and on a CPU, the same work is launched piece by piece.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ WARM_UPS = 3  # runs before a recording, compilers and all
 # -- what graphs are made of -----------------------------------------------------------------------
 
 
-@dataclass
-class Recorded:
+class Recorded(NamedTuple):
     """One graph, and the tensor that its replay fills, if the work gives one."""
 
     graph: "torch.cuda.CUDAGraph"
@@ -75,12 +74,7 @@ class Prefill:
     """
 
     def __init__(
-        self,
-        lm: Temporal,
-        rings: Rings,
-        columns: int,
-        graphs: bool = True,
-        pool: object = None,
+        self, lm: Temporal, rings: Rings, columns: int, graphs: bool = True, pool: object = None
     ) -> None:
         self.lm, self.rings, self.columns = lm, rings, columns
         table = lm.embedding.table
@@ -124,11 +118,7 @@ class Block:
         self.host = torch.zeros(slots, columns, dtype=dtype)
         if device.type == "cuda":
             self.host = self.host.pin_memory()
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The host's side, to write into."""
-        return self.host.numpy()
+        self.rows = self.host.numpy()  # the host's side, to write into
 
     def send(self, slots: int) -> None:
         """Copy the first rows up."""
@@ -214,23 +204,26 @@ class Ticks:
         rows = self.up_flush.rows
         rows[:], rows[slots, 0] = 0, 1
         self.up_flush.send(size)
-        return _words(self._fetch("flush", self._launch("flush", size), self._count_flushed))
+        count = partial(self._count, self.hearing.rings, slots, 1)
+        return _words(self._fetch("flush", self._launch("flush", size), count))
 
     def _bucket(self, slots: list[int]) -> int:
         """The smallest bucket that covers these slots."""
-        need = max(slots, default=0) + 1
-        return next(size for size in self.buckets if size >= need)
+        return next(size for size in self.buckets if size > max(slots, default=0))
 
     def _launch(self, verb: str, size: int) -> Tensor:
         if self.graphs:
-            captured = self.captured[verb, size]
-            captured.graph.replay()
-            return captured.out
+            graph, out = self.captured[verb, size]
+            graph.replay()
+            return out
         return getattr(self, f"_{verb}")(size)
 
     def _fetch(self, verb: str, out: Tensor, meanwhile: Callable[[], None]) -> np.ndarray:
         """Results of a bucket on the host, as rows of all slots; works while it waits."""
-        rows = self._arrivals(verb, out)
+        if verb not in self.down:
+            rows = torch.zeros(self.loop.slots, out.shape[1], dtype=out.dtype)
+            self.down[verb] = rows.pin_memory() if self.cuda else rows
+        rows = self.down[verb]
         rows[: len(out)].copy_(out, non_blocking=True)
         if out.is_cuda:
             done = torch.cuda.Event()
@@ -238,13 +231,6 @@ class Ticks:
             meanwhile()
             done.synchronize()
         return rows.numpy().copy()
-
-    def _arrivals(self, verb: str, out: Tensor) -> Tensor:
-        """Where the results of a verb arrive, made when it first runs."""
-        if verb not in self.down:
-            rows = torch.zeros(self.loop.slots, out.shape[1], dtype=out.dtype)
-            self.down[verb] = rows.pin_memory() if self.cuda else rows
-        return self.down[verb]
 
     # A graph counts nothing on the host: what it pushes is added to `pushed` of the rings here.
 
@@ -260,9 +246,6 @@ class Ticks:
         speaking = self._taking[ACTIVE]
         self._count(self.loop.decoder.rings, speaking, self.loop.mimi.frame_columns)
         self.loop.sampler.draw_ahead(speaking)
-
-    def _count_flushed(self) -> None:
-        self._count(self.hearing.rings, self._flushing, 1)
 
     def _count(self, rings: Rings, slots: list[int], columns: int) -> None:
         for slot in slots:
@@ -295,9 +278,9 @@ class Ticks:
 
     def _speak(self, size: int) -> Tensor:
         """-> [B, 1920 + Q]: the agent's samples and codes."""
-        given = self.up_text.device[:size]
-        who = self._who(size, ACTIVE)
-        pcm, codes = self.loops[size].step_depth_and_decode(given[:, 0], given[:, 1] != 0, who)
+        text, hush = self.up_text.device[:size].unbind(1)
+        active = self._who(size, ACTIVE)
+        pcm, codes = self.loops[size].step_depth_and_decode(text, hush != 0, active)
         return torch.cat([pcm, codes.float()], 1)
 
     def _who(self, size: int, who: int) -> Active:

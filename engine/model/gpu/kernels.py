@@ -38,28 +38,17 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
     if k < 256 or n < 64 or item_bytes == 4:
         return Tile(16, 32, 2 if partial else 1)
     if rows > ROWS:  # a piece of a prompt: the tile of x is four times as large
-        return _many(gated, partial)
-    if partial:
-        return _split(k, int8)
+        # Of a sweep on an H200 (2026-11-25, docs/measurements/history.md), for 17 to 64 rows.
+        return Tile(64, 128, 4, stages=3) if partial else Tile(32, 64 if gated else 128, stages=3)
+    if partial:  # few outputs: programs share the inputs, so that all of the device reads
+        if k % 1024:
+            return Tile(16, 128, 2)
+        return Tile(32, 128, 8 if k <= 1024 or (int8 and k > 4096) else 4, warps=2)
     if gated:
         return Tile(32, 128)
     if k <= 1024:
         return Tile(16, 256) if int8 else Tile(16, 128, warps=2)
     return Tile(32, 256) if int8 else Tile(32, 128)
-
-
-def _many(gated: bool, partial: bool) -> Tile:
-    """For 17 to 64 rows; of a sweep on an H200 (2026-11-25, docs/measurements/history.md)."""
-    if partial:
-        return Tile(64, 128, 4, stages=3)
-    return Tile(32, 64 if gated else 128, stages=3)
-
-
-def _split(k: int, int8: bool) -> Tile:
-    """Few outputs: programs share the inputs, so that all of the device reads."""
-    if k % 1024 == 0:
-        return Tile(32, 128, 8 if k <= 1024 or (int8 and k > 4096) else 4, warps=2)
-    return Tile(16, 128, 2)
 
 
 # -- products, norm, embeddings --------------------------------------------------------------------

@@ -204,25 +204,15 @@ def tile(outputs: int, n: int, k: int) -> dict[str, int]:
 
     From a sweep over the codec's layers on an H100 for 1 and 16 slots (`bench tiles`, 2026-11-24).
     """
-    bn = 32 if n > 16 else 16
+    bm, bn = LONG_ROWS // 2, 32 if n > 16 else 16
     if outputs < LONG_COLUMNS:
-        splits = power(min(k // 64, MOST_PROGRAMS * bn // n), 16)
-        cut = {"BM": ROWS, "BN": bn, "splits": splits}
+        bm, wanted, most = ROWS, min(k // 64, MOST_PROGRAMS * bn // n), 16
     elif k <= 192:
-        rows = LONG_ROWS if k >= 32 and n > 16 else LONG_ROWS // 2
-        cut = {"BM": rows, "BN": bn, "splits": power(k // 96, 2)}
+        bm, wanted, most = LONG_ROWS if k >= 32 and n > 16 else bm, k // 96, 2
     else:
-        cut = {
-            "BM": LONG_ROWS // 2,
-            "BN": 64 if n == 128 and outputs > 96 else bn,
-            "splits": power(k // 96, 4),
-        }
-    return cut | {"BK": 32, "num_warps": 4, "num_stages": 3}
-
-
-def power(wanted: int, most: int) -> int:
-    """The power of two at or below what is wanted, from 1 to `most`."""
-    return max(1, min(most, 1 << wanted.bit_length() >> 1))
+        bn, wanted, most = 64 if n == 128 and outputs > 96 else bn, k // 96, 4
+    splits = max(1, min(most, 1 << wanted.bit_length() >> 1))  # a power of two
+    return {"BM": bm, "BN": bn, "splits": splits, "BK": 32, "num_warps": 4, "num_stages": 3}
 
 
 def convolve(
@@ -258,13 +248,11 @@ def convolve(
         x, x if past is None else past, by.weight, by.weight if by.bias is None else by.bias,
         by.weight if scale is None else scale, other, out, now.position, now.active,
         parts if splits > 1 else out, counters(x.device), slots, columns, outputs,
-        cin, cout, *x.stride(), *out.stride(), *other.stride(),
-        *pasts,
+        cin, cout, *x.stride(), *out.stride(), *other.stride(), *pasts,
         KERNEL=by.kernel, STRIDE=by.stride, PAST=by.past, SHUFFLE=by.shuffle, PUSHED=now.pushed,
         REPLICATE=by.replicate, ELU=elu, GELU=gelu,
         BIAS=by.bias is not None, SCALE=scale is not None, RESIDUAL=residual is not None,
-        BLOCK=KEPT_BLOCK, PRECISION=PRECISION,
-        SPLITS=splits, **cut,
+        BLOCK=KEPT_BLOCK, PRECISION=PRECISION, SPLITS=splits, **cut,
     )  # fmt: skip
     return out
 
