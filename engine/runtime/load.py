@@ -113,12 +113,9 @@ class Overload:
             while self._ticks[0][0] < now - WINDOW_SECONDS:
                 self._ticks.popleft()
 
-    @property
-    def p95(self) -> float:
-        """Seconds; 0 while too little was measured in the last ten seconds."""
-        return self._p95_since(self._clock() - WINDOW_SECONDS)
-
-    def _p95_since(self, start: float) -> float:
+    def _p95(self, now: float, start: float = float("-inf")) -> float:
+        """Of the last ten seconds, or from `start` on; 0 while too little was measured."""
+        start = max(start, now - WINDOW_SECONDS)
         with self._lock:
             taken = [seconds for when, seconds in self._ticks if when >= start]
         long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
@@ -128,17 +125,17 @@ class Overload:
         """Whether one more than `live` conversations can be held in time; one always may try."""
         if live == 0:
             return True
-        if self.p95 > TICK_LIMIT_SECONDS:
+        if self._p95(self._clock()) > TICK_LIMIT_SECONDS:
             return False
         return self._table is None or live < self._table.slots_in_time()
 
     def step(self, transcribing: bool) -> Relief:
         """What to do now; each step is asked for once, the next after five more seconds."""
         now = self._clock()
-        self.shedding = self._p95_since(max(now - WINDOW_SECONDS, self._acted_at)) > SHED_SECONDS
+        self.shedding = self._p95(now, self._acted_at) > SHED_SECONDS
         if not self.shedding:
             self._since = None
-            if now >= self._resume_at and self.p95 <= TICK_LIMIT_SECONDS:
+            if now >= self._resume_at and self._p95(now) <= TICK_LIMIT_SECONDS:
                 self.recogniser_paused = False
             return Relief.NOTHING
         if self._since is None:

@@ -158,16 +158,13 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: the owner of the process must know
-            self._end_all(error)
-
-    def _end_all(self, error: Exception) -> None:
-        fault = logged_fault("the scheduler's thread died")
-        with self._wake:
-            seats = list(self._seats.values())
-        for seat in seats:
-            seat.deliver([Ended(fault)])
-        if self._on_death:
-            self._on_death(error)
+            fault = logged_fault("the scheduler's thread died")
+            with self._wake:
+                seats = list(self._seats.values())
+            for seat in seats:
+                seat.deliver([Ended(fault)])
+            if self._on_death:
+                self._on_death(error)
 
     def _wait(self, until: float | None) -> None:
         """Sleep until woken or `until`."""
@@ -180,8 +177,12 @@ class Scheduler:
     def turn(self) -> float | None:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
         until = self.clock() + BETWEEN_SECONDS
-        self._close_left_slots()
-        seats, between = self._sitting, self._between
+        with self._wake:
+            leavers, self._leavers = self._leavers, []
+            seats = self._sitting = list(self._seats.values())
+        for seat in leavers:  # nothing is opened in a slot before this
+            self._close(seat)
+        between = self._between
         more = self._carry_out_requests(until)
         more = self._read_inboxes(seats, until) or more
         now = self.clock()
@@ -193,14 +194,6 @@ class Scheduler:
         if self._flush(seats) or between.piece(seats) or more:
             return self.clock()
         return self._next_at()
-
-    def _close_left_slots(self) -> None:
-        """Nothing is opened in a slot before this; then look who sits there now."""
-        with self._wake:
-            leavers, self._leavers = self._leavers, []
-            self._sitting = list(self._seats.values())
-        for seat in leavers:
-            self._close(seat)
 
     def _carry_out_requests(self, until: float) -> bool:
         """Restarts and settings of a few seats; whether others have to wait for the next turn."""
@@ -214,8 +207,12 @@ class Scheduler:
             if restart:  # whose client leaves right now: the slot is still this seat's in this turn
                 self._close(seat)
                 seat.start(*restart)
-            if sampling:
-                self._tune(seat, sampling)
+            if sampling and (seat.bootstrapping or seat.live):
+                self.backend.tune(seat.slot, sampling)
+            elif sampling and seat.work is None:  # not open yet: it opens with these settings
+                seat.opening = replace(seat.opening, sampling=sampling)
+            elif sampling:  # its prompts are going in: when they are in
+                seat.tuned = sampling
             if self.clock() >= until:
                 break
         return bool(self._requests)
@@ -224,14 +221,6 @@ class Scheduler:
         self._between.drop(seat)
         if seat.is_open:
             self.backend.close(seat.slot)
-
-    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        if seat.bootstrapping or seat.live:
-            self.backend.tune(seat.slot, sampling)
-        elif seat.work is None:  # not open yet: it opens with these settings
-            seat.opening = replace(seat.opening, sampling=sampling)
-        else:  # its prompts are going in: when they are in
-            seat.tuned = sampling
 
     def _give_up(self, seat: Seat, error: EngineError) -> None:
         seat.deliver([Ended(error)])

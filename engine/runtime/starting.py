@@ -110,7 +110,12 @@ def fit_backend(
             kv_dtype=mode.kv_dtype, renewal_frames=renewal, spare_columns=columns,
         )  # fmt: skip
 
-    slots, limit = _slots(memory, asked)
+    slots, limit = (asked, "asked") if asked else (CPU_SLOTS, "cpu")
+    if memory:
+        memory.check(asked)
+    if memory and not asked:
+        slots, one_more = memory.slots(), memory.slots() + 1
+        limit = "most" if memory.slots(most=one_more) == one_more else "memory"
     backend = build(slots)
     backend.measure()
     in_time = backend.ticks.slots_in_time() if backend.ticks else slots
@@ -133,17 +138,6 @@ def fit_backend(
     elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
         logger.info("renewed calls keep what %d columns hold", backend.renewal.spare.capacity)
     return backend
-
-
-def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
-    """(slots that memory gives, what limited them). Raises ModelError."""
-    if memory is None:
-        return (asked, "asked") if asked else (CPU_SLOTS, "cpu")
-    memory.check(asked)
-    if asked:
-        return asked, "asked"
-    fits, one_more = memory.slots(), memory.slots() + 1
-    return fits, "most" if memory.slots(most=one_more) == one_more else "memory"
 
 
 def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tuple[int, float]:
