@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
-CUDA_SUCCESS = 0
 
 
 def has_cuda() -> bool:
@@ -32,9 +31,9 @@ def has_cuda() -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != CUDA_SUCCESS:
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):  # 0 is success
         return False
-    return driver.cuDeviceGetCount(ctypes.byref(count)) == CUDA_SUCCESS and count.value > 0
+    return count.value > 0
 
 
 def choose_model(model: str) -> tuple[str, str]:

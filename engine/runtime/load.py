@@ -44,11 +44,6 @@ class TickTable:
         covering = (taken for size, taken in self.seconds.items() if size >= slots)
         return min(covering, default=float("inf"))
 
-    def upto(self, slots: int) -> "TickTable":
-        """The same for a server with fewer slots."""
-        seconds = {size: taken for size, taken in self.seconds.items() if size <= slots}
-        return TickTable(seconds, self.piece)
-
     def slots_in_time(self) -> int:
         """The largest bucket in whose ticks no frame is late, nor in any smaller; 0: none."""
         good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]

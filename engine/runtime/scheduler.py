@@ -123,10 +123,7 @@ class Scheduler:
         self.wake()
 
     def restart(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
-        """The same slot and voice from the beginning; `Ready` is delivered again.
-
-        A restart that was asked for and not carried out yet is replaced.
-        """
+        """The same slot and voice from the beginning; `Ready` is delivered again."""
         seat.request_restart(opening, director)
         self._ask(seat)
 
@@ -362,7 +359,7 @@ class Scheduler:
                     int(heard.text[slot]), heard_row(heard, slot), peak_in, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
-            except Exception:
+            except Exception:  # one conversation's fault must not reach its neighbours
                 self._give_up(seat, logged_fault("director failed"))
         return text, hush
 
@@ -370,7 +367,7 @@ class Scheduler:
         """Deliver what a director has to say between two frames."""
         try:
             events = act()
-        except Exception:
+        except Exception:  # one conversation's fault must not reach its neighbours
             self._give_up(seat, logged_fault("director failed"))
             return
         if events:

@@ -10,6 +10,7 @@ import logging
 import torch
 
 from engine.errors import ModelError
+from engine.runtime.load import TickTable
 from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
 from engine.weights.hub import Progress, find
 from engine.weights.loading import (
@@ -126,7 +127,8 @@ def fit_backend(
         del backend
         gc.collect()  # its graphs and rings, before others take their place
         backend = build(slots)
-        backend.ticks = ticks.upto(slots)
+        seconds = {size: taken for size, taken in ticks.seconds.items() if size <= slots}
+        backend.ticks = TickTable(seconds, ticks.piece)
     backend.limited_by = limit
     logger.info("%s", describe_slots(memory, mode, slots, limit))
     if memory and renewal_frames and not backend.renewal:

@@ -117,7 +117,8 @@ def ticks(monkeypatch):
 
     def pretend(seconds: dict[int, float]) -> None:
         def measure(backend: PersonaPlexBackend) -> None:
-            backend.ticks = TickTable(seconds, 0.02).upto(backend.slots)
+            held = {size: taken for size, taken in seconds.items() if size <= backend.slots}
+            backend.ticks = TickTable(held, 0.02)
 
         monkeypatch.setattr(PersonaPlexBackend, "measure", measure)
 
