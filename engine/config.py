@@ -37,10 +37,6 @@ class Bounds:
             raise ConfigError(f"{name} is {value}; use {self.low:g} to {self.high:g}")
 
 
-TEMPERATURE = Bounds(0, 2)
-TOP_K = Bounds(1, 2**31 - 1)
-PAD_BIAS = Bounds(-4, 4)
-REPETITION_PENALTY = Bounds(0.5, 2)
 REPETITION_CONTEXT = Bounds(1, 4096)
 
 
@@ -57,12 +53,12 @@ class SamplingConfig:
     repetition_context: int = 64  # last fed text tokens it looks at; PAD and EPAD exempt
 
     def __post_init__(self) -> None:
-        TEMPERATURE.check("text_temperature", self.text_temperature)
-        TEMPERATURE.check("audio_temperature", self.audio_temperature)
-        TOP_K.check("text_topk", self.text_top_k)
-        TOP_K.check("audio_topk", self.audio_top_k)
-        PAD_BIAS.check("pad_mult", self.pad_bias)
-        REPETITION_PENALTY.check("repetition_penalty", self.repetition_penalty)
+        Bounds(0, 2).check("text_temperature", self.text_temperature)
+        Bounds(0, 2).check("audio_temperature", self.audio_temperature)
+        Bounds(1, 2**31 - 1).check("text_topk", self.text_top_k)
+        Bounds(1, 2**31 - 1).check("audio_topk", self.audio_top_k)
+        Bounds(-4, 4).check("pad_mult", self.pad_bias)
+        Bounds(0.5, 2).check("repetition_penalty", self.repetition_penalty)
         REPETITION_CONTEXT.check("repetition_penalty_context", self.repetition_context)
 
 
@@ -123,8 +119,7 @@ class ServerConfig:
         for name, bounds in SERVER_BOUNDS.items():
             bounds.check(name, getattr(self, name))
         for name in ("weights", "kv"):
-            if getattr(self, name) not in PRECISIONS:
-                value = getattr(self, name)
+            if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")

@@ -324,20 +324,16 @@ class Synthesizer:
             )
             raw = b"".join(self._chunks)
         samples = np.frombuffer(raw, dtype="<i2").astype(np.float32) / 32768
-        return _trim(soxr.resample(samples, self.sample_rate, SAMPLE_RATE).astype(np.float32))
-
-
-def _trim(samples: np.ndarray) -> np.ndarray:
-    """Cut the silence at both ends; fade the edges so that words join without a click."""
-    loud = np.flatnonzero(np.abs(samples) > TRIM_LEVEL)
-    if not loud.size:
-        return np.zeros(0, np.float32)
-    cut = samples[max(0, loud[0] - EDGE_SAMPLES) : loud[-1] + EDGE_SAMPLES].copy()
-    edge = min(EDGE_SAMPLES, len(cut) // 2)
-    ramp = np.linspace(0, 1, edge, dtype=np.float32)
-    cut[:edge] *= ramp
-    cut[len(cut) - edge :] *= ramp[::-1]
-    return cut
+        samples = soxr.resample(samples, self.sample_rate, SAMPLE_RATE).astype(np.float32)
+        loud = np.flatnonzero(np.abs(samples) > TRIM_LEVEL)
+        if not loud.size:
+            return np.zeros(0, np.float32)
+        cut = samples[max(0, loud[0] - EDGE_SAMPLES) : loud[-1] + EDGE_SAMPLES].copy()
+        edge = min(EDGE_SAMPLES, len(cut) // 2)
+        ramp = np.linspace(0, 1, edge, dtype=np.float32)  # so that words join without a click
+        cut[:edge] *= ramp
+        cut[len(cut) - edge :] *= ramp[::-1]
+        return cut
 
 
 @functools.cache

@@ -1,12 +1,11 @@
 """How much a machine bears: slots in time, what to do in overload, what fits between two ticks.
 
 Three parts: the timed ticks, from which the number of slots follows; overload, which closes
-admission, pauses the recogniser and ends the newest conversation; slack, in which prompts and
-renewals run. Arithmetic and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads
-no torch. Source of the rules: performance.md 2.6.
+admission and asks the scheduler for relief; slack, in which prompts and renewals run. Arithmetic
+and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no torch. Source of the
+rules: performance.md 2.6.
 """
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -17,11 +16,9 @@ from functools import partial
 import numpy as np
 
 from engine.config import FRAME_SECONDS, LATE_SECONDS
-from engine.errors import BusyError, EngineError, logged_fault
+from engine.errors import EngineError, logged_fault
 from engine.runtime.backend import Backend
 from engine.runtime.seat import Renewed, Seat
-
-logger = logging.getLogger(__name__)
 
 # -- how many slots are in time --------------------------------------------------------------------
 
@@ -46,11 +43,6 @@ class TickTable:
         """
         covering = (taken for size, taken in self.seconds.items() if size >= slots)
         return min(covering, default=float("inf"))
-
-    def upto(self, slots: int) -> "TickTable":
-        """The same for a server with fewer slots."""
-        seconds = {size: taken for size, taken in self.seconds.items() if size <= slots}
-        return TickTable(seconds, self.piece)
 
     def slots_in_time(self) -> int:
         """The largest bucket in whose ticks no frame is late, nor in any smaller; 0: none."""
@@ -116,12 +108,9 @@ class Overload:
             while self._ticks[0][0] < now - WINDOW_SECONDS:
                 self._ticks.popleft()
 
-    @property
-    def p95(self) -> float:
-        """Seconds; 0 while too little was measured in the last ten seconds."""
-        return self._p95_since(self._clock() - WINDOW_SECONDS)
-
-    def _p95_since(self, start: float) -> float:
+    def _p95(self, now: float, start: float = float("-inf")) -> float:
+        """Of the last ten seconds, or from `start` on; 0 while too little was measured."""
+        start = max(start, now - WINDOW_SECONDS)
         with self._lock:
             taken = [seconds for when, seconds in self._ticks if when >= start]
         long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
@@ -131,17 +120,17 @@ class Overload:
         """Whether one more than `live` conversations can be held in time; one always may try."""
         if live == 0:
             return True
-        if self.p95 > TICK_LIMIT_SECONDS:
+        if self._p95(self._clock()) > TICK_LIMIT_SECONDS:
             return False
         return self._table is None or live < self._table.slots_in_time()
 
     def step(self, transcribing: bool) -> Relief:
         """What to do now; each step is asked for once, the next after five more seconds."""
         now = self._clock()
-        self.shedding = self._p95_since(max(now - WINDOW_SECONDS, self._acted_at)) > SHED_SECONDS
+        self.shedding = self._p95(now, self._acted_at) > SHED_SECONDS
         if not self.shedding:
             self._since = None
-            if now >= self._resume_at and self.p95 <= TICK_LIMIT_SECONDS:
+            if now >= self._resume_at and self._p95(now) <= TICK_LIMIT_SECONDS:
                 self.recogniser_paused = False
             return Relief.NOTHING
         if self._since is None:
@@ -149,44 +138,15 @@ class Overload:
         if now - self._since < PATIENCE_SECONDS:
             return Relief.NOTHING
         self._since = self._acted_at = now
-        if transcribing and not self.recogniser_paused:
-            self._pause(now)
-            return Relief.PAUSE_RECOGNISER
-        return Relief.END_NEWEST
-
-    def _pause(self, now: float) -> None:
-        """Each pause is longer than the last, unless all went well for long: no see-saw."""
+        if not transcribing or self.recogniser_paused:
+            return Relief.END_NEWEST
+        # Each pause is longer than the last, unless all went well for long: no see-saw.
         if now - self._resume_at > MOST_REST_SECONDS:
             self._rest = WINDOW_SECONDS
         self.recogniser_paused = True
         self._resume_at = now + self._rest
         self._rest = min(2 * self._rest, MOST_REST_SECONDS)
-
-
-class Shedding:
-    """Does what overload asks for."""
-
-    def __init__(
-        self, overload: Overload, backend: Backend, give_up: Callable[[Seat, EngineError], None]
-    ) -> None:
-        self._overload, self._backend, self._give_up = overload, backend, give_up
-
-    def act(self, seats: list[Seat]) -> None:
-        """After a tick: the recogniser goes first, then the newest conversation."""
-        backend, was_paused = self._backend, self._overload.recogniser_paused
-        step = self._overload.step(backend.transcribes and backend.transcribing)
-        if step is Relief.PAUSE_RECOGNISER:
-            logger.warning("overload: the recogniser is paused")
-            backend.transcribing = False
-        elif step is Relief.END_NEWEST:
-            self._end_newest([seat for seat in seats if not seat.left])
-        elif was_paused and not self._overload.recogniser_paused:
-            backend.transcribing = True
-
-    def _end_newest(self, seats: list[Seat]) -> None:
-        if len(seats) > 1:  # the last one is better slow than gone
-            newest = max(seats, key=lambda seat: seat.joined)
-            self._give_up(newest, BusyError("the server is overloaded; retry in 60 s"))
+        return Relief.PAUSE_RECOGNISER
 
 
 # -- slack -----------------------------------------------------------------------------------------
@@ -207,13 +167,8 @@ class Slack:
         self._seconds = dict(self._least)  # of the slowest recent ones
         self._refused: dict[Seat, float] = {}  # since when its work has been held back
 
-    def note_piece(self, seconds: float) -> None:
-        self._note("piece", seconds)
-
-    def note_tick(self, seconds: float) -> None:
-        self._note("tick", seconds)
-
-    def _note(self, what: str, seconds: float) -> None:
+    def note(self, what: str, seconds: float) -> None:
+        """A `piece` or a `tick` took this long."""
         self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
 
     def forget(self, seat: Seat) -> None:
@@ -269,7 +224,7 @@ class SlackWork:
         if not self.slack.allows(started, next_due(seats, started), seat):
             return False
         work()
-        self.slack.note_piece(self._clock() - started)
+        self.slack.note("piece", self._clock() - started)
         self._waiting_since = None
         return True
 

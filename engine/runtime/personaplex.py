@@ -1,13 +1,14 @@
 """The model as a backend: openings, prompts and seeds around the frame loop of engine/model.
 
-Below the backend: the states of prompts that were run before, so that a known voice and persona
-connect at once, and the recogniser beside the frame loop. Only the scheduler's thread may call all
-this, but for `prepare`; only here numpy is turned into tensors and back.
+The recogniser runs in the loop's ticks and reads what the codec has encoded there anyway. States of
+prompts that were run before are kept, so that a known voice and persona connect at once. Only the
+scheduler's thread may call all this, but for `prepare`; only here numpy is turned into tensors and
+back.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -16,10 +17,9 @@ from torch import Tensor
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop, PromptState
-from engine.model.mimi import Stream
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.stt import Hearing, silence_codes
-from engine.model.transformer import Active, Rings
+from engine.model.transformer import Active
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.load import TickTable, time_ticks
 from engine.runtime.renewal import Renewal, wait_for
@@ -60,10 +60,15 @@ class PersonaPlexBackend:
         self._recordings: dict[str, np.ndarray] = {}  # whole frames to be encoded, likewise
         self._active = np.zeros(slots, bool)
         self.transcribing = self.transcribes = recogniser is not None
+        self.hearing: Hearing | None = None
+        self._transcribed: set[int] = set()  # slots that the recogniser runs for
         with torch.inference_mode():
-            self.transcriber = Transcriber(recogniser, self.loop) if recogniser else None
-            hearing = self.transcriber and self.transcriber.hearing
-            self.runner = Ticks(self.loop, graphs, hearing=hearing)
+            if recogniser:
+                config = recogniser.stt.config
+                silence = silence_codes(checkpoint.mimi, config.n_q)
+                self.hearing = Hearing(recogniser.stt, slots, silence)
+                self.transcription = Transcription(recogniser.tokenizer, config.delay_frames)
+            self.runner = Ticks(self.loop, graphs, hearing=self.hearing)
         self.ticks: TickTable | None = None
         self.renewal: Renewal | None = None
         if renewal_frames:
@@ -98,9 +103,15 @@ class PersonaPlexBackend:
             for embedded in self._embedded(prompt).split(self.loop.piece):
                 self._prefill(slot, embedded)
                 yield
-            ready = self._save(slot, prompt)
+            with torch.inference_mode():
+                ready = self.loop.save_prompt(slot, prompt)
             self.cache.put(key, ready)
-        self._start(slot, ready, opening)
+        with torch.inference_mode():
+            self.loop.start(slot, ready)
+            self.loop.sampler.seed(slot, opening.seed)
+            self.tune(slot, opening.sampling)
+        if self.hearing and opening.transcribe:
+            self._transcribed.add(slot)
         if self.renewal and self.renewal.enter(slot, ready.columns + 1):
             frames = prompt_frames(self.config, opening.text_ids)
             self._prompts[slot] = self._voices[key[0]], frames
@@ -120,8 +131,9 @@ class PersonaPlexBackend:
         self._prompts.pop(slot, None)
         if self.renewal:
             self.renewal.forget(slot)
-        if self.transcriber:
-            self.transcriber.clear(slot)
+        self._transcribed.discard(slot)
+        if self.hearing:
+            self.hearing.clear(slot)
 
     def context_used(self, slot: int) -> float:
         """Columns in the ring, of those it holds, 0 to 1."""
@@ -132,19 +144,15 @@ class PersonaPlexBackend:
         """Time a tick of every bucket; every slot is cleared. A CPU has one: nothing to do."""
         if len(self.runner.buckets) == 1 and not self.runner.cuda:
             return
+        parts = [self.loop, self.loop.encoder, self.loop.decoder]
+        parts += [self.hearing] if self.hearing else []
         for slot in range(self.slots):
-            for rings in self._all_rings():
-                rings.set_position(slot, rings.capacity)  # what is in them costs no time
+            for part in parts:  # what is in their rings costs no time
+                part.rings.set_position(slot, part.rings.capacity)
             self.tune(slot, SamplingConfig())
         self.ticks = time_ticks(self.runner.buckets, self._time_tick, self._time_piece)
         for slot in range(self.slots):
             self.close(slot)
-
-    def _all_rings(self) -> list[Rings]:
-        """The model's, the codec's both ways, and the recogniser's."""
-        parts = [self.loop, self.loop.encoder, self.loop.decoder]
-        parts += [self.transcriber.hearing] if self.transcriber else []
-        return [part.rings for part in parts]
 
     @torch.inference_mode()
     def _time_tick(self, slots: int) -> float:
@@ -152,7 +160,7 @@ class PersonaPlexBackend:
         start = time.perf_counter()
         active = np.arange(self.slots) < slots
         pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)
-        text, *_ = self.runner.listen(pcm, active, range(slots) if self.transcriber else ())
+        text, *_ = self.runner.listen(pcm, active, range(slots) if self.hearing else ())
         self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
         return time.perf_counter() - start
 
@@ -170,7 +178,7 @@ class PersonaPlexBackend:
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
         self._active = active
         slots = np.flatnonzero(active).tolist()
-        writing = self.transcriber.select(slots) if self.transcribing else []
+        writing = self._select_transcribed(slots)
         text, codes, words = self.runner.listen(pcm, active, writing)
         self._user_codes = codes
         if words is None:
@@ -191,17 +199,16 @@ class PersonaPlexBackend:
             self.renewal.note(talking, fed, self._user_codes, codes)
         return Spoken(pcm=pcm, codes=codes)
 
-    @property
-    def transcription(self) -> Transcription:
-        return self.transcriber.transcription
-
     @torch.inference_mode()
     def flush(self, slots: list[int]) -> dict[int, HeardRow]:
-        slots = self.transcriber.select(slots) if self.transcribing else []
+        slots = self._select_transcribed(slots)
         if not slots:
             return {}
         text, pause = self.runner.flush(slots)
         return {s: HeardRow(int(text[s]), None if pause is None else pause[s]) for s in slots}
+
+    def _select_transcribed(self, slots: list[int]) -> list[int]:
+        return [s for s in slots if s in self._transcribed] if self.transcribing else []
 
     # -- prompts -----------------------------------------------------------------------------------
 
@@ -223,34 +230,19 @@ class PersonaPlexBackend:
         self.runner.prefill.run(slot, embedded)
         wait_for(self.loop.device)
 
-    @torch.inference_mode()
-    def _save(self, slot: int, prompt: Prompt) -> PromptState:
-        return self.loop.save_prompt(slot, prompt)
-
-    @torch.inference_mode()
-    def _start(self, slot: int, ready: PromptState, opening: Opening) -> None:
-        self.loop.start(slot, ready)
-        self.loop.sampler.seed(slot, opening.seed)
-        self.loop.sampler.tune(slot, opening.sampling)
-        if self.transcriber and opening.transcribe:
-            self.transcriber.open(slot)
-
     def _encode_voice(self, digest: str) -> Iterator[None]:
         """Encode a recorded voice: a frame takes as long as a piece of a prompt."""
         if digest in self._voices:
             return
         stream, codes = self.checkpoint.mimi.encoder_stream(1), []
         for frame in torch.from_numpy(self._recordings[digest]).view(-1, 1, FRAME_SAMPLES):
-            codes.append(self._encode(frame, stream))
+            with torch.inference_mode():
+                active = Active.of([0], 1, self.loop.device)
+                frame = frame.to(self.loop.device)
+                codes.append(self.checkpoint.mimi.encode(frame, stream, active).cpu())
             yield
         self._voices[digest] = Voice(codes=torch.cat(codes))
         self._recordings.pop(digest, None)  # another opening may have been faster
-
-    @torch.inference_mode()
-    def _encode(self, frame: Tensor, stream: Stream) -> Tensor:
-        """The next frame [1, 1920] through the streaming codec [1, Q]."""
-        active = Active.of([0], 1, self.loop.device)
-        return self.checkpoint.mimi.encode(frame.to(self.loop.device), stream, active).cpu()
 
 
 class PromptCache:
@@ -274,34 +266,3 @@ class PromptCache:
         self._kept.move_to_end(key)
         while sum(kept.bytes for kept in self._kept.values()) > self._budget:
             self._kept.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-
-class Transcriber:
-    """The recogniser: for which slots it runs, and what its results are called.
-
-    It runs in the loop's ticks and reads what the codec has encoded there anyway. To switch it off
-    altogether is the backend's affair; what its tokens mean, the dialogue's. Made under inference
-    mode.
-    """
-
-    def __init__(self, recogniser: LoadedRecogniser, loop: Loop) -> None:
-        config = recogniser.stt.config
-        silence = silence_codes(loop.mimi, config.n_q)
-        self.hearing = Hearing(recogniser.stt, loop.slots, silence)
-        self.transcription = Transcription(recogniser.tokenizer, config.delay_frames)
-        self._open: set[int] = set()  # slots that are transcribed
-
-    def open(self, slot: int) -> None:
-        """Run for this slot from its bootstrap on."""
-        self._open.add(slot)
-
-    def clear(self, slot: int) -> None:
-        self._open.discard(slot)
-        self.hearing.clear(slot)
-
-    def select(self, slots: Iterable[int]) -> list[int]:
-        """Those of some slots for which it runs."""
-        return [slot for slot in slots if slot in self._open]

@@ -7,7 +7,7 @@ prompt and the same frames. Only the scheduler's thread calls it; each `next` is
 """
 
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
@@ -163,11 +163,7 @@ class RenewalQueue:
     def __init__(self, capacity: int, piece: int, slots: int, spare: int) -> None:
         """Columns of a ring, of a piece of work and of the spare; slots there are."""
         self._capacity, self._piece, self._whole, self._spare = capacity, piece, slots, spare
-        self._lasts: dict[int, int] = {}  # slot -> frames that its renewal lasts
-
-    @property
-    def slots(self) -> Iterable[int]:
-        return self._lasts
+        self.slots: dict[int, int] = {}  # slot -> frames that its renewal lasts
 
     def enter(self, slot: int, prompt: int, frames: int) -> int:
         """The number of frames a slot keeps behind its prompt; 0: it is not renewed.
@@ -186,7 +182,7 @@ class RenewalQueue:
             columns -= 1
         if columns <= prompt:
             return 0
-        self._lasts[slot] = self.lasts(columns)
+        self.slots[slot] = self.lasts(columns)
         return columns - prompt
 
     def _leaves_room(self, columns: int, renewals: int) -> bool:
@@ -194,7 +190,7 @@ class RenewalQueue:
         return columns + renewals * self.lasts(columns) < self._capacity
 
     def leave(self, slot: int) -> None:
-        self._lasts.pop(slot, None)
+        self.slots.pop(slot, None)
 
     def lasts(self, columns: int) -> int:
         """Frames that a renewal to `columns` takes, at a piece a frame."""
@@ -205,9 +201,9 @@ class RenewalQueue:
         order = sorted(pushed, key=lambda slot: -pushed[slot])
         if not order:
             return None
-        over = self._lasts[order[0]]  # one to spare: prompts of newcomers go before renewals
+        over = self.slots[order[0]]  # one to spare: prompts of newcomers go before renewals
         for slot in order:
-            over += self._lasts[slot]
+            over += self.slots[slot]
             if pushed[slot] + over >= self._capacity:
                 return order[0]
         return None

@@ -13,16 +13,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
+from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
 from engine.errors import BusyError, EngineError, logged_fault
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
-from engine.runtime.load import KEPT_FRAMES, Overload, Shedding, SlackWork, next_due
+from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
 
@@ -33,17 +33,6 @@ LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
 REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
 COMMANDS_A_TURN = 4  # of one seat
 BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
-
-
-@dataclass(slots=True)
-class Batch:
-    """Who takes part in a tick."""
-
-    seats: list[Seat]
-    pcm: np.ndarray  # [S, 1920] float32
-    active: np.ndarray  # [S] bool
-    peaks: dict[Seat, float] = field(default_factory=dict)  # of the user frames
-    due: dict[Seat, float] = field(default_factory=dict)  # when the user frames were complete
 
 
 class Scheduler:
@@ -67,14 +56,13 @@ class Scheduler:
         self._on_death = on_death
         self._loader = loader or ThreadPoolExecutor(1, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._shedding = Shedding(self.overload, backend, self._give_up)
-        self._directors = Directors(backend, clock, self._give_up)
         self._between = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
         self._requests: dict[Seat, None] = {}  # who asked for a restart or settings, in order
         self._sitting: list[Seat] = []  # scheduler's thread: who sat there when its turn began
+        self._served = -1  # the number of the seat whose command was carried out last
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
@@ -135,10 +123,7 @@ class Scheduler:
         self.wake()
 
     def restart(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
-        """The same slot and voice from the beginning; `Ready` is delivered again.
-
-        A restart that was asked for and not carried out yet is replaced.
-        """
+        """The same slot and voice from the beginning; `Ready` is delivered again."""
         seat.request_restart(opening, director)
         self._ask(seat)
 
@@ -170,16 +155,13 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: the owner of the process must know
-            self._end_all(error)
-
-    def _end_all(self, error: Exception) -> None:
-        fault = logged_fault("the scheduler's thread died")
-        with self._wake:
-            seats = list(self._seats.values())
-        for seat in seats:
-            seat.deliver([Ended(fault)])
-        if self._on_death:
-            self._on_death(error)
+            fault = logged_fault("the scheduler's thread died")
+            with self._wake:
+                seats = list(self._seats.values())
+            for seat in seats:
+                seat.deliver([Ended(fault)])
+            if self._on_death:
+                self._on_death(error)
 
     def _wait(self, until: float | None) -> None:
         """Sleep until woken or `until`."""
@@ -192,27 +174,23 @@ class Scheduler:
     def turn(self) -> float | None:
         """One round: tick what is ready, else one piece of work. When to come back, or None."""
         until = self.clock() + BETWEEN_SECONDS
-        self._close_left_slots()
-        seats, between = self._sitting, self._between
+        with self._wake:
+            leavers, self._leavers = self._leavers, []
+            seats = self._sitting = list(self._seats.values())
+        for seat in leavers:  # nothing is opened in a slot before this
+            self._close(seat)
+        between = self._between
         more = self._carry_out_requests(until)
-        more = self._directors.read_inboxes(seats, until) or more
+        more = self._read_inboxes(seats, until) or more
         now = self.clock()
         if between.is_starving(seats, now) and between.piece(seats):
             return self.clock()
         if ready := self._ready(now):
-            self._tick(self._collect(ready, now))
+            self._tick(ready, now)
             return self.clock()
-        if self._directors.flush(seats) or between.piece(seats) or more:
+        if self._flush(seats) or between.piece(seats) or more:
             return self.clock()
         return self._next_at()
-
-    def _close_left_slots(self) -> None:
-        """Nothing is opened in a slot before this; then look who sits there now."""
-        with self._wake:
-            leavers, self._leavers = self._leavers, []
-            self._sitting = list(self._seats.values())
-        for seat in leavers:
-            self._close(seat)
 
     def _carry_out_requests(self, until: float) -> bool:
         """Restarts and settings of a few seats; whether others have to wait for the next turn."""
@@ -226,8 +204,12 @@ class Scheduler:
             if restart:  # whose client leaves right now: the slot is still this seat's in this turn
                 self._close(seat)
                 seat.start(*restart)
-            if sampling:
-                self._tune(seat, sampling)
+            if sampling and (seat.bootstrapping or seat.live):
+                self.backend.tune(seat.slot, sampling)
+            elif sampling and seat.work is None:  # not open yet: it opens with these settings
+                seat.opening = replace(seat.opening, sampling=sampling)
+            elif sampling:  # its prompts are going in: when they are in
+                seat.tuned = sampling
             if self.clock() >= until:
                 break
         return bool(self._requests)
@@ -236,14 +218,6 @@ class Scheduler:
         self._between.drop(seat)
         if seat.is_open:
             self.backend.close(seat.slot)
-
-    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        if seat.bootstrapping or seat.live:
-            self.backend.tune(seat.slot, sampling)
-        elif seat.work is None:  # not open yet: it opens with these settings
-            seat.opening = replace(seat.opening, sampling=sampling)
-        else:  # its prompts are going in: when they are in
-            seat.tuned = sampling
 
     def _give_up(self, seat: Seat, error: EngineError) -> None:
         seat.deliver([Ended(error)])
@@ -262,45 +236,46 @@ class Scheduler:
             return self._between.slack.allows(now, next_due(others, now), seat, "tick")
         return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))
 
-    def _collect(self, seats: list[Seat], now: float) -> Batch:
-        """Take one frame of each of them."""
+    def _tick(self, seats: list[Seat], now: float) -> None:
+        """Take one frame of each of these seats, and make one for each."""
         size = self.backend.slots
-        batch = Batch(seats, np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool))
+        pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
+        due: dict[Seat, float] = {}  # when the user frames were complete
         for seat in seats:
-            batch.active[seat.slot] = True
+            active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
-                batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
-                self.metrics.took(Stage.QUEUE, max(0.0, now - batch.due[seat]))
-            batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())
-        return batch
-
-    def _tick(self, batch: Batch) -> None:
-        """One frame for every seat of the batch."""
+                pcm[seat.slot], due[seat] = seat.take_frame(now)
+                self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
         started = self.clock()
-        heard = self.backend.listen(batch.pcm, batch.active)
+        heard = self.backend.listen(pcm, active)
         listened = self.clock()
-        before = {seat: seat.next_events for seat in batch.seats}  # of the frame made now
-        text, hush = self._directors.choose(batch, heard)
+        before = {seat: seat.next_events for seat in seats}  # of the frame made now
+        text, hush = self._choose(seats, pcm, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
-        self._deliver(batch, spoken, before, ready)
+        self._deliver(seats, spoken, due, before, ready)
         step = (listened - started) + (ready - chosen)
-        self.metrics.ticked(len(batch.seats), step)
-        live = len(batch.due)
+        self.metrics.ticked(len(seats), step)
+        live = len(due)
         self.metrics.took(Stage.LISTEN, listened - started, live)
         self.metrics.took(Stage.CHOOSE, chosen - listened, live)
         self.metrics.took(Stage.SPEAK, ready - chosen, live)
         self.overload.add_tick(step)
-        self._between.slack.note_tick(step)
-        self._shedding.act(self._sitting)
+        self._between.slack.note("tick", step)
+        self._shed(self._sitting)
 
     def _deliver(
-        self, batch: Batch, spoken: Spoken, before: dict[Seat, list], ready: float
+        self,
+        seats: list[Seat],
+        spoken: Spoken,
+        due: dict[Seat, float],
+        before: dict[Seat, list],
+        ready: float,
     ) -> None:
-        for seat in batch.seats:
+        for seat in seats:
             if seat.left:
                 continue
             pcm = spoken.pcm[seat.slot].copy()
@@ -309,8 +284,22 @@ class Scheduler:
                 seat.deliver([Ready()])
                 continue
             seat.peak_out = float(np.abs(pcm).max())
-            seat.note_answer(batch.due[seat], self.clock())
-            seat.deliver([Frame(pcm, before[seat], batch.due[seat], ready)])
+            seat.was_late = self.clock() - due[seat] > LATE_SECONDS
+            seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
+
+    def _shed(self, seats: list[Seat]) -> None:
+        """What overload asks for: the recogniser goes first, then the newest conversation."""
+        backend, was_paused = self.backend, self.overload.recogniser_paused
+        relief = self.overload.step(backend.transcribes and backend.transcribing)
+        staying = [seat for seat in seats if not seat.left]
+        if relief is Relief.PAUSE_RECOGNISER:
+            logger.warning("overload: the recogniser is paused")
+            backend.transcribing = False
+        elif relief is Relief.END_NEWEST and len(staying) > 1:  # the last: better slow than gone
+            newest = max(staying, key=lambda seat: seat.joined)
+            self._give_up(newest, BusyError("the server is overloaded; retry in 60 s"))
+        elif was_paused and not self.overload.recogniser_paused:
+            backend.transcribing = True
 
     def _next_at(self) -> float | None:
         """When the earliest seat's next frame may run; soon, where somebody waits for slack."""
@@ -322,20 +311,9 @@ class Scheduler:
             times.append(now + LOOK_AGAIN_SECONDS)  # nobody else wakes us
         return min(times, default=None)
 
+    # -- the seats' directors: one's fault ends its conversation and no other ----------------------
 
-class Directors:
-    """All seats' directors: one conversation's fault ends it and none of its neighbours'."""
-
-    def __init__(
-        self,
-        backend: Backend,
-        clock: Callable[[], float],
-        give_up: Callable[[Seat, EngineError], None],
-    ) -> None:
-        self._backend, self._clock, self._give_up = backend, clock, give_up
-        self._served = -1  # the number of the seat that was served last
-
-    def read_inboxes(self, seats: list[Seat], until: float) -> bool:
+    def _read_inboxes(self, seats: list[Seat], until: float) -> bool:
         """A few commands of each seat, one at a time in turns; whether others have to wait.
 
         When the time is over the rest waits, in order, and the next turn goes on with the next
@@ -351,31 +329,34 @@ class Directors:
             self._report(seat, partial(seat.director.take, command))
             self._served = seat.joined
             taken[seat] += 1
-            if self._clock() >= until:
+            if self.clock() >= until:
                 break
             if taken[seat] < COMMANDS_A_TURN:
                 queue.append(seat)
         return any(seat.has_commands and not seat.left for seat in waiting)
 
-    def flush(self, seats: list[Seat]) -> bool:
+    def _flush(self, seats: list[Seat]) -> bool:
         """One step of the recogniser alone for all whose turn has just ended; whether there was."""
-        if not (self._backend.transcribes and self._backend.transcribing):
+        if not (self.backend.transcribes and self.backend.transcribing):
             return False
         flushing = {seat.slot: seat for seat in seats if seat.flushing and not seat.left}
         if flushing:
-            for slot, heard in self._backend.flush(list(flushing)).items():
+            for slot, heard in self.backend.flush(list(flushing)).items():
                 self._report(flushing[slot], partial(flushing[slot].director.flush, heard))
         return bool(flushing)
 
-    def choose(self, batch: Batch, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
+    def _choose(
+        self, seats: list[Seat], pcm: np.ndarray, heard: Heard
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Which token is fed to each slot: text [S] int64, hush [S] bool."""
-        text = np.full(self._backend.slots, PAD, np.int64)
-        hush = np.zeros(self._backend.slots, bool)
-        for seat in batch.seats:
+        text = np.full(self.backend.slots, PAD, np.int64)
+        hush = np.zeros(self.backend.slots, bool)
+        for seat in seats:
             slot = seat.slot
+            peak_in = float(np.abs(pcm[slot]).max())
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), heard_row(heard, slot), batch.peaks[seat], seat.peak_out
+                    int(heard.text[slot]), heard_row(heard, slot), peak_in, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours

@@ -129,7 +129,7 @@ class Seat:
         self._owed = 0  # frames of silence invented in the gap before the last audio
         self._forgive_until = 0.0
         self._ticked_at = self._ticked_before = float("-inf")  # its last tick, and the one before
-        self._was_late = False  # its last frame
+        self.was_late = False  # its last frame; set by the scheduler
 
     # -- any thread --------------------------------------------------------------------------------
 
@@ -215,7 +215,12 @@ class Seat:
             return None
         with self._lock:
             if self._audio:
-                return self._catch_up_at(now)
+                # A steady client is never held back; a backlog gets two ticks in any 80 ms, one is
+                # extra. What came late gets none: with the silence that was answered in its place,
+                # the agent would run ahead of real time (wire.md 5).
+                if self._owed and len(self._audio) > 1:
+                    return max(now, self._next_silence)
+                return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
             if not self.director.wants_frames:
                 return None
             if self._last_heard is None:
@@ -252,35 +257,21 @@ class Seat:
         with self._lock:
             return len(self._audio) > 1 and now < self._ticked_at + FRAME_SECONDS - MOMENT
 
-    def note_answer(self, due: float, now: float) -> None:
-        """The agent's frame for the user frame of `due` was made."""
-        self._was_late = now - due > LATE_SECONDS
-
     def is_late(self, now: float) -> bool:
         """Whether this conversation's frames come too late at present."""
         with self._lock:
             overdue = self._audio and now - self._audio.due > LATE_SECONDS
-            return bool(overdue or (self._was_late and self._is_heard(now)))
+            return bool(overdue or (self.was_late and self._is_heard(now)))
 
     def drop_quiet(self, kept: int) -> int:
         """In overload: drop the oldest quiet frames beyond `kept`; the number dropped."""
         with self._lock:
-            return self._audio.drop_quiet(kept)
+            return self._audio.drop(kept, only_quiet=True)
 
     # -- under the lock ----------------------------------------------------------------------------
 
     def _is_heard(self, now: float) -> bool:
         return self._last_heard is not None and now - self._last_heard <= SILENT_AFTER_SECONDS
-
-    def _catch_up_at(self, now: float) -> float:
-        """A steady client is never held back; a backlog gets two ticks in any 80 ms, one is extra.
-
-        What came late gets none: with the silence that was answered in its place, the agent would
-        run ahead of real time (wire.md 5).
-        """
-        if self._owed and len(self._audio) > 1:
-            return max(now, self._next_silence)
-        return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
 
     def _forget_late_audio(self, now: float, waited: int) -> None:
         """After a gap that was filled with silence, quiet frames that come late only add delay.
@@ -295,8 +286,7 @@ class Seat:
         self._last_heard, waiting = now, len(self._audio)
         if self._owed and waiting > 1:
             hopes = now <= self._forgive_until + HOPE_SECONDS
-            drop = self._audio.drop_quiet if hopes else self._audio.drop
-            dropped = drop(max(1, waiting - self._owed))
+            dropped = self._audio.drop(max(1, waiting - self._owed), only_quiet=hopes)
             self._owed -= dropped
             self._metrics.dropped(dropped, Dropped.LATE)
 
@@ -355,21 +345,14 @@ class FrameQueue:
         self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
         return frame
 
-    def drop(self, kept: int) -> int:
-        """Drop the oldest frames, whatever is in them, until `kept` are left; the number."""
-        dropped = max(0, len(self._frames) - kept)
-        for _ in range(dropped):
-            self._frames.popleft()
-        return dropped
+    def drop(self, kept: int, only_quiet: bool) -> int:
+        """Drop the oldest frames until `kept` are left; the number.
 
-    def drop_quiet(self, kept: int) -> int:
-        """Drop the oldest frames in which nobody speaks, until `kept` are left; the number."""
-        excess, waiting = len(self._frames) - kept, deque()
-        if excess <= 0:
-            return 0
-        before = len(self._frames)
+        only_quiet: of those in which nobody speaks, as far as there are any.
+        """
+        before, excess, waiting = len(self._frames), len(self._frames) - kept, deque()
         for due, frame in self._frames:
-            if excess and np.abs(frame).max() < QUIET_PEAK:
+            if excess > 0 and (not only_quiet or np.abs(frame).max() < QUIET_PEAK):
                 excess -= 1
             else:
                 waiting.append((due, frame))

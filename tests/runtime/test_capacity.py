@@ -201,8 +201,8 @@ def test_a_short_peak_is_no_overload(clock):
 
 def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack = Slack()
-    slack.note_piece(0.030)
-    slack.note_tick(0.060)
+    slack.note("piece", 0.030)
+    slack.note("tick", 0.060)
     rig = Rig()
     one, other = rig.join(ready=False), rig.join(ready=False)
     assert slack.allows(1.0, None, one)

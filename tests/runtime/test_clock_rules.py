@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BusyError
-from engine.runtime.load import Overload, Relief, Shedding, Slack, TickTable, next_due
+from engine.runtime.load import Overload, Relief, Slack, TickTable, next_due
 from engine.runtime.seat import Ended, Ready
 from tests.runtime.rig import NotingDirector, Rig
 
@@ -333,11 +333,11 @@ def test_who_has_left_already_is_not_the_newest_to_be_ended(rig_of_three, monkey
     rig, (oldest, newest, leaver) = rig_of_three
     monkeypatch.setattr(rig.scheduler.overload, "step", lambda transcribing: Relief.END_NEWEST)
     ended = []
-    shedding = Shedding(rig.scheduler.overload, rig.backend, lambda seat, error: ended.append(seat))
-    shedding.act([oldest, newest, leaver])
+    monkeypatch.setattr(rig.scheduler, "_give_up", lambda seat, error: ended.append(seat))
+    rig.scheduler._shed([oldest, newest, leaver])
     assert ended == [newest]
     ended.clear()
-    shedding.act([oldest, leaver])  # the last one is better slow than gone
+    rig.scheduler._shed([oldest, leaver])  # the last one is better slow than gone
     assert ended == []
 
 

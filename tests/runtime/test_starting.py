@@ -16,7 +16,6 @@ from engine.runtime.load import TickTable
 from engine.runtime.personaplex import CACHE_MB, PersonaPlexBackend
 from engine.runtime.starting import (
     SPARE_SHARE,
-    Options,
     _room_beside,
     describe_slots,
     fit_backend,
@@ -118,7 +117,8 @@ def ticks(monkeypatch):
 
     def pretend(seconds: dict[int, float]) -> None:
         def measure(backend: PersonaPlexBackend) -> None:
-            backend.ticks = TickTable(seconds, 0.02).upto(backend.slots)
+            held = {size: taken for size, taken in seconds.items() if size <= backend.slots}
+            backend.ticks = TickTable(held, 0.02)
 
         monkeypatch.setattr(PersonaPlexBackend, "measure", measure)
 
@@ -128,26 +128,26 @@ def ticks(monkeypatch):
 def test_slots_are_as_many_as_memory_holds(tiny, room, caplog):
     room(5.9)
     with caplog.at_level(logging.INFO, "engine.runtime.starting"):
-        backend = fit_backend(tiny, None, Precision(), Options())
+        backend = fit_backend(tiny, None, Precision())
     assert (backend.slots, backend.limited_by) == (5, "memory")
     assert "slots: 5 here (weights bf16, KV bf16, limited by memory)" in caplog.text
 
 
 def test_where_memory_is_plenty_it_limits_nothing(tiny, room):
     room(40)
-    backend = fit_backend(tiny, None, Precision(), Options())
+    backend = fit_backend(tiny, None, Precision())
     assert (backend.slots, backend.limited_by) == (16, "most")
 
 
 def test_int8_keys_make_more_slots_of_the_same_memory(tiny, room):
     room(5.9)
-    assert fit_backend(tiny, None, Precision("bf16", "int8"), Options()).slots > 5
+    assert fit_backend(tiny, None, Precision("bf16", "int8")).slots > 5
 
 
 def test_fewer_slots_in_time_than_in_memory_are_what_there_is(tiny, room, ticks):
     room(12)
     ticks({1: 0.03, 2: 0.04, 4: 0.06, 8: 0.075, 12: 0.09})
-    backend = fit_backend(tiny, None, Precision(), Options())
+    backend = fit_backend(tiny, None, Precision())
     assert (backend.slots, backend.limited_by) == (4, "time")
     assert backend.loop.slots == backend.loop.rings.kv.shape[2] == 4  # the memory is given back
     assert backend.ticks.seconds == {1: 0.03, 2: 0.04, 4: 0.06}
@@ -156,14 +156,14 @@ def test_fewer_slots_in_time_than_in_memory_are_what_there_is(tiny, room, ticks)
 def test_a_machine_too_slow_for_one_still_gets_one(tiny, room, ticks):
     room(3)
     ticks({1: 0.1, 2: 0.12, 3: 0.15})
-    backend = fit_backend(tiny, None, Precision(), Options())
+    backend = fit_backend(tiny, None, Precision())
     assert (backend.slots, backend.limited_by) == (1, "time")
 
 
 def test_slots_that_are_asked_for_are_exactly_so_many_even_if_slow(tiny, room, ticks, caplog):
     room(12)
     ticks({1: 0.03, 2: 0.04, 3: 0.09})
-    backend = fit_backend(tiny, None, Precision(), Options(slots=3))
+    backend = fit_backend(tiny, None, Precision(), 3)
     assert (backend.slots, backend.limited_by) == (3, "asked")
     assert "a tick of 3 slots takes too long here: 2 are in time" in caplog.text
 
@@ -171,7 +171,7 @@ def test_slots_that_are_asked_for_are_exactly_so_many_even_if_slow(tiny, room, t
 def test_asking_for_more_than_memory_holds_says_what_fits_and_what_to_do(tiny, room):
     room(3.5)
     with pytest.raises(ModelError) as caught:
-        fit_backend(tiny, None, Precision(), Options(slots=6))
+        fit_backend(tiny, None, Precision(), 6)
     said = str(caught.value)
     assert "slots is 6" in said
     assert "hold 3 (weights bf16, KV bf16)" in said
@@ -183,7 +183,7 @@ def test_asking_for_more_than_memory_holds_says_what_fits_and_what_to_do(tiny, r
 def test_memory_for_not_even_one_slot_is_a_clear_error(tiny, room):
     room(0.1)
     with pytest.raises(ModelError, match=r"as many as fit.* hold 0 .*larger GPU"):
-        fit_backend(tiny, None, Precision(), Options())
+        fit_backend(tiny, None, Precision())
 
 
 def test_a_device_that_runs_out_of_memory_is_a_clear_error_too(monkeypatch):
@@ -199,15 +199,13 @@ def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, 
     each = Memory(tiny, None, Precision(), 0)
     whole = each.spare(10**12)[1]
     room(2, more=whole)  # the tiny ring has less columns than a spare must have
-    backend = fit_backend(tiny, None, Precision(), Options(slots=2, renewal_frames=6))
+    backend = fit_backend(tiny, None, Precision(), 2, renewal_frames=6)
     assert backend.renewal is None
     [said] = [record.message for record in caplog.records if "not renewed" in record.message]
     assert said.endswith("use --slots 1 or --weights int8 --kv int8")
     room(2, more=whole * 4 // 3 + 1)  # a quarter is for kept prompts
     caplog.clear()
-    assert (
-        fit_backend(tiny, None, Precision(), Options(slots=2, renewal_frames=6)).renewal.frames == 6
-    )
+    assert fit_backend(tiny, None, Precision(), 2, renewal_frames=6).renewal.frames == 6
     assert "not renewed" not in caplog.text
 
 
@@ -216,23 +214,21 @@ def test_a_spare_that_fits_only_beside_the_slots_in_time_is_not_said_to_be_missi
 ):
     room(8.1)
     ticks({1: 0.03, 2: 0.04, 4: 0.05, 8: 0.09})
-    backend = fit_backend(tiny, None, Precision(), Options(renewal_frames=6))
+    backend = fit_backend(tiny, None, Precision(), renewal_frames=6)
     assert (backend.slots, backend.renewal.frames) == (4, 6)
     assert "not renewed" not in caplog.text
 
 
 def test_kept_prompts_take_only_what_conversations_and_renewal_leave(tiny, room):
     room(2, more=7_000_000)
-    assert fit_backend(tiny, None, Precision(), Options(slots=2)).cache._budget == pytest.approx(
-        7e6, abs=1
-    )
+    assert fit_backend(tiny, None, Precision(), 2).cache._budget == pytest.approx(7e6, abs=1)
     room(2, more=10**10)
-    assert fit_backend(tiny, None, Precision(), Options(slots=2)).cache._budget == CACHE_MB * 1e6
+    assert fit_backend(tiny, None, Precision(), 2).cache._budget == CACHE_MB * 1e6
 
 
 def test_on_a_cpu_nothing_is_measured_and_the_log_says_so(tiny, caplog):
     with caplog.at_level(logging.INFO, "engine.runtime.starting"):
-        backend = fit_backend(tiny, None, Precision(), Options())
+        backend = fit_backend(tiny, None, Precision())
     assert (backend.slots, backend.limited_by, backend.ticks) == (4, "cpu", None)
     assert "slots: 4 here (weights bf16, KV bf16, not measured on a CPU)" in caplog.text
 

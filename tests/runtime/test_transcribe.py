@@ -74,10 +74,10 @@ def test_a_slot_used_again_with_neighbours_hears_the_same_words(backend, user):
     for slot, opening in ((0, HEARD), (1, HEARD), (2, UNHEARD)):
         enter(backend, slot, opening)
     assert stt_tokens(backend, 1, user[:40], (0, 2)) == WANT["tokens"][:41].tolist()
-    idle = [tensor.clone() for tensor in backend.transcriber.hearing.state(1)]
+    idle = [tensor.clone() for tensor in backend.hearing.state(1)]
     tick(backend, user[0], (0, 2))
     backend.flush([0, 2])
-    assert all(map(torch.equal, idle, backend.transcriber.hearing.state(1)))
+    assert all(map(torch.equal, idle, backend.hearing.state(1)))
 
 
 def test_a_conversation_without_recogniser_has_no_words_beside_one_with(backend, user):
@@ -92,7 +92,7 @@ def test_a_conversation_without_recogniser_has_no_words_beside_one_with(backend,
 
 def test_ticks_are_timed_with_every_ring_full_and_leave_the_slots_as_new(tiny, recogniser):
     backend, filled = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser), []
-    loop, hearing = backend.loop, backend.transcriber.hearing
+    loop, hearing = backend.loop, backend.hearing
     backend.runner = Ticks(loop, every=True, hearing=hearing)
     rings = [loop.rings, loop.encoder.rings, loop.decoder.rings, hearing.rings]
     listen = backend.runner.listen
@@ -108,7 +108,7 @@ def test_ticks_are_timed_with_every_ring_full_and_leave_the_slots_as_new(tiny, r
     fresh = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser)
     for slot in range(3):
         assert all(map(torch.equal, loop.state(slot), fresh.loop.state(slot)))
-        assert all(map(torch.equal, hearing.state(slot), fresh.transcriber.hearing.state(slot)))
+        assert all(map(torch.equal, hearing.state(slot), fresh.hearing.state(slot)))
 
 
 def test_personaplex_is_bit_identical_with_and_without_the_recogniser(tiny, backend, user):
@@ -131,14 +131,14 @@ def test_switched_off_it_runs_no_step_and_encodes_no_more_than_the_model_needs(
     encode = quantizer.encode
     monkeypatch.setattr(quantizer, "encode", lambda x, n: encoded.append(n) or encode(x, n))
     tick(backend, user[0], (0,))
-    before = [tensor.clone() for tensor in backend.transcriber.hearing.state(0)]
+    before = [tensor.clone() for tensor in backend.hearing.state(0)]
     backend.transcribing = False
     heard = tick(backend, user[1], (0,))
     assert heard.stt_text is None
     assert heard_row(heard, 0).stt_text is None
     assert encoded == [32, 8]
     assert backend.flush([0]) == {}
-    assert all(map(torch.equal, before, backend.transcriber.hearing.state(0)))
+    assert all(map(torch.equal, before, backend.hearing.state(0)))
     backend.transcribing = True
     assert heard_row(tick(backend, user[2], (0,)), 0).stt_text is not None
 
@@ -147,8 +147,8 @@ def test_nothing_of_a_conversation_stays_after_its_end(backend, user):
     enter(backend, 0)
     tick(backend, user[0], (0,))
     backend.close(0)
-    assert not backend.transcriber.hearing.rings.kv[:, :, 0].any()
-    assert not backend.transcriber.hearing.text[0]
+    assert not backend.hearing.rings.kv[:, :, 0].any()
+    assert not backend.hearing.text[0]
 
 
 def variant(folder, change) -> str:
