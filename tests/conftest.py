@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from unittest.mock import patch
 
 import pytest
 
+from engine.runtime.load import Overload
 from tests.serving import ApiServer
 
 
@@ -19,6 +21,13 @@ def serve() -> Iterator[Callable[..., ApiServer]]:
 def server(serve: Callable[..., ApiServer]) -> ApiServer:
     """The plain one: six slots, no token, the usual limits."""
     return serve(slots=6)
+
+
+@pytest.fixture(scope="module")
+def never_overloaded() -> Iterator[None]:
+    """Servers that take every machine for a quick one: a busy machine refuses and sheds nothing."""
+    with patch.object(Overload, "add_tick", lambda overload, seconds: None):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

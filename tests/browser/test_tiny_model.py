@@ -16,7 +16,7 @@ CONVERSATIONS = 3
 
 
 @pytest.fixture
-def tiny_server(chromium):
+def tiny_server(chromium, never_overloaded):
     from engine.runtime.starting import load_personaplex
 
     engine = warm(

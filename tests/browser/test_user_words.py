@@ -17,7 +17,7 @@ TINY = STT_TINY.parent / "tiny"
 
 
 @pytest.fixture(scope="module")
-def hearing_server(chromium):
+def hearing_server(chromium, never_overloaded):
     config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=2, device="cpu")
     engine = warm(Service(lambda progress: load_backend(config, progress, Voices)))
     with Served(lambda: build_app(engine, config)) as served:

@@ -156,7 +156,7 @@ async def call(url: str, frames: int, **query) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def spoken_server(serve):
+def spoken_server(serve, never_overloaded):
     return serve(load=load_spoken)
 
 
@@ -183,7 +183,7 @@ async def test_a_conversation_can_do_without(spoken_server):
     assert ready["transcript"] is False
 
 
-async def test_the_tiny_recognisers_random_words_reach_the_client(serve):
+async def test_the_tiny_recognisers_random_words_reach_the_client(serve, never_overloaded):
     ready, *texts = await call(serve(load=load).url, 30, events=1)
     assert ready["transcript"] is True
     assert texts

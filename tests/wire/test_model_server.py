@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def model_server():
+def model_server(never_overloaded):
     backend = load_personaplex(str(TINY), Voices, slots=3)
     with ApiServer(load=lambda progress: backend) as server:
         yield server
