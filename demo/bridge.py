@@ -1,6 +1,6 @@
 """Serves an ASGI application's plain HTTP from inside an aiohttp server, in its event loop.
 
-It carries requests, responses and the lifespan. WebSockets stay aiohttp's own (design.md 3.6).
+It carries requests, responses and the lifespan. WebSockets stay aiohttp's own.
 """
 
 import asyncio

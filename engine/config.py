@@ -42,7 +42,7 @@ REPETITION_CONTEXT = Bounds(1, 4096)
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How tokens are picked, per conversation (wire.md 2)."""
+    """How tokens are picked, per conversation (docs/api.md)."""
 
     text_temperature: float = 0.7  # 0 is greedy
     audio_temperature: float = 0.8  # 0 is greedy

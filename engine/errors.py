@@ -1,4 +1,4 @@
-"""Faults that are not ours, each with the words and the close code of wire.md 4.
+"""Faults that are not ours, each with the words and the close code of docs/api.md.
 
 Our own faults are `assert`. For those a client gets `internal error: ` and an id of the log.
 """

@@ -1,4 +1,4 @@
-"""The house as design.md 1 draws it: import arrows, what loads what, what no file may name."""
+"""The house as the README draws it: import arrows, what loads what, what no file may name."""
 
 import ast
 import asyncio
@@ -249,6 +249,17 @@ def test_no_file_names_this_machines_paths_or_a_package_registry():
         for line in text.splitlines():
             assert not any(place in line for place in here if len(place) > 6), f"{path}: {line}"
             assert path == Path(__file__) or not registry.search(line), f"{path}: {line}"
+
+
+def test_the_documents_that_are_named_are_there():
+    """A reader who follows a reference finds something."""
+    for path in tracked():
+        if path.suffix != ".py" or path == Path(__file__):
+            continue
+        for name in re.findall(r"(?<![\w/.*])([\w/]+\.md)\b", path.read_text(encoding="utf-8")):
+            places = (ROOT / name, ROOT / "docs" / name, path.parent / name)
+            written = name in path.read_text(encoding="utf-8").split('"')  # a test's own file
+            assert written or any(place.exists() for place in places), f"{path}: {name}"
 
 
 def test_the_readme_is_at_most_150_lines():

@@ -1,7 +1,7 @@
 """Asks the platform for a spare container when this one is full, and gives it back later.
 
 The platform cannot know how many conversations fit into a container. It counts inputs, and every
-picture of the page is one. Therefore the container itself asks (spec/modal.md 0, 2). A call that
+picture of the page is one. Therefore the container itself asks. A call that
 fails is logged once and never reaches a conversation.
 """
 

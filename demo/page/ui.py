@@ -1,7 +1,7 @@
 """The page's layout and widgets in Gradio. Nothing of it runs on the server.
 
 Every listener is a line of JavaScript (`fn=None`). Therefore talking makes no HTTP request, a
-container holds no page state, and an idle tab keeps nothing open (spec/browser.md 2, 3).
+container holds no page state, and an idle tab keeps nothing open.
 """
 
 import json
@@ -20,7 +20,7 @@ STATIC = Path(__file__).parent / "static"
 TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
-SAY_MAX = 2000  # characters (wire.md 1)
+SAY_MAX = 2000  # characters (docs/api.md)
 PRIVATE = {"queue": False, "api_visibility": "private"}
 SENDS = (
     "While this is on, questions about the product and the last turns of both sides go to "

@@ -153,7 +153,7 @@ def take_result(options: list[str], code: int) -> dict[str, Any]:
     """What a subject has written, and the code it ended with; removes its file."""
     path = Path(options[options.index("--json") + 1])
     if not path.exists():
-        return {"code": code or 1, "error": f"it ended with {code} and no result"}
+        return {"code": max(code, 1), "error": f"it ended with {code} and no result"}
     result = json.loads(path.read_text())
     path.unlink()
     return {"code": code} | result

@@ -1,6 +1,6 @@
 """`python -m engine offline`: a wav in, what the agent answers out, frame by frame, no server.
 
-The options are those of the reference's offline tool (model.md 9) beside ours.
+The options are those of the reference's offline tool beside ours.
 """
 
 import argparse
@@ -253,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
 
     soundfile.write(args.output_wav, sound, SAMPLE_RATE)
     decoder, names = PieceDecoder(), {PAD: "PAD", EPAD: "EPAD"}
-    said = [  # one string a frame (model.md 9)
+    said = [  # one string a frame
         names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
         for frame in frames
     ]

@@ -1,7 +1,7 @@
 """`python -m engine trace`: every token and sample of a conversation, in one file.
 
 It runs like `offline`, through the same backend, and writes tensors. Row i is frame i: text and
-agent codes that belong to the same 80 ms (design.md 5).
+agent codes that belong to the same 80 ms.
 """
 
 import argparse

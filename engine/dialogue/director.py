@@ -1,4 +1,4 @@
-"""Which text token is fed, frame by frame: the model's timing, our words (listening.md 2.2).
+"""Which text token is fed, frame by frame: the model's timing, our words.
 
 A pure state machine of one conversation: no torch, no clock but the frame count. It belongs to the
 scheduler's thread. The session posts commands and gets events; it never calls `step`. Of questions
@@ -23,7 +23,9 @@ from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow, Tokenizer
 
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
-SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
+SILENT_CLIENT_FRAMES = (
+    12  # frames still made after the last word for a client that sends no audio: 1 s
+)
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
 FILLER_FRAMES = 9  # 0.7 s without a clause: the first filler
 PATIENCE_FRAMES = 100  # 8 s: the second filler, and after as long again the apology
@@ -114,7 +116,7 @@ class Director:
 
     @property
     def wants_frames(self) -> bool:
-        """Whether a client that sends no audio must get frames all the same (wire.md 5)."""
+        """Whether a client that sends no audio must get frames all the same (docs/api.md)."""
         return self._has_business or self._silent_frames < SILENT_CLIENT_FRAMES
 
     def take(self, command: ev.Command) -> list[ev.Event]:

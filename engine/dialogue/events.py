@@ -100,7 +100,7 @@ class SetRouting:
 
 @dataclass(frozen=True, slots=True)
 class UserText:
-    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
+    """What the user has said in this turn so far, in seconds of the user's audio (docs/api.md).
 
     An event of the transcript; as a command it stands in for one.
     """

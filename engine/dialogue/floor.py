@@ -36,7 +36,7 @@ WORD_LETTERS = 2  # of a word that interrupts at once
 
 
 class UserFloor:
-    """What the user says and when: the director's ears, one per conversation (listening.md 1).
+    """What the user says and when: the director's ears, one per conversation.
 
     With a recogniser: words, turns and its pause heads. Without one, or while it is switched off:
     the energy rule alone, and no words.
@@ -231,7 +231,7 @@ class HeardWord:
 
 
 class WordReader:
-    """From one recogniser's tokens to words with times (listening.md 1.2).
+    """From one recogniser's tokens to words with times.
 
     PAD closes the word being written. EPAD closes it too, and is the moment where one word ends and
     the next begins. Every other token is a piece. Times are frames of the user's audio.

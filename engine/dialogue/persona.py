@@ -41,10 +41,7 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of a persona between its tags, added where it has none; none for an empty one.
-
-    Source: model.md 6.3.
-    """
+    """The ids of a persona between its tags, added where it has none; none for an empty one."""
     text = text.strip()
     if text and not (text.startswith(TAG) and text.endswith(TAG)):
         text = f"{TAG} {text} {TAG}"

@@ -61,7 +61,7 @@ WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """What a client asked for (wire.md 2)."""
+    """What a client asked for (docs/api.md)."""
 
     text_prompt: str | None = None  # None: the default persona; "": none
     voice: str | None = None  # None: the default voice

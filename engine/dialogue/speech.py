@@ -1,4 +1,4 @@
-"""What an agent has been given to say, in order and at a natural pace (listening.md 2.2).
+"""What an agent has been given to say, in order and at a natural pace.
 
 `Agenda` holds the text in hand and those that wait, and reports what becomes of them. `Utterance`
 paces one text, word by word: the model's votes decide when a word starts, within limits. `Arming`

@@ -2,7 +2,8 @@
 
 The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
 0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
-after their sound. They hold the rules of listening.md 1.3, not the recogniser's own hearing.
+after their sound. They hold the rules of
+engine/dialogue/floor.py, not the recogniser's own hearing.
 """
 
 from collections.abc import Iterator

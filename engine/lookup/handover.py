@@ -4,7 +4,6 @@ Part of the director, frame by frame; with routing off every token passes untouc
 free agent's tokens (`OwnWords`), the latch that says when a hand-over counts, the `!!!` marker, the
 announcing phrases, pieces to text, and the fixed words of `assets/phrases.toml`. The other two
 triggers are the client's `ask` and the user's own turn (`routing.py`).
-Source: listening.md 3.
 """
 
 import codecs

@@ -33,7 +33,7 @@ INTERRUPTED = "interrupted"
 
 
 class RouteState(StrEnum):
-    """What a client is told of a question (wire.md 3)."""
+    """What a client is told of a question (docs/api.md)."""
 
     ASKING = "asking"
     ANSWERING = "answering"
@@ -44,7 +44,7 @@ class RouteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A question on its way to its answer, as a client is told (wire.md 3)."""
+    """A question on its way to its answer, as a client is told (docs/api.md)."""
 
     id: int
     state: RouteState

@@ -1,4 +1,4 @@
-"""The one contract between a conversation and whatever makes speech (design.md 2).
+"""The one contract between a conversation and whatever makes speech.
 
 Not an implementation and not a registry: `embedded.py` and `personaplex.py` keep this contract.
 All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it,

@@ -30,7 +30,7 @@ GREETINGS = (
     "Say something, and you will hear it again. Type a sentence, and I speak it.",
 )
 GREETING_DELAY_FRAMES = 3  # a client that connects in order to say something comes first
-LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech (listening.md 1.3)
+LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech
 SPEECH_FRAMES = 4  # loud frames before an utterance is worth playing back
 SILENCE_FRAMES = 9  # 0.72 s of quiet end an utterance
 ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback

@@ -3,7 +3,7 @@
 Three parts: the timed ticks, from which the number of slots follows; overload, which closes
 admission and asks the scheduler for relief; slack, in which prompts and renewals run. Arithmetic
 and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no torch. Source of the
-rules: performance.md 2.6.
+rules: docs/internals.md.
 """
 
 import threading

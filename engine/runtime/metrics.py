@@ -78,7 +78,7 @@ class Window:
 
 
 class LatencyRecord:
-    """The latency record (performance.md 2.6): each frame's stages, and the slots of each tick.
+    """The latency record (docs/internals.md): each frame's stages, and the slots of each tick.
 
     Without what the client's loudspeaker still has to play: the protocol does not tell it.
     """

@@ -3,7 +3,7 @@
 Not a place for conversation: each seat's director says which text is fed, the session how long
 somebody may talk. The thread runs frames and nothing else: what other threads ask for is bounded
 in number and time per turn, and files are read in a thread beside it.
-Source of the clock rules: performance.md 2.6 (public batched servers).
+The clock rules follow public batched servers (docs/internals.md).
 """
 
 import itertools
@@ -29,7 +29,7 @@ from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Rea
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 3  # what a refused client is told
-LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
+LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt or a held-back frame waits for it
 REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
 COMMANDS_A_TURN = 4  # of one seat
 BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
@@ -38,8 +38,8 @@ BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
 class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
-    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader` runs
-    what a newcomer needs from files.
+    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader`
+    reads the files of a newcomer's voice.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Scheduler:
     def join(
         self, opening: Opening, director: FrameDirector, deliver: Callable[[list[Output]], None]
     ) -> Seat:
-        """Take the lowest free slot. Raises BusyError if there is none."""
+        """Take the lowest free slot. Raises BusyError if there is none, or in overload."""
         seat = Seat(opening, director, deliver, self.wake, self.metrics)
         with self._wake:
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
@@ -111,7 +111,7 @@ class Scheduler:
         return seat
 
     def leave(self, seat: Seat, reason: str) -> None:
-        """Give a seat back: at once somebody else may take its slot. Again: nothing."""
+        """Give a seat back: somebody else may take its slot at once. A second call does nothing."""
         with self._wake:
             if seat.left:
                 return
@@ -172,7 +172,7 @@ class Scheduler:
             self._awake = False
 
     def turn(self) -> float | None:
-        """One round: tick what is ready, else one piece of work. When to come back, or None."""
+        """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
         until = self.clock() + BETWEEN_SECONDS
         with self._wake:
             leavers, self._leavers = self._leavers, []
@@ -201,7 +201,9 @@ class Scheduler:
                 seat = next(iter(self._requests))
                 del self._requests[seat]
             restart, sampling = seat.take_requests()
-            if restart:  # whose client leaves right now: the slot is still this seat's in this turn
+            if (
+                restart
+            ):  # safe though its client may be leaving: its slot is reused only after this turn
                 self._close(seat)
                 seat.start(*restart)
             if sampling and (seat.bootstrapping or seat.live):
@@ -224,14 +226,14 @@ class Scheduler:
         self.leave(seat, "error")
 
     def _ready(self, now: float) -> list[Seat]:
-        """Every seat that has a whole frame, or must get one; nobody, if all of them can wait."""
+        """Every seat that has a whole frame or must get one; empty if all of them can wait."""
         seats = [seat for seat in self._sitting if not seat.left]
         ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
         others = [seat for seat in seats if seat not in ready]
         return ready if any(self._may_start(seat, others, now) for seat in ready) else []
 
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
-        """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
+        """Whether this seat is worth a tick now. If another seat starts one, this one joins it."""
         if seat.bootstrapping:  # a newcomer makes nobody late
             return self._between.slack.allows(now, next_due(others, now), seat, "tick")
         return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))

@@ -217,7 +217,7 @@ class Seat:
             if self._audio:
                 # A steady client is never held back; a backlog gets two ticks in any 80 ms, one is
                 # extra. What came late gets none: with the silence that was answered in its place,
-                # the agent would run ahead of real time (wire.md 5).
+                # the agent would run ahead of real time (docs/api.md).
                 if self._owed and len(self._audio) > 1:
                     return max(now, self._next_silence)
                 return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)

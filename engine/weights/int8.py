@@ -1,12 +1,12 @@
-"""int8 weights on disk: made once by `python -m engine quantise`, read by every start after it.
+"""int8 weights on disk: made once by `python -m engine quantise`, read by later starts in int8.
 
-`model.safetensors` gets a folder `model.int8` beside it: every parameter as the engine keeps it,
-products as int8 with a scale for each output, in shards, and an index that says what they were
-made of. The folder appears whole or not at all. It is never trusted: one that was cut short,
-belongs to another source, model, precision or quantiser, or holds anything unexpected is ignored
-with a line in the log, and the start quantises in memory.
+`model.safetensors` gets a folder `model.int8` beside it. It holds all parameters in shards:
+products as int8 with a scale for each output, the others as the engine keeps them. `index.json`
+says what they were made from. The folder appears whole or not at all.
 
-As with any weights, the data are not summed up: that would cost what reading them saves.
+Its description is checked. One that was cut short, belongs to another source, model, precision or
+quantiser, or holds anything unexpected is ignored with a line in the log, and the start quantises
+in memory. The data have no checksum: computing one would cost the time that reading them saves.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ SHARD_BYTES = 1 << 30  # from which a shard is written: all that is held in memo
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int8: "I8"}  # of the file format
 BLOCK = 4096  # bytes of each tensor that a source without a content hash is known by
 PROBE = (1024, 8)  # a weight whose int8 form tells one quantiser from another
-LEFT_SECONDS = 3600.0  # after which a draft is one that a killed process left
+LEFT_SECONDS = 3600.0  # age from which a draft counts as one that a killed process left
 
 
 def write_int8(

@@ -43,7 +43,7 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
     return Kind(message[0]), message[1:]
 
 
-# -- the query: what a client asks for (wire.md 2) -------------------------------------------------
+# -- the query: what a client asks for (docs/api.md) -----------------------------------------------
 
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
@@ -139,7 +139,7 @@ def _parse_flag(query: Mapping[str, str], name: str) -> bool | None:
     return value == "1"
 
 
-# -- 0x04: the JSON of events, and of what clients may send (wire.md 3) ----------------------------
+# -- 0x04: the JSON of events, and of what clients may send (docs/api.md) --------------------------
 
 FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the wire, its fields
     ev.Saying: ("say", ("id", "state", "text", "spoken")),

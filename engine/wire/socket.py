@@ -97,7 +97,7 @@ class ChatSocket:
                 await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
             elif message.type is WSMsgType.BINARY:
                 await self._handle(message.data)
-            # Messages that have come already are handed out without a pause: neighbours first.
+            # aiohttp returns queued messages without yielding: give other conversations a turn.
             await asyncio.sleep(0)
         raise ClientLeftError
 

@@ -168,7 +168,7 @@ def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places,
     model, _ = places
     monkeypatch.undo()
     plant(monkeypatch)
-    assert drift.LEAST_FRAMES == 1500  # performance.md 4.3
+    assert drift.LEAST_FRAMES == 1500
     with pytest.raises(ConfigError, match=r"--frames is 30, but a verdict needs 1500 or more"):
         run(model, None, "--verdict")
     run(model, None)

@@ -16,7 +16,7 @@ from engine.bench.report import parse_options, table
 from engine.weights.generated import FULL, SMALL, generated, on_meta
 from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, Precision
 
-NUMBERS = 7_374_635_008  # that a tick reads of the public weights (performance.md 1.1)
+NUMBERS = 7_374_635_008  # that a tick reads of the public weights
 H200 = 4.8e12  # bytes a second
 LAUNCHES = 7
 

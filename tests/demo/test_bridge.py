@@ -1,4 +1,4 @@
-"""Every point of spec/browser.md 1 about the bridge, on small ASGI applications."""
+"""Every point that a bridge gets wrong, on small ASGI applications."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The director under scripted votes (listening.md 2.2): always, never, at random."""
+"""The director under scripted votes: always, never, at random."""
 
 import random
 from itertools import pairwise

@@ -133,7 +133,7 @@ def test_the_costs_are_computed_from_the_prices():
 
 
 def test_projected_steps_follow_the_planning_model():
-    floors = {"A10G": 27.8, "L40S": 19.3, "A100-40GB": 10.7}  # ms, performance.md 1.3
+    floors = {"A10G": 27.8, "L40S": 19.3, "A100-40GB": 10.7}  # ms
     assert row("one step") == [round(floor / 0.65 + 4 + 0.3) for floor in floors.values()]
 
 

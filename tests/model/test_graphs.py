@@ -18,7 +18,7 @@ from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 
-MOST_LAUNCHES = 1200  # of a tick (performance.md 1.4); an H200's profiler counted 847
+MOST_LAUNCHES = 1200  # of a tick; an H200's profiler counted 847
 MOST_OF_A_PIECE = 8 * FULL.lm.num_layers + 16
 UP, DOWN = Copy(up=True, waits=False), Copy(up=False, waits=False)
 

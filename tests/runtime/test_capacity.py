@@ -9,7 +9,7 @@ from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, slots_by_memory
 from tests.runtime.rig import Rig
 
 GB = 10**9
-A10G = {1: 0.026, 2: 0.028, 4: 0.033, 8: 0.043, 16: 0.061}  # int8, seconds (performance.md 1.4)
+A10G = {1: 0.026, 2: 0.028, 4: 0.033, 8: 0.043, 16: 0.061}  # int8, seconds
 A10G_BF16 = {1: 0.047, 2: 0.052, 4: 0.060}
 
 

@@ -1,4 +1,4 @@
-"""The rules of performance.md 2.6 with ticks and pieces that take time, on a fake clock."""
+"""The rules of docs/internals.md with ticks and pieces that take time, on a fake clock."""
 
 import numpy as np
 import pytest

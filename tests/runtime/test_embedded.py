@@ -1,4 +1,4 @@
-"""The backend for any machine: greets, repeats, speaks what it is given (design.md 3.4)."""
+"""The backend for any machine: greets, repeats, speaks what it is given."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The frame clock, slots and boxes, on a clock turned by hand (performance.md 2.6, wire.md 5)."""
+"""The frame clock, slots and boxes, on a clock turned by hand (docs/internals.md, docs/api.md)."""
 
 import threading
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The two codecs and the traps of sphn that they close (browser.md 6)."""
+"""The two codecs and the traps of sphn that they close."""
 
 import numpy as np
 import pytest

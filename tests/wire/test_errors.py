@@ -1,4 +1,4 @@
-"""Every row of the error table (wire.md 4): the reason as 0x05 first, then the close code."""
+"""Every row of the error table (docs/api.md): the reason as 0x05 first, then the close code."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The query string, without a server (wire.md 2)."""
+"""The query string, without a server (docs/api.md)."""
 
 import pytest
 

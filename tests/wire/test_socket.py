@@ -1,4 +1,4 @@
-"""What travels inside a conversation: every kind, every control byte, every 0x04 (wire.md 1, 3)."""
+"""What travels inside a conversation: every kind, every control byte, every 0x04 (docs/api.md)."""
 
 import asyncio
 import json

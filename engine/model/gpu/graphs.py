@@ -154,7 +154,7 @@ class Ticks:
         self._flushing: list[int] = []
         self._size = self.buckets[-1]
         if cuda:
-            torch.backends.cudnn.allow_tf32 = False  # the codec is float32 (performance.md 2.5)
+            torch.backends.cudnn.allow_tf32 = False  # the codec is float32
         self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs, self.pool)
         if self.graphs:
             self.capture()
