@@ -1,8 +1,9 @@
 """`modal deploy modal_app.py`: the page and `/api` on one GPU container. Guide: docs/modal.md.
 
-The container imports this file too, alone at first: only modal and the standard library at module
-level, and as many secrets and volumes there as on the laptop. What is decided when deploying lies
-in demo/deploying.py, what runs in demo/container.py.
+The container imports this file too, and at first nothing else is there. Therefore only modal and
+the standard library stand at module level, and there are as many secrets and volumes as on the
+laptop. What is decided when deploying lies in demo/cloud/deploying.py, and what runs in
+demo/cloud/container.py.
 """
 
 import os
@@ -33,10 +34,10 @@ def gpus() -> str | list[str] | None:
 
 if modal.is_local():
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # from any working directory
-    from demo import deploying
+    from demo.cloud import deploying
 
-    image, secrets = deploying.image(CACHE), deploying.secrets()
-else:  # paired with what was deployed by position: the same number is all that counts
+    image, secrets = deploying.build_image(CACHE), deploying.choose_secrets()
+else:  # Modal pairs them by position with what was deployed: only their number counts
     image = modal.Image.debian_slim(python_version="3.11")
     secrets = [modal.Secret.from_dict({}), modal.Secret.from_dict({})]
 
@@ -66,8 +67,8 @@ machine = {"gpu": gpus(), "cpu": number("CPU", 4), "memory": number("MEMORY", 16
 class PersonaPlexServer:
     @modal.enter(snap=snapshot)
     def start(self) -> None:
-        from demo.container import Container
-        from demo.growing import ModalSpare
+        from demo.cloud.container import Container
+        from demo.cloud.growing import ModalSpare
 
         spare = ModalSpare(APP, SERVER)
         self.container = Container(
@@ -96,7 +97,7 @@ class PersonaPlexServer:
 @app.function(**everywhere, timeout=3600)
 def download() -> None:
     """Fetch the weights onto the volume, on CPU: `modal run modal_app.py::download`."""
-    from demo.preflight import download
+    from demo.cloud.preflight import download
 
     download(weights.commit)
 
@@ -104,7 +105,7 @@ def download() -> None:
 @app.function(**everywhere, timeout=300)
 def check() -> None:
     """Secrets, licence, key and volume, on CPU: `modal run modal_app.py::check`."""
-    from demo.preflight import check
+    from demo.cloud.preflight import check
 
     check(Path(CACHE))
 
@@ -112,9 +113,9 @@ def check() -> None:
 @app.function(**everywhere, **machine, timeout=3600)
 def gates() -> None:
     """Whether int8 is good here, on the server's GPU: `modal run modal_app.py::gates`."""
-    from demo.gates import gates
+    from demo.cloud.acceptance import judge_int8
 
-    gates(Path(CACHE), VOLUME, weights.commit)
+    judge_int8(Path(CACHE), VOLUME, weights.commit)
 
 
 @app.local_entrypoint()

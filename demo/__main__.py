@@ -12,20 +12,21 @@ from engine.errors import EngineError
 def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; the exit code (0 done, 1 failed with one clear line)."""
     try:
-        from demo.app import serve
-        from engine.serve import add_server_arguments, build_engine, server_config
+        from demo.app import build_app
+        from engine.commands import serve
     except ModuleNotFoundError as error:  # started by hand before `make run` has set up
         if (error.name or "").split(".")[0] in ("demo", "engine"):
             raise
         print(f"error: the package {error.name} is not installed; use `make run`", file=sys.stderr)
         return 1
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    add_server_arguments(parser)
+    serve.add_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
-        config = server_config(args)
-        return asyncio.run(serve(build_engine(config), config))
+        config = serve.server_config(args)
+        service = serve.build_service(config)
+        return asyncio.run(serve.run_app(build_app(service, config), service, config))
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

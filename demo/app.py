@@ -1,25 +1,19 @@
-"""The whole web application of port 8998: the engine's routes first, the page for all the rest."""
+"""The web application of port 8998: the engine's routes first, the page for all other paths."""
 
 from aiohttp import web
 
-from demo.page_routes import add_page
-from demo.ui import PageConfig
+from demo.page.routes import add_page
+from demo.page.ui import PageConfig
 from engine.config import ServerConfig
-from engine.dialogue.engine import Engine
-from engine.serve import run_app
+from engine.dialogue.service import Service
 from engine.wire.server import add_routes
 
 
-def build_app(engine: Engine, config: ServerConfig) -> web.Application:
+def build_app(service: Service, config: ServerConfig) -> web.Application:
     """`/api`, `/healthz` and the others natively, then the page."""
     app = web.Application()
-    add_routes(app, engine, config)
-    voice = config.voice if config.voice in engine.voices else engine.voices[0]
-    routing = engine.answers.on if engine.answers else None
-    add_page(app, PageConfig(engine.voices, engine.personas, voice, routing), config.token)
+    add_routes(app, service, config)
+    voice = config.voice if config.voice in service.voices else service.voices[0]
+    routing = service.answers.on if service.answers else None
+    add_page(app, PageConfig(service.voices, service.personas, voice, routing), config.token)
     return app
-
-
-async def serve(engine: Engine, config: ServerConfig) -> int:
-    """Serve page and socket until a signal, or until the engine dies; the exit code."""
-    return await run_app(build_app(engine, config), engine, config)

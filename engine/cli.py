@@ -14,13 +14,14 @@ from engine.install import describe_missing
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMANDS = {
-    "serve": ("engine.serve", "serve /api without the page"),
-    "talk": ("engine.wire.client", "talk to a server from the terminal (wav or microphone)"),
-    "check": ("engine.check", "acceptance test of a running server"),
-    "offline": ("engine.offline", "wav in, wav and text json out"),
-    "trace": ("engine.trace", "like offline, with every token and tensor in one file"),
-    "voices": ("engine.voices", "list the voices of a model"),
-    "download": ("engine.download", "fetch or resume the checkpoint"),
+    "serve": ("engine.commands.serve", "serve /api without the page"),
+    "talk": ("engine.commands.talk", "talk to a server from the terminal (wav or microphone)"),
+    "check": ("engine.commands.check", "acceptance test of a running server"),
+    "offline": ("engine.commands.offline", "wav in, wav and text json out"),
+    "trace": ("engine.commands.trace", "like offline, with every token and tensor in one file"),
+    "voices": ("engine.commands.voices", "list the voices of a model"),
+    "download": ("engine.commands.download", "fetch or resume the checkpoint"),
+    "quantise": ("engine.commands.quantise", "write int8 weights beside a checkpoint, once"),
     "bench": ("engine.bench.__main__", "benchmarks: python -m engine bench SUBJECT"),
 }
 

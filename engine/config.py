@@ -1,6 +1,6 @@
 """Numbers and settings: constants of the frame clock, and frozen dataclasses that check themselves.
 
-Not a global settings object: whoever needs a setting is given it.
+Not a global settings object: what needs a setting is given it.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,10 @@ SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
 FRAME_SAMPLES = int(SAMPLE_RATE / FRAME_RATE)  # 1920 samples, 80 ms: the budget of one step
 FRAME_SECONDS = 1 / FRAME_RATE
-LATE_SECONDS = 0.120  # an agent frame sent so long after its user frame was complete is late
+LATE_SECONDS = 0.120  # from a complete user frame to its agent frame sent: more is late
 
 PAD = 3  # text token "no new word in this frame"
 EPAD = 0  # text token "a word starts in the next frame" (end of padding)
-AGENT_CODEBOOKS = 8  # Mimi levels of one voice, Q
 
 VOICE_NAMES = (  # the voices of the public checkpoint; the first is our default
     *("NATF2", "NATF0", "NATF1", "NATF3", "NATM0", "NATM1", "NATM2", "NATM3"),
@@ -38,16 +37,12 @@ class Bounds:
             raise ConfigError(f"{name} is {value}; use {self.low:g} to {self.high:g}")
 
 
-TEMPERATURE = Bounds(0, 2)
-TOP_K = Bounds(1, 2**31 - 1)
-PAD_BIAS = Bounds(-4, 4)
-REPETITION_PENALTY = Bounds(0.5, 2)
 REPETITION_CONTEXT = Bounds(1, 4096)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How tokens are picked, per conversation (wire.md 2)."""
+    """How tokens are picked, per conversation (docs/api.md)."""
 
     text_temperature: float = 0.7  # 0 is greedy
     audio_temperature: float = 0.8  # 0 is greedy
@@ -58,12 +53,12 @@ class SamplingConfig:
     repetition_context: int = 64  # last fed text tokens it looks at; PAD and EPAD exempt
 
     def __post_init__(self) -> None:
-        TEMPERATURE.check("text_temperature", self.text_temperature)
-        TEMPERATURE.check("audio_temperature", self.audio_temperature)
-        TOP_K.check("text_topk", self.text_top_k)
-        TOP_K.check("audio_topk", self.audio_top_k)
-        PAD_BIAS.check("pad_mult", self.pad_bias)
-        REPETITION_PENALTY.check("repetition_penalty", self.repetition_penalty)
+        Bounds(0, 2).check("text_temperature", self.text_temperature)
+        Bounds(0, 2).check("audio_temperature", self.audio_temperature)
+        Bounds(1, 2**31 - 1).check("text_topk", self.text_top_k)
+        Bounds(1, 2**31 - 1).check("audio_topk", self.audio_top_k)
+        Bounds(-4, 4).check("pad_mult", self.pad_bias)
+        Bounds(0.5, 2).check("repetition_penalty", self.repetition_penalty)
         REPETITION_CONTEXT.check("repetition_penalty_context", self.repetition_context)
 
 
@@ -76,6 +71,16 @@ def setting(default: Any, env: str, help_text: str) -> Any:
 
 
 PRECISIONS = ("auto", "bf16", "int8")
+SERVER_BOUNDS = {
+    "port": Bounds(0, 65535),
+    "slots": Bounds(0, 256),
+    **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
+    "drain_s": Bounds(0, 20),
+    "marker_threshold": Bounds(2, 3),
+    "asks_per_minute": Bounds(1, 600),
+    "asks_per_day": Bounds(0, 10**9),
+    "renewal_frames": Bounds(0, 2900),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,8 @@ class ServerConfig:
         ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
     )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
-    idle_s: float = setting(60.0, "IDLE_S", "end after so long without any message")
-    silence_s: float = setting(300.0, "SILENCE_S", "end after so long without anybody speaking")
+    idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
+    silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
@@ -111,19 +116,10 @@ class ServerConfig:
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
 
     def __post_init__(self) -> None:
-        Bounds(0, 65535).check("port", self.port)
-        Bounds(0, 256).check("slots", self.slots)
-        Bounds(1, 86_400).check("idle_s", self.idle_s)
-        Bounds(1, 86_400).check("silence_s", self.silence_s)
-        Bounds(1, 86_400).check("session_s", self.session_s)
-        Bounds(0, 20).check("drain_s", self.drain_s)
-        Bounds(2, 3).check("marker_threshold", self.marker_threshold)
-        Bounds(1, 600).check("asks_per_minute", self.asks_per_minute)
-        Bounds(0, 10**9).check("asks_per_day", self.asks_per_day)
-        Bounds(0, 2900).check("renewal_frames", self.renewal_frames)
+        for name, bounds in SERVER_BOUNDS.items():
+            bounds.check(name, getattr(self, name))
         for name in ("weights", "kv"):
-            if getattr(self, name) not in PRECISIONS:
-                value = getattr(self, name)
+            if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")

@@ -1,11 +1,16 @@
-"""What can go wrong through no fault of ours, each with the words and the close code of wire.md 4.
+"""Faults that are not ours, each with the words and the close code of docs/api.md.
 
-Our own faults are `assert`; a client hears `internal error: ` with an id that is in the log.
+Our own faults are `assert`. For those a client gets `internal error: ` and an id of the log.
 """
+
+import logging
+import uuid
+
+logger = logging.getLogger(__name__)
 
 
 class EngineError(Exception):
-    """A fault the other side can do something about. Its text goes out as one 0x05 sentence."""
+    """A fault that the other side can mend. Its text goes out as one 0x05 sentence."""
 
     close_code = 1011
     prefix = ""
@@ -23,17 +28,17 @@ class ModelError(EngineError):
 
 
 class ProtocolError(EngineError):
-    """A message that is not of the protocol. The conversation goes on."""
+    """A message that the protocol does not know. The conversation goes on."""
 
     close_code = 1003
 
 
 class RefusedError(EngineError):
-    """One request inside a conversation that is not carried out. The conversation goes on."""
+    """A request inside a conversation that is refused. The conversation goes on."""
 
 
 class EndError(EngineError):
-    """The conversation ends: the client hears the reason as 0x05, then the close code."""
+    """The conversation ends: the client gets the reason as 0x05, then the close code."""
 
 
 class BusyError(EndError):
@@ -70,3 +75,10 @@ class ClosingError(EndError):
 
 class InternalError(EndError):
     close_code, prefix = 1011, "internal error: "
+
+
+def logged_fault(what: str) -> InternalError:
+    """Log the current exception under an id; the error that tells a client that id."""
+    error_id = uuid.uuid4().hex[:8]
+    logger.exception("%s, error %s", what, error_id)
+    return InternalError(f"{error_id}; the server's log has the details")

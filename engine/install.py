@@ -38,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     """Set up for one purpose; 0 if all is there, 1 with one line that says what is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        return _fail(f"this is Python {sys.version.split()[0]}; {wanted_python()}")
+        oldest, newest = ("{}.{}".format(*version) for version in (OLDEST, NEWEST))
+        return _fail(
+            f"this is Python {sys.version.split()[0]}; use Python {oldest} to {newest} "
+            "with its venv module, for example PYTHON=python3.12"
+        )
     if argv[:1] not in (["run"], ["page"], ["model"], ["test"]):
         return _fail(
             "usage: python3 -m engine.install run [options of the server] | page | model | test"
@@ -56,18 +60,17 @@ def main(argv: list[str] | None = None) -> int:
             if not is_ready(venv, kind):  # somebody else may have done it meanwhile
                 install(venv, kind)
     except subprocess.CalledProcessError as error:
-        return _fail(f"{describe_failure(error)}; what is there stays, the next call goes on")
+        what = "pip could not install everything"
+        if "venv" in error.cmd:
+            what = "the virtual environment could not be made"
+        return _fail(
+            f"{what} (its own words are above); what is there stays, the next call goes on"
+        )
     except OSError as error:  # a full disk, for example
         return _fail(f"{error.filename or venv}: {error.strerror}; make room, and call again")
     except KeyboardInterrupt:
         return _fail("broken off; the next call goes on from here")
     return 0
-
-
-def wanted_python() -> str:
-    """The one line for a machine without a fitting interpreter."""
-    oldest, newest = ("{}.{}".format(*version) for version in (OLDEST, NEWEST))
-    return f"use Python {oldest} to {newest} with its venv module, for example PYTHON=python3.12"
 
 
 def kind_for_run(args: list[str]) -> str:
@@ -80,9 +83,9 @@ def kind_for_run(args: list[str]) -> str:
         model = parser.parse_known_args(args)[0].model
     except argparse.ArgumentError:  # `--model` without a value: the server itself will say so
         return "page"
-    if {"-h", "--help"} & set(args) or not model:
+    if {"-h", "--help"} & set(args) or not model or choose_model(model)[0] == "embedded":
         return "page"
-    return "page" if choose_model(model)[0] == "embedded" else "model"
+    return "model"
 
 
 def requirements(name: str) -> list[str]:
@@ -147,19 +150,19 @@ def lock(folder: Path) -> Iterator[None]:
 def install(venv: Path, kind: str) -> None:
     """Make the virtual environment fit and fill it. Raises subprocess.CalledProcessError."""
     started = time.monotonic()
-    kinds = list(LISTS)[: list(LISTS).index(kind) + 1]
     python = venv / "bin" / "python"
     if not _is_usable(python):
         _say(f"1 of 2: a virtual environment of Python {sys.version.split()[0]} in .venv")
         _run(sys.executable, "-m", "venv", "--clear", str(venv), quiet=True)
     remove_broken(venv)
-    _say(f"{'1 of 1' if _stamped(venv) else '2 of 2'}: {CONTENTS[kind]}")
-    for stale in venv.glob(".ready-*"):  # while pip works, nothing is certain
+    stamps = list(venv.glob(".ready-*"))
+    _say(f"{'1 of 1' if stamps else '2 of 2'}: {CONTENTS[kind]}")
+    for stale in stamps:  # while pip works, nothing is certain
         stale.unlink()
     quiet = [] if sys.stdout and sys.stdout.isatty() else ["--quiet"]
     _run(str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet,
          "-r", str(ROOT / LISTS[kind]))  # fmt: skip
-    for name in kinds:
+    for name in list(LISTS)[: list(LISTS).index(kind) + 1]:
         (venv / f".ready-{name}").write_text(_digest(name), encoding="ascii")
     _say(f"set up in {time.monotonic() - started:.0f} s")
 
@@ -185,10 +188,6 @@ def remove_broken(venv: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _stamped(venv: Path) -> bool:
-    return any(venv.glob(".ready-*"))
-
-
 def _run(*command: str, quiet: bool = False) -> None:
     """Run a command to its end; `quiet`: what it says is shown only if it fails."""
     kept = {name: value for name, value in os.environ.items() if name != "PIP_USER"}
@@ -200,13 +199,6 @@ def _run(*command: str, quiet: bool = False) -> None:
     if done.returncode:
         _say(f"{done.stdout or ''}{done.stderr or ''}".strip())
         raise subprocess.CalledProcessError(done.returncode, command)
-
-
-def describe_failure(error: subprocess.CalledProcessError) -> str:
-    """What did not work, in the words of somebody who only typed `make run`."""
-    if "venv" in error.cmd:
-        return "the virtual environment could not be made (its own words are above)"
-    return "pip could not install everything (its own words are above)"
 
 
 def _say(text: str) -> None:

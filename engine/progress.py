@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on the terminal: one line that is drawn over itself."""
+"""The progress of long work on the terminal: one line that is drawn over itself."""
 
 import sys
 
@@ -6,7 +6,7 @@ BAR_CELLS = 30
 
 
 def show(phase: str, percent: float) -> None:
-    """Draw (or end) the bar of a phase; where there is no terminal, only its end is told."""
+    """Draw or end the bar of a phase. Without a terminal only the end is printed."""
     done = percent >= 100
     if sys.stderr.isatty():
         cells = int(BAR_CELLS * percent / 100)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from unittest.mock import patch
 
 import pytest
 
+from engine.runtime.load import Overload
 from tests.serving import ApiServer
 
 
@@ -21,17 +23,26 @@ def server(serve: Callable[..., ApiServer]) -> ApiServer:
     return serve(slots=6)
 
 
+@pytest.fixture(scope="module")
+def never_overloaded() -> Iterator[None]:
+    """Servers that take every machine for a quick one: a busy machine refuses and sheds nothing."""
+    with patch.object(Overload, "add_tick", lambda overload, seconds: None):
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line of the launches that tests counted: what they print, pytest keeps to itself."""
+    """What tests counted, launches and files: what they print, pytest keeps to itself."""
     stats, counted = terminalreporter.stats, {}
     reports = [report for key in ("passed", "failed") for report in stats.get(key, [])]
     for report in sorted(reports, key=lambda report: report.location):
         for name, value in report.user_properties:
+            if name.startswith("house "):
+                terminalreporter.write_line(f"{name}: {value}")
             if name.startswith("launches "):
                 counted.setdefault(name.removeprefix("launches "), []).append(value)
     if counted:

@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import ServerConfig
-from engine.dialogue.answers import Answers
-from engine.dialogue.engine import Engine
+from engine.dialogue.service import Service
 from engine.dialogue.session import Limits
+from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.server import add_routes
@@ -29,7 +29,7 @@ class ApiServer:
         **config: Any,
     ) -> None:
         load = load or (lambda _progress: EmbeddedBackend(slots))
-        self.engine = Engine(load, limits=limits, answers=answers)
+        self.engine = Service(load, limits=limits, answers=answers)
         self.config = ServerConfig(**config)
         self._wait = wait
         self._served = Served(self._app)

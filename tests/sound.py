@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from engine.runtime import espeak
+from engine.runtime import embedded as espeak
 from engine.runtime.embedded import RATE_WPM, espeak_voice
 
 
 def word(text: str, voice: str = "NATF2") -> np.ndarray:
     """A word as the embedded backend says it, straight from the synthesiser."""
     name, pitch = espeak_voice(voice)
-    return espeak.say(text, name, pitch, RATE_WPM)
+    return espeak.synthesize(text, name, pitch, RATE_WPM)
 
 
 def speech(text: str) -> np.ndarray:

@@ -1,20 +1,25 @@
 """Every command of our own that a document names is real, with its options and their values."""
 
 import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from engine.bench.__main__ import subjects
-from engine.bench.arguments import parsed
+from engine.bench.__main__ import load_subject, subjects
+from engine.bench.report import parse_options
 from engine.cli import COMMANDS, build_parser
-from engine.serve import add_server_arguments
+from engine.commands.serve import add_arguments
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/modal.md", "docs/api.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/performance.md",
+    "docs/internals.md",
+    "docs/modal.md",
+    "docs/api.md",
+)
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^(?:\.venv/bin/)?python -m (engine|demo)(?= |$)")
 
@@ -64,7 +69,7 @@ def test_every_command_of_our_own_is_real(document, command):
     program, *words = (word for word in shlex.split(command) if word != "--help")
     if program == "demo":
         page = argparse.ArgumentParser()
-        add_server_arguments(page)
+        add_arguments(page)
         page.parse_args(words)
     elif words[:1] == ["bench"]:
         bench(words[1:])
@@ -79,7 +84,7 @@ def bench(words: list[str]) -> None:
     if words == ["SUBJECT"]:
         return
     assert words[0] in subjects()
-    parsed(importlib.import_module(f"engine.bench.{words[0]}"), words[1:])
+    parse_options(load_subject(words[0]), words[1:])
 
 
 @pytest.mark.parametrize(

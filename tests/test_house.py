@@ -1,21 +1,50 @@
-"""The house as design.md 1 draws it: import arrows, what loads what, what no file may name."""
+"""The house as the README draws it: import arrows, what loads what, what no file may name."""
 
 import ast
+import asyncio
 import re
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from engine.config import ServerConfig
 from engine.install import requirements
+from engine.lookup.routing import build_answers
+from engine.runtime.embedded import EmbeddedBackend
+from engine.runtime.starting import load_personaplex
+from engine.weights.voices import Voices
+from engine.wire.protocol import Kind
+from tests.serving import ApiServer
+from tests.wire.peer import FRAME, talking
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["engine.model", "engine.runtime", "engine.dialogue", "engine.wire", "engine.cli"]
-ORDER = [*ROOMS, "demo", "modal_app"]  # a room may import what stands before it
-FREE_OF_TORCH = ("demo", "engine.wire", "engine.dialogue", "engine.config", "engine.errors")
-TORCH_FREE_RUNTIME = ("backend", "scheduler", "seat", "embedded", "espeak", "metrics", "choose")
+ORDER = (  # a room may import what stands before it; rooms of one group know each other
+    ("engine.model",),
+    ("engine.weights",),
+    ("engine.runtime",),
+    ("engine.lookup",),
+    ("engine.dialogue",),
+    ("engine.wire",),
+    ("engine.commands", "engine.cli"),
+    ("demo",),
+    ("modal_app",),
+)
+FREE_OF_TORCH = (
+    "demo",
+    "engine.wire",
+    "engine.dialogue",
+    "engine.lookup",
+    "engine.config",
+    "engine.errors",
+)
+TORCH_FREE_RUNTIME = ("backend", "scheduler", "seat", "load", "embedded", "metrics", "choose")
 LOWEST = {"engine.config": {"engine.errors"}, "engine.errors": set()}
 
 
@@ -43,8 +72,8 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
 
 def floor(name: str) -> int | None:
     """How high a module stands; None for what may use every room (check, offline, bench …)."""
-    for i, room in enumerate(ORDER):
-        if name == room or name.startswith(room + "."):
+    for i, rooms in enumerate(ORDER):
+        if any(name == room or name.startswith(room + ".") for room in rooms):
             return i
     return None
 
@@ -116,15 +145,84 @@ def test_serving_the_embedded_backend_loads_no_torch():
     loaded = loaded_after(
         "from aiohttp import web\n"
         "from engine.config import ServerConfig\n"
-        "from engine.serve import build_engine\n"
+        "from engine.commands.serve import build_service\n"
         "from engine.wire.server import add_routes\n"
         "config = ServerConfig(model='embedded', slots=1)\n"
-        "engine = build_engine(config)\n"
+        "engine = build_service(config)\n"
         "add_routes(web.Application(), engine, config)\n"
         "engine.start(); engine.wait(30); engine.stop()"
     )
     assert "aiohttp" in loaded
     assert not loaded & {"torch", "gradio", "modal", "transformers"}
+
+
+# -- how much there is to read ---------------------------------------------------------------------
+
+MOST_FILES = 110  # of Python outside tests; what a later issue adds, it says
+MOST_FILES_OF_A_FRAME = 20
+FRAMES_WATCHED = 25  # two seconds: the agent speaks in some of them
+
+
+def test_how_many_files_there_are(record_property):
+    files = [path for path in tracked() if path.suffix == ".py" and "tests" not in path.parts]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    record_property("house files", f"{len(files)} of {MOST_FILES}, {lines} lines")
+    assert len(files) <= MOST_FILES
+
+
+def test_every_class_name_stands_once():
+    names = Counter(
+        node.name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@contextmanager
+def watch_calls() -> Iterator[Counter[tuple[str, str]]]:
+    """Count (file, function) of our own code in every thread begun inside, while `on` is set."""
+    calls: Counter[tuple[str, str]] = Counter()
+
+    def note(frame: FrameType, event: str, _arg: object) -> None:
+        name = frame.f_code.co_filename
+        if calls.on and event == "call" and name.startswith((f"{ROOT}/engine", f"{ROOT}/demo")):
+            calls[name.removeprefix(f"{ROOT}/"), frame.f_code.co_name] += 1
+
+    calls.on = False
+    threading.setprofile(note)
+    try:
+        yield calls
+    finally:
+        threading.setprofile(None)
+
+
+async def talk_watched(url: str, calls: Counter) -> None:
+    """A conversation in which the user is heard; a part of it is watched, frame for frame."""
+    async with talking(url) as peer:
+        for sent in range(4 * FRAMES_WATCHED):
+            await peer.send(Kind.AUDIO, FRAME)
+            await peer.until(Kind.AUDIO)
+            calls.on = 2 * FRAMES_WATCHED <= sent < 3 * FRAMES_WATCHED
+
+
+@pytest.mark.parametrize("model", ["embedded", "tests/golden/tiny"])
+def test_a_frame_crosses_few_files(model, record_property):
+    """From socket to socket, as served: with routing on, in production's own functions."""
+    answers = build_answers(ServerConfig(), {})
+    with watch_calls() as calls:
+        if model == "embedded":
+            backend = EmbeddedBackend(1)
+        else:
+            backend = load_personaplex(str(ROOT / model), Voices, slots=1, renewal_frames=100)
+        with ApiServer(load=lambda progress: backend, answers=answers) as server:
+            asyncio.run(talk_watched(server.url, calls))
+    files = sorted({file for file, _ in calls})
+    listed = f"{len(files)} files, {len(calls)} functions: {', '.join(files)}"
+    record_property(f"house a frame's way, {Path(model).name}", listed)
+    assert {"engine/wire/socket.py", "engine/runtime/scheduler.py"} < set(files)
+    assert len(files) <= MOST_FILES_OF_A_FRAME, listed
 
 
 # -- what no file may name -------------------------------------------------------------------------
@@ -151,6 +249,17 @@ def test_no_file_names_this_machines_paths_or_a_package_registry():
         for line in text.splitlines():
             assert not any(place in line for place in here if len(place) > 6), f"{path}: {line}"
             assert path == Path(__file__) or not registry.search(line), f"{path}: {line}"
+
+
+def test_the_documents_that_are_named_are_there():
+    """A reader who follows a reference finds something."""
+    for path in tracked():
+        if path.suffix != ".py" or path == Path(__file__):
+            continue
+        for name in re.findall(r"(?<![\w/.*])([\w/]+\.md)\b", path.read_text(encoding="utf-8")):
+            places = (ROOT / name, ROOT / "docs" / name, path.parent / name)
+            written = name in path.read_text(encoding="utf-8").split('"')  # a test's own file
+            assert written or any(place.exists() for place in places), f"{path}: {name}"
 
 
 def test_the_readme_is_at_most_150_lines():

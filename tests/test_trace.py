@@ -76,9 +76,9 @@ def test_a_seed_repeats_a_sampled_trace(tmp_path):
 def test_say_has_its_text_spoken_from_that_frame_on(tmp_path):
     options = ["--greedy", "--frames", "60", "--text-prompt", "", "--say", "2:Good day"]
     got = load_file(trace(tmp_path, *options))
-    from engine.runtime.loader import Tokenizer
+    from engine.weights.loading import SentencePieceTokenizer
 
-    tokenizer = Tokenizer(TINY / "tokenizer_spm_32k_3.model")
+    tokenizer = SentencePieceTokenizer(TINY / "tokenizer_spm_32k_3.model")
     ids, told = tokenizer.encode("Good day"), got["text"].tolist()
     spoken = [t for t in told[2:] if t in ids]
     assert spoken[: len(ids)] == ids

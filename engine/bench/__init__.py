@@ -1,1 +1,1 @@
-"""Benchmarks, one file per subject; each prints a table and writes json."""
+"""Benchmarks: each measures one subject, prints a table and writes a json file."""

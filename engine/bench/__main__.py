@@ -1,23 +1,38 @@
-"""`python -m engine bench SUBJECT`: one module a subject, each prints a table and writes json."""
+"""`python -m engine bench SUBJECT`: measure one subject, print a table, write a json file."""
 
 import argparse
 import importlib
-import pkgutil
 
-import engine.bench as room
-from engine.bench.arguments import check, parsed
+from engine.bench.report import Subject, check_options, parse_options, result_path
 
-# modules of this room that measure nothing themselves
-HELPERS = (
-    *("__main__", "arguments", "crowd", "device", "fits", "forcing", "paced", "peers", "process"),
-    *("profiled", "report", "scripted", "source", "standin", "talks"),
-)
+SUBJECTS = {  # what is typed -> its module, and the subject's name there if the module has several
+    "tick": "engine.bench.tick",
+    "stages": "engine.bench.tick:STAGES",
+    "connect": "engine.bench.tick:CONNECT",
+    "memory": "engine.bench.tick:MEMORY",
+    "load": "engine.bench.load",
+    "capacity": "engine.bench.capacity",
+    "soak": "engine.bench.capacity:SOAK",
+    "server": "engine.bench.server",
+    "drift": "engine.bench.drift",
+    "gpu": "engine.bench.gpu",
+    "verify": "engine.bench.gpu:VERIFY",
+    "routing": "engine.evals.dialogues",
+    "tiles": "engine.tools.tiles",
+}
 
 
 def subjects() -> list[str]:
-    """The modules beside this one that measure something."""
-    names = [module.name for module in pkgutil.iter_modules(room.__path__)]
-    return sorted(name for name in names if name not in HELPERS)
+    return sorted(SUBJECTS)
+
+
+def load_subject(name: str) -> Subject:
+    """Import a subject; its module is loaded only now, because most of them load torch."""
+    path, _, attribute = SUBJECTS[name].partition(":")
+    module = importlib.import_module(path)
+    if attribute:
+        return getattr(module, attribute)
+    return Subject(module.add_arguments, module.run, getattr(module, "SMALL_OPTIONS", {}))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"engine.bench.{args.subject}")
-    options = parsed(module, args.options, f"python -m engine bench {args.subject}")
-    check(args.subject, options)
-    return module.run(options)
+    subject = load_subject(args.subject)
+    options = parse_options(subject, args.options, f"python -m engine bench {args.subject}")
+    check_options(args.subject, options)
+    code = subject.run(options)
+    print("written:", result_path(args.subject, options.json))
+    return code

@@ -1,36 +1,47 @@
-"""How many conversations a server holds in time: the real server, paced clients over loopback.
+"""Conversations on a real server over loopback: how many it holds in time, and for how long.
 
-The number is doubled until it does not hold, then halved in between, and the best is held for
-minutes. It holds while fewer than one frame in a thousand is late (sent or heard more than 120 ms
-after its user frame was complete) and 99 of 100 ticks take at most 80 ms. Where the clients
-themselves lagged nothing is known of the server: the measurement is void, not a small number.
+`capacity`: the number is doubled until it does not hold, then halved in between, and the best is
+held for minutes. A number holds while fewer than one frame in a thousand is late (sent or received
+more than 120 ms after its user frame was complete) and 99 of 100 ticks take at most 80 ms. Where
+the clients themselves lagged, nothing is known of the server: the measurement is void, not a small
+number.
+
+`soak`: people come and go for an hour, and the server's memory is watched. It fails when the server
+ends a conversation, when its memory, open files or threads grow beyond the bounds below, when a
+slot is not given back, or when nobody was let in. Late frames are reported; `capacity` judges them.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from engine.bench.arguments import duration, positive
-from engine.bench.paced import Talk, converse, lag, voice
+from engine.bench.clients import PacedTalk, Person, Tally, beside, converse, lag, voice
 from engine.bench.process import Server
-from engine.bench.report import save, table
-from engine.bench.source import add_source_arguments, model_of, precisions, serve_options
+from engine.bench.report import (
+    Subject,
+    add_source_arguments,
+    choose_model,
+    duration,
+    positive,
+    save,
+    serve_options,
+    table,
+)
 from engine.errors import EngineError
-from engine.hardware import has_cuda
-from engine.runtime.capacity import TICK_LIMIT_SECONDS
-from engine.runtime.overload import WINDOW_SECONDS
+from engine.runtime.choose import has_cuda
+from engine.runtime.load import TICK_LIMIT_SECONDS, WINDOW_SECONDS
 
-LATE_SHARE = 0.001  # of the frames; at so many it does not hold any more
-TICK_SECONDS, TICK_SHARE = 0.080, 0.99  # so many ticks take no longer; a bound of the histogram
+LATE_SHARE = 0.001  # of the frames: with this share or more a number does not hold
+TICK_SECONDS, TICK_SHARE = 0.080, 0.99  # this share of ticks takes no longer; a histogram's bound
 JOIN_SECONDS = 0.205  # between two joins: sixteen phases all over the 80 ms of a frame
 LAG_SECONDS = 0.020  # p99 of this process's own lag; above it a row says nothing of the server
 WARM_UP_SECONDS = 2.0  # of one conversation before anything counts
 SMALL_OPTIONS = {"slots": 2, "step_seconds": 2.0, "seconds": 5.0}
-HOLDS = 3  # numbers that are tried for minutes, at most
 HELD, LAGGED, SILENT = "held", "not valid: clients lag", "not valid: no frames"
 
 
@@ -38,7 +49,62 @@ class VoidError(EngineError):
     """This machine was too busy to play the clients: what it saw says nothing of the server."""
 
 
-def largest(holds: Callable[[int], bool], slots: int) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source_arguments(parser)
+    longest = 600.0 if has_cuda() else 30.0  # ten minutes: well past the wrap of the rings
+    parser.add_argument(
+        "--seconds", type=duration, default=longest, help="for which the best is held"
+    )
+    parser.add_argument("--step-seconds", type=duration, default=10.0, help="of each step before")
+    parser.add_argument(
+        "--holds", type=positive, default=3, help="numbers to hold, each smaller than the last"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 where a measurement is void."""
+    with choose_model(args) as model:
+        servers = [measure_capacity(args, model, *mode) for mode in product(args.weights, args.kv)]
+    print(table([row for server in servers for row in server["rows"]]))
+    print("\n".join(describe_capacity(server) for server in servers))
+    result = {"model": args.model or ("small" if args.small else "full"), "servers": servers}
+    save("capacity", result, args.json)
+    return int(any(server["void"] for server in servers))
+
+
+def measure_capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dict[str, Any]:
+    """One server's capacity: a row per step, and the number held at the end.
+
+    Where that number is not known `held` is None and `void` says why.
+    """
+    with Server(serve_options(args, model, weights, kv)) as server:
+        slots = server.health()["slots"]
+        weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
+        print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
+        search = Search(server, args, {"weights": weights, "kv": kv})
+        measure_row(server, 1, WARM_UP_SECONDS)
+        best, void = None, None
+        try:
+            best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
+        except VoidError as error:
+            void = str(error)
+        ready = server.ready_seconds
+    head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": ready}
+    return {**head, "held": best, "void": void, "seconds": args.seconds, "rows": search.rows}
+
+
+def describe_capacity(server: dict[str, Any]) -> str:
+    mode = f"{server['weights']}/{server['kv']}"
+    if server["void"]:
+        return f"{mode}: void, nothing is known of the server: {server['void']}"
+    seconds = f"for {server['seconds']:g} s"
+    if not server["held"]:
+        tried = sorted({row["n"] for row in server["rows"]})
+        return f"{mode}: none held {seconds}; tried: {', '.join(map(str, tried))}"
+    return f"{mode}: {server['held']} of {server['slots']} conversations held {seconds}"
+
+
+def find_largest(holds: Callable[[int], bool], slots: int) -> int:
     """The largest number that holds, doubled first, then halved in between; 0: not even one."""
     good, tried = 0, 1
     while holds(tried):
@@ -56,8 +122,8 @@ def largest(holds: Callable[[int], bool], slots: int) -> int:
     return good
 
 
-def held(holds: Callable[[int], bool], best: int, times: int = HOLDS) -> int:
-    """The best number for minutes; where that fails, three quarters of it; 0: none held."""
+def hold_best(holds: Callable[[int], bool], best: int, times: int) -> int:
+    """The best number if it holds for minutes, else three quarters of it; 0: none held."""
     for _ in range(times):
         if best == 0 or holds(best):
             return best
@@ -65,37 +131,50 @@ def held(holds: Callable[[int], bool], best: int, times: int = HOLDS) -> int:
     return 0
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """`held`, or why a row does not count."""
-    if row["client_lag_ms_p99"] > LAG_SECONDS * 1e3:
-        return LAGGED
-    if row["refused"] or row["broken"]:
-        return "refused" if row["refused"] else "hung up"
-    if not row["frames"]:
-        return SILENT
-    if max(row["late_server"], row["late_client"]) >= LATE_SHARE * row["frames"]:
-        return "late"
-    return HELD if row["ticks_in_time"] >= TICK_SHARE else "slow ticks"
+class Search:
+    def __init__(self, server: Server, args: argparse.Namespace, head: dict[str, Any]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._server, self._args, self._head = server, args, head
+        self._open_at = 0.0  # when a server that was in overload admits again
+
+    def step(self, conversations: int) -> bool:
+        """Whether that many hold for a moment; one hiccup of the machine is forgiven."""
+        seconds = self._args.step_seconds
+        if self._add_row(conversations, seconds)["verdict"] == HELD:
+            return True
+        return self._decide(self._add_row(conversations, seconds))
+
+    def hold(self, conversations: int) -> bool:
+        """Whether that many hold for minutes."""
+        return self._decide(self._add_row(conversations, self._args.seconds))
+
+    def _decide(self, row: dict[str, Any]) -> bool:
+        """Whether a row held. Raises VoidError where that is not known."""
+        if row["verdict"] == LAGGED:
+            raise VoidError(
+                f"the clients lagged {row['client_lag_ms_p99']:.0f} ms with {row['n']} at once "
+                f"(p99, {LAG_SECONDS * 1e3:.0f} at most); run it where nothing else does"
+            )
+        if row["verdict"] == SILENT:
+            raise VoidError(f"{row['n']} sent not one frame in the time given; give more seconds")
+        return row["verdict"] == HELD
+
+    def _add_row(self, conversations: int, seconds: float) -> dict[str, Any]:
+        time.sleep(max(0.0, self._open_at - time.monotonic()))
+        row = measure_row(self._server, conversations, seconds)
+        if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
+            self._open_at = time.monotonic() + WINDOW_SECONDS
+        self.rows.append({**self._head, "seconds": seconds, **row})
+        print(f"{conversations} for {seconds:g} s: {row['verdict']}", flush=True)
+        return row
 
 
-async def _talk_all(
-    url: str, conversations: int, seconds: float, fmt: str
-) -> tuple[list[Talk], list[float]]:
-    """All conversations, one joining after the other, and this process's own lag."""
-    pcm = voice()
-    async with lag() as lags:
-        talks = await asyncio.gather(
-            *(converse(url, seconds, i * JOIN_SECONDS, pcm, fmt) for i in range(conversations))
-        )
-    return talks, lags
-
-
-def measure(server: Server, conversations: int, seconds: float, fmt: str) -> dict[str, Any]:
-    """So many conversations for so long; the row of the table. Raises EngineError."""
+def measure_row(server: Server, conversations: int, seconds: float) -> dict[str, Any]:
+    """Talk to the server in that many conversations; the row of the table. Raises EngineError."""
     if taken := server.wait_until_empty():
         raise EngineError(f"{taken} slots of the server were not given back; see its log")
     before, cpu, started = server.counts(), server.cpu_seconds(), time.monotonic()
-    talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds, fmt))
+    talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds))
     wall, cpu = time.monotonic() - started, server.cpu_seconds() - cpu
     server.check_alive()
     counts = server.counts().since(before)
@@ -118,99 +197,175 @@ def measure(server: Server, conversations: int, seconds: float, fmt: str) -> dic
         "server_cores": cpu / wall,
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
     }
-    return {**row, "verdict": verdict(row)}
+    return {**row, "verdict": judge_row(row)}
 
 
-class Search:
-    """The rows of one server, and what they say."""
-
-    def __init__(self, server: Server, args: argparse.Namespace, head: dict[str, Any]) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self._server, self._args, self._head = server, args, head
-        self._open_at = 0.0  # when a server that was in overload admits again
-
-    def steps(self, conversations: int) -> bool:
-        """Whether so many hold for a moment; one hiccup of the machine is forgiven."""
-        seconds = self._args.step_seconds
-        if self._row(conversations, seconds)["verdict"] == HELD:
-            return True
-        return self._decided(self._row(conversations, seconds))
-
-    def holds(self, conversations: int) -> bool:
-        return self._decided(self._row(conversations, self._args.seconds))
-
-    def _decided(self, row: dict[str, Any]) -> bool:
-        """Whether a row held. Raises VoidError where that is not known."""
-        if row["verdict"] == LAGGED:
-            raise VoidError(
-                f"the clients lagged {row['client_lag_ms_p99']:.0f} ms with {row['n']} at once "
-                f"(p99, {LAG_SECONDS * 1e3:.0f} at most); run it where nothing else does"
-            )
-        if row["verdict"] == SILENT:
-            raise VoidError(f"{row['n']} sent not one frame in the time given; give more seconds")
-        return row["verdict"] == HELD
-
-    def _row(self, conversations: int, seconds: float) -> dict[str, Any]:
-        time.sleep(max(0.0, self._open_at - time.monotonic()))
-        row = measure(self._server, conversations, seconds, self._args.format)
-        if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
-            self._open_at = time.monotonic() + WINDOW_SECONDS
-        self.rows.append({**self._head, "seconds": seconds, **row})
-        print(f"{conversations} for {seconds:g} s: {row['verdict']}", flush=True)
-        return row
+def judge_row(row: dict[str, Any]) -> str:
+    """`held`, or why a row does not count."""
+    if row["client_lag_ms_p99"] > LAG_SECONDS * 1e3:
+        return LAGGED
+    if row["refused"] or row["broken"]:
+        return "refused" if row["refused"] else "hung up"
+    if not row["frames"]:
+        return SILENT
+    if max(row["late_server"], row["late_client"]) >= LATE_SHARE * row["frames"]:
+        return "late"
+    return HELD if row["ticks_in_time"] >= TICK_SHARE else "slow ticks"
 
 
-def capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dict[str, Any]:
-    """One server's capacity: a row per step, and the number held at the end.
-
-    Where that is not known `held` is None and `void` says why.
-    """
-    with Server(serve_options(args, model, weights, kv)) as server:
-        slots = server.health()["slots"]
-        weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
-        print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
-        search = Search(server, args, {"weights": weights, "kv": kv})
-        measure(server, 1, WARM_UP_SECONDS, args.format)
-        best, void = None, None
-        try:
-            best = held(search.holds, largest(search.steps, slots), args.holds)
-        except VoidError as error:
-            void = str(error)
-        ready = server.ready_seconds
-    head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": ready}
-    return {**head, "held": best, "void": void, "seconds": args.seconds, "rows": search.rows}
+async def _talk_all(
+    url: str, conversations: int, seconds: float
+) -> tuple[list[PacedTalk], list[float]]:
+    pcm = voice()
+    async with lag() as lags:
+        talks = await asyncio.gather(
+            *(converse(url, seconds, i * JOIN_SECONDS, pcm) for i in range(conversations))
+        )
+    return talks, lags
 
 
-def outcome(server: dict[str, Any]) -> str:
-    """The line that says what was found of one server."""
-    mode = f"{server['weights']}/{server['kv']}"
-    if server["void"]:
-        return f"{mode}: void, nothing is known of the server: {server['void']}"
-    seconds = f"for {server['seconds']:g} s"
-    if not server["held"]:
-        tried = sorted({row["n"] for row in server["rows"]})
-        return f"{mode}: none held {seconds}; tried: {', '.join(map(str, tried))}"
-    return f"{mode}: {server['held']} of {server['slots']} conversations held {seconds}"
+# -- soak ------------------------------------------------------------------------------------------
+
+MEMORY_MB = 100  # by which own memory may grow from the second quarter of the time to the last
+DEVICE_MB = 200  # the same, of the whole device
+HANDLES = 8  # open files, and threads, that may be left when all have gone
+SAMPLES = 240  # of memory and handles, over the whole time
+LONGEST_SAMPLE_SECONDS = 10.0
+WATCHED = {"own_mb": MEMORY_MB, "device_mb": DEVICE_MB}
+
+Sample = dict[str, float]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
-    longest = 600.0 if has_cuda() else 30.0  # ten minutes: well past the wrap of the rings
-    parser.add_argument(
-        "--seconds", type=duration, default=longest, help="for which the best is held"
-    )
-    parser.add_argument("--step-seconds", type=duration, default=10.0, help="of each step before")
-    parser.add_argument(
-        "--holds", type=positive, default=HOLDS, help="numbers tried for so long, each smaller"
+    parser.add_argument("--minutes", type=duration, default=60.0)
+
+
+def run_soak(args: argparse.Namespace) -> int:
+    """1 if something is wrong."""
+    results, faults = [], []
+    with choose_model(args) as model:
+        for weights, kv in product(args.weights, args.kv):
+            with Server(serve_options(args, model, weights, kv)) as server:
+                result = soak(server, server.health()["slots"], args.minutes * 60)
+                weights, kv = server.precision() or (weights, kv)
+            results.append({"weights": weights, "kv": kv, **result})
+            faults += [f"{weights}/{kv}: {fault}" for fault in find_faults(result)]
+            print(describe_soak(results[-1]))
+    save("soak", {"servers": results, "faults": faults}, args.json)
+    if faults:
+        print(f"error: {'; '.join(faults)}", flush=True)
+    return int(bool(faults))
+
+
+def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
+    """Let people come and go on a running server. Raises EngineError if it goes away."""
+    asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice()))
+    server.wait_until_empty()
+    before, counts = take_sample(server), server.counts()
+    tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
+    lost = server.wait_until_empty()
+    after, counts = take_sample(server), server.counts().since(counts)
+    names = [name for name in before if name.endswith("_mb")]
+    series = {name: [each[name] for each in samples] for name in names}
+    return {
+        "people": people, "seconds": seconds, "slots": server.health()["slots"],
+        "slots_lost": lost, "conversations": tally.conversations, "says": tally.says,
+        "refused": tally.refused, "leaves": dict(tally.leaves), "errors": tally.errors,
+        "frames": tally.frames, "late": counts.late, "dropped": counts.dropped,
+        "tick_ms_p99": counts.tick_ms(99), "ended": dict(counts.ended),
+        "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
+        "before": before, "after": after,
+        "grown": {name: measure_growth(values) for name, values in series.items()},
+        "samples": samples,
+    }  # fmt: skip
+
+
+async def _crowd(
+    server: Server, people: int, seconds: float
+) -> tuple[Tally, list[Sample], list[float]]:
+    """Let them come and go; what they saw, what was watched, and this process's own lag."""
+    began, tally, samples = time.monotonic(), Tally(), []
+    every = min(LONGEST_SAMPLE_SECONDS, seconds / SAMPLES)
+    crowd = [Person(server.url, i, tally) for i in range(people)]
+    async with beside(_watch(server, every, began, samples)) as watching, lag() as lags:
+        living = asyncio.gather(*(person.live(began + seconds) for person in crowd))
+        await asyncio.wait({living, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():  # the server is gone
+            living.cancel()
+    await living
+    return tally, samples, lags
+
+
+async def _watch(server: Server, every: float, began: float, samples: list[Sample]) -> None:
+    while True:
+        await asyncio.sleep(every)
+        server.check_alive()
+        samples.append({"seconds": time.monotonic() - began, **take_sample(server)})
+
+
+def take_sample(server: Server) -> Sample:
+    """Memory, open files and threads of the server now, and what is taken of a GPU by all."""
+    device = {}
+    if has_cuda():
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        device = {"device_mb": (total - free) / 2**20}
+    return {**server.sizes(), **device}
+
+
+def measure_growth(values: Sequence[float]) -> float:
+    """From the second quarter to the last, by their medians: warming up and peaks do not count."""
+    quarter = max(1, len(values) // 4)
+    return float(np.median(values[-quarter:]) - np.median(values[quarter : 2 * quarter] or values))
+
+
+def find_faults(result: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    if not result["conversations"]:
+        wrong.append(f"nobody was let in ({result['refused']} were refused): nothing was tried")
+    if errors := result["errors"]:
+        wrong.append(f"{len(errors)} conversations ended by error, the first: {errors[0]}")
+    for name, bound in WATCHED.items():
+        growth = result["grown"].get(name, 0.0)
+        if growth > bound:
+            wrong.append(f"{name} grew by {growth:.0f} while people came and went; at most {bound}")
+    for name in ("files", "threads"):
+        more = result["after"][name] - result["before"][name]
+        if more > HANDLES:
+            wrong.append(f"{more} {name} more than before, with nobody there; at most {HANDLES}")
+    if result["slots_lost"]:
+        wrong.append(f"{result['slots_lost']} of {result['slots']} slots were not given back")
+    return wrong
+
+
+def describe_soak(result: Mapping[str, Any]) -> str:
+    rows = [
+        {
+            "watched": name,
+            "before": float(result["before"][name]),
+            "after": float(result["after"][name]),
+            "most": float(max(each[name] for each in result["samples"])),
+            "grown": result["grown"].get(name, ""),
+        }
+        for name in result["before"]
+    ]
+    leaves = ", ".join(f"{count} {how}" for how, count in result["leaves"].items())
+    void = f" ({LAGGED})" if result["client_lag_ms_p99"] > LAG_SECONDS * 1e3 else ""
+    return "\n".join(
+        (
+            f"{result['weights']}/{result['kv']}, {result['people']} people, "
+            f"{result['seconds']:g} s",
+            table(rows),
+            f"{result['conversations']} conversations ({leaves}), {result['says']} says, "
+            f"{result['refused']} refused joins, {len(result['errors'])} errors, "
+            f"{result['slots_lost']} of {result['slots']} slots lost",
+            f"{result['late']} of {result['frames']} frames late{void}, {result['dropped']} "
+            f"dropped, tick p99 {result['tick_ms_p99']:.1f} ms, client lag p99 "
+            f"{result['client_lag_ms_p99']:.1f} ms",
+        )
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """1 where a measurement is void."""
-    with model_of(args) as model:
-        servers = [capacity(args, model, *precision) for precision in precisions(args)]
-    print(table([row for server in servers for row in server["rows"]]))
-    print("\n".join(outcome(server) for server in servers))
-    result = {"model": args.model or ("small" if args.small else "full"), "servers": servers}
-    print("written:", save("capacity", result, args.json))
-    return int(any(server["void"] for server in servers))
+SOAK = Subject(add_soak_arguments, run_soak, {"slots": 2, "minutes": 0.5})

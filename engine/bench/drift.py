@@ -1,10 +1,11 @@
-"""Does int8 say the same? Teacher forced over one conversation: KL and top-1 of the text.
+"""Does int8 say the same as bf16? Teacher forced over one conversation: KL and top-1 of the text.
 
-The plain model talks with a user who speaks (forcing.py); the same columns then go through int8
-weights, and through int8 keys and values. With `--transcribe` a recogniser reads what the model
-said, and once more with int8 weights. The verdict is kept beside the model's weights, where
-`--weights auto` and `--kv auto` look. It is a gate for numbers: before a default changes, people
-should listen too.
+The plain model talks with a user who speaks, and opens as a caller's conversation does, with a
+voice and a persona: what the model meets here is what it was made for. The same columns then go
+through int8 weights, and through int8 keys and values. With `--transcribe` a recogniser reads what
+the model said, once as it is and once with int8 weights. The verdict is kept beside the model's
+weights, where `--weights auto` and `--kv auto` look. It is a gate for numbers: before a default
+changes, people should listen too.
 """
 
 import argparse
@@ -12,26 +13,32 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.bench.device import release
-from engine.bench.forcing import Conversation, forced, heard_columns, talk
+from engine.bench.device import release_memory
 from engine.bench.report import save, table
-from engine.config import SamplingConfig
-from engine.dialogue.voices import Voices
+from engine.commands.offline import drive_conversation, split_frames
+from engine.config import EPAD, FRAME_SAMPLES, PAD, SamplingConfig
+from engine.dialogue.persona import load_personas, prompt_ids
 from engine.errors import ConfigError, ModelError
+from engine.model.lm import LM, Temporal
 from engine.model.mimi import Mimi
+from engine.model.prompt import Prompt
 from engine.model.stt import Hearing
-from engine.runtime.hub import find
-from engine.runtime.loader import load_checkpoint
-from engine.runtime.recogniser import download_recogniser, load_recogniser
-from engine.runtime.verdict import keep
+from engine.model.transformer import Active
+from engine.runtime import embedded as espeak
+from engine.runtime.backend import Opening
+from engine.runtime.personaplex import PersonaPlexBackend
+from engine.weights.hub import find
+from engine.weights.loading import Checkpoint, download_recogniser, load_checkpoint, load_recogniser
+from engine.weights.verdict import write_verdict
+from engine.weights.voices import Voices
 
-BESIDE = ""  # the weights: where a verdict is kept unless a folder is named
 LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_SPOKEN = 0.05  # of its frames have text: that padding is the likeliest says little
-LEAST_TOP1 = 0.97  # of frames
+LEAST_TOP1 = 0.97  # of the frames have the same likeliest text
 MOST_DRIFT = 0.5  # of the mean KL, that a straight line may rise over the whole run
 SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
 BLOCKS = 10  # parts of a run, whose means are nearly independent: 12 s, one turn of the user each
@@ -45,10 +52,100 @@ LIMITS = {  # kept with a result
 }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tests/golden/tiny", help="a folder or a repository")
+    parser.add_argument("--transcribe", default="", help="a recogniser to be judged too")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--frames", type=int, default=LEAST_FRAMES)
+    parser.add_argument(
+        "--verdict", nargs="?", const="", metavar="FOLDER",
+        help="keep the verdict beside the weights, where starts obey it, or in a folder",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises ConfigError for too few frames, ModelError where too little was said in them."""
+    if args.frames < BLOCKS:
+        raise ConfigError(f"--frames is {args.frames}; use {BLOCKS} or more")
+    if args.verdict is not None and args.frames < LEAST_FRAMES:
+        raise ConfigError(
+            f"--frames is {args.frames}, but a verdict needs {LEAST_FRAMES} or more; "
+            "give as many, or leave --verdict out"
+        )
+    rows, mimi, said = judge_model(args.model, args.device, args.frames)
+    weights, kv, both = (row["good"] for row in rows)
+    recogniser = None
+    if args.transcribe:
+        rows.append(judge_recogniser(args.transcribe, mimi, said.sound))
+        recogniser = download_recogniser(args.transcribe), rows[-1]["good"]
+    print(table(rows))
+    print(f"frames with text: {said.spoken:.1%}")
+    result = {"frames": args.frames, "spoken": said.spoken, "limits": LIMITS, "rows": rows}
+    save("drift", result, args.json)
+    if args.verdict is not None:
+        if said.spoken < LEAST_SPOKEN:
+            raise ModelError(
+                f"only {said.spoken:.1%} of the frames have text, and a verdict needs "
+                f"{LEAST_SPOKEN:.0%}: this model was silent, which any precision is; no verdict is "
+                "written, give other weights or more --frames"
+            )
+        folder = Path(find(args.model, None, lambda phase, percent: None))
+        into = Path(args.verdict) if args.verdict else folder
+        good = weights, kv, both
+        print("verdict:", write_verdict(folder, args.device, *good, result, recogniser, into))
+    return 0
+
+
+@torch.inference_mode()
+def judge_model(
+    model: str, device: str, frames: int
+) -> tuple[list[dict], Mimi, "ForcedConversation"]:
+    """Rows of int8 weights, int8 keys and values, and both; the codec; what was said."""
+    base = load_checkpoint(model, Voices, device=device)
+    mimi, spoken = base.mimi, hold_conversation(base, frames, SamplingConfig())
+    columns, before = spoken.columns, spoken.before
+    plain, codes = force_columns(base.lm, columns, None, before)
+    kv, kv_codes = force_columns(base.lm, columns, torch.int8, before)
+    del base
+    release_memory()
+    lm = load_checkpoint(model, Voices, device=device, int8=True).lm
+    tried = {
+        "int8 weights": force_columns(lm, columns, None, before),
+        "int8 KV": (kv, kv_codes),
+        "both": force_columns(lm, columns, torch.int8, before),
+    }
+    rows = []
+    for name, (logits, said) in tried.items():
+        audio = float((said == codes).float().mean())  # not judged: most codes are a toss-up
+        rows.append({**compare(name, plain, logits), "audio_top1": audio})
+    return rows, mimi, spoken
+
+
+@torch.inference_mode()
+def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
+    """The row of a recogniser's int8 weights, over the sound of the model's conversation."""
+    stt = load_recogniser(source, mimi, device=sound.device).stt
+    hearing, columns = Hearing(stt, 1), []  # what it reads, its own words included
+    stream, active = mimi.encoder_stream(1), Active.of([0], 1, sound.device)
+    for pcm in sound:
+        codes = mimi.encode(pcm[None], stream, active, stt.config.n_q)
+        columns.append(hearing.column(codes)[0])
+        hearing.step(codes, active)
+    columns = torch.stack(columns)  # [T, 1 + n_q]
+    plain, _ = force_columns(stt, columns)
+    del stt, hearing
+    release_memory()
+    other = load_recogniser(source, mimi, device=sound.device, int8=True).stt
+    return compare("int8 recogniser", plain, force_columns(other, columns)[0])
+
+
+# -- the verdict on numbers ------------------------------------------------------------------------
+
+
 def compare(name: str, plain: Tensor, other: Tensor) -> dict:
     """One row of the table, with its verdict."""
     p, q = plain.log_softmax(-1), other.log_softmax(-1)
-    drift = drift_of((p.exp() * (p - q)).sum(-1))
+    drift = fit_drift((p.exp() * (p - q)).sum(-1))
     top1 = float((plain.argmax(-1) == other.argmax(-1)).float().mean())
     rms = float((plain - other).square().mean().sqrt())
     good = top1 >= LEAST_TOP1 and drift.small
@@ -65,17 +162,17 @@ class Drift:
 
     @property
     def small(self) -> bool:
-        """A rise counts where it is both large and sure; a fall is none; what is no number does."""
+        """A rise counts where it is both large and sure. A fall is no rise; NaN counts as one."""
         if math.isnan(self.kl_rise_error):  # of an infinite KL too
             return False
         return self.kl_rise <= max(MOST_DRIFT * self.kl, SMALL_RISE, SURE * self.kl_rise_error)
 
 
-def drift_of(kl: Tensor) -> Drift:
+def fit_drift(kl: Tensor) -> Drift:
     """The straight line through the means of BLOCKS parts of a KL [T], T >= BLOCKS.
 
-    An error comes in bursts, while the agent talks: a frame says much the same as its neighbour.
-    How far the means of blocks lie off their line says how much of its rise is chance.
+    Errors come in bursts, while the agent talks, so neighbouring frames are not independent; the
+    means of blocks nearly are. How far they lie off the line says how much of its rise is chance.
     """
     means = torch.stack([block.mean() for block in kl.double().tensor_split(BLOCKS)])
     at = torch.arange(BLOCKS).double() - (BLOCKS - 1) / 2
@@ -86,86 +183,109 @@ def drift_of(kl: Tensor) -> Drift:
     return Drift(float(kl.mean()), float(slope) * BLOCKS, float(error) * BLOCKS)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tests/golden/tiny", help="a folder or a repository")
-    parser.add_argument("--transcribe", default="", help="a recogniser to be judged too")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--frames", type=int, default=LEAST_FRAMES)
-    parser.add_argument(
-        "--verdict", nargs="?", const=BESIDE, metavar="FOLDER",
-        help="keep the verdict beside the weights, where starts obey it, or in a folder",
-    )  # fmt: skip
-    parser.add_argument("--json", help="where to write the result")
+# -- the conversation, and other forms of the model on its columns ---------------------------------
+
+TURN_FRAMES = 150  # 12 s: a question, and quiet for an answer
+QUESTIONS = (
+    "Hello! Who are you, and what are you doing today?",
+    "I would like to rent two bicycles for the weekend. What does that cost?",
+    "Can you explain to me why the sky is blue, and red in the evening?",
+    "I have never cooked anything. What should I begin with?",
+    "My train leaves at seven. How long do I need to the station?",
+    "Tell me about a journey that you remember well.",
+    "I did not quite understand that. Could you say it again, more slowly?",
+    "What would you do if it rained all day?",
+    "Let us count to ten together. One, two, three.",
+    "Thank you, that was very kind. Is there anything else I should know?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedConversation:
+    """What the temporal transformer read of it, and what came of that."""
+
+    before: Tensor  # [P, dim]: voice and persona
+    columns: Tensor  # [T, K]: of the frames
+    sound: Tensor  # [T, 1920]: the agent's
+
+    @property
+    def spoken(self) -> float:
+        """The share of the frames whose text is not padding."""
+        text = self.columns[:, 0]
+        return float(((text != PAD) & (text != EPAD)).float().mean())
 
 
 @torch.inference_mode()
-def judge_model(model: str, device: str, frames: int) -> tuple[list[dict], Mimi, Conversation]:
-    """Rows of int8 weights, int8 keys and values, and both; the codec; what was said."""
-    base = load_checkpoint(model, Voices, device=device)
-    mimi, spoken = base.mimi, talk(base, frames, SamplingConfig())
-    columns, before = spoken.columns, spoken.before
-    plain, codes = forced(base.lm, columns, None, before)
-    kv, kv_codes = forced(base.lm, columns, torch.int8, before)
-    del base
-    release()
-    lm = load_checkpoint(model, Voices, device=device, int8=True).lm
-    tried = {
-        "int8 weights": forced(lm, columns, None, before),
-        "int8 KV": (kv, kv_codes),
-        "both": forced(lm, columns, torch.int8, before),
-    }
-    rows = []
-    for name, (logits, said) in tried.items():
-        audio = float((said == codes).float().mean())  # told, not judged: most codes are a toss-up
-        rows.append({**compare(name, plain, logits), "audio_top1": audio})
-    return rows, mimi, spoken
+def hold_conversation(
+    checkpoint: Checkpoint, frames: int, sampling: SamplingConfig
+) -> ForcedConversation:
+    """The default voice with the default persona, and a user who speaks."""
+    backend = Remembering(checkpoint, slots=1, graphs=False)
+    ids = prompt_ids(load_personas()[0].text, backend.tokenizer)
+    opening = Opening(backend.voices[0], ids, sampling, seed=1)
+    said = list(drive_conversation(backend, opening, make_user_frames(frames)))
+    rows = np.array([[frame.text, *frame.agent_codes, *frame.user_codes] for frame in said])
+    sound = torch.from_numpy(np.stack([frame.pcm for frame in said]))
+    tokens = torch.from_numpy(rows)  # [T, K]
+    # what the model reads of them: late rows of the frame before, at first of the prompt
+    late = torch.tensor(backend.config.delays) == 1  # [K]
+    columns = torch.where(late, torch.cat([backend.prompt.after[None], tokens[:-1]]), tokens)
+    device = backend.loop.device
+    return ForcedConversation(backend.read, columns.to(device), sound.to(device))
+
+
+def make_user_frames(count: int) -> np.ndarray:
+    """A user who asks and waits, again and again: frames [T, 1920]."""
+    turns = [split_frames(espeak.synthesize(text))[:TURN_FRAMES] for text in QUESTIONS]
+    turns = turns[: -(-count // TURN_FRAMES)]
+    asked = np.concatenate([np.pad(t, ((0, TURN_FRAMES - len(t)), (0, 0))) for t in turns])
+    return np.resize(asked, (count, FRAME_SAMPLES))
+
+
+class Remembering(PersonaPlexBackend):
+    """Keeps the prompt that it opens a slot with, and what the transformer reads of it."""
+
+    prompt: Prompt
+    read: Tensor  # [P, dim]
+
+    def _embedded(self, prompt: Prompt) -> Tensor:
+        embedded = super()._embedded(prompt)  # [P - 1, dim]
+        last = self.checkpoint.lm.embed(prompt.columns[-1:].to(embedded.device))
+        self.prompt, self.read = prompt, torch.cat([embedded, last])
+        return embedded
 
 
 @torch.inference_mode()
-def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
-    """The row of a recogniser's int8 weights, over the sound of the model's conversation."""
-    stt = load_recogniser(source, mimi, device=sound.device).stt
-    columns = heard_columns(Hearing(stt, 1), mimi, sound)
-    plain, _ = forced(stt, columns)
-    del stt
-    release()
-    other = load_recogniser(source, mimi, device=sound.device, int8=True).stt
-    return compare("int8 recogniser", plain, forced(other, columns)[0])
+def force_columns(
+    lm: Temporal,
+    columns: Tensor,
+    kv: torch.dtype | None = None,
+    before: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Text logits [T, V] on the host, and the likeliest agent codes of every next frame [T - 1, Q].
+
+    Column by column, as a conversation would meet them. before [P, dim]: read first, if anything.
+    """
+    rings, rows, codes = lm.rings(1, kv), [], []
+    columns = columns.to(rings.kv.device)
+    active = Active.of([0], 1, columns.device)
+    for row in () if before is None else before:
+        lm.step(row[None], rings, active)
+    for now, column in enumerate(columns):
+        hidden = lm.step(lm.embed(column[None]), rings, active)
+        rows.append(lm.text_logits(hidden)[0].cpu())
+        if isinstance(lm, LM) and now + 1 < len(columns):
+            codes.append(pick_codes(lm, hidden, columns[now + 1]))
+    return torch.stack(rows), torch.stack(codes) if codes else torch.empty(0)
 
 
-def check_frames(frames: int, verdict: bool) -> None:
-    """Raises ConfigError where so few frames are no ground for a verdict, or for a line."""
-    if frames < BLOCKS:
-        raise ConfigError(f"--frames is {frames}; use {BLOCKS} or more")
-    if verdict and frames < LEAST_FRAMES:
-        raise ConfigError(
-            f"--frames is {frames}, but a verdict needs {LEAST_FRAMES} or more; "
-            "give as many, or leave --verdict out"
-        )
+def pick_codes(lm: LM, hidden: Tensor, after: Tensor) -> Tensor:
+    """What the depformer would pick [Q]; each step is given the codes that came after [K]."""
+    picked: list[Tensor] = []
 
+    def pick(step: int, logits: Tensor) -> Tensor:
+        picked.append(logits[0].argmax().cpu())
+        return after[1 + step : 2 + step]
 
-def run(args: argparse.Namespace) -> int:
-    """Raises ConfigError for too few frames, ModelError where too little was said in them."""
-    check_frames(args.frames, args.verdict is not None)
-    rows, mimi, said = judge_model(args.model, args.device, args.frames)
-    weights, kv, both = (row["good"] for row in rows)
-    recogniser = None
-    if args.transcribe:
-        rows.append(judge_recogniser(args.transcribe, mimi, said.sound))
-        recogniser = download_recogniser(args.transcribe), rows[-1]["good"]
-    print(table(rows))
-    print(f"frames with text: {said.spoken:.1%}")
-    result = {"frames": args.frames, "spoken": said.spoken, "limits": LIMITS, "rows": rows}
-    print("written:", save("drift", result, args.json))
-    if args.verdict is not None:
-        if said.spoken < LEAST_SPOKEN:
-            raise ModelError(
-                f"only {said.spoken:.1%} of the frames have text, and a verdict needs "
-                f"{LEAST_SPOKEN:.0%}: this model was silent, which any precision is; no verdict is "
-                "written, give other weights or more --frames"
-            )
-        folder = Path(find(args.model, None, lambda phase, percent: None))
-        into = Path(args.verdict) if args.verdict else folder
-        good = weights, kv, both
-        print("verdict:", keep(folder, args.device, *good, result, recogniser, into))
-    return 0
+    lm.depth(hidden, after[:1], pick)
+    return torch.stack(picked)

@@ -1,13 +1,15 @@
-"""The whole GPU suite in one command: correctness and loading, then times; all into one json.
+"""The whole GPU suite in one command: correctness and loading, then times; all into one json file.
 
-What is checked or loaded first runs side by side, as it waits for compilers and disks; what is
-timed runs alone. `soak` takes an hour of its own and is not part of it.
+What is checked or loaded first runs side by side, because it waits for compilers and disks; what is
+timed runs alone. `soak` takes an hour of its own and is not part of the suite.
+
+The check is a subject of its own, `verify`: whether a device computes what the CPU does (golden
+runs, graphs = eager, neighbours, idle slots, prompts, renewals). It uses the tiny checkpoint and
+generated weights, and needs no pytest, so that it runs on a machine that holds little more than
+torch.
 """
 
 import argparse
-import contextlib
-import importlib
-import io
 import json
 import os
 import subprocess
@@ -15,14 +17,36 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from engine.bench.arguments import duration, parsed
-from engine.bench.peers.process import HOW, package_at
-from engine.bench.report import save
-from engine.errors import ConfigError
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from engine.bench.__main__ import load_subject
+from engine.bench.device import (
+    KV_TYPES,
+    add_model_arguments,
+    make_loop,
+    pick_config,
+    pick_device,
+    release_memory,
+)
+from engine.bench.report import Subject, parse_options, save, table
+from engine.commands.offline import drive_conversation, split_frames
+from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
+from engine.dialogue.persona import prompt_ids
+from engine.errors import EngineError
+from engine.model.gpu.graphs import Prefill, Ticks
+from engine.model.transformer import Active, Rings
+from engine.runtime.backend import HeardRow, Opening
+from engine.runtime.personaplex import PersonaPlexBackend
+from engine.weights.generated import SMALL, TINY, generated
+from engine.weights.loading import load_checkpoint, load_recogniser
+from engine.weights.voices import Voices
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -31,14 +55,14 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "stages": ["--slots", "1", "16"],
     "connect": [],
     "memory": ["--kv", "int8"],
-    "peer": ["--slots", "1", "8", "16", "--context", "2999", "--ticks", "50"],
     "capacity": ["--step-seconds", "4", "--seconds", "180", "--holds", "1"],
 }
-READING = ("load", "peer", "capacity")  # they share one generated checkpoint on disk
+READING = ("load", "capacity")  # they share one generated checkpoint on disk
 BESIDE = "verify"  # runs in a process of its own while the next part runs
-LAST = "capacity"  # what its calls are held for gives way, so that all ends in time
-# It takes before and after that: 54 s on an H200 (2026-11-25, the whole suite 479 s with 128 s of
-# calls), its kernels compiled by the parts before.
+MINUTES = 9  # for all of it
+LAST = "capacity"  # holds its calls for a shorter time if the suite would else not end in time
+# What `capacity` takes before and after the hold: 54 s on an H200 (2026-11-25), its kernels
+# compiled by the parts before.
 CLIMB_SECONDS = 70.0
 LEAST_SECONDS = 30.0  # of calls, however late it is
 
@@ -47,12 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all, unless given")
-    parser.add_argument("--moshi", metavar="PATH", help="where moshi is installed: part `peer`")
-    parser.add_argument(
-        "--minutes", type=duration, default=9.0, help="for all of it (capacity gives)"
-    )
-    parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
-    parser.add_argument("--json", help="where to write the result")
     parser.set_defaults(device="auto")
 
 
@@ -60,83 +78,45 @@ def run(args: argparse.Namespace) -> int:
     """1 if a part found something wrong or could not be run; the others run all the same."""
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parts = parts_of(args)
-    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * args.minutes
+    pick_config(args)  # raises ConfigError where the full size cannot be run
+    parts = args.parts or list(PARTS)
+    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * MINUTES
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as passing:
-        folder, waiting = args.folder or passing, None
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        waiting = None
         for part in parts:
-            options = options_of(part, args, folder, target)
+            options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
+            options += ["--json", str(target.with_suffix(f".{part}.json"))]
+            options += ["--folder", folder] if part in READING else []
             if part == LAST and not args.small:
-                options = held_until(end, options)
+                options = shorten_hold(end, options)
             if part == BESIDE:
-                waiting = started(part, options)
+                waiting = start_process(part, options)
                 continue
-            results[part] = told(part, lambda part=part, options=options: called(part, options))
+            results[part] = report_part(
+                part, lambda part=part, options=options: run_guarded(part, options)
+            )
             if waiting:
-                results[BESIDE], waiting = told(BESIDE, waiting), None
+                results[BESIDE], waiting = report_part(BESIDE, waiting), None
             save("gpu", results, str(target))  # at once: what is measured is kept
         if waiting:
-            results[BESIDE] = told(BESIDE, waiting)
+            results[BESIDE] = report_part(BESIDE, waiting)
     save("gpu", results, str(target))
-    print("written:", target)
     return max(result["code"] for result in results.values())
 
 
-def parts_of(args: argparse.Namespace) -> list[str]:
-    """What is asked for and can be run here. Raises ConfigError."""
-    from engine.bench.device import config_of  # torch: not for the help
-
-    config_of(args)
-    if args.moshi:
-        package_at("--moshi", args.moshi)
-    elif "peer" in (args.parts or ()):
-        raise ConfigError(f"--parts peer needs a peer: {HOW}")
-    return args.parts or [part for part in PARTS if part != "peer" or args.moshi]
-
-
-def options_of(part: str, args: argparse.Namespace, folder: str, target: Path) -> list[str]:
-    """The command line of one subject."""
-    options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
-    options += ["--json", str(target.with_suffix(f".{part}.json"))]
-    options += ["--folder", folder] if part in READING else []
-    return options + (["--moshi", args.moshi] if part == "peer" else [])
-
-
-def held_until(end: float, options: list[str]) -> list[str]:
-    """The last part's command line, with as long a hold as the time until `end` leaves."""
+def shorten_hold(end: float, options: list[str]) -> list[str]:
+    """The last part's command line; its hold ends when the time is over (`time.monotonic`)."""
     at = options.index("--seconds") + 1
     left = max(LEAST_SECONDS, end - time.monotonic() - CLIMB_SECONDS)
     if left >= float(options[at]):
         return options
-    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: --minutes are over then", flush=True)
+    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: the time is over then", flush=True)
     return [*options[:at], f"{left:.0f}", *options[at + 1 :]]
 
 
-class Screen(io.TextIOBase):
-    """The screen, but for a part's word of where its file is: the file is gone at once."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out, self._line = out, ""
-
-    def write(self, text: str) -> int:
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            if not line.startswith("written:"):
-                print(line, file=self._out, flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        """What has no end of line yet."""
-        print(self._line, end="", file=self._out, flush=True)
-        self._line = ""
-
-
-Work = Callable[[], dict[str, Any]]
-
-
-def told(part: str, work: Work) -> dict[str, Any]:
-    """A part's result, its beginning and its seconds on the screen."""
+def report_part(part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a part, with its beginning and its seconds on the screen; returns its result."""
     begun = time.perf_counter()
     print(f"== {part}", flush=True)
     result = work()
@@ -144,45 +124,246 @@ def told(part: str, work: Work) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begun} | result
 
 
-def started(part: str, options: list[str]) -> Work:
-    """Start a subject in a process of its own; what waits for its end and gives its result."""
+def start_process(part: str, options: list[str]) -> Callable[[], dict[str, Any]]:
+    """Start a subject in a process of its own; returns what waits for its end and its result."""
     command = [sys.executable, "-m", "engine", "bench", part, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end() -> dict[str, Any]:
         output, _ = process.communicate()
-        print(output, end="", file=Screen(sys.stdout), flush=True)
-        return result_of(options, process.returncode)
+        print(output.partition("written:")[0], end="", flush=True)  # that file is gone at once
+        return take_result(options, process.returncode)
 
     return end
 
 
-def called(part: str, options: list[str]) -> dict[str, Any]:
-    """Run a subject in this process; whatever it raises is printed and kept beside its rows."""
+def run_guarded(part: str, options: list[str]) -> dict[str, Any]:
+    """Run a subject in this process; an error is printed and kept beside the subject's rows."""
+    release_memory()  # a server beside us needs what the part before has left
     try:
-        return result_of(options, run_part(part, options))
-    except Exception as error:
-        # The boundary between parts: memory that runs out, a kernel that does not compile or a
-        # broken assumption ends one of them, not the others, nor the one that runs beside.
+        subject = load_subject(part)
+        return take_result(options, subject.run(parse_options(subject, options)))
+    except Exception as error:  # boundary between parts: whatever ends one must not end others
         print(traceback.format_exc(), flush=True)
         reason = traceback.format_exception_only(error)[-1].strip()
-    return result_of(options, 1) | {"error": reason}
+    return take_result(options, 1) | {"error": reason}
 
 
-def run_part(part: str, options: list[str]) -> int:
-    from engine.bench.device import release
-
-    release()  # a server beside us needs what the part before has left
-    module = importlib.import_module(f"engine.bench.{part}")
-    with contextlib.redirect_stdout(Screen(sys.stdout)):
-        return module.run(parsed(module, options))
-
-
-def result_of(options: list[str], code: int) -> dict[str, Any]:
-    """What a subject has written, and the code it ended with; its file is gone then."""
+def take_result(options: list[str], code: int) -> dict[str, Any]:
+    """What a subject has written, and the code it ended with; removes its file."""
     path = Path(options[options.index("--json") + 1])
     if not path.exists():
-        return {"code": code or 1, "error": f"it ended with {code} and no result"}
+        return {"code": max(code, 1), "error": f"it ended with {code} and no result"}
     result = json.loads(path.read_text())
     path.unlink()
     return {"code": code} | result
+
+
+# -- verify: does the device compute what the CPU does? --------------------------------------------
+
+STT_TINY = Path("tests/golden/stt_tiny")
+GOLDEN_RUNS = ("gen_voice_pt", "gen_forced_text")
+GOLDEN_FRAMES = 81
+CHECKED_PRECISIONS = (("bf16", "bf16"), ("int8", "int8"))  # of weights, of keys and values
+PROMPT = 40  # columns
+ROOM = 89  # columns of the rings of a call that is renewed
+PROMPT_OFF = 0.05  # of keys and values in bf16, relative to their norm; a wrong one is 1 off
+Check = tuple[str, bool, str]  # what was checked, whether it holds, a number or a place
+
+
+@torch.inference_mode()
+def run_verify(args: argparse.Namespace) -> int:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device, results = pick_device(args), []
+    runs = check_golden_runs(device), check_recogniser(device), check_teacher_forcing(device)
+    for check in (*runs, check_paths(args), check_prompts(args), check_renewals(device)):
+        results += [{"check": c, "holds": ok, "detail": d} for c, ok, d in check]
+    print(table(results))
+    save("verify", {"device": device, "checks": results}, args.json)
+    return 0 if all(row["holds"] for row in results) else 1
+
+
+def read_user_frames() -> np.ndarray:
+    with wave.open(str(TINY / "input_user.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    return split_frames(samples.astype(np.float32) / 32768)
+
+
+def list_paths(device: str) -> tuple[bool, ...]:
+    """Without graphs, and with them where a device has them."""
+    return (False, True) if device == "cuda" else (False,)
+
+
+def check_golden_runs(device: str) -> Iterator[Check]:
+    """Greedy conversations in float32, token for token, with graphs and without."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    for graphs in list_paths(device):
+        backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs)
+        for name in GOLDEN_RUNS:
+            want = load_file(TINY / "expected" / f"{name}.safetensors")["tokens"][1:]
+            run = json.loads((TINY / "expected" / f"{name}.json").read_text())
+            got = play_golden(backend, run)
+            same = (got == want).all(1)
+            at = "all" if same.all() else f"differs at frame {int(same.argmin())}"
+            yield f"golden {name} float32 {'graphs' if graphs else 'eager'}", bool(same.all()), at
+
+
+def play_golden(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
+    """[T, 17] tokens of a greedy conversation with the golden prompt and forced text."""
+    forced, count = run.get("forced", {}), iter(range(10_000))
+    ids = prompt_ids(run["text_prompt"], backend.tokenizer)
+    opening = Opening(run["voice"].split(".")[0], ids, GREEDY)
+    frames = drive_conversation(
+        backend,
+        opening,
+        read_user_frames()[:GOLDEN_FRAMES],
+        lambda s, *_: (forced.get(str(next(count)), s), False),
+    )
+    return np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
+
+
+def check_recogniser(device: str) -> Iterator[Check]:
+    """The recogniser's words and the agent's tokens in float32, in graphs and without, a flush."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    where, want = torch.device(device), load_file(STT_TINY / "expected" / "stt.safetensors")
+    stt = load_recogniser(str(STT_TINY), checkpoint.mimi, device=where, dtype=torch.float32)
+    opening = Opening("TINYF0", (), GREEDY, transcribe=True)
+    agents = []
+    for graphs in list_paths(device):
+        backend = PersonaPlexBackend(checkpoint, slots=2, recogniser=stt, graphs=graphs)
+        flushed: list[HeardRow] = []
+        frames = list(drive_conversation(backend, opening, read_user_frames(), flushed=flushed))
+        got = [row.stt_text for row in (*(frame.heard for frame in frames), *flushed)]
+        same = got == want["tokens"][1:].tolist()
+        yield f"recogniser float32 {'graphs' if graphs else 'eager'}", same, f"{len(got)} steps"
+        agents.append([(frame.text, *frame.agent_codes) for frame in frames])
+    if len(agents) > 1:
+        yield "agent beside a recogniser, graphs = eager", agents[0] == agents[1], ""
+
+
+def check_teacher_forcing(device: str) -> Iterator[Check]:
+    """bf16 hidden states against the reference's float32, within twice its own bf16 distance."""
+    want = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
+    lm = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.bfloat16).lm
+    rings, active = lm.rings(1), Active.of([0], 1, torch.device(device))
+    columns = torch.from_numpy(want["tokens"]).long().T.to(device)
+    hidden = torch.cat([lm.step(lm.embed(c[None]), rings, active) for c in columns])
+    exact = torch.from_numpy(want["hidden"])
+    off = (hidden.float().cpu() - exact).abs().max().item()
+    allowed = 2 * float(np.abs(want["hidden_bf16"] - want["hidden"]).max())
+    yield "teacher forced bf16", off <= allowed, f"{off:.4f} of {allowed:.4f}"
+
+
+def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """A few frames of these slots: tokens [T, S, 1 + Q], pcm [T, S, 1920]; the rest is idle."""
+    loop, rng = ticks.loop, np.random.default_rng(3)
+    for slot in range(loop.slots):
+        loop.clear(slot)
+        loop.sampler.tune(slot, GREEDY if slot % 2 else SamplingConfig())
+        loop.sampler.seed(slot, slot)
+    active, tokens, pcms = np.isin(np.arange(loop.slots), slots), [], []
+    for _ in range(frames):
+        pcm = rng.standard_normal((loop.slots, FRAME_SAMPLES)).astype(np.float32) * 0.1
+        text, *_ = ticks.listen(pcm, active)
+        spoken, codes = ticks.speak(np.where(active, text, PAD), np.zeros(loop.slots, bool))
+        tokens.append(np.concatenate([text[:, None], codes], 1)[slots])
+        pcms.append(spoken[slots])
+    return np.array(tokens), np.array(pcms)
+
+
+def check_paths(args: argparse.Namespace) -> Iterator[Check]:
+    """Graphs = eager bucket by bucket; a slot alone = the slot among others; idle slots unmoved."""
+    cuda = pick_device(args) == "cuda"
+    frames = 12 if cuda else 4
+    for weights, kv in CHECKED_PRECISIONS:
+        release_memory()
+        lm, mimi = generated(SMALL, pick_device(args), weights)
+        loop = make_loop(lm, mimi, 16, kv)
+        eager, quick = Ticks(loop, graphs=False, every=True), Ticks(loop, every=True)
+        for size in eager.buckets if cuda else ():
+            slots = list(range(size))
+            (a, x), (b, y) = play(eager, slots, frames), play(quick, slots, frames)
+            good = bool((a == b).all()) and np.array_equal(x, y)
+            yield f"graphs = eager, {size} slots, {weights}/{kv}", good, ""
+        among, alone = play(quick, list(range(16)), frames)[0], play(quick, [15], frames)[0]
+        good = bool((among[:, 15] == alone[:, 0]).all())
+        yield f"slot 15 alone = among 16, {weights}/{kv}", good, ""
+        idle = [t.clone() for t in loop.state(3)]
+        play_on(quick, [15], 4)
+        good = all(torch.equal(a, b) for a, b in zip(idle, loop.state(3), strict=True))
+        yield f"an idle slot does not move, {weights}/{kv}", good, ""
+
+
+def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
+    """More frames, without starting anew."""
+    active = np.isin(np.arange(ticks.loop.slots), slots)
+    for _ in range(frames):
+        text, *_ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
+        ticks.speak(np.where(active, text, PAD), np.zeros(len(active), bool))
+
+
+def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
+    """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
+    from engine.model.gpu.kernels import ROWS  # triton: only where there is a GPU
+
+    for weights, kv in CHECKED_PRECISIONS:
+        release_memory()
+        lm, _ = generated(SMALL, pick_device(args), weights)
+        rings, columns = lm.rings(4, KV_TYPES[kv]), lm.embedding.table[:PROMPT]
+        graph, eager = Prefill(lm, rings, ROWS), Prefill(lm, rings, ROWS, graphs=False)
+        for slot, prefill, cuts in (
+            (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 16, 3, 16]),
+        ):  # fmt: skip
+            for part in columns.split(cuts):
+                prefill.run(slot, part)
+        for part in columns.split(ROWS):
+            lm.prefill(part, rings, 3)
+        whole, once, cut, plain = (read_keys(rings, slot) for slot in range(4))
+        yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
+        if lm.fused:  # the plain modules' bits do depend on it
+            yield f"a prompt cut elsewhere, {weights}/{kv}", torch.equal(whole, cut), ""
+        off = ((whole - plain).norm() / plain.norm()).item()
+        yield f"a prompt = the plain one, {weights}/{kv}", off <= PROMPT_OFF, f"{off:.4f} off"
+
+
+def check_renewals(device: str) -> Iterator[Check]:
+    """A call past its context, greedy in float32: what a GPU says, in graphs and without, and
+    what a CPU says, whose renewal the tests hold to a fresh conversation."""
+    if device == "cpu":
+        return
+    want = play_renewal("cpu", graphs=False)
+    for graphs in (False, True):
+        got = play_renewal(device, graphs)
+        same = [a == b for a, b in zip(got, want, strict=True)]
+        at = f"{len(got)} frames" if all(same) else f"differs at frame {same.index(False)}"
+        yield f"a renewed call {'graphs' if graphs else 'eager'} = the CPU's", all(same), at
+
+
+def play_renewal(device: str, graphs: bool) -> list[list[int]]:
+    """Text and codes of every frame until well past a renewal; raises if there was none."""
+    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint.lm.window = ROOM  # the golden one is shorter than its prompts
+    backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs, renewal_frames=6)
+    for _ in backend.open(1, Opening("TINYF0", (), GREEDY)):
+        pass
+    frames, active, said, renewed = read_user_frames(), np.arange(2) == 1, [], 0
+    while len(said) < 2 * ROOM:
+        heard = np.broadcast_to(frames[len(said) % len(frames)], (2, FRAME_SAMPLES))
+        text = backend.listen(heard, active).text
+        codes = backend.speak(text, np.zeros(2, bool)).codes
+        said.append([int(text[1]), *codes[1].tolist()])
+        if work := backend.renew(1):
+            renewed += all(piece is None for piece in work)
+    if not renewed:
+        raise EngineError(f"no renewal in {len(said)} frames, with {ROOM} columns")
+    return said
+
+
+def read_keys(rings: Rings, slot: int) -> torch.Tensor:
+    """Keys and values that a slot holds, as float32 [L, 2, H, n, D]."""
+    kept, scale = rings.used(slot).float(), rings.used_scale(slot)
+    return kept if scale is None else kept * scale.float()[..., None]
+
+
+VERIFY = Subject(add_model_arguments, run_verify)

@@ -1,29 +1,112 @@
-"""What a start reads and writes: a generated checkpoint, in bf16, in int8, and in int8 once kept.
+"""How long a start reads and writes: a checkpoint in bf16, in int8, and in int8 that was kept.
 
-The weights are those of `generated`, written as a release is laid out. What is timed is
+The checkpoint has generated weights, in the layout of a release. What is timed is
 `load_checkpoint` of the whole folder (language model, codec, tokenizer, voices) in this process.
 """
 
 import argparse
 import ctypes
-import os
+import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from engine.bench.device import add_model_arguments, config_of, device_of, release, synchronize
+from engine.bench.device import (
+    Row,
+    add_model_arguments,
+    pick_config,
+    pick_device,
+    release_memory,
+    time_once,
+)
 from engine.bench.report import save, table
-from engine.dialogue.voices import Voices
-from engine.runtime.generated_files import write_checkpoint
-from engine.runtime.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.weights.generated import write_checkpoint
+from engine.weights.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
+from engine.weights.loading import Checkpoint, load_checkpoint, quantise_checkpoint
+from engine.weights.voices import Voices
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--folder", type=Path, help="kept; what is there is used")
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> int:
+    """The disk needs 26 GB for the full size."""
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        rows = measure_phases(folder, args)
+        files = (LM_FILE, Path(LM_FILE).with_suffix(INT8_SUFFIX), MIMI_FILE)
+        sizes = {str(name): gigabytes(files_of(folder / name)) for name in files}
+    print(table(rows))
+    reads = "warm: what was just written is still in memory"
+    result = {"device": pick_device(args), "reads": reads, "files_gb": sizes, "rows": rows}
+    save("load", result, args.json)
+    return 0
+
+
+def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
+    """Write, load, quantise as a start does, keep that, load what was kept."""
+    device, weights, codec = pick_device(args), folder / LM_FILE, folder / MIMI_FILE
+    cache = weights.with_suffix(INT8_SUFFIX)
+    shutil.rmtree(cache, ignore_errors=True)
+    torch.zeros(1, device=device)  # the device's own start is not a load's
+
+    def load(int8: bool) -> Checkpoint:
+        return load_checkpoint(str(folder), Voices, device=device, int8=int8)
+
+    def write() -> None:
+        write_checkpoint(folder, pick_config(args), device)
+
+    work = {
+        "write bf16": ([weights, codec], write),
+        "load bf16": ([weights, codec], lambda: load(False)),
+        "int8, nothing kept": ([weights, codec], lambda: load(True)),
+        "quantise": ([weights], lambda: quantise_checkpoint(folder, device)),
+        "int8 once kept": ([cache, codec], lambda: load(True)),
+    }
+    if (folder / CONFIG).exists():  # written last, so all of it is there
+        del work["write bf16"]
+    rows = []
+    for name, (paths, run) in work.items():
+        files = [file for path in paths for file in files_of(path)]
+        rows.append(measure_phase(name, files, run))
+        print(f"{name}: {rows[-1]['s']:.1f} s", flush=True)
+    return rows
+
+
+def measure_phase(name: str, files: list[Path], work: Callable[[], object]) -> Row:
+    """One row: seconds of some work, the bytes of its files, growth of the host's memory."""
+    release_memory()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # the C library keeps freed memory, and growth would not be seen
+    before, watch = anonymous_bytes(), Watch()
+    watch.start()
+    seconds, kept = time_once(work)
+    peak = watch.stop()
+    del kept  # not earlier: the memory of the result counts
+    size = gigabytes(files)  # which the work may have written
+    return {
+        "phase": name, "s": seconds, "GB": size, "GB/s": size / seconds,
+        "host_peak_gb": max(0, peak - before) / 1e9,
+    }  # fmt: skip
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, or those of a folder."""
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def gigabytes(files: list[Path]) -> float:
+    return sum(file.stat().st_size for file in files) / 1e9
 
 
 def anonymous_bytes() -> int:
@@ -33,13 +116,6 @@ def anonymous_bytes() -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def give_back() -> None:
-    """Let the C library return what it keeps of freed memory, or growth would not be seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 class Watch(threading.Thread):
@@ -57,82 +133,3 @@ class Watch(threading.Thread):
         self._done.set()
         self.join()
         return self.peak
-
-
-def phase(name: str, files: list[Path], work: Callable[[], object]) -> dict:
-    """One row: seconds of some work, the bytes of its files, growth of the host's memory."""
-    release()
-    give_back()
-    before, watch, start = anonymous_bytes(), Watch(), time.perf_counter()
-    watch.start()
-    kept = work()
-    synchronize()
-    seconds, peak = time.perf_counter() - start, watch.stop()
-    del kept  # not before: the work would end without it
-    size = sum(file.stat().st_size for file in files)  # which the work may have written
-    return {
-        "phase": name, "s": seconds, "GB": size / 1e9, "GB/s": size / 1e9 / seconds,
-        "host_peak_gb": max(0, peak - before) / 1e9,
-    }  # fmt: skip
-
-
-def forget(files: list[Path]) -> None:
-    """Ask the system to drop what it keeps of files in memory, once they are on the disk."""
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def phases(folder: Path, args: argparse.Namespace) -> list[dict]:
-    """Write, load, convert, load what was converted."""
-    device, weights, codec = device_of(args), folder / LM_FILE, folder / MIMI_FILE
-    cache = weights.with_suffix(INT8_SUFFIX)
-    cache.unlink(missing_ok=True)
-    torch.zeros(1, device=device)  # the device's own start is not a load's
-
-    def load(int8: bool) -> Checkpoint:
-        return load_checkpoint(str(folder), Voices, device=device, int8=int8)
-
-    def write() -> None:
-        write_checkpoint(folder, config_of(args), device)
-
-    work = {
-        "write bf16": ([weights, codec], write),
-        "load bf16": ([weights, codec], lambda: load(False)),
-        "first int8: load, convert, keep": ([weights, codec], lambda: load(True)),
-        "int8 once kept": ([cache, codec], lambda: load(True)),
-    }
-    if (folder / CONFIG).exists():  # written last, so all of it is there
-        del work["write bf16"]
-    rows = []
-    for name, (files, run) in work.items():
-        if args.cold and name != "write bf16":
-            forget(files)
-        rows.append(phase(name, files, run))
-        print(f"{name}: {rows[-1]['s']:.1f} s", flush=True)
-    return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    parser.add_argument("--folder", type=Path, help="kept; what is there is used")
-    parser.add_argument("--cold", action="store_true", help="drop files from memory before reading")
-
-
-@torch.inference_mode()
-def run(args: argparse.Namespace) -> int:
-    """The disk needs 26 GB for the full size."""
-    if args.folder:
-        args.folder.mkdir(parents=True, exist_ok=True)
-    place = nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory()
-    with place as folder:
-        rows = phases(Path(folder), args)
-        files = (LM_FILE, Path(LM_FILE).with_suffix(INT8_SUFFIX), MIMI_FILE)
-        sizes = {str(name): (Path(folder) / name).stat().st_size / 1e9 for name in files}
-    print(table(rows))
-    asked = "asked of the disk: posix_fadvise dropped them from memory, as far as it obeys"
-    reads = asked if args.cold else "warm: what was just written is still in memory"
-    result = {"device": device_of(args), "reads": reads, "files_gb": sizes, "rows": rows}
-    print("written:", save("load", result, args.json))
-    return 0

@@ -1,6 +1,6 @@
 """A server process of our own, and what can be read of it from outside.
 
-Not a measurement: `server`, `capacity` and `soak` talk to it and judge what they see.
+It measures nothing: `server`, `capacity` and `soak` talk to it and judge what they see.
 """
 
 import contextlib
@@ -14,33 +14,33 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineError
 
-READY_SECONDS = (
-    400  # a full checkpoint is read, quantised, its kernels compiled and its ticks timed
-)
-LOG_LINES = 5  # of a server that ended, for whoever must find out why
+READY_SECONDS = 400  # to read a full checkpoint, quantise it, compile kernels and time ticks
+LOG_LINES = 5  # of a server that ended, to find out why
 LOG_BYTES = 1 << 20  # of a start, at most
-PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as `starting.told` says it
-EMPTY_SECONDS = 10.0  # until all slots are free once everybody has left
+PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
+EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Server:
-    """`with Server(["--model", …]) as server:` on a free port; nothing of our environment."""
+    """`with Server(["--model", …]) as server:` on a free port, without our own settings."""
 
     options: list[str]
     command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
-    port: int = field(default_factory=lambda: free_port())
     ready_seconds: float = 0.0
 
     def __enter__(self) -> "Server":
         started = time.monotonic()
+        with socket.socket() as probe:  # a port that nobody uses
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAPLEX_")}
@@ -65,37 +65,34 @@ class Server:
         self.log.close()
 
     def _wait_until_ready(self, started: float) -> None:
-        while not self._is_ready():
+        while True:
+            with contextlib.suppress(OSError):  # nobody listens yet, or 503: it is waking up
+                self.health()
+                return
             self.check_alive()
             if time.monotonic() - started > READY_SECONDS:
-                raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._words()}")
+                raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._tail()}")
             time.sleep(0.02)
 
     def precision(self) -> tuple[str, str] | None:
-        """What `auto` came to, of weights and of keys and values: its log tells at the start."""
+        """What `auto` came to, of weights and of keys and values, as the start logged it."""
         # not by seek: the server would write there
-        told = os.pread(self.log.fileno(), LOG_BYTES, 0).decode(errors="replace")
-        found = PRECISION.search(told)
+        log = os.pread(self.log.fileno(), LOG_BYTES, 0).decode(errors="replace")
+        found = PRECISION.search(log)
         return (found[1], found[2]) if found else None
 
     def check_alive(self) -> None:
         """Raises EngineError with the server's last words if it has ended."""
         if self.process.poll() is not None:
-            raise EngineError(f"the server ended with {self.process.returncode}{self._words()}")
+            raise EngineError(f"the server ended with {self.process.returncode}{self._tail()}")
 
-    def _words(self) -> str:
+    def _tail(self) -> str:
         self.log.seek(0)
         return ":\n" + "".join(self.log.readlines()[-LOG_LINES:])
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def _is_ready(self) -> bool:
-        try:
-            return bool(self.health())
-        except OSError:  # nobody listens yet, or 503: it is waking up
-            return False
 
     def _read(self, path: str) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=5) as answer:
@@ -106,7 +103,7 @@ class Server:
         return json.loads(self._read("/healthz"))
 
     def wait_until_empty(self) -> int:
-        """Conversations still open although everybody has left: 0 within a moment, or lost ones."""
+        """Conversations still open when all clients have left: 0 within a moment, or lost ones."""
         deadline = time.monotonic() + EMPTY_SECONDS
         while True:
             taken = self.counts().live
@@ -123,27 +120,17 @@ class Server:
             entries = file.read().rsplit(")", 1)[1].split()
         return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
 
-    def memory(self) -> dict[str, float]:
-        """Megabytes: all that is resident, and of it what is its own (no mapped files)."""
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-        own = int(lines["RssAnon"].split()[0])
-        return {"rss_mb": int(lines["VmRSS"].split()[0]) / 1024, "own_mb": own / 1024}
-
-    def handles(self) -> dict[str, int]:
-        """Open file descriptors and threads."""
+    def sizes(self) -> dict[str, float]:
+        """Megabytes that are resident, and of them its own (no mapped files); files and threads."""
         folder = f"/proc/{self.process.pid}"
+        with open(f"{folder}/status", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
         return {
+            "rss_mb": int(lines["VmRSS"].split()[0]) / 1024,
+            "own_mb": int(lines["RssAnon"].split()[0]) / 1024,
             "files": len(os.listdir(f"{folder}/fd")),
             "threads": len(os.listdir(f"{folder}/task")),
         }
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -154,7 +141,7 @@ class Counts:
     late: int  # frames sent > 120 ms after their user frame was complete
     dropped: int  # user frames given up in overload
     backend_seconds: float  # spent in ticks
-    ticks: Counter[float]  # ticks within so many seconds, each with all shorter ones
+    ticks: Counter[float]  # bound in seconds -> ticks that took at most that
     ended: Counter[str]  # conversations by reason
 
     @classmethod
@@ -183,8 +170,8 @@ class Counts:
         )
 
     def since(self, before: "Counts") -> "Counts":
-        return Counts(
-            live=self.live,
+        return replace(
+            self,
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
             backend_seconds=self.backend_seconds - before.backend_seconds,
@@ -204,7 +191,7 @@ class Counts:
         for bound, count in sorted(self.ticks.items()):
             if count >= wanted and count > below:
                 if bound == float("inf"):
-                    return low * 1e3  # at least so much: nothing finer is known
+                    return low * 1e3  # at least that: nothing finer is known
                 return (low + (bound - low) * (wanted - below) / (count - below)) * 1e3
             low, below = bound, count
         return 0.0

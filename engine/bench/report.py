@@ -1,18 +1,114 @@
-"""How every benchmark reports: a table for people, json for comparison."""
+"""What all benchmarks share: their options, the model that a server runs, and how they report.
 
+A result is a table for people and a json file for comparison. Loads no torch by itself.
+"""
+
+import argparse
+import contextlib
 import json
+import math
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.config import PRECISIONS, VOICE_NAMES
+from engine.errors import ConfigError
+from engine.runtime.choose import has_cuda
+
+VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something to measure: its options, how it runs, and what --small changes of the options."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]  # -> exit code
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_options(subject: Subject, options: Sequence[str], prog: str = "") -> argparse.Namespace:
+    """A subject's options; with --small the subject's own small values replace the defaults."""
+    parser = argparse.ArgumentParser(prog=prog or None)
+    subject.add_arguments(parser)
+    parser.add_argument("--json", help="where to write the result")
+    args = parser.parse_args(options)
+    if getattr(args, "small", False):
+        parser.set_defaults(**subject.small)
+        args = parser.parse_args(options)
+    return args
+
+
+def check_options(subject: str, args: argparse.Namespace) -> None:
+    """Find now what would else be found when the work is done. Raises ConfigError."""
+    if getattr(args, "device", "") == "cuda" and not has_cuda():
+        raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
+    target = result_path(subject, args.json)
+    places = [("--json", target, target)]
+    if folder := getattr(args, "folder", None):
+        places.append(("--folder", Path(folder), Path(folder) / ".bench"))
+    for option, given, path in places:
+        there = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            why = error.strerror
+            raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
+        if not there:
+            path.unlink()
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an option: whole numbers from `low` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"it is {text}; use {low} or more")
+        return value
+
+    return number
+
+
+positive, zero_or_more = at_least(1), at_least(0)  # 0 where it means all, or as many as fit
+
+
+def duration(text: str) -> float:
+    """The type of an option: seconds or minutes, more than none."""
+    value = float(text)
+    if not 0 < value < math.inf:  # NaN fails too
+        raise argparse.ArgumentTypeError(f"it is {text}; use more than 0")
+    return value
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--small", action="store_true", help="less, of a reduced size: for a CPU")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+
+
+def add_precisions(parser: argparse.ArgumentParser, names: Sequence[str] = ("weights",)) -> None:
+    for name in names:
+        known = ["bf16", "int8"]
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known)
+
+
+# -- results ---------------------------------------------------------------------------------------
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text columns, in the order in which their keys first come."""
+    """Rows as aligned text, with a column for each key in the order of first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+
+    def text(value: Any) -> str:
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    cells = [names, *([text(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -20,38 +116,104 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _text(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def target(subject: str, path: str | None) -> Path:
+def result_path(subject: str, path: str | None) -> Path:
     """The json file of a result: as asked for, or named after its subject."""
     return Path(path or f"bench-{subject}.json")
 
 
-def save(subject: str, result: Mapping[str, Any], path: str | None) -> Path:
-    """Write a result with when and where it was measured; the path of the json file."""
+def save(subject: str, result: Mapping[str, Any], path: str | None) -> None:
+    """Write a result with the date and the machine."""
     record = {
         "subject": subject,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         **result,
     }
-    file = target(subject, path)
+    file = result_path(subject, path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return file
 
 
-class Record:
-    """A result whose json is written anew with every row: what is measured is kept at once."""
+class BenchRecord:
+    """A result whose json file is written anew with every row, so that a crash loses nothing."""
 
     def __init__(self, subject: str, path: str | None, **result: Any) -> None:
         self.subject, self.path, self.result = subject, path, result
 
     def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
         self.result.setdefault(to, []).append(row)
-        self.save()
+        save(self.subject, self.result, self.path)
 
-    def save(self) -> Path:
-        return save(self.subject, self.result, self.path)
+
+# -- the model of a server under test --------------------------------------------------------------
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="a checkpoint's directory, or embedded")
+    parser.add_argument("--random", action="store_true", help="generated weights (the default)")
+    parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
+    add_device(parser)
+    parser.add_argument("--weights", nargs="+", default=["auto"], choices=PRECISIONS)
+    parser.add_argument("--kv", nargs="+", default=["auto"], choices=PRECISIONS)
+    parser.add_argument(
+        "--slots", type=zero_or_more, default=0, help="of the server; 0: as many as fit"
+    )
+    parser.add_argument("--transcribe", help="recogniser to run beside the model")
+
+
+def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -> list[str]:
+    """The command line of the server. Routing is off: random words must not look anything up."""
+    options = ["--model", model, "--routing", "0", "--device", args.device]
+    options += ["--weights", weights, "--kv", kv, "--slots", str(args.slots)]
+    options += ["--transcribe", args.transcribe] if args.transcribe else []
+    return options
+
+
+@contextlib.contextmanager
+def choose_model(args: argparse.Namespace) -> Iterator[str]:
+    """What the server is to load: a model that is there, or a generated one written to disk.
+
+    A server reads files, as in earnest. Raises ConfigError.
+    """
+    if args.model and (args.random or args.folder):
+        raise ConfigError(f"--model {args.model} and generated weights; give one of them")
+    if args.model:
+        yield args.model
+    elif args.folder:
+        yield write_generated(Path(args.folder), args)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench-model-") as scratch:
+            yield write_generated(Path(scratch), args)
+
+
+def write_generated(folder: Path, args: argparse.Namespace) -> str:
+    """Put a generated checkpoint into a folder unless one is there; returns the folder.
+
+    With a saved voice as the public ones have them, so that no sound must be read.
+    """
+    import torch
+
+    from engine.bench.device import pick_config, pick_device, release_memory  # loads torch
+    from engine.model.prompt import RING
+    from engine.weights.generated import write_checkpoint
+    from engine.weights.hub import CONFIG
+    from engine.weights.loading import read_config
+
+    config, saved = pick_config(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
+    if not (folder / CONFIG).exists():
+        start = time.monotonic()
+        write_checkpoint(folder, config, pick_device(args), 0)
+        release_memory()  # the server beside us needs the memory
+        print(f"generated checkpoint written in {time.monotonic() - start:.1f} s", flush=True)
+    written = read_config(folder)
+    if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
+        raise ConfigError(f"--folder {folder} holds a model of another size; give another folder")
+    if not saved.exists():
+        generator = torch.Generator().manual_seed(0)
+        rows = [3, *config.lm.silence_tokens, *config.lm.sine_tokens]
+        voice = {
+            "embeddings": torch.randn(VOICE_FRAMES, 1, 1, config.lm.dim, generator=generator),
+            "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
+        }
+        torch.save(voice, saved)
+    return str(folder)

@@ -1,79 +1,108 @@
-"""How fast the server is around its backend: paced conversations over loopback sockets.
+"""How fast the server is around its backend, and what a client that floods it does to the others.
 
-Server and clients are processes of their own on this machine. Measured from the moment a whole
-user frame has been written to the socket until its agent frame has been read, so it holds the
-client's own share as well; the server's own figure is read from its /metrics and `stats`.
+Paced conversations over loopback sockets, as `capacity` plays and measures them. With --hostile
+they are measured a second time beside a client, in a process of its own, that sends everything it
+may as fast as it can. Server and clients share this machine, so a row holds the clients' share too.
 """
 
 import argparse
 import asyncio
-import json
-import sys
+import multiprocessing
 import time
 from typing import Any
 
-import numpy as np
-
-from engine.bench.arguments import duration, positive
-from engine.bench.paced import Talk, converse, voice
+from engine.bench.capacity import measure_row
+from engine.bench.clients import PacedTalk, beside, hear
 from engine.bench.process import Server
-from engine.bench.report import save, table
-from engine.config import FRAME_SECONDS, LATE_SECONDS
+from engine.bench.report import duration, positive, save, table
+from engine.errors import EngineError
+from engine.wire.client import Client
+from engine.wire.protocol import Kind
+
+FLOOD_AFTER_SECONDS = 1.0  # the neighbours are there by then
+BURST_SECONDS = 0.25  # of one kind of message, then comes the next
+LONG_TEXT = ("a flood of words " * 118)[:2000]  # the longest that is taken
 
 
-async def _all(args: argparse.Namespace, url: str) -> list[Talk]:
-    pcm = voice()
-    spread = FRAME_SECONDS * 5 / args.conversations  # phases all over the frame, as people have
-    return await asyncio.gather(
-        *(
-            converse(url, args.seconds, i * spread, pcm, args.format)
-            for i in range(args.conversations)
-        )
-    )
+async def flood(url: str, seconds: float) -> None:
+    """Send bursts of every kind that costs the server something; come back when hung up on."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        talk = PacedTalk()
+        try:
+            async with Client(url) as client, beside(hear(client, talk)):
+                await talk.ready.wait()
+                await send_bursts(client, talk, ends)
+        except EngineError:
+            await asyncio.sleep(BURST_SECONDS)  # there was no slot: try again
 
 
-def measure(args: argparse.Namespace, server: Server) -> dict[str, Any]:
-    """One run; the row of the table."""
-    before, started = server.cpu_seconds(), time.monotonic()
-    talks = asyncio.run(_all(args, server.url))
-    cpu = (server.cpu_seconds() - before) / (time.monotonic() - started)
-    latencies = np.array([value for talk in talks for value in talk.latencies])
-    step = np.array([[t.stats["step_ms_p50"], t.stats["step_ms_p99"]] for t in talks]).mean(axis=0)
-    p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
-    return {
-        "conversations": args.conversations,
-        "format": args.format,
-        "frames": len(latencies),
-        "answer_ms_p50": float(p50),
-        "answer_ms_p99": float(p99),
-        "step_ms_p50": float(step[0]),
-        "step_ms_p99": float(step[1]),
-        "late_frames": sum(talk.stats["late_frames"] for talk in talks),
-        "late_at_client": int((latencies > LATE_SECONDS).sum()),
-        "server_cores": cpu,
-    }
+async def send_bursts(client: Client, talk: PacedTalk, ends: float) -> None:
+    sends = [
+        lambda: client.say(LONG_TEXT),
+        lambda: client.send_metadata(type="set", text_temperature=0.5),
+        lambda: client.send_metadata(type="cancel"),
+        lambda: client.send(Kind.PING),
+        lambda: client.send(Kind.CONTROL, bytes([3])),  # restart
+    ]
+    while True:
+        for send in sends:
+            burst_ends = time.monotonic() + BURST_SECONDS
+            while time.monotonic() < burst_ends:
+                if talk.over or time.monotonic() > ends:
+                    return
+                await send()
+                await asyncio.sleep(0)  # the answers are read, too
+
+
+def flood_later(url: str, seconds: float) -> None:
+    """The hostile client's process."""
+    time.sleep(FLOOD_AFTER_SECONDS)
+    asyncio.run(flood(url, seconds))
+
+
+def measure_beside_a_flood(args: argparse.Namespace, server: Server) -> dict[str, Any]:
+    """The same conversations while one more client floods the server. Raises EngineError."""
+    context = multiprocessing.get_context("spawn")
+    hostile = context.Process(target=flood_later, args=(server.url, args.seconds), daemon=True)
+    hostile.start()
+    try:
+        row = measure_row(server, args.conversations, args.seconds)
+    finally:
+        hostile.terminate()
+        hostile.join()
+    if hostile.exitcode > 0:  # neither ended by itself nor by us
+        raise EngineError("the flooding client broke: its neighbours saw no flood")
+    return row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conversations", type=positive, default=16)
     parser.add_argument("--seconds", type=duration, default=30.0)
-    parser.add_argument("--format", choices=("pcm16", "opus"), default="pcm16")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--transcribe", help="recogniser to run beside the model")
-    parser.add_argument("--json", help="where to write the result")
+    parser.add_argument(
+        "--hostile", action="store_true", help="once more beside a client that floods the server"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    options = ["--model", args.model, "--slots", str(args.conversations)]
+    options = ["--model", args.model, "--slots", str(args.conversations + args.hostile)]
     options += ["--transcribe", args.transcribe] if args.transcribe else []
     with Server(options) as server:
-        row = measure(args, server)
-        serve_seconds = server.ready_seconds
-    demo = [sys.executable, "-m", "demo"]
-    with Server(["--model", args.model], command=demo) as server:
-        page_seconds = server.ready_seconds
-    print(table([row]))
-    print(f"start-up: serve ready in {serve_seconds:.1f} s, demo in {page_seconds:.1f} s")
-    result = {"runs": [row], "serve_ready_s": serve_seconds, "demo_ready_s": page_seconds}
-    print("written:", save("server", json.loads(json.dumps(result)), args.json))
+        rows = [measure_row(server, args.conversations, args.seconds)]
+        if args.hostile:
+            rows.append({**measure_beside_a_flood(args, server), "flood": True})
+        ready_seconds = server.ready_seconds
+    print(table(rows))
+    result: dict[str, Any] = {"runs": rows, "serve_ready_s": ready_seconds}
+    if args.hostile and all(row["answer_ms_p99"] for row in rows):
+        for percentile in ("p50", "p99"):
+            name = f"answer_ms_{percentile}"
+            result[f"{percentile}_ratio"] = rows[1][name] / rows[0][name]
+        print(
+            f"beside a flood the answers take {result['p50_ratio']:.2f} times as long at p50, "
+            f"{result['p99_ratio']:.2f} times at p99"
+        )
+    save("server", result, args.json)
     return 0

@@ -1,48 +1,112 @@
-"""Which text token is fed, frame by frame: the model's timing, our words (listening.md 2.2).
+"""Which text token is fed, frame by frame: the model's timing, our words.
 
 A pure state machine of one conversation: no torch, no clock but the frame count. It belongs to the
-scheduler's thread. The session posts commands and gets events; it never calls `step`.
-Source: the state machine of Kyutai's delayed-streams text-to-speech, adapted to a model whose
-audio is aligned with its text.
+scheduler's thread. The session posts commands and gets events; it never calls `step`. Of questions
+the director knows two things: it holds until an answer comes, and it says texts.
+Source: the state machine of Kyutai's delayed-streams text-to-speech, adapted to a model whose audio
+is aligned with its text.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
-from engine.dialogue.agenda import Agenda, Arming
-from engine.dialogue.events import SayState
-from engine.dialogue.hold import Held, Patience
-from engine.dialogue.transcript import Transcript
-from engine.dialogue.trigger import OwnWords
-from engine.dialogue.utterance import Pace
+from engine.dialogue.events import Hold, Say, SayState
+from engine.dialogue.floor import UserFloor
+from engine.dialogue.speech import Agenda, Arming, Pace
+from engine.lookup.handover import OwnWords
+from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow, Tokenizer
 
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
-SILENT_CLIENT_FRAMES = 12  # frames invented for a client without audio after the last word
+SILENT_CLIENT_FRAMES = (
+    12  # frames still made after the last word for a client that sends no audio: 1 s
+)
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
+FILLER_FRAMES = 9  # 0.7 s without a clause: the first filler
+PATIENCE_FRAMES = 100  # 8 s: the second filler, and after as long again the apology
+UNCLAIMED_FRAMES = 25  # a hold of the director's own that nobody took up
+HUSH_AFTER_FRAMES = 6  # loud frames of a held agent before its audio is silenced as well
 
 
 class Mode(Enum):
-    FREE, ARMED, SPEAK, TAIL, HOLD = (auto() for _ in range(5))
+    FREE = auto()  # the model speaks for itself
+    ARMED = auto()  # a text waits for the moment to begin
+    SPEAK = auto()
+    TAIL = auto()  # silence after a text, so that the model adds no sentence of its own
+    HOLD = auto()  # silence until an answer comes
+
+
+class Patience(Enum):
+    """How a held frame ends."""
+
+    WAIT, FILL, GIVE_UP = (auto() for _ in range(3))
+
+
+@dataclass(slots=True)
+class Held:
+    """A hold in progress: how long, and what is said meanwhile.
+
+    It counts frames; it neither speaks nor chooses tokens.
+    """
+
+    id: int
+    claimed: bool = False  # the session knows about it: a `Hold` came
+    fillers: deque[Say] = field(default_factory=deque)
+    apology: Say | None = None
+    loud: int = 0  # agent frames that were not silent
+    _due_at: int = PATIENCE_FRAMES  # held frames until something is said
+    _waited: int = 0  # held frames since something was said
+    _reminded: bool = False
+
+    def claim(self, hold: Hold) -> None:
+        self.id, self.claimed, self.apology = hold.id, True, hold.apology
+        self.fillers = deque(hold.fillers[1:] if hold.announced else hold.fillers)
+        if hold.fillers and not hold.announced:
+            self._due_at = FILLER_FRAMES
+
+    def wait(self, loud: bool) -> Patience:
+        """One more held frame; `loud`: the agent could be heard in the last one."""
+        self.loud += loud
+        self._waited += 1
+        if not self.claimed:
+            return Patience.GIVE_UP if self._waited >= UNCLAIMED_FRAMES else Patience.WAIT
+        if self._waited < self._due_at:
+            return Patience.WAIT
+        first = self._due_at == FILLER_FRAMES
+        self._due_at, self._waited = PATIENCE_FRAMES, 0
+        if not first and self._reminded:
+            return Patience.GIVE_UP
+        self._reminded = self._reminded or not first
+        return Patience.FILL if self.fillers else Patience.WAIT
 
 
 class Director:
-    """One conversation's director. `step` once a tick; `take` for each command before it."""
+    """One conversation's director. `step` once a tick; `take` for each command before it.
+
+    new_hold_id: called for each hand-over of the model's own, in the scheduler's thread.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, own: OwnWords | None = None, floor: Transcript | None = None
+        self,
+        tokenizer: Tokenizer,
+        own: OwnWords | None = None,
+        floor: UserFloor | None = None,
+        new_hold_id: Callable[[], int] | None = None,
     ) -> None:
-        self.floor = floor or Transcript()
+        self.floor = floor or UserFloor()
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
         self.hush = False
         self._events: list[ev.Event] = []
-        self.agenda = Agenda(tokenizer, self._events)
+        self.agenda = Agenda(self._events)
         self._own = own or OwnWords(tokenizer)
+        self._new_hold_id = new_hold_id or itertools.count(1).__next__
         self._cancelling = False  # after the current word
         self._ending_turn = False  # at once
         self._frames_in_mode = self._awaited_frames = 0
@@ -52,7 +116,7 @@ class Director:
 
     @property
     def wants_frames(self) -> bool:
-        """Whether a client that sends no audio must get frames all the same (wire.md 5)."""
+        """Whether a client that sends no audio must get frames all the same (docs/api.md)."""
         return self._has_business or self._silent_frames < SILENT_CLIENT_FRAMES
 
     def take(self, command: ev.Command) -> list[ev.Event]:
@@ -70,11 +134,16 @@ class Director:
         sampled is the model's own token, peak_in the user frame's, peak_out the last agent
         frame's. FREE with nothing to say returns `sampled` untouched.
         """
-        self._note(*self.floor.hear(peak_in, heard))
-        self._own.latch.tick(self.floor)
+        self._note_user(self.floor.take_frame(peak_in, heard))
+        self._own.latch.take_frame(self.floor.loud, self.floor.turn_ended)
         self._silent_frames = 0 if self._has_business else self._silent_frames + 1
         if self._ending_turn:
-            self._end_turn()
+            self._ending_turn = False
+            self._end_hold()
+            if self.agenda.current:
+                self._stop(SayState.CANCELLED)
+            self._enter(Mode.TAIL)
+            self.hush = True
         if self.paused:
             return PAD, True
         self._frames_in_mode += 1
@@ -93,19 +162,18 @@ class Director:
     @property
     def flushing(self) -> bool:
         """Whether the recogniser should run ahead on silence: a turn has just ended."""
-        return self.floor.flushing
+        return self.floor.runs_ahead
 
     def flush(self, heard: HeardRow) -> list[ev.Event]:
         """Take a step of the recogniser that belongs to no frame; what to tell at once."""
-        self._note(*self.floor.flush(heard))
+        self._note_user(self.floor.take_step(heard))
         return self.events()
 
-    def _note(self, *texts: ev.UserText) -> None:
-        """What the user has said."""
+    def _note_user(self, texts: list[ev.UserText]) -> None:
         for text in texts:
             self._events.append(text)
             if text.final:
-                self._own.latch.turned(text.text)
+                self._own.latch.note_turn(text.text)
 
     def _obey(self, command: ev.Command) -> None:
         match command:
@@ -113,24 +181,35 @@ class Director:
                 self._say(command)
             case ev.More():
                 self.agenda.grow(command)
+            case ev.Refuse(message):
+                self._events.append(ev.Refused(message))
             case ev.Cancel():
                 self._cancel()
             case ev.EndTurn():
                 self.agenda.drop_waiting()
                 self._ending_turn = True
             case ev.Pause():
-                self._pause()
+                if not self.paused and self.mode is Mode.SPEAK:
+                    self.agenda.current.step_back()  # nobody would hear the rest of this word
+                    self._arming = Arming()
+                    self._enter(Mode.ARMED)
+                self.paused = True
             case ev.Resume():
                 self.paused = False
             case ev.Hold():
-                self._hold(command)
+                if not self.held or self.held.claimed:
+                    self._own.latch.fire()
+                    self.held = Held(command.id)
+                self.held.claim(command)
+                if self.mode in (Mode.FREE, Mode.TAIL):
+                    self._enter(Mode.HOLD)
             case ev.Release(id):
                 if self.held and self.held.id == id:
                     self._release()
             case ev.SetRouting(on):
                 self._show(self._own.switch(on))
             case ev.UserText():
-                self._note(command)
+                self._note_user([command])
 
     def _say(self, say: ev.Say) -> None:
         if say.replace:
@@ -138,46 +217,27 @@ class Director:
         if say.answer and not (self.held and self.held.id == say.answer):
             self._events.append(ev.Saying(say.id, SayState.CANCELLED, say.text))  # it is too late
         elif self.agenda.add(say) and say.answer:
-            self._end_wait()
+            self.held = None
+            if self.mode is Mode.ARMED and self.agenda.current.filler:
+                self._stop(SayState.CANCELLED)  # the answer needs no filler before it
+                self._enter(Mode.HOLD)
+            if self.mode is Mode.HOLD:
+                self._arm()
 
     def _cancel(self) -> None:
         self.agenda.drop_waiting()
         self._cancelling = self.agenda.current is not None
-        self._end_hold("stale")
-
-    def _pause(self) -> None:
-        if not self.paused and self.mode is Mode.SPEAK:
-            self.agenda.current.step_back()  # nobody would hear the rest of this word
-            self._arming = Arming()
-            self._enter(Mode.ARMED)
-        self.paused = True
-
-    def _hold(self, hold: ev.Hold) -> None:
-        if not self.held or self.held.id:
-            self._own.latch.fire()
-            self.held = Held()
-        self.held.adopt(hold)
-        if self.mode in (Mode.FREE, Mode.TAIL):
-            self._enter(Mode.HOLD)
-
-    def _end_wait(self) -> None:
-        """The answer is here: it needs no filler before it."""
-        self.held = None
-        if self.mode is Mode.ARMED and self.agenda.current.filler:
-            self._stop(SayState.CANCELLED)
-            self._enter(Mode.HOLD)
-        if self.mode is Mode.HOLD:
-            self._arm()
+        self._end_hold()
 
     def _choose_free(self, sampled: int, _peak_out: float) -> int:
-        own = self._own.see(sampled)
+        own = self._own.take(sampled)
         self._show(own.shown)
         if own.ignored:
             self._events.append(ev.MarkerIgnored())
         if own.source:
             self._own.latch.fire()
-            self.held = Held()
-            self._events.append(ev.Triggered(own.source))
+            self.held = Held(self._new_hold_id())
+            self._events.append(ev.Triggered(self.held.id, own.source))
             self._enter(Mode.HOLD)
         return own.fed
 
@@ -217,17 +277,23 @@ class Director:
 
     def _choose_hold(self, _sampled: int, peak_out: float) -> int:
         patience = self.held.wait(peak_out > QUIET_OUT)
-        self.hush = self.held.hush
+        self.hush = self.held.loud >= HUSH_AFTER_FRAMES
         if patience is Patience.FILL:  # the hold goes on when it has been said
             if self.agenda.add(self.held.fillers.popleft(), filler=True):
                 self._arm()
-        elif patience is Patience.GIVE_UP:
-            self._give_up()
+        elif patience is Patience.GIVE_UP:  # nothing came for too long: say so
+            end = HoldEnd.TIMEOUT if self.held.claimed else HoldEnd.UNCLAIMED
+            self._events.append(ev.HoldEnded(self.held.id, end))
+            if self.held.apology:
+                self._say(replace(self.held.apology, answer=self.held.id))
+            else:
+                self._release()
         return PAD
 
     @property
     def _has_business(self) -> bool:
-        return not self.paused and bool(self.agenda or self.held)
+        busy = self.agenda.current or self.agenda.queue or self.held
+        return not self.paused and bool(busy)
 
     def _enter(self, mode: Mode) -> None:
         if self.mode is Mode.FREE:
@@ -238,26 +304,10 @@ class Director:
         self._arming = Arming(self.agenda.take_next().urgent)
         self._enter(Mode.ARMED)
 
-    def _give_up(self) -> None:
-        """Nothing came for too long: say so."""
-        self._events.append(ev.HoldEnded(self.held.id, "timeout"))
-        if self.held.apology:
-            self._say(replace(self.held.apology, answer=self.held.id))
-        else:
-            self._release()
-
     def _release(self) -> None:
         self.held = None
         if self.mode is Mode.HOLD:
             self._enter(Mode.TAIL)
-
-    def _end_turn(self) -> None:
-        self._ending_turn = False
-        self._end_hold("stale")
-        if self.agenda.current:
-            self._stop(SayState.CANCELLED)
-        self._enter(Mode.TAIL)
-        self.hush = True
 
     def _stop(self, state: SayState) -> int:
         self.agenda.finish(state)
@@ -265,15 +315,15 @@ class Director:
         self._enter(Mode.TAIL)
         return PAD
 
-    def _end_hold(self, state: str) -> None:
+    def _end_hold(self) -> None:
         if self.held:
-            self._events.append(ev.HoldEnded(self.held.id, state))
+            self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()
 
     def _watch_for_barge_in(self) -> None:
         """A new onset of the user's speech, or a word, stops what is said or awaited."""
         current = self.agenda.current
-        onset = self.floor.interruption(current.spoken if current else "")
+        onset = self.floor.interruption(current.spoken if current and self.floor.word else "")
         is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
         self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
         if onset is None:
@@ -283,7 +333,7 @@ class Director:
         if current and (over_speech or (over_wait and current.urgent)):
             self._cancelling = True
         if over_speech or over_wait:
-            self._end_hold("stale")
+            self._end_hold()
 
     def _show(self, text: str) -> None:
         if text:

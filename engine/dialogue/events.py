@@ -1,7 +1,14 @@
-"""What passes between a session and its director: commands in, events out. Data only."""
+"""What passes between a session and its director: commands in, events out. Data only.
+
+The texts of commands carry their words when they reach the director (`speech.prepare_command`).
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
+
+from engine.dialogue.text import SpokenWord
+from engine.lookup.handover import Source
+from engine.lookup.question import HoldEnd, Route
 
 
 class SayState(StrEnum):
@@ -9,23 +16,6 @@ class SayState(StrEnum):
     SPEAKING = "speaking"
     DONE = "done"
     CANCELLED = "cancelled"
-
-
-class RouteState(StrEnum):
-    ASKING = "asking"
-    ANSWERING = "answering"
-    DONE = "done"
-    FAILED = "failed"
-    STALE = "stale"
-
-
-class Source(StrEnum):
-    """Who handed a question over."""
-
-    MARKER = "marker"  # the model wrote `!!!`
-    PHRASE = "phrase"  # the model said that it would look
-    USER = "user"  # a finished turn of the user that needs the facts
-    CLIENT = "client"  # an `ask` message
 
 
 # -- commands: posted by the session, read by the director before a tick ---------------------------
@@ -37,6 +27,7 @@ class Say:
 
     id: int
     text: str
+    words: tuple[SpokenWord, ...] = ()  # of the text, once it is prepared
     replace: bool = False  # cancel what is being said and what waits, then say this
     growing: bool = False
     answer: int = 0  # the id of the hold that this ends; 0: none
@@ -44,11 +35,19 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """The next clause of a growing text; `last` closes it."""
+    """The next part of a growing text; `last` closes it."""
 
     id: int
     text: str
     last: bool = False
+    words: tuple[SpokenWord, ...] = ()  # of the text, once it is prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Report a refusal of the session's own, in order with the texts before it."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,8 @@ class Resume:
 class Hold:
     """An answer is being fetched: stay silent until it comes (a `Say` with `answer`).
 
-    The fillers are said while nothing comes, the apology when nothing will.
+    Where the director holds already for a hand-over of its own, it goes on under this id. The
+    fillers are said while nothing comes, the apology when nothing will.
     """
 
     id: int
@@ -100,7 +100,7 @@ class SetRouting:
 
 @dataclass(frozen=True, slots=True)
 class UserText:
-    """What the user has said in this turn so far, in seconds of the user's audio (wire.md 3).
+    """What the user has said in this turn so far, in seconds of the user's audio (docs/api.md).
 
     An event of the transcript; as a command it stands in for one.
     """
@@ -111,7 +111,9 @@ class UserText:
     final: bool  # the turn is over
 
 
-Command = Say | More | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
+Command = (
+    Say | More | Refuse | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
+)
 
 
 # -- events: leave with the frame they belong to ---------------------------------------------------
@@ -133,6 +135,14 @@ class Saying:
     state: SayState
     text: str
     spoken: str = ""
+    parts: int = 1  # of a growing text that had come, the closing one apart
+
+
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """A text waits no longer: its place in the queue is free."""
+
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,41 +150,28 @@ class Refused:
     """A command that is not carried out, in one sentence for the client."""
 
     message: str
+    id: int = 0  # of the text that is not said, if it is one
 
 
 @dataclass(frozen=True, slots=True)
 class HoldEnded:
-    """A hold ended without its answer: `stale` (the user spoke) or `timeout`.
-
-    id 0 is a hold of the director's own that nobody has taken up yet.
-    """
+    """A hold ended without its answer."""
 
     id: int
-    state: str
+    end: HoldEnd
 
 
 @dataclass(frozen=True, slots=True)
 class Triggered:
-    """The model has handed over; the director holds with id 0 until a `Hold` comes."""
+    """The model has handed over; the director holds under this id until a `Hold` takes it up."""
 
+    id: int
     source: Source
 
 
 @dataclass(frozen=True, slots=True)
 class MarkerIgnored:
     """A marker that came when none was due; it passed as one `!`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A question on its way to its answer (wire.md 3)."""
-
-    id: int
-    state: RouteState
-    question: str
-    source: Source
-    knowledge: bool = False  # the product's facts were sent along
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,4 +182,15 @@ class Closing:
     seconds_left: float
 
 
-Event = Text | UserText | Saying | Refused | HoldEnded | Triggered | MarkerIgnored | Route | Closing
+Event = (
+    Text
+    | UserText
+    | Saying
+    | TakenUp
+    | Refused
+    | HoldEnded
+    | Triggered
+    | MarkerIgnored
+    | Route
+    | Closing
+)

@@ -1,54 +1,67 @@
 """One conversation as its socket sees it: PCM and commands in, outputs out, limits kept.
 
 Runs on asyncio and knows no web framework. All its state lives here, in its seat and in its
-director; a dropped session is gone.
+director; a dropped session is gone. `CommandLine` prepares texts on their way to the director;
+`SessionVoice` is how a routed question makes this agent hold and speak.
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.config import FRAME_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.dialogue import events as ev
-from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.routing import Routing
-from engine.dialogue.transcript import Transcript
-from engine.dialogue.voices import choose_voice
+from engine.dialogue.events import SayState
+from engine.dialogue.floor import UserFloor
+from engine.dialogue.persona import prompt_ids
+from engine.dialogue.speech import QUEUE_FULL, QUEUE_LIMIT, prepare_command
 from engine.errors import (
     EndError,
     IdleError,
     RefusedError,
     TimeLimitError,
     TooFastError,
+    logged_fault,
 )
-from engine.runtime.backend import Opening
+from engine.lookup.question import Route
+from engine.lookup.routing import Routing
+from engine.runtime.backend import Opening, Tokenizer
+from engine.runtime.metrics import Metrics
+from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Ended, Frame, Notice, Output, Ready, Seat
+from engine.weights.voices import choose_voice
 
 if TYPE_CHECKING:
-    from engine.dialogue.engine import Engine
+    from engine.dialogue.service import Service
 
 logger = logging.getLogger(__name__)
 
 MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
-MAX_EARLY_COMMANDS = 64  # before the handshake
+MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
+REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
+SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
 WATCH_SECONDS = 1.0
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
 
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """What a client asked for (wire.md 2)."""
+    """What a client asked for (docs/api.md)."""
 
     text_prompt: str | None = None  # None: the default persona; "": none
     voice: str | None = None  # None: the default voice
@@ -70,25 +83,29 @@ class Limits:
 class Session:
     """One conversation. Use as `async with`; everything but `outputs` returns at once."""
 
-    def __init__(self, engine: "Engine", config: SessionConfig) -> None:
+    def __init__(self, engine: "Service", config: SessionConfig) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.config = config
         self.frames_out = 0  # agent frames handed out
         self.late_frames = 0  # of them, sent too late
+        self.end_reason = "left"
         self.director: Director | None = None
         self._engine = engine
         self._sampling = config.sampling
         self._opening: Opening | None = None
+        self._scheduler: Scheduler | None = None  # once connected
         self._seat: Seat | None = None
-        self._early: list[ev.Command] = []
+        self._line = CommandLine(engine.preparer, self._refuse, self.finish)
+        self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
-        self._say_ids = 0
+        self._new_say_id = itertools.count(1).__next__
         self._heard_seconds = 0.0
         self._started = self._touched = self._active_at = time.monotonic()
-        self.end_reason = "left"
-        hooks = Hooks(self.post, self.announce, self._new_say_id, engine.metrics)
-        self.routing = engine.answers and Routing(engine.answers, hooks, config.routing)
+        self.routing: Routing | None = None
+        if engine.answers:
+            voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
+            self.routing = Routing(engine.answers, voice, config.routing)
 
     async def __aenter__(self) -> "Session":
         self._loop = asyncio.get_running_loop()
@@ -96,7 +113,8 @@ class Session:
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._seat:  # first, so that no slow answerer keeps the slot from the next one
-            self._engine.scheduler.leave(self._seat, self.end_reason)
+            self._line.clear()
+            self._scheduler.leave(self._seat, self.end_reason)
             seconds, frames = time.monotonic() - self._started, self.frames_out
             line = "session %s closed (%s): %.1f s, %d agent frames"
             logger.info(line, self.id, self.end_reason, seconds, frames)
@@ -105,7 +123,8 @@ class Session:
 
     def connect(self) -> None:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
-        backend, persona = self._engine.scheduler.backend, self.config.text_prompt
+        self._scheduler = self._engine.scheduler
+        backend, persona = self._scheduler.backend, self.config.text_prompt
         if persona is None:
             persona = self._engine.personas[0].text
         self._opening = Opening(
@@ -116,10 +135,8 @@ class Session:
             transcribe=backend.transcribes and self.config.transcribe,
         )
         self.director = self._new_director()
-        seat = self._engine.scheduler.join(self._opening, self.director, self._deliver)
-        for command in self._early:
-            seat.post(command)
-        self._seat = seat
+        seat = self._seat = self._scheduler.join(self._opening, self.director, self._deliver)
+        self._line.open(seat.post, backend.tokenizer)
         if self.routing:
             self.routing.transcribes = self.transcribes
         self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
@@ -127,14 +144,19 @@ class Session:
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 
     def _new_director(self) -> Director:
-        backend = self._engine.scheduler.backend
-        own = self.routing and self.routing.own_words(backend.tokenizer)
-        floor = Transcript(backend.transcription if self.transcribes else None)
-        return Director(backend.tokenizer, own, floor)
+        backend = self._scheduler.backend
+        floor = UserFloor(backend.transcription if self.transcribes else None)
+        if not self.routing:
+            return Director(backend.tokenizer, floor=floor)
+        own = self.routing.own_words(backend.tokenizer)
+        return Director(backend.tokenizer, own, floor, self.routing.new_id)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._scheduler.clock
 
     @property
     def transcribes(self) -> bool:
-        """Whether the user's words are written down here."""
         return self._opening is not None and self._opening.transcribe
 
     @property
@@ -150,11 +172,13 @@ class Session:
     # -- from the client ---------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """A message came, whatever its kind."""
         self._touched = time.monotonic()
 
-    def hear(self, pcm: np.ndarray) -> int:
-        """User samples [n] float32, 24 kHz; how many frames they complete. Raises TooFastError."""
+    def push_audio(self, pcm: np.ndarray) -> int:
+        """Take user samples [n] float32, 24 kHz; how many frames they complete.
+
+        Raises TooFastError.
+        """
         self._heard_seconds += len(pcm) / SAMPLE_RATE
         ahead = self._heard_seconds - (time.monotonic() - self._started)
         if ahead > MAX_BURST_SECONDS:
@@ -162,21 +186,24 @@ class Session:
                 f"audio is {ahead:.0f} s ahead of real time; send at most "
                 f"{MAX_BURST_SECONDS:.0f} s ahead"
             )
-        return self._seat.hear(pcm, self._engine.scheduler.clock()) if self._seat else 0
+        return self._seat.push_audio(pcm, self._scheduler.clock()) if self._seat else 0
 
     def say(self, text: str, replace: bool = False) -> int:
-        """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long."""
+        """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long.
+
+        A queue that is full refuses before the text is prepared; the refusal is an output.
+        """
         if not text.strip():
             raise RefusedError("say: the text is empty; send 1 to 2000 characters")
         if len(text) > MAX_SAY_CHARS:
             raise RefusedError(f"say: the text has {len(text)} characters; send 1 to 2000")
         say_id = self._new_say_id()
+        if len(self._waiting_texts) >= QUEUE_LIMIT and not replace:
+            self.post(ev.Refuse(QUEUE_FULL))
+            return say_id
         self.post(ev.Say(say_id, text, replace=replace))
+        self._waiting_texts.add(say_id)
         return say_id
-
-    def _new_say_id(self) -> int:
-        self._say_ids += 1
-        return self._say_ids
 
     def ask(self, text: str) -> None:
         """Put a question to the answerer. Raises RefusedError where there is none."""
@@ -190,26 +217,34 @@ class Session:
             self.routing.switch(routing)
         self._sampling = replace(self._sampling, **changes)
         if self._seat:
-            self._engine.scheduler.tune(self._seat, self._sampling)
+            self._scheduler.tune(self._seat, self._sampling)
 
     def restart(self) -> None:
         """The same persona, voice and seed from the beginning; `Ready` comes again."""
-        self._early.clear()
+        self._line.clear()
+        self._waiting_texts.clear()
         if self._seat:
             self.director = self._new_director()
             self._opening = replace(self._opening, sampling=self._sampling)
-            self._engine.scheduler.restart(self._seat, self._opening, self.director)
+            self._scheduler.restart(self._seat, self._opening, self.director)
         if self.routing:
             self.routing.drop("restart")
 
     def post(self, command: ev.Command) -> None:
-        """Hand a command to the director; before the handshake it waits. Raises RefusedError."""
-        if self._seat:
-            self._seat.post(command)
-        elif len(self._early) >= MAX_EARLY_COMMANDS:
-            raise RefusedError(f"{MAX_EARLY_COMMANDS} commands wait for the handshake already")
-        else:
-            self._early.append(command)
+        """Hand a command to the director, after those before it. Raises RefusedError.
+
+        Before the handshake it waits.
+        """
+        self._line.post(command)
+        match command:
+            case ev.Cancel() | ev.EndTurn() | ev.Say(replace=True):
+                self._waiting_texts.clear()  # the director will drop them
+
+    def _refuse(self, command: ev.Command, message: str) -> None:
+        """A command that had to wait is not carried out."""
+        if isinstance(command, ev.Say):
+            self._waiting_texts.discard(command.id)
+        self.announce(ev.Refused(message))
 
     # -- to the client -----------------------------------------------------------------------------
 
@@ -222,8 +257,12 @@ class Session:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
-            if self.routing and self._sits and isinstance(output, Notice | Frame):
-                self.routing.note_all(output.events)
+            for event in output.events if isinstance(output, Notice | Frame) else ():
+                match event:
+                    case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
+                        self._waiting_texts.discard(id)
+                if self.routing and self._sits:
+                    note_event(self.routing, event, self._engine.metrics)
 
     async def outputs(self) -> AsyncIterator[Output]:
         """Everything for the client, in order. Raises the EndError that ends the session."""
@@ -239,18 +278,15 @@ class Session:
             if isinstance(output, Frame):
                 self._unread_frames -= 1
                 self.frames_out += 1
-                self._note_activity(output)
+                said = any(isinstance(event, ev.Text) for event in output.events)
+                if said or self.director.floor.speaking or self.director.wants_frames:
+                    self._active_at = time.monotonic()
             yield output
             if isinstance(output, Ready):
                 ready = True
                 for notice in early:
                     yield notice
                 early.clear()
-
-    def _note_activity(self, frame: Frame) -> None:
-        said = any(isinstance(event, ev.Text) for event in frame.events)
-        if said or self.director.floor.speaking or self.director.wants_frames:
-            self._active_at = time.monotonic()
 
     def announce(self, event: ev.Event) -> None:
         """Put an event of no frame among the outputs. Event loop only."""
@@ -262,13 +298,12 @@ class Session:
 
     @property
     def seconds_out(self) -> float:
-        """Seconds of agent audio handed out."""
         return self.frames_out * FRAME_SECONDS
 
     @property
     def context_used(self) -> float:
         """How much of the model's memory this conversation fills, 0 to 1."""
-        return self._engine.scheduler.backend.context_used(self._seat.slot) if self._sits else 0.0
+        return self._scheduler.backend.context_used(self._seat.slot) if self._sits else 0.0
 
     async def watch(self, limits: Limits) -> None:
         """Raise the EndError of the first limit that is reached."""
@@ -297,3 +332,143 @@ class Session:
         if now - self._active_at > limits.silence_s:
             return IdleError(f"nobody has spoken for {limits.silence_s / 60:g} minutes")
         return None
+
+
+class CommandLine:
+    """Keeps a conversation's commands in order while texts are prepared. Event loop only.
+
+    A short text is prepared at once. A long one is prepared by the executor, and the commands after
+    it wait: a cancel must not overtake the text that it cancels. Before `open` all of them wait.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        refuse: Callable[[ev.Command, str], None],
+        end: Callable[[EndError], None],
+    ) -> None:
+        self._executor, self._refuse, self._end = executor, refuse, end
+        self._waiting: deque[ev.Command] = deque()
+        self._preparing: asyncio.Future[ev.Command] | None = None  # the first of them
+        self._deliver: Callable[[ev.Command], None] | None = None  # raises RefusedError
+        self._tokenizer: Tokenizer | None = None
+
+    def open(self, deliver: Callable[[ev.Command], None], tokenizer: Tokenizer) -> None:
+        """The director is there: from now on commands go to `deliver`."""
+        self._deliver, self._tokenizer = deliver, tokenizer
+        self._send()
+
+    def post(self, command: ev.Command) -> None:
+        """Raises RefusedError when 64 commands are waiting."""
+        if len(self._waiting) >= MAX_WAITING_COMMANDS:
+            slower, early = "are waiting; send them slower", "wait for the handshake already"
+            what = slower if self._deliver else early
+            raise RefusedError(f"{MAX_WAITING_COMMANDS} commands {what}")
+        if self._deliver and not self._waiting and _count_chars(command) <= SHORT_CHARS:
+            self._deliver(prepare_command(command, self._tokenizer))
+        else:
+            self._waiting.append(command)
+            self._send()
+
+    def clear(self) -> None:
+        self._waiting.clear()
+        self._preparing = None
+
+    def _send(self) -> None:
+        """Deliver what waits, up to the first text that takes too long to prepare here."""
+        chars = 0
+        while self._deliver and self._waiting and not self._preparing:
+            chars += _count_chars(self._waiting[0])
+            if chars > SHORT_CHARS:
+                rest = partial(time.sleep, REST_SECONDS)
+                self._preparing = asyncio.get_running_loop().run_in_executor(
+                    self._executor, prepare_command, self._waiting[0], self._tokenizer, rest
+                )
+                self._preparing.add_done_callback(self._take_prepared)
+            else:
+                self._deliver_now(prepare_command(self._waiting.popleft(), self._tokenizer))
+
+    def _take_prepared(self, prepared: asyncio.Future[ev.Command]) -> None:
+        if prepared is not self._preparing or prepared.cancelled():
+            return  # void: the line was cleared, or the server stops
+        self._preparing = None
+        self._waiting.popleft()
+        try:
+            command = prepared.result()
+        except Exception:  # one text's fault ends its own conversation
+            self._end(logged_fault("a text could not be prepared"))
+            return
+        self._deliver_now(command)
+        self._send()
+
+    def _deliver_now(self, command: ev.Command) -> None:
+        """The client's call has returned long ago: a refusal is an output."""
+        try:
+            self._deliver(command)
+        except RefusedError as error:
+            self._refuse(command, str(error))
+
+
+def _count_chars(command: ev.Command) -> int:
+    """Of a text still to be prepared; the phrases of a hold were prepared at the start."""
+    return len(command.text) if isinstance(command, ev.Say | ev.More) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionVoice:
+    """How a routed question makes the agent hold and speak (`AgentVoice` of lookup/question.py).
+
+    A full inbox must not end an answer half-way: the director's time-outs do.
+    """
+
+    post: Callable[[ev.Command], None]  # raises RefusedError
+    announce: Callable[[ev.Event], None]
+    new_say_id: Callable[[], int]
+    metrics: Metrics
+
+    def refuse(self, message: str) -> None:
+        self.announce(ev.Refused(message))
+
+    def watch(self, on: bool) -> None:
+        self._post(ev.SetRouting(on))
+
+    def show(self, route: Route) -> None:
+        self.metrics.routed(route.source, route.state)
+        self.announce(route)
+
+    def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
+        said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
+        self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
+
+    def release(self, id: int) -> None:
+        self._post(ev.Release(id))
+
+    def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
+        say_id = self.new_say_id()
+        self._post(ev.Say(say_id, text, growing=growing, answer=answer))
+        return say_id
+
+    def add(self, say_id: int, text: str, last: bool = False) -> None:
+        self._post(ev.More(say_id, text, last))
+
+    def _post(self, command: ev.Command) -> None:
+        with contextlib.suppress(RefusedError):
+            self.post(command)
+
+
+def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
+    match event:
+        case ev.Text(text):
+            routing.note_agent_text(text)
+        case ev.UserText(text, final=True):
+            routing.note_turn(text)
+        case ev.Triggered(id, source):
+            routing.hand_over(id, source)
+        case ev.MarkerIgnored():
+            metrics.marker_ignored()
+        case ev.HoldEnded(id, end):
+            routing.note_hold_end(id, end)
+        case ev.Saying(id, SayState.DONE, parts=parts):
+            routing.note_said(id, parts)
+        case ev.Saying(id, SayState.CANCELLED):
+            routing.note_cut(id)

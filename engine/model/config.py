@@ -1,8 +1,9 @@
-"""Dimensions of a checkpoint, with the public model's as defaults; nothing here reads a file.
+"""Dimensions of a checkpoint and a recogniser, the public ones as defaults; no file is read here.
 
 Source of the numbers: config.json of a checkpoint, or nvidia/personaplex-7b-v1 where it is silent.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 
 from engine.config import FRAME_RATE, FRAME_SAMPLES, PAD, SAMPLE_RATE
@@ -86,10 +87,7 @@ class MimiConfig:
     @property
     def hop_samples(self) -> int:
         """Samples of one column between SEANet and the resampling (960: 25 Hz)."""
-        hop = 1
-        for ratio in self.ratios:
-            hop *= ratio
-        return hop
+        return math.prod(self.ratios)
 
     @property
     def columns(self) -> int:
@@ -128,8 +126,7 @@ class LMConfig:
         good = len(self.delays) == self.n_q + 1 and set(self.delays) <= {0, 1}
         expect(good, "lm.delays", self.delays, f"{self.n_q + 1} numbers, each 0 or 1")
         expect(self.delays[0] == 0, "lm.delays[0]", self.delays[0], "0 for the text row")
-        pad = self.text_padding_id
-        expect(pad == PAD, "lm.text_padding_id", pad, f"{PAD}")
+        expect(self.text_padding_id == PAD, "lm.text_padding_id", self.text_padding_id, f"{PAD}")
         for name in ("silence_tokens", "sine_tokens"):
             tokens = getattr(self, name)
             good = len(tokens) == q and all(0 <= t < self.card for t in tokens)
@@ -175,3 +172,49 @@ class ModelConfig:
             mimi[name] = from_dict(parts[name], mimi[name], f"mimi.{name}")
         lm = from_dict(LMConfig, config.get("lm", {}), "lm")
         return cls(lm, from_dict(MimiConfig, mimi, "mimi"))
+
+
+STT_FIXED = {  # what config.json must say where it says anything
+    "dep_q": 0,
+    "existing_text_padding_id": PAD,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "cross_attention": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SttConfig:
+    """Dimensions of a recogniser; the defaults are kyutai/stt-1b-en_fr's."""
+
+    dim: int = 2048
+    num_heads: int = 16
+    num_layers: int = 16
+    hidden: int = 5632  # width of the gated feed-forward
+    context: int = 750  # columns of the KV ring, all of them seen
+    max_period: float = 100_000
+    n_q: int = 32
+    card: int = 2048
+    text_card: int = 8000
+    delay_frames: int = 6  # by which the text lags behind the sound
+    pause_heads: int = 4  # 0: none in the file
+    pause_values: int = 6  # of each head
+
+    @classmethod
+    def from_json(cls, config: dict) -> "SttConfig":
+        """Of config.json, which may hold much that concerns training only. Raises ModelError."""
+        for key, wanted in STT_FIXED.items():
+            value = config.get(key, wanted)
+            expect(value == wanted, key, value, repr(wanted))
+        delays = config.get("delays", [])
+        expect(not any(delays), "delays", delays, "zeros: a recogniser's rows are not delayed")
+        names = ("dim", "num_heads", "num_layers", "context", "max_period", "n_q", "card")
+        sizes = {name: config[name] for name in (*names, "text_card") if name in config}
+        dim = sizes.setdefault("dim", 2048)
+        seconds = config.get("stt_config", {}).get("audio_delay_seconds", 0.5)
+        return cls(
+            **sizes,
+            hidden=gated_width(dim, int(config.get("hidden_scale", 4.125) * dim)),
+            delay_frames=int(seconds * FRAME_RATE),
+        )

@@ -1,45 +1,43 @@
-"""The temporal transformer, and the language model made of it and the depformer.
+"""The language models: tokens of a frame in, the next text token and the agent's codes out.
 
-17 tokens of a frame in, the next text token and the next agent codes out. Weights and one step:
-which tokens go in, and what becomes of those that come out, is loop.py. The recogniser (stt.py) is
-the temporal transformer's second user.
+`Temporal` is the large transformer over frames, `Depformer` the small one over the codebooks of
+one frame, `LM` is both. Weights and one step only: loop.py decides which tokens go in and what
+becomes of those that come out. The recogniser (stt.py) is a `Temporal` too.
 """
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.model.attention import Chunk, Rings, Step
-from engine.model.config import LMConfig
-from engine.model.depformer import Depformer, Pick
-from engine.model.linear import Linear
-from engine.model.state import Active
-from engine.model.transformer import GatedLayer, RMSNorm, Transformer
+from engine.model.config import LMConfig, SttConfig
+from engine.model.transformer import (
+    Active,
+    Chunk,
+    GatedLayer,
+    Gating,
+    Linear,
+    RingPush,
+    Rings,
+    RMSNorm,
+    Transformer,
+    attend_few,
+)
 
 ZERO_ROW = 0  # of the embedding table: what token -1 stands for
+Pick = Callable[[int, Tensor], Tensor]  # (step, logits [S, card] float32) -> tokens [S]
 
 
-class Sizes(Protocol):
-    """What a temporal transformer needs of a configuration."""
-
-    dim: int
-    num_heads: int
-    num_layers: int
-    hidden: int
-    max_period: float
-    n_q: int  # audio rows
-    card: int
-    text_card: int
+# -- temporal transformer --------------------------------------------------------------------------
 
 
 class Embedding(nn.Module):
     """The tables of all rows in one, behind a row of zeros."""
 
-    def __init__(self, config: Sizes) -> None:
+    def __init__(self, config: LMConfig | SttConfig) -> None:
         super().__init__()
         audio, text = config.card + 1, config.text_card + 1
         first = 1 + config.n_q * audio
@@ -65,7 +63,7 @@ class Temporal(nn.Module):
     `window`: columns that a query sees, itself included. It is the capacity of the KV rings.
     """
 
-    def __init__(self, config: Sizes, window: int) -> None:
+    def __init__(self, config: LMConfig | SttConfig, window: int) -> None:
         super().__init__()
         self.window = window
         self.embedding = Embedding(config)
@@ -76,7 +74,7 @@ class Temporal(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
-        self.fast: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
 
     def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
         """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
@@ -84,16 +82,16 @@ class Temporal(nn.Module):
 
     def embed(self, column: Tensor) -> Tensor:
         """One column of tokens [S, K] -> [S, dim]."""
-        if self.fast:
-            return self.fast.embedded(self.embedding, column)
+        if self.fused:
+            return self.fused.embed_column(self.embedding, column)
         return self.embedding(column)
 
     def step(self, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
         """One frame: embedded [S, dim] -> hidden [S, dim]."""
-        if self.fast:
-            hidden = self.fast.step(self, embedded, rings, active)
+        if self.fused:
+            hidden = self.fused.step(self, embedded, rings, active)
         else:
-            x = self.transformer(embedded[:, None], Step(rings, active))  # [S, 1, dim]
+            x = self.transformer(embedded[:, None], RingPush(rings, active))  # [S, 1, dim]
             hidden = self.out_norm(x[:, 0])
         rings.advance(active, 1)
         return hidden
@@ -107,14 +105,76 @@ class Temporal(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., dim] -> float32 [..., text_card]."""
-        if self.fast:
-            return self.fast.product(self.text_linear, hidden).float()
+        if self.fused:
+            return self.fused.product(self.text_linear, hidden).float()
         return self.text_linear(hidden).float()
 
-    def hasten(self) -> None:
+    def use_fused_kernels(self) -> None:
         """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
         if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
-            self.fast = importlib.import_module("engine.model.fast")
+            self.fused = importlib.import_module("engine.model.gpu.fused")
+
+
+# -- depformer -------------------------------------------------------------------------------------
+#
+# Step k predicts the agent's row k. Only the agent's steps exist: the user's rows are always given,
+# and later steps cannot change earlier ones. It starts empty on every frame, so it has no state.
+
+
+class DepthLayer(nn.Module):
+    """One layer: norms shared by all steps, every product of its own for each step."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        dim, steps = config.depformer_dim, range(config.codebooks)
+        self.heads = config.depformer_num_heads
+        self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
+        self.in_proj = nn.ModuleList(Linear(dim, 3 * dim) for _ in steps)
+        self.out_proj = nn.ModuleList(Linear(dim, dim) for _ in steps)
+        self.gating = nn.ModuleList(Gating(dim, config.depth_hidden) for _ in steps)
+        products = zip(self.in_proj, self.out_proj, self.gating, strict=True)
+        self._of_step = tuple(products)  # a ModuleList is slow to index
+
+    def forward(self, x: Tensor, step: int, kv: Tensor) -> Tensor:
+        """x [S, dim]; kv [2, S, H, Q, D] holds the columns of the steps before."""
+        in_proj, out_proj, gating = self._of_step[step]
+        qkv = in_proj(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [S, 3, H, D]
+        kv.select(3, step).copy_(qkv[:, 1:].transpose(0, 1))
+        keys, values = kv[:, :, :, : step + 1]  # [S, H, step + 1, D] each
+        x = x + out_proj(attend_few(qkv[:, 0], keys, values).flatten(1))
+        return x + gating(self.norm2(x))
+
+
+class Depformer(nn.Module):
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        dim, steps = config.depformer_dim, config.codebooks
+        self.steps = steps
+        self.input = Linear(config.dim, steps * dim)  # depformer_in of all steps in one product
+        self.text_emb = nn.Embedding(config.text_card + 1, dim)
+        self.emb = nn.ModuleList(nn.Embedding(config.card + 1, dim) for _ in range(steps - 1))
+        self.layers = nn.ModuleList(DepthLayer(config) for _ in range(config.depformer_num_layers))
+        self.linears = nn.ModuleList(Linear(dim, config.card) for _ in range(steps))
+
+    def forward(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
+        """hidden [S, dim] of the temporal transformer, text [S] -> codes [S, Q], as picked.
+
+        `pick` decides each step; what it returns is what the next step reads.
+        """
+        steps, heads = self.steps, self.layers[0].heads
+        inputs = self.input(hidden).unflatten(-1, (steps, -1))  # [S, Q, dim]
+        slots, depth_dim = hidden.shape[0], inputs.shape[-1]
+        shape = (len(self.layers), 2, slots, heads, steps, depth_dim // heads)
+        kv = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+        previous, codes = self.text_emb(text), []
+        for step in range(steps):
+            x = inputs[:, step] + previous  # [S, dim]
+            for layer, columns in zip(self.layers, kv, strict=True):
+                x = layer(x, step, columns)
+            codes.append(pick(step, self.linears[step](x).float()))
+            if step + 1 < steps:
+                previous = self.emb[step](codes[-1])
+        return torch.stack(codes, 1)
 
 
 class LM(Temporal):
@@ -130,6 +190,6 @@ class LM(Temporal):
 
     def depth(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
         """The agent's codes of one frame [S, Q], as picked."""
-        if self.fast:
-            return self.fast.depth(self.depformer, hidden, text, pick)
+        if self.fused:
+            return self.fused.depth(self.depformer, hidden, text, pick)
         return self.depformer(hidden, text, pick)

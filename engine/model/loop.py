@@ -1,12 +1,18 @@
 """The frame loop: codec, language model and token rows of all slots, one 80 ms frame at a time.
 
-`listen` takes the user's frame and picks the next text token; `speak` is told the token that really
-goes in and makes the agent's frame. Between the two, whoever directs the conversation may replace
-the text. State lives here, at fixed addresses, first dimension = slot; weights live in the modules.
+A tick has two halves, and between them the director may replace the text:
+
+    pcm -> encode_and_step: codec, step_temporal, pick_text -> text
+    text -> step_depth_and_decode: step_depth, codec -> pcm
+
+gpu/graphs.py calls the halves, as CUDA graphs where there is a GPU: so nothing in them looks at a
+number on the host. State lives here, at fixed addresses, first dimension = slot; weights live in
+the modules.
 """
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,15 +21,14 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
 from engine.model.sampling import Sampler
-from engine.model.state import Active
-from engine.model.tiles import ROWS
+from engine.model.transformer import ROWS, Active
 
 FREE = -1  # no token is forced here
 PIECE = 64  # columns of a prompt in one piece of work
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PromptState:
     """A slot just before its bootstrap tick: what is kept of a prompt for the next caller."""
 
     kv: Tensor  # [L, 2, H, n, D], the used part of the ring
@@ -46,7 +51,8 @@ class Loop:
     def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
         self.device = lm.embedding.table.device
-        config, q = lm.config, lm.config.codebooks
+        config = lm.config
+        q = self.codebooks = config.codebooks
         self.rings = lm.rings(slots, kv_dtype)
         self.encoder, self.decoder = mimi.encoder_stream(slots), mimi.decoder_stream(slots)
         self.sampler = Sampler(slots, config, self.device)
@@ -55,16 +61,17 @@ class Loop:
         silence = torch.tensor(config.silence_tokens, device=self.device)
         self.silence_now = torch.where(self.agent_late, FREE, silence)
         self.silence_next = torch.where(self.agent_late, silence, FREE)
-        self.agent = self._tokens(1 + q)  # text and agent rows of the column to run next
-        self.user_before, self.user_now, self.forced = (self._tokens(q) for _ in range(3))
-        # From `listen` to `speak`, at one address whichever ran: graphs know addresses, no names.
+        tokens = partial(torch.zeros, dtype=torch.int64, device=self.device)
+        self.agent = tokens(slots, 1 + q)  # text and agent rows of the column to run next
+        self.user_before, self.user_now, self.forced = (tokens(slots, q) for _ in range(3))
+        # From one half of a tick to the other, at fixed addresses: graphs know nothing else.
         self.hidden = lm.embedding.table.new_zeros(slots, config.dim)
         self.logits = torch.zeros(slots, config.text_card, device=self.device)
         self.booting: set[int] = set()  # slots whose next tick is their bootstrap
 
-        if lm.fast:
-            self.sampler.picked_by = lm.fast.pick
-            self.sampler.text_picked_by = lm.fast.pick_text
+        if lm.fused:
+            self.sampler.audio_kernel = lm.fused.pick
+            self.sampler.text_kernel = lm.fused.pick_text
 
     @property
     def piece(self) -> int:
@@ -81,9 +88,6 @@ class Loop:
             setattr(some, name, getattr(self, name)[:slots])
         return some
 
-    def _tokens(self, rows: int) -> Tensor:
-        return torch.zeros(self.slots, rows, dtype=torch.int64, device=self.device)
-
     def active(self, slots: list[int]) -> Active:
         return Active.of(slots, self.slots, self.device)
 
@@ -97,12 +101,12 @@ class Loop:
             tokens[slot] = 0
         self.booting.discard(slot)
 
-    def ready(self, slot: int, prompt: Prompt) -> Ready:
+    def save_prompt(self, slot: int, prompt: Prompt) -> PromptState:
         """What to keep of a slot that has run all columns of a prompt but the last."""
-        q, last, after = self.lm.config.codebooks, prompt.columns[-1], prompt.after
-        last, after = last.to(self.device), after.to(self.device)
+        q = self.codebooks
+        last, after = prompt.columns[-1].to(self.device), prompt.after.to(self.device)
         scale = self.rings.used_scale(slot)
-        return Ready(
+        return PromptState(
             kv=self.rings.used(slot).clone(),
             scale=None if scale is None else scale.clone(),
             columns=self.rings.pushed[slot],
@@ -112,7 +116,7 @@ class Loop:
             forced=torch.where(self.agent_late, after[1 : 1 + q], FREE),
         )
 
-    def start(self, slot: int, ready: Ready) -> None:
+    def start(self, slot: int, ready: PromptState) -> None:
         """Put a cleared slot just before its bootstrap tick."""
         self.rings.set_position(slot, ready.columns)
         self.rings.used(slot).copy_(ready.kv)
@@ -129,69 +133,46 @@ class Loop:
         ring = [self.rings.used(slot), self.rings.position[slot]]
         if self.rings.scale is not None:
             ring.append(self.rings.used_scale(slot))
-        return [*ring, *self.encoder.of(slot), *self.decoder.of(slot), *tokens, *sampler]
+        return [*ring, *self.encoder.state(slot), *self.decoder.state(slot), *tokens, *sampler]
 
     # -- one tick ----------------------------------------------------------------------------------
 
-    def listen(self, pcm: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+    def encode_and_step(
+        self, pcm: Tensor, active: Active, encoding: Active, codebooks: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """pcm [S, 1920] of the user -> text picked for the next frame [S], user codes [S, Q].
 
-        A slot's first tick runs the last column of its prompt; its pcm is not looked at.
+        encoding: active slots whose pcm counts. The others run the last column of their prompt.
+        codebooks: encode more than Q, for a recogniser; all of them [S, codebooks] come back last.
         """
-        self.sampler.draw(active)
-        hearing = self.active([s for s in active.slots if s not in self.booting])
-        text, codes, _ = self.listened(pcm, active, hearing)
-        return self.chosen(text), codes
+        pcm = torch.where(encoding.mask[:, None], pcm, 0.0)
+        encoded = self.mimi.encode(pcm, self.encoder, encoding, codebooks or self.codebooks)
+        own = encoded[:, : self.codebooks]
+        codes = torch.where(encoding.mask[:, None], own, self.user_now)  # [S, Q]
+        return self.step_temporal(codes, active), codes, encoded
 
-    def chosen(self, text: Tensor) -> Tensor:
-        """The picked text [S], picked again where the settings of a slot ask for more."""
-        return self.sampler.pick_text(self.logits) if self.sampler.special else text
-
-    def listened(
-        self, pcm: Tensor, active: Active, hearing: Active, codebooks: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `listen` launches: nothing here looks at a number on the host.
-
-        codebooks: how many to encode, where a recogniser reads more than Q; all come back last.
-        """
-        pcm = torch.where(hearing.mask[:, None], pcm, 0.0)
-        heard = self.mimi.encode(pcm, self.encoder, hearing, codebooks)
-        own = heard[:, : self.lm.config.codebooks]
-        codes = torch.where(hearing.mask[:, None], own, self.user_now)  # [S, Q]
-        return self.thought(codes, active), codes, heard
-
-    def think(self, codes: Tensor, active: Active) -> Tensor:
+    def step_temporal(self, codes: Tensor, active: Active) -> Tensor:
         """The user's codes [S, Q] of this frame -> text picked for the next one [S]."""
-        self.sampler.draw(active)
-        return self.chosen(self.thought(codes, active))
-
-    def thought(self, codes: Tensor, active: Active) -> Tensor:
-        """What `think` launches."""
         user = torch.where(self.user_late, self.user_before, codes)
         column = torch.cat([self.agent, user], 1)  # [S, K]
         self.hidden.copy_(self.lm.step(self.lm.embed(column), self.rings, active))
-        active.keep(self.user_before, codes)
-        return self.picked()
+        active.update(self.user_before, codes)
+        return self.pick_text()
 
-    def picked(self) -> Tensor:
-        """The text part of `thought`: text picked after `hidden` [S]."""
+    def pick_text(self) -> Tensor:
+        """The text that follows `hidden` [S]."""
         self.logits.copy_(self.lm.text_logits(self.hidden))
-        if self.sampler.fixed:
-            return self.sampler.pick_text_fixed(self.logits)
-        return self.sampler.pick_text(self.logits)
+        return self.sampler.pick_text_in_graph(self.logits)
 
-    def speak(self, text: Tensor, hush: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+    def step_depth_and_decode(
+        self, text: Tensor, hush: Tensor, active: Active
+    ) -> tuple[Tensor, Tensor]:
         """Feed text [S], silence where hush [S]: pcm [S, 1920] and codes [S, Q] of this frame."""
-        self.booting.difference_update(active.slots)
-        return self.said(text, hush, active)
-
-    def said(self, text: Tensor, hush: Tensor, active: Active) -> tuple[Tensor, Tensor]:
-        """What `speak` launches."""
-        codes = self.say(text, hush, active)
+        codes = self.step_depth(text, hush, active)
         return self.mimi.decode(codes, self.decoder, active), codes
 
-    def say(self, text: Tensor, hush: Tensor, active: Active) -> Tensor:
-        """The tokens of `speak` alone: the agent's frame that is now complete [S, Q]."""
+    def step_depth(self, text: Tensor, hush: Tensor, active: Active) -> Tensor:
+        """Feed text [S], silence where hush [S]: the agent's frame that is now complete [S, Q]."""
         hush = hush[:, None]
         given = torch.where(hush & ~self.agent_late, self.silence_now, self.forced)  # [S, Q]
 
@@ -201,6 +182,6 @@ class Loop:
         picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
         complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
         self.sampler.feed(text, active)
-        active.keep(self.agent, torch.cat([text[:, None], picked], 1))
-        active.keep(self.forced, torch.where(hush, self.silence_next, FREE))
+        active.update(self.agent, torch.cat([text[:, None], picked], 1))
+        active.update(self.forced, torch.where(hush, self.silence_next, FREE))
         return complete

@@ -44,7 +44,7 @@ class Prompt:
         """P."""
         return self.given + len(self.columns)
 
-    def embedded(self, embedding: nn.Module, start: int, end: int) -> Tensor:
+    def embed(self, embedding: nn.Module, start: int, end: int) -> Tensor:
         """What the transformer reads of the columns from `start` to before `end` [T, dim]."""
         device = next(embedding.parameters()).device
         first, last = (max(0, at - self.given) for at in (start, end))
@@ -53,11 +53,6 @@ class Prompt:
             return tokens
         given = self.embeddings[start:end].to(device, tokens.dtype)
         return torch.cat([given, tokens])
-
-
-def initial_column(config: LMConfig) -> Tensor:
-    """[K]: what stands before the first frame."""
-    return torch.tensor([config.text_card, *[config.card] * config.n_q])
 
 
 def prompt_frames(config: LMConfig, text_ids: tuple[int, ...]) -> Tensor:
@@ -84,7 +79,7 @@ def build_prompt(config: LMConfig, voice: Voice, frames: Tensor) -> Prompt:
         now = len(voice.embeddings)
         first, second = voice.ring[:, now % RING], voice.ring[:, (now + 1) % RING]
     else:
-        first = second = initial_column(config)
+        first = second = torch.tensor([config.text_card, *[config.card] * config.n_q])
         if voice.codes is not None:
             frames = torch.cat([voice_frames(config, voice.codes), frames])
         frames = frames[1:]

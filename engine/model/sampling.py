@@ -7,16 +7,15 @@ kyutai-labs/moshi draw with the exponential race, argmax(p / q) with q ~ Exp(1).
 
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.config import EPAD, PAD, REPETITION_CONTEXT, SamplingConfig
 from engine.model.config import LMConfig
-from engine.model.state import Active
+from engine.model.transformer import Active
 
-FIXED_WIDTH = 256  # widest top-k of text that a captured pick can do
+KERNEL_WIDTH = 256  # widest top-k of text that the kernel can do
 HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the penalty
 
 
@@ -31,12 +30,6 @@ def race(logits: Tensor, temperature: Tensor, top_k: int, noise: Tensor) -> Tens
     return ids.gather(1, winner)[:, 0]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 1
-
-
 class Picker:
     """One vocabulary's settings per slot, on the device as tensors and on the host for the shape.
 
@@ -48,16 +41,15 @@ class Picker:
         self.vocabulary = vocabulary
         self.temperature = torch.ones(slots, device=device)
         self.width = torch.zeros(slots, dtype=torch.int64, device=device)  # 0: greedy
-        self.settings: dict[int, Settings] = {}
+        self.widths: dict[int, int] = {}  # by slot; as many random numbers one pick takes
 
     def set(self, slot: int, temperature: float, top_k: int) -> None:
         width = min(top_k, self.vocabulary) if temperature > 0 else 0
-        self.settings[slot] = Settings(temperature, width)
         self.temperature[slot] = temperature or 1.0
-        self.width[slot] = width
+        self.width[slot] = self.widths[slot] = width
 
     def clear(self, slot: int) -> None:
-        self.settings.pop(slot, None)
+        self.widths.pop(slot, None)
 
     def narrow(self, slots: int) -> "Picker":
         """The first slots, the same memory and settings."""
@@ -65,15 +57,10 @@ class Picker:
         some.temperature, some.width = self.temperature[:slots], self.width[:slots]
         return some
 
-    def draws(self, slot: int) -> int:
-        """How many random numbers one pick of this slot takes."""
-        return self.settings[slot].top_k
-
     def pick(self, logits: Tensor, noise: Tensor) -> Tensor:
         """logits [S, V] float32, noise [S, V] -> tokens [S]; greedy ties: the first."""
-        widths = {s.top_k for s in self.settings.values()} or {0}
         picked = None
-        for width in sorted(widths):
+        for width in sorted({*self.widths.values()} or {0}):
             some = race(logits, self.temperature, width, noise) if width else logits.argmax(-1)
             picked = some if picked is None else torch.where(self.width == width, some, picked)
         return picked
@@ -82,8 +69,8 @@ class Picker:
 class Sampler:
     """Text and audio picks of all slots, with the random numbers of the current tick.
 
-    `fixed`: picks are launched without a look at any setting, as a CUDA graph must be; where that
-    would be wrong, `special` says so and `pick_text` is to be asked again.
+    On a GPU kernels pick, and look at no setting on the host: a CUDA graph cannot. Where the text
+    kernel would pick wrongly, `special` says so, and `pick_text` has to pick again.
     """
 
     def __init__(self, slots: int, config: LMConfig, device: torch.device) -> None:
@@ -92,11 +79,11 @@ class Sampler:
         self.audio = Picker(slots, config.card, device)
         draws = config.text_card + config.codebooks * config.card
         self.noise = torch.ones(slots, draws, device=device)  # text, then every codebook
-        staged = device.type == "cuda"
-        self.staged = torch.ones(slots, draws).pin_memory() if staged else self.noise
+        cuda = device.type == "cuda"
+        self.staged = torch.ones(slots, draws).pin_memory() if cuda else self.noise
         self._name_noise()
-        self.picked_by: Callable[..., Tensor] | None = None  # a kernel for audio tokens
-        self.text_picked_by: Callable[..., Tensor] | None = None  # and one for text
+        self.audio_kernel: Callable[..., Tensor] | None = None  # where there are kernels
+        self.text_kernel: Callable[..., Tensor] | None = None
         self.drawn: set[int] = set()  # slots whose numbers of the next tick lie in `staged`
         self.generators = [torch.Generator() for _ in range(slots)]
         self.pad_bias = torch.zeros(slots, device=device)
@@ -122,15 +109,10 @@ class Sampler:
         return some
 
     @property
-    def fixed(self) -> bool:
-        """Whether text is picked by a kernel, which looks at no setting on the host."""
-        return self.text_picked_by is not None
-
-    @property
     def special(self) -> bool:
-        """Whether some slot's text needs more than a fixed pick."""
-        wide = any(s.top_k > FIXED_WIDTH for s in self.text.settings.values())
-        return self.fixed and (wide or bool(self.penalised))
+        """Whether some slot's text needs more than the kernel: a wide top-k, or a penalty."""
+        wide = any(width > KERNEL_WIDTH for width in self.text.widths.values())
+        return self.text_kernel is not None and (wide or bool(self.penalised))
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.drawn.discard(slot)
@@ -166,7 +148,7 @@ class Sampler:
         """The same, on the host alone: done while a device is busy, it costs no time."""
         split, card = self.text.vocabulary, self.audio.vocabulary
         for slot in set(slots) - self.drawn:
-            text, audio = self.text.draws(slot), self.audio.draws(slot)
+            text, audio = self.text.widths[slot], self.audio.widths[slot]
             numbers = torch.empty(text + self.codebooks * audio)
             numbers.exponential_(generator=self.generators[slot])
             row = self.staged[slot]
@@ -181,19 +163,19 @@ class Sampler:
         logits[:, PAD] += self.pad_bias
         return self.text.pick(logits, self.text_noise)
 
-    def pick_text_fixed(self, logits: Tensor) -> Tensor:
-        """The same by the kernel, for settings that are not `special`; the logits stay."""
+    def pick_text_in_graph(self, logits: Tensor) -> Tensor:
+        """The same, by the kernel where there is one: right unless `special`."""
+        if self.text_kernel is None:
+            return self.pick_text(logits)
         settings = self.text.temperature, self.text.width, self.pad_bias
-        return self.text_picked_by(logits, self.text_noise, *settings, FIXED_WIDTH)
+        return self.text_kernel(logits, self.text_noise, *settings, KERNEL_WIDTH)
 
-    def pick_audio(self, codebook: int, logits: Tensor, told: Tensor | None = None) -> Tensor:
-        """logits [S, card], told [S] (what is given, -1: nothing) -> tokens [S]."""
+    def pick_audio(self, codebook: int, logits: Tensor, given: Tensor) -> Tensor:
+        """logits [S, card], given [S] (-1: nothing is given) -> tokens [S]."""
         noise, audio = self.audio_noise[:, codebook], self.audio
-        if told is None:
-            return audio.pick(logits.float(), noise)
-        if self.picked_by:
-            return self.picked_by(logits, noise, audio.temperature, audio.width, told)
-        return torch.where(told < 0, audio.pick(logits.float(), noise), told)
+        if self.audio_kernel:
+            return self.audio_kernel(logits, noise, audio.temperature, audio.width, given)
+        return torch.where(given < 0, audio.pick(logits.float(), noise), given)
 
     def feed(self, text: Tensor, active: Active) -> None:
         """Remember the text tokens [S] that the active slots were really given."""

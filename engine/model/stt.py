@@ -1,4 +1,4 @@
-"""The recogniser: reads the codec's codes of the user, writes text tokens, hears pauses.
+"""The recogniser: the user's codes of the codec in, text tokens and pauses out.
 
 A temporal transformer without depformer, over 32 codebooks, greedy. One step is one frame; what
 its tokens mean as words and turns is not known here. Source: kyutai-labs/moshi, LMGen for
@@ -6,66 +6,18 @@ its tokens mean as words and turns is not known here. Source: kyutai-labs/moshi,
 """
 
 from copy import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.config import FRAME_RATE, FRAME_SAMPLES, PAD
-from engine.model.config import expect, gated_width
-from engine.model.linear import Linear
+from engine.config import FRAME_SAMPLES
+from engine.model.config import SttConfig
 from engine.model.lm import Temporal
 from engine.model.mimi import Mimi
-from engine.model.state import Active
+from engine.model.transformer import Active, Linear
 
 SETTLING_FRAMES = 150  # of digital silence, until the codes no longer change
 DONE = 0  # which value of a pause head says that the user is done
-
-
-@dataclass(frozen=True, slots=True)
-class SttConfig:
-    """Dimensions of a recogniser; the defaults are kyutai/stt-1b-en_fr's."""
-
-    dim: int = 2048
-    num_heads: int = 16
-    num_layers: int = 16
-    hidden: int = 5632  # width of the gated feed-forward
-    context: int = 750  # columns of the KV ring, all of them seen
-    max_period: float = 100_000
-    n_q: int = 32
-    card: int = 2048
-    text_card: int = 8000
-    delay_frames: int = 6  # by which the text lags behind the sound
-    pause_heads: int = 4  # 0: none in the file
-    pause_values: int = 6  # of each head
-
-    @classmethod
-    def from_json(cls, config: dict) -> "SttConfig":
-        """Of config.json, which may hold much that concerns training only. Raises ModelError."""
-        for key, wanted in FIXED.items():
-            value = config.get(key, wanted)
-            expect(value == wanted, key, value, repr(wanted))
-        delays = config.get("delays", [])
-        expect(not any(delays), "delays", delays, "zeros: a recogniser's rows are not delayed")
-        names = ("dim", "num_heads", "num_layers", "context", "max_period", "n_q", "card")
-        sizes = {name: config[name] for name in (*names, "text_card") if name in config}
-        dim = sizes.setdefault("dim", 2048)
-        seconds = config.get("stt_config", {}).get("audio_delay_seconds", 0.5)
-        return cls(
-            **sizes,
-            hidden=gated_width(dim, int(config.get("hidden_scale", 4.125) * dim)),
-            delay_frames=int(seconds * FRAME_RATE),
-        )
-
-
-FIXED = {  # what config.json must say where it says anything
-    "dep_q": 0,
-    "existing_text_padding_id": PAD,
-    "gating": "silu",
-    "norm": "rms_norm_f32",
-    "positional_embedding": "rope",
-    "cross_attention": False,
-}
 
 
 class Recogniser(Temporal):
@@ -88,7 +40,7 @@ class Recogniser(Temporal):
 class Hearing:
     """The recogniser at work for a number of slots. Slots not active in a step do not change.
 
-    silence: the codes [n_q] that `flushed` reads.
+    silence: the codes [n_q] that `step_on_silence` reads.
     """
 
     def __init__(self, stt: Recogniser, slots: int, silence: Tensor | None = None) -> None:
@@ -105,7 +57,6 @@ class Hearing:
         return some
 
     def clear(self, slot: int) -> None:
-        """Back to before step 0."""
         self.rings.clear(slot)
         self.text[slot] = 0
 
@@ -121,11 +72,11 @@ class Hearing:
         column = self.column(codes)
         self.hidden = self.stt.step(self.stt.embed(column), self.rings, active)
         text = self.stt.text_logits(self.hidden).argmax(-1)
-        active.keep(self.text, text)
+        active.update(self.text, text)
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
 
-    def flushed(self, active: Active) -> tuple[Tensor, Tensor | None]:
+    def step_on_silence(self, active: Active) -> tuple[Tensor, Tensor | None]:
         """The step on digital silence, which brings out what is still to be written."""
         return self.step(self.silence.expand(len(self.text), -1), active)
 

@@ -1,24 +1,27 @@
-"""The one contract between a conversation and whatever makes speech (design.md 2).
+"""The one contract between a conversation and whatever makes speech.
 
 Not an implementation and not a registry: `embedded.py` and `personaplex.py` keep this contract.
-All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it.
+All arrays are numpy; rows of inactive slots are meaningless. Only the scheduler's thread calls it,
+but for `prepare` and `context_used`.
 """
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from engine.config import SamplingConfig
-from engine.runtime.capacity import TickTable
+
+if TYPE_CHECKING:
+    from engine.runtime.load import TickTable
 
 
 class Tokenizer(Protocol):
     """Text ids of the model. `PAD` and `EPAD` are in `engine.config`."""
 
     def __len__(self) -> int:
-        """How many ids there are: 0 to len − 1 all have a piece."""
+        """The number of ids: 0 to len − 1 all have a piece."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a word (or of a whole prompt); the first piece opens with ▁."""
@@ -55,7 +58,7 @@ class Opening:
     """What a slot needs to start one conversation."""
 
     voice: str  # one of Backend.voices
-    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/prompt.py)
+    text_ids: tuple[int, ...] = ()  # the wrapped persona, tokenised (dialogue/persona.py)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0  # >= 0; the conversation is reproducible given the same audio
     transcribe: bool = False  # run the recogniser for this slot, where there is one
@@ -69,13 +72,6 @@ class Heard:
     user_codes: np.ndarray | None = None  # [S, 8] int64
     stt_text: np.ndarray | None = None  # [S] int64: the recogniser's token; −1: not run there
     pause: np.ndarray | None = None  # [S, 4] float32: pause heads of 0.5, 1, 2, 3 s
-
-    def row(self, slot: int) -> "HeardRow":
-        """What one slot's director is shown beside the sampled token."""
-        if self.stt_text is None or self.stt_text[slot] < 0:
-            return HeardRow()
-        pause = None if self.pause is None else self.pause[slot]
-        return HeardRow(stt_text=int(self.stt_text[slot]), pause=pause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +103,19 @@ class Backend(Protocol):
     limited_by: str  # what made that number: memory, time, asked, most, cpu
     tokenizer: Tokenizer
     voices: tuple[str, ...]  # names; the first is the default
-    ticks: TickTable | None  # how long a tick takes, where it was measured
+    ticks: "TickTable | None"  # how long a tick takes, where it was measured
     transcribes: bool  # whether a recogniser is loaded; only then there is what follows
     transcription: Transcription
     transcribing: bool  # the recogniser's switch, for all slots: off, it costs nothing
 
-    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
-        """One step of the recogniser alone for open slots, reading digital silence.
+    def prepare(self, opening: Opening) -> None:
+        """Read, level and hash what `open` needs from files. Raises EngineError.
 
-        Brings out the words that are still on their way; each step makes that slot's text one
-        frame longer than its audio. Slots the recogniser does not run for are left out.
+        May take its time: any thread but the scheduler's calls it. Without it, `open` does it.
         """
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        """Prepare a slot; each `next` is one bounded piece of work, exhausted means ready."""
+        """Run a slot's prompts; each `next` is one bounded piece of work, exhausted means ready."""
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         """Change how an open slot samples, from the next tick on."""
@@ -137,8 +132,12 @@ class Backend(Protocol):
         hush [S] bool makes the frame whose text is fed now silent.
         """
 
-    def close(self, slot: int) -> None:
-        """Free a slot. Nothing of its conversation stays readable."""
+    def flush(self, slots: list[int]) -> dict[int, HeardRow]:
+        """One step of the recogniser alone for open slots, reading digital silence.
+
+        Brings out the words that are still on their way; each step makes that slot's text one
+        frame longer than its audio. Slots the recogniser does not run for are left out.
+        """
 
     def context_used(self, slot: int) -> float:
         """How much of its memory a slot has filled, 0 to 1. May be called from any thread."""
@@ -146,6 +145,9 @@ class Backend(Protocol):
     def renew(self, slot: int) -> Generator[None, None, int] | None:
         """Work that gives a slot whose context runs out a new one; None where none is due.
 
-        It returns how many of the conversation's last frames the new one holds.
-        Whoever closes the slot before the work is exhausted closes the work first.
+        It returns the number of the conversation's last frames that the new one holds. Where the
+        slot is closed before the work is exhausted, the work must be closed first.
         """
+
+    def close(self, slot: int) -> None:
+        """Free a slot. Nothing of its conversation stays readable."""

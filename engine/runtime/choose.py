@@ -1,8 +1,9 @@
 """Which backend `--model` means: auto, embedded, a directory, or a Hugging Face repository.
 
-Loads no torch: whether there is a GPU is asked of the driver's own library (engine/hardware.py).
+Loads no torch: whether there is a GPU is asked of the driver's own library.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -11,17 +12,28 @@ from typing import TYPE_CHECKING
 
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.hardware import has_cuda
 from engine.install import describe_missing
-from engine.runtime.hub import DEFAULT_REPOSITORY
+from engine.weights.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
-    from engine.runtime.loader import Shelf
+    from engine.weights.loading import Shelf
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
+
+
+def has_cuda() -> bool:
+    """Whether the NVIDIA driver is here and sees a device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):  # 0 is success
+        return False
+    return count.value > 0
 
 
 def choose_model(model: str) -> tuple[str, str]:
@@ -30,7 +42,10 @@ def choose_model(model: str) -> tuple[str, str]:
         return model, "as asked"
     if not has_cuda():
         return "embedded", "no CUDA device here, so the built-in test voice speaks"
-    if _has_token() or _is_downloaded():
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    folder = home / "hub" / f"models--{DEFAULT_REPOSITORY.replace('/', '--')}" / "snapshots"
+    has_token = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
+    if has_token or any(folder.glob("*/model.safetensors")):
         return DEFAULT_REPOSITORY, "a CUDA device is here, and weights or a token for them"
     return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
 
@@ -50,10 +65,13 @@ def load_backend(
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
+    device = config.device
+    if device == "auto":
+        device = "cuda" if has_cuda() else "cpu"
     return load_personaplex(
         source,
         shelf,
-        device=_device(config.device),
+        device=device,
         slots=config.slots,
         revision=config.revision or None,
         transcribe=config.transcribe,
@@ -62,20 +80,3 @@ def load_backend(
         renewal_frames=config.renewal_frames,
         progress=progress,
     )
-
-
-def _device(device: str) -> str:
-    return device if device != "auto" else ("cuda" if has_cuda() else "cpu")
-
-
-def _has_token() -> bool:
-    return bool(os.environ.get("HF_TOKEN")) or (_hf_home() / "token").exists()
-
-
-def _is_downloaded() -> bool:
-    folder = _hf_home() / "hub" / f"models--{DEFAULT_REPOSITORY.replace('/', '--')}" / "snapshots"
-    return any(folder.glob("*/model.safetensors"))
-
-
-def _hf_home() -> Path:
-    return Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

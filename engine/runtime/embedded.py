@@ -5,17 +5,22 @@ service), and speaks any text it is given word by word through eSpeak NG, throug
 director, scheduler and wire as the model. Not a model: it understands nothing.
 """
 
+import ctypes
+import functools
+import os
 import random
 import re
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import espeakng_loader
 import numpy as np
+import soxr
 
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, VOICE_NAMES, SamplingConfig
-from engine.runtime import espeak
 from engine.runtime.backend import Heard, Opening, Spoken
 
 GREETINGS = (
@@ -25,7 +30,7 @@ GREETINGS = (
     "Say something, and you will hear it again. Type a sentence, and I speak it.",
 )
 GREETING_DELAY_FRAMES = 3  # a client that connects in order to say something comes first
-LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech (listening.md 1.3)
+LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech
 SPEECH_FRAMES = 4  # loud frames before an utterance is worth playing back
 SILENCE_FRAMES = 9  # 0.72 s of quiet end an utterance
 ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
@@ -35,6 +40,183 @@ WORD_GAP_SAMPLES = SAMPLE_RATE // 25  # 40 ms between words
 LEAD_FRAMES = 4  # a word takes about this long to be fed: vote for it while the last one sounds
 RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sentence
 FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
+
+
+class EmbeddedBackend:
+    """Keeps the contract of `backend.py` without a model."""
+
+    name = "embedded"
+    transcribes = False
+    ticks = None
+    limited_by = "asked"  # neither memory nor time limits it
+
+    def __init__(self, slots: int = 4) -> None:
+        self.slots = slots
+        self.tokenizer = ByteTokenizer()
+        self.voices = VOICE_NAMES
+        self._open: dict[int, EmbeddedConversation] = {}
+        self._active: list[int] = []
+        load_synthesizer()  # a missing library fails here, at start, not in a conversation
+
+    def prepare(self, opening: Opening) -> None:
+        """It reads no files."""
+
+    def open(self, slot: int, opening: Opening) -> Iterator[None]:
+        self._open[slot] = EmbeddedConversation(opening)
+        yield from ()
+
+    def tune(self, slot: int, sampling: SamplingConfig) -> None:
+        """Nothing is sampled here, so there is nothing to change."""
+
+    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
+        self._active = [int(slot) for slot in np.flatnonzero(active)]
+        text = np.full(self.slots, PAD, np.int64)  # [S]
+        for slot in self._active:
+            text[slot] = self._open[slot].listen(pcm[slot])
+        return Heard(text=text)
+
+    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
+        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
+        for slot in self._active:
+            pcm[slot] = self._open[slot].speak(int(text[slot]), bool(hush[slot]))
+        return Spoken(pcm=pcm)
+
+    def close(self, slot: int) -> None:
+        self._open.pop(slot, None)
+
+    def renew(self, slot: int) -> None:
+        """Nothing is remembered here that could run out."""
+
+    def context_used(self, slot: int) -> float:
+        return 0.0  # it remembers nothing
+
+
+class EmbeddedConversation:
+    """All state of one slot."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.user = UtteranceCollector()
+        self.mouth = Mouth(espeak_voice(opening.voice))
+        self.tokenizer = ByteTokenizer()
+        greeting = random.Random(opening.seed).choice(GREETINGS)
+        self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
+        self.pieces: deque[int] = deque()  # of the script's current word
+        self.delay = GREETING_DELAY_FRAMES
+        self.bootstrapped = False
+        self.sampled = PAD
+        self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
+
+    def listen(self, pcm: np.ndarray) -> int:
+        """Take a user frame [1920]; the text token that would be fed next."""
+        if self.bootstrapped:
+            utterance = self.user.add(pcm)
+            if self.user.onset >= ONSET_FRAMES and self.mouth.playback:
+                self.mouth.audio = self.mouth.audio[:0]  # the user speaks again: stop playing back
+                self.mouth.playback = False
+            if utterance is not None:
+                self.mouth.play(utterance)
+        self.sampled = self._sample()
+        return self.sampled
+
+    def _sample(self) -> int:
+        """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
+        if self.pieces:
+            return self.pieces.popleft()
+        if not self.mouth.wants_word or self.mouth.playback:
+            return PAD
+        if self.script:
+            if self.delay:
+                self.delay -= 1
+                return PAD
+            self.pieces.extend(self.script.popleft())
+        return EPAD
+
+    def speak(self, token: int, hush: bool) -> np.ndarray:
+        """Feed a token; the frame [1920] of the token before it."""
+        if token != self.sampled:  # something else is being said: no greeting over it
+            self.script.clear()
+            self.pieces.clear()
+        self.mouth.feed(token, self.tokenizer)
+        out, frame = self.held, self.mouth.frame()
+        self.held = np.zeros_like(frame) if hush else frame
+        self.bootstrapped = True
+        return out
+
+
+class UtteranceCollector:
+    """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
+
+    def __init__(self) -> None:
+        self.frames: deque[np.ndarray] = deque(maxlen=MAX_UTTERANCE_FRAMES)
+        self.loud = self.quiet = self.onset = 0
+
+    def add(self, pcm: np.ndarray) -> np.ndarray | None:
+        """Take a user frame [1920]; the utterance [n] when it has just ended, else None."""
+        is_loud = float(np.abs(pcm).max()) > LOUD
+        self.onset = self.onset + 1 if is_loud else 0
+        self.quiet = 0 if is_loud else self.quiet + 1
+        self.loud += is_loud
+        self.frames.append(pcm.copy())
+        if not self.loud:
+            while len(self.frames) > PRE_ROLL_FRAMES:
+                self.frames.popleft()
+        if self.quiet < SILENCE_FRAMES or not self.loud:
+            return None
+        spoken = list(self.frames)[: -SILENCE_FRAMES + 1]
+        worth = self.loud >= SPEECH_FRAMES
+        self.frames.clear()
+        self.loud = 0
+        return np.concatenate(spoken) if worth else None
+
+
+@dataclass
+class Mouth:
+    """The agent's side of a slot: words fed piece by piece become queued samples."""
+
+    voice: tuple[str, int]
+    audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # not yet played
+    word: bytes = b""  # of the word being fed
+    open: bool = False  # a word is being fed
+    playback: bool = False  # what is queued is the user's own speech
+
+    def feed(self, token: int, tokenizer: "ByteTokenizer") -> None:
+        """Take a text token; a word sounds as soon as the token after it shows its end."""
+        if token < FIRST_ID:
+            return self._finish_word()
+        opens, data = tokenizer.data(token)
+        if opens:
+            self._finish_word()
+        self.open = True
+        self.word += data
+
+    def _finish_word(self) -> None:
+        if not self.open:
+            return
+        voice, pitch = self.voice
+        samples = synthesize(self.word.decode(errors="replace"), voice, pitch, RATE_WPM)
+        before = np.zeros(0, np.float32) if self.playback else self.audio
+        gap = np.zeros(WORD_GAP_SAMPLES if len(before) else 0, np.float32)
+        self.audio = np.concatenate([before, gap, samples])
+        self.word, self.open, self.playback = b"", False, False
+
+    def play(self, samples: np.ndarray) -> None:
+        """Queue the user's own speech, unless words are sounding."""
+        if not len(self.audio) and not self.open:
+            self.audio, self.playback = samples, True
+
+    def frame(self) -> np.ndarray:
+        """The next 1920 samples; silence where nothing is queued."""
+        out = np.zeros(FRAME_SAMPLES, np.float32)
+        head = self.audio[:FRAME_SAMPLES]
+        out[: len(head)] = head
+        self.audio = self.audio[FRAME_SAMPLES:]
+        self.playback = self.playback and len(self.audio) > 0
+        return out
+
+    @property
+    def wants_word(self) -> bool:
+        """Whether the next word may start: what sounds ends before that word can be fed."""
+        return not self.open and len(self.audio) <= LEAD_FRAMES * FRAME_SAMPLES
 
 
 @dataclass(frozen=True)  # all instances are equal: a table made from one serves all
@@ -86,180 +268,83 @@ def espeak_voice(name: str) -> tuple[str, int]:
     return f"en-us+{gender}{number + 1}", (55 if family == "NAT" else 38)
 
 
-class Ear:
-    """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
+# -- eSpeak NG -------------------------------------------------------------------------------------
+
+AUDIO_OUTPUT_SYNCHRONOUS = 2  # eSpeak's constants, from here
+CHARS_UTF8 = 1
+PARAMETER_RATE, PARAMETER_PITCH = 1, 3
+POSITION_CHARACTER = 1
+TRIM_LEVEL = 10 ** (-45 / 20)  # quieter samples at either end of a word are cut
+EDGE_SAMPLES = SAMPLE_RATE // 100  # 10 ms kept around what is left, faded
+WORDS_CACHED = 2048
+
+CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+class Synthesizer:
+    """The process's one eSpeak instance: one word in, its samples out, by ctypes.
+
+    The library calls back while `espeak_Synth` runs. It keeps one global state, so all calls go
+    through one lock. Source: espeak-ng `speak_lib.h`; library and data come with the
+    `espeakng-loader` package.
+    """
 
     def __init__(self) -> None:
-        self.frames: deque[np.ndarray] = deque(maxlen=MAX_UTTERANCE_FRAMES)
-        self.loud = self.quiet = self.onset = 0
+        self._lock = threading.Lock()
+        self._chunks: list[bytes] = []
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = os.fsencode(espeakng_loader.get_data_path())
+        self.sample_rate = self._library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
+        assert self.sample_rate > 0, f"eSpeak NG found no data in {data!r}"
+        self._callback = CALLBACK(self._collect)  # kept: the library holds only the pointer
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
 
-    def hear(self, pcm: np.ndarray) -> np.ndarray | None:
-        """Take a user frame [1920]; the utterance [n] when it has just ended, else None."""
-        is_loud = float(np.abs(pcm).max()) > LOUD
-        self.onset = self.onset + 1 if is_loud else 0
-        self.quiet = 0 if is_loud else self.quiet + 1
-        self.loud += is_loud
-        self.frames.append(pcm.copy())
-        if not self.loud:
-            while len(self.frames) > PRE_ROLL_FRAMES:
-                self.frames.popleft()
-        if self.quiet < SILENCE_FRAMES or not self.loud:
-            return None
-        return self._finish()
+    def _collect(self, samples, count: int, _events) -> int:
+        if samples and count > 0:
+            self._chunks.append(ctypes.string_at(samples, count * 2))
+        return 0
 
-    def _finish(self) -> np.ndarray | None:
-        spoken = list(self.frames)[: -SILENCE_FRAMES + 1]
-        worth = self.loud >= SPEECH_FRAMES
-        self.frames.clear()
-        self.loud = 0
-        return np.concatenate(spoken) if worth else None
+    def say(self, text: str, voice: str, pitch: int, rate: int) -> np.ndarray:
+        """Samples of a word: float32 [n] at 24 kHz, silence at both ends cut.
 
-
-@dataclass
-class Mouth:
-    """The agent's side of a slot: words fed piece by piece become queued samples."""
-
-    voice: tuple[str, int]
-    audio: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # not yet played
-    word: bytes = b""  # of the word being fed
-    open: bool = False  # a word is being fed
-    playback: bool = False  # what is queued is the user's own speech
-
-    def feed(self, token: int, tokenizer: ByteTokenizer) -> None:
-        """Take a text token; a word sounds as soon as the token after it shows its end."""
-        if token < FIRST_ID:
-            return self._finish_word()
-        opens, data = tokenizer.data(token)
-        if opens:
-            self._finish_word()
-        self.open = True
-        self.word += data
-
-    def _finish_word(self) -> None:
-        if not self.open:
-            return
-        voice, pitch = self.voice
-        samples = espeak.say(self.word.decode(errors="replace"), voice, pitch, RATE_WPM)
-        before = np.zeros(0, np.float32) if self.playback else self.audio
-        gap = np.zeros(WORD_GAP_SAMPLES if len(before) else 0, np.float32)
-        self.audio = np.concatenate([before, gap, samples])
-        self.word, self.open, self.playback = b"", False, False
-
-    def play(self, samples: np.ndarray) -> None:
-        """Queue the user's own speech, unless words are sounding."""
-        if not len(self.audio) and not self.open:
-            self.audio, self.playback = samples, True
-
-    def frame(self) -> np.ndarray:
-        """The next 1920 samples; silence where nothing is queued."""
-        out = np.zeros(FRAME_SAMPLES, np.float32)
-        head = self.audio[:FRAME_SAMPLES]
-        out[: len(head)] = head
-        self.audio = self.audio[FRAME_SAMPLES:]
-        self.playback = self.playback and len(self.audio) > 0
-        return out
-
-    @property
-    def wants_word(self) -> bool:
-        """Whether the next word may start: what sounds ends before that word can be fed."""
-        return not self.open and len(self.audio) <= LEAD_FRAMES * FRAME_SAMPLES
+        voice is an eSpeak name such as `en-us+f3`, pitch 0 to 100, rate in words per minute.
+        Text without anything to say (punctuation) gives 0 samples.
+        """
+        data = text.replace("\0", "").encode()
+        with self._lock:
+            self._chunks.clear()
+            self._library.espeak_SetVoiceByName(voice.encode())
+            self._library.espeak_SetParameter(PARAMETER_RATE, rate, 0)
+            self._library.espeak_SetParameter(PARAMETER_PITCH, pitch, 0)
+            self._library.espeak_Synth(
+                data, len(data) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None
+            )
+            raw = b"".join(self._chunks)
+        samples = np.frombuffer(raw, dtype="<i2").astype(np.float32) / 32768
+        samples = soxr.resample(samples, self.sample_rate, SAMPLE_RATE).astype(np.float32)
+        loud = np.flatnonzero(np.abs(samples) > TRIM_LEVEL)
+        if not loud.size:
+            return np.zeros(0, np.float32)
+        cut = samples[max(0, loud[0] - EDGE_SAMPLES) : loud[-1] + EDGE_SAMPLES].copy()
+        edge = min(EDGE_SAMPLES, len(cut) // 2)
+        ramp = np.linspace(0, 1, edge, dtype=np.float32)  # so that words join without a click
+        cut[:edge] *= ramp
+        cut[len(cut) - edge :] *= ramp[::-1]
+        return cut
 
 
-class Conversation:
-    """All state of one slot."""
-
-    def __init__(self, opening: Opening) -> None:
-        self.ear = Ear()
-        self.mouth = Mouth(espeak_voice(opening.voice))
-        self.tokenizer = ByteTokenizer()
-        greeting = random.Random(opening.seed).choice(GREETINGS)
-        self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
-        self.pieces: deque[int] = deque()  # of the script's current word
-        self.delay = GREETING_DELAY_FRAMES
-        self.bootstrapped = False
-        self.sampled = PAD
-        self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
-
-    def listen(self, pcm: np.ndarray) -> int:
-        if self.bootstrapped:
-            self._hear(pcm)
-        self.sampled = self._sample()
-        return self.sampled
-
-    def _hear(self, pcm: np.ndarray) -> None:
-        utterance = self.ear.hear(pcm)
-        if self.ear.onset >= ONSET_FRAMES and self.mouth.playback:
-            self.mouth.audio = self.mouth.audio[:0]  # the user speaks again: stop playing back
-            self.mouth.playback = False
-        if utterance is not None:
-            self.mouth.play(utterance)
-
-    def _sample(self) -> int:
-        """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
-        if self.pieces:
-            return self.pieces.popleft()
-        if not self.mouth.wants_word or self.mouth.playback:
-            return PAD
-        if self.script:
-            if self.delay:
-                self.delay -= 1
-                return PAD
-            self.pieces.extend(self.script.popleft())
-        return EPAD
-
-    def speak(self, token: int, hush: bool) -> np.ndarray:
-        """Feed a token; the frame [1920] of the token before it."""
-        if token != self.sampled:  # something else is being said: no greeting over it
-            self.script.clear()
-            self.pieces.clear()
-        self.mouth.feed(token, self.tokenizer)
-        out, frame = self.held, self.mouth.frame()
-        self.held = np.zeros_like(frame) if hush else frame
-        self.bootstrapped = True
-        return out
+@functools.cache
+def load_synthesizer() -> Synthesizer:
+    """The shared instance; made on first use."""
+    return Synthesizer()
 
 
-class EmbeddedBackend:
-    """The contract of `backend.py` without a model; see the module's docstring."""
-
-    name = "embedded"
-    transcribes = False
-    ticks = None
-    limited_by = "asked"  # neither memory nor time limits it
-
-    def __init__(self, slots: int = 4) -> None:
-        self.slots = slots
-        self.tokenizer = ByteTokenizer()
-        self.voices = VOICE_NAMES
-        self._open: dict[int, Conversation] = {}
-        self._active: list[int] = []
-        espeak.synthesizer()  # a missing library fails here, at start, not in a conversation
-
-    def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        self._open[slot] = Conversation(opening)
-        yield from ()
-
-    def tune(self, slot: int, sampling: SamplingConfig) -> None:
-        """Nothing is sampled here, so there is nothing to change."""
-
-    def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
-        self._active = [int(slot) for slot in np.flatnonzero(active)]
-        text = np.full(self.slots, PAD, np.int64)  # [S]
-        for slot in self._active:
-            text[slot] = self._open[slot].listen(pcm[slot])
-        return Heard(text=text)
-
-    def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
-        pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)  # [S, 1920]
-        for slot in self._active:
-            pcm[slot] = self._open[slot].speak(int(text[slot]), bool(hush[slot]))
-        return Spoken(pcm=pcm)
-
-    def close(self, slot: int) -> None:
-        self._open.pop(slot, None)
-
-    def renew(self, slot: int) -> None:
-        """Nothing is remembered here that could run out."""
-
-    def context_used(self, slot: int) -> float:
-        return 0.0  # it remembers nothing
+@functools.lru_cache(WORDS_CACHED)
+def synthesize(text: str, voice: str = "en-us", pitch: int = 50, rate: int = 175) -> np.ndarray:
+    """`Synthesizer.say`, remembered: conversations say the same small words again and again."""
+    samples = load_synthesizer().say(text, voice, pitch, rate)
+    samples.flags.writeable = False
+    return samples

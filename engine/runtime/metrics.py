@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum, auto
+from functools import partial
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -46,7 +47,7 @@ class Dropped(StrEnum):
 class Window:
     """The values of the last minute, for percentiles. Thread-safe.
 
-    A ring buffer of numbers: it is copied while nobody else may add, and that takes no time.
+    A ring buffer of numbers: copied under the lock, which takes no time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,8 +77,8 @@ class Window:
         return np.percentile(values, wanted).tolist() if len(values) else [0.0] * len(wanted)
 
 
-class Record:
-    """The latency record (performance.md 2.6): each frame's stages, and the slots of each tick.
+class LatencyRecord:
+    """The latency record (docs/internals.md): each frame's stages, and the slots of each tick.
 
     Without what the client's loudspeaker still has to play: the protocol does not tell it.
     """
@@ -93,23 +94,17 @@ class Record:
             "A stage of the frames of the last minute",
             labels=("stage", "quantile"),
         )
-        for stage, window in self.stages.items():
-            _add_quantiles(seconds, window, stage)
-        yield seconds
         slots = GaugeMetricFamily(
             "personaplex_active_slots",
             "Slots that took part in a tick, of the last minute",
             labels=("quantile",),
         )
-        _add_quantiles(slots, self.slots)
-        yield slots
-
-
-def _add_quantiles(family: GaugeMetricFamily, window: Window, *labels: str) -> None:
-    values = window.values()
-    if len(values):
-        for quantile, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
-            family.add_metric((*labels, f"{quantile:g}"), float(value))
+        rows = [(seconds, (stage,), window) for stage, window in self.stages.items()]
+        for family, labels, window in [*rows, (slots, (), self.slots)]:
+            if len(values := window.values()):
+                for quantile, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
+                    family.add_metric((*labels, f"{quantile:g}"), float(value))
+        yield from (seconds, slots)
 
 
 class Metrics:
@@ -118,44 +113,36 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.registry = CollectorRegistry()
-        self.record = Record(clock)
+        self.record = LatencyRecord(clock)
         self.step = Window(clock)  # seconds of backend work per tick
-        self.late_frames = 0
-        registry = self.registry
-        registry.register(self.record)
-        self._ticks = Counter("personaplex_ticks", "Ticks of the scheduler", registry=registry)
-        self._frames = Counter("personaplex_frames", "Agent frames made", registry=registry)
-        self._late = Counter(
-            "personaplex_late_frames",
-            "Frames sent > 120 ms after their user frame",
-            registry=registry,
+        self.registry.register(self.record)
+        counter = partial(Counter, registry=self.registry)
+        self._ticks = counter("personaplex_ticks", "Ticks of the scheduler")
+        self._frames = counter("personaplex_frames", "Agent frames made")
+        self._late = counter(
+            "personaplex_late_frames", "Frames sent > 120 ms after their user frame"
         )
         self._step = Histogram(
             "personaplex_step_seconds",
             "Backend time of a tick",
             buckets=STEP_BUCKETS,
-            registry=registry,
+            registry=self.registry,
         )
-        self._live = Gauge("personaplex_conversations", "Open conversations", registry=registry)
-        self._ended = Counter(
-            "personaplex_conversations_ended", "Ended conversations", ["reason"], registry=registry
+        self._live = Gauge(
+            "personaplex_conversations", "Open conversations", registry=self.registry
         )
-        self._ignored = Counter(
-            "personaplex_ignored_messages", "Unknown kinds and empty messages", registry=registry
-        )
-        self._dropped = Counter(
+        self._ended = counter("personaplex_conversations_ended", "Ended conversations", ["reason"])
+        self._ignored = counter("personaplex_ignored_messages", "Unknown kinds and empty messages")
+        self._dropped = counter(
             "personaplex_dropped_user_frames",
             "Quiet user frames that were not heard: in overload, or because they came too late",
             ["reason"],
-            registry=registry,
         )
         for reason in Dropped:  # there from the start, at 0
             self._dropped.labels(reason)
-        self._routes = Counter(
-            "personaplex_routes", "Questions looked up", ["source", "state"], registry=registry
-        )
-        self._markers = Counter(
-            "personaplex_ignored_markers", "Markers that came when none was due", registry=registry
+        self._routes = counter("personaplex_routes", "Questions looked up", ["source", "state"])
+        self._markers = counter(
+            "personaplex_ignored_markers", "Markers that came when none was due"
         )
 
     def ticked(self, frames: int, step_seconds: float) -> None:
@@ -166,16 +153,14 @@ class Metrics:
         self.record.slots.add(frames)
 
     def took(self, stage: Stage, seconds: float, frames: int = 1) -> None:
-        """A stage of so many live frames, each of which it took so long."""
+        """A stage took `seconds` for each of some live frames."""
         self.record.stages[stage].add(seconds, frames)
 
     def sent(self, seconds: float) -> bool:
         """An agent frame left this long after its user frame was complete; whether it was late."""
         self.took(Stage.ANSWER, seconds)
         late = seconds > LATE_SECONDS
-        if late:
-            self.late_frames += 1
-            self._late.inc()
+        self._late.inc(late)
         return late
 
     def opened(self) -> None:

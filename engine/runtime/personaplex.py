@@ -1,9 +1,13 @@
 """The model as a backend: openings, prompts and seeds around the frame loop of engine/model.
 
-Only the scheduler's thread may call it, and only it turns numpy into tensors and back.
+The recogniser runs in the loop's ticks and reads what the codec has encoded there anyway. States of
+prompts that were run before are kept, so that a known voice and persona connect at once. Only the
+scheduler's thread may call all this, but for `prepare`; only here numpy is turned into tensors and
+back.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -11,28 +15,27 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
-from engine.model.attention import Rings
-from engine.model.graphs import Ticks
-from engine.model.loop import Loop, Ready
-from engine.model.mimi import Stream
+from engine.model.gpu.graphs import Ticks
+from engine.model.loop import Loop, PromptState
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
-from engine.model.state import Active
+from engine.model.stt import Hearing, silence_codes
+from engine.model.transformer import Active
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
-from engine.runtime.capacity import TickTable, time_ticks
-from engine.runtime.ear import Ear, rows, written
-from engine.runtime.loader import Checkpoint, file_hash, read_saved_voice
-from engine.runtime.prompt_cache import PromptCache
-from engine.runtime.recogniser import LoadedRecogniser
-from engine.runtime.renewal import Renewal, settle
+from engine.runtime.load import TickTable, time_ticks
+from engine.runtime.renewal import Renewal, wait_for
+from engine.weights.loading import Checkpoint, LoadedRecogniser, file_hash, read_saved_voice
 
+MEGABYTE = 1_000_000
 CACHE_MB = 500.0  # of prompt states: nine of 100 columns of the public model in bf16
 CPU_SLOTS = 4  # on a CPU neither memory nor ticks are measured
+NOT_RUN = -1  # instead of a recogniser's token
+PromptKey = tuple[str, tuple[int, ...]]  # hash of the voice's file, text ids of the persona
 
 
 class PersonaPlexBackend:
     """Keeps the contract of `runtime/backend.py`."""
 
-    limited_by = "asked"  # what made the number of slots; whoever chose them says so
+    limited_by = "asked"  # what made the number of slots; who chose them sets it
 
     def __init__(
         self,
@@ -52,12 +55,20 @@ class PersonaPlexBackend:
         self.config = checkpoint.lm.config
         self.loop = Loop(checkpoint.lm, checkpoint.mimi, slots, kv_dtype)
         self.cache = PromptCache(cache_mb)
+        self._digests: dict[str, str] = {}  # of the files of voices that were read, by name
         self._voices: dict[str, Voice] = {}  # by the hash of their file
+        self._recordings: dict[str, np.ndarray] = {}  # whole frames to be encoded, likewise
         self._active = np.zeros(slots, bool)
         self.transcribing = self.transcribes = recogniser is not None
+        self.hearing: Hearing | None = None
+        self._transcribed: set[int] = set()  # slots that the recogniser runs for
         with torch.inference_mode():
-            self.ear = Ear(recogniser, self.loop) if recogniser else None
-            self.runner = Ticks(self.loop, graphs, hearing=self.ear and self.ear.hearing)
+            if recogniser:
+                config = recogniser.stt.config
+                silence = silence_codes(checkpoint.mimi, config.n_q)
+                self.hearing = Hearing(recogniser.stt, slots, silence)
+                self.transcription = Transcription(recogniser.tokenizer, config.delay_frames)
+            self.runner = Ticks(self.loop, graphs, hearing=self.hearing)
         self.ticks: TickTable | None = None
         self.renewal: Renewal | None = None
         if renewal_frames:
@@ -67,21 +78,40 @@ class PersonaPlexBackend:
 
     # -- one conversation --------------------------------------------------------------------------
 
+    def prepare(self, opening: Opening) -> None:
+        """Read the voice's file; a file that is as it was costs only its hash. Any thread."""
+        path = self.checkpoint.voices.path(opening.voice)
+        digest = file_hash(path)
+        if digest not in self._voices and digest not in self._recordings:
+            if path.suffix == ".pt":
+                self._voices[digest] = read_saved_voice(path, self.config)
+            else:
+                pcm = self.checkpoint.voices.audio(opening.voice)
+                self._recordings[digest] = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
+        self._digests[opening.voice] = digest
+
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         """Each `next` runs at most 64 columns (or a frame of a recorded voice) for this slot."""
         self.close(slot)
-        path = self.checkpoint.voices.path(opening.voice)
-        key = file_hash(path), opening.text_ids
+        if opening.voice not in self._digests:
+            self.prepare(opening)
+        key = self._digests[opening.voice], opening.text_ids
         ready = self.cache.get(key)
         if ready is None:
-            yield from self._load_voice(opening.voice, key[0])
+            yield from self._encode_voice(key[0])
             prompt = self._prompt(self._voices[key[0]], opening.text_ids)
             for embedded in self._embedded(prompt).split(self.loop.piece):
                 self._prefill(slot, embedded)
                 yield
-            ready = self._ready(slot, prompt)
+            with torch.inference_mode():
+                ready = self.loop.save_prompt(slot, prompt)
             self.cache.put(key, ready)
-        self._start(slot, ready, opening)
+        with torch.inference_mode():
+            self.loop.start(slot, ready)
+            self.loop.sampler.seed(slot, opening.seed)
+            self.tune(slot, opening.sampling)
+        if self.hearing and opening.transcribe:
+            self._transcribed.add(slot)
         if self.renewal and self.renewal.enter(slot, ready.columns + 1):
             frames = prompt_frames(self.config, opening.text_ids)
             self._prompts[slot] = self._voices[key[0]], frames
@@ -101,8 +131,9 @@ class PersonaPlexBackend:
         self._prompts.pop(slot, None)
         if self.renewal:
             self.renewal.forget(slot)
-        if self.ear:
-            self.ear.clear(slot)
+        self._transcribed.discard(slot)
+        if self.hearing:
+            self.hearing.clear(slot)
 
     def context_used(self, slot: int) -> float:
         """Columns in the ring, of those it holds, 0 to 1."""
@@ -110,33 +141,30 @@ class PersonaPlexBackend:
 
     @torch.inference_mode()
     def measure(self) -> None:
-        """Time a tick of every bucket, but on a CPU, which has one; every slot is cleared."""
+        """Time a tick of every bucket; every slot is cleared. A CPU has one: nothing to do."""
         if len(self.runner.buckets) == 1 and not self.runner.cuda:
             return
+        parts = [self.loop, self.loop.encoder, self.loop.decoder]
+        parts += [self.hearing] if self.hearing else []
         for slot in range(self.slots):
-            for rings in self._all_rings():
-                rings.set_position(slot, rings.capacity)  # what is in them costs no time
+            for part in parts:  # what is in their rings costs no time
+                part.rings.set_position(slot, part.rings.capacity)
             self.tune(slot, SamplingConfig())
-        self.ticks = time_ticks(self.runner.buckets, self._timed, self._timed_piece)
+        self.ticks = time_ticks(self.runner.buckets, self._time_tick, self._time_piece)
         for slot in range(self.slots):
             self.close(slot)
 
-    def _all_rings(self) -> list[Rings]:
-        """The model's, the codec's both ways, and the recogniser's."""
-        parts = [self.loop, self.loop.encoder, self.loop.decoder]
-        return [part.rings for part in (*parts, *([self.ear.hearing] if self.ear else []))]
-
     @torch.inference_mode()
-    def _timed(self, slots: int) -> float:
+    def _time_tick(self, slots: int) -> float:
         """Seconds of one tick of the first slots, all transcribed where that is possible."""
         start = time.perf_counter()
         active = np.arange(self.slots) < slots
         pcm = np.zeros((self.slots, FRAME_SAMPLES), np.float32)
-        text, *_ = self.runner.listen(pcm, active, range(slots) if self.ear else ())
+        text, *_ = self.runner.listen(pcm, active, range(slots) if self.hearing else ())
         self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
         return time.perf_counter() - start
 
-    def _timed_piece(self) -> float:
+    def _time_piece(self) -> float:
         """Seconds of one piece of a prompt, the last that its ring has room for."""
         rings, piece, table = self.loop.rings, self.loop.piece, self.checkpoint.lm.embedding.table
         rings.set_position(0, max(0, rings.capacity - piece))
@@ -149,10 +177,14 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def listen(self, pcm: np.ndarray, active: np.ndarray) -> Heard:
         self._active = active
-        writing = self.ear.among(np.flatnonzero(active).tolist()) if self.transcribing else []
+        slots = np.flatnonzero(active).tolist()
+        writing = self._select_transcribed(slots)
         text, codes, words = self.runner.listen(pcm, active, writing)
         self._user_codes = codes
-        return Heard(text, codes, *(written(words, writing) if words else ()))
+        if words is None:
+            return Heard(text, codes)
+        ran = np.isin(np.arange(self.slots), writing)  # the other rows mean nothing
+        return Heard(text, codes, np.where(ran, words[0], NOT_RUN), words[1])
 
     @torch.inference_mode()
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
@@ -167,20 +199,22 @@ class PersonaPlexBackend:
             self.renewal.note(talking, fed, self._user_codes, codes)
         return Spoken(pcm=pcm, codes=codes)
 
-    @property
-    def transcription(self) -> Transcription:
-        return self.ear.transcription
-
     @torch.inference_mode()
     def flush(self, slots: list[int]) -> dict[int, HeardRow]:
-        slots = self.ear.among(slots) if self.transcribing else []
-        return rows(self.runner.flush(slots), slots) if slots else {}
+        slots = self._select_transcribed(slots)
+        if not slots:
+            return {}
+        text, pause = self.runner.flush(slots)
+        return {s: HeardRow(int(text[s]), None if pause is None else pause[s]) for s in slots}
+
+    def _select_transcribed(self, slots: list[int]) -> list[int]:
+        return [s for s in slots if s in self._transcribed] if self.transcribing else []
 
     # -- prompts -----------------------------------------------------------------------------------
 
     def prompt_frames(self, opening: Opening) -> int:
         """Frames of a prompt whose voice has been loaded by an `open` of the same voice."""
-        voice = self._voices[file_hash(self.checkpoint.voices.path(opening.voice))]
+        voice = self._voices[self._digests[opening.voice]]
         return self._prompt(voice, opening.text_ids).frames
 
     def _prompt(self, voice: Voice, text_ids: tuple[int, ...]) -> Prompt:
@@ -189,43 +223,46 @@ class PersonaPlexBackend:
     @torch.inference_mode()
     def _embedded(self, prompt: Prompt) -> Tensor:
         """What the transformer reads of all columns but the last [P - 1, dim]."""
-        return prompt.embedded(self.checkpoint.lm.embedding, 0, prompt.frames - 1)
+        return prompt.embed(self.checkpoint.lm.embedding, 0, prompt.frames - 1)
 
     @torch.inference_mode()
     def _prefill(self, slot: int, embedded: Tensor) -> None:
         self.runner.prefill.run(slot, embedded)
-        settle(self.loop.device)
+        wait_for(self.loop.device)
 
-    @torch.inference_mode()
-    def _ready(self, slot: int, prompt: Prompt) -> Ready:
-        return self.loop.ready(slot, prompt)
-
-    @torch.inference_mode()
-    def _start(self, slot: int, ready: Ready, opening: Opening) -> None:
-        self.loop.start(slot, ready)
-        self.loop.sampler.seed(slot, opening.seed)
-        self.loop.sampler.tune(slot, opening.sampling)
-        if self.ear and opening.transcribe:
-            self.ear.open(slot)
-
-    def _load_voice(self, name: str, digest: str) -> Iterator[None]:
-        """Read a saved voice, or encode a recorded one: a frame takes as long as a piece."""
+    def _encode_voice(self, digest: str) -> Iterator[None]:
+        """Encode a recorded voice: a frame takes as long as a piece of a prompt."""
         if digest in self._voices:
             return
-        path = self.checkpoint.voices.path(name)
-        if path.suffix == ".pt":
-            self._voices[digest] = read_saved_voice(path, self.config)
-            return
-        pcm = self.checkpoint.voices.audio(name)
-        pcm = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))
         stream, codes = self.checkpoint.mimi.encoder_stream(1), []
-        for frame in torch.from_numpy(pcm).view(-1, 1, FRAME_SAMPLES):
-            codes.append(self._encode(frame, stream))
+        for frame in torch.from_numpy(self._recordings[digest]).view(-1, 1, FRAME_SAMPLES):
+            with torch.inference_mode():
+                active = Active.of([0], 1, self.loop.device)
+                frame = frame.to(self.loop.device)
+                codes.append(self.checkpoint.mimi.encode(frame, stream, active).cpu())
             yield
         self._voices[digest] = Voice(codes=torch.cat(codes))
+        self._recordings.pop(digest, None)  # another opening may have been faster
 
-    @torch.inference_mode()
-    def _encode(self, frame: Tensor, stream: Stream) -> Tensor:
-        """The next frame [1, 1920] through the streaming codec [1, Q]."""
-        active = Active.of([0], 1, self.loop.device)
-        return self.checkpoint.mimi.encode(frame.to(self.loop.device), stream, active).cpu()
+
+class PromptCache:
+    """States of prompts within a budget in MB; the least recently used makes room."""
+
+    def __init__(self, budget_mb: float) -> None:
+        self._budget = budget_mb * MEGABYTE
+        self._kept: OrderedDict[PromptKey, PromptState] = OrderedDict()
+
+    def get(self, key: PromptKey) -> PromptState | None:
+        """The state of a prompt, if it is kept; it counts as used now."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: PromptKey, ready: PromptState) -> None:
+        """Keep a state; those unused for longest make room. Too large a one is not kept."""
+        if ready.bytes > self._budget:
+            return
+        self._kept[key] = ready
+        self._kept.move_to_end(key)
+        while sum(kept.bytes for kept in self._kept.values()) > self._budget:
+            self._kept.popitem(last=False)

@@ -1,56 +1,33 @@
-"""Conversations longer than the context: before a ring is full, a spare one is made of the prompt
-and the conversation's last N frames; between two ticks it takes the slot's place.
+"""Conversations longer than the context: before a ring is full, it is made anew between ticks.
 
-What the codec and the sampler remember is untouched; only what the temporal transformer reads is
-made anew. After the swap a slot equals a fresh one that was given the same prompt and the same
-frames. Whose turn it is says renewal_queue.py. Only the scheduler's thread calls it; each `next`
-is one piece of a prompt.
+A spare ring is filled with the prompt and the conversation's last frames, in pieces; then it takes
+the slot's place. What the codec and the sampler remember is untouched; only what the temporal
+transformer reads is made anew. After the swap a slot equals a fresh one that was given the same
+prompt and the same frames. Only the scheduler's thread calls it; each `next` is one piece.
 """
 
 import logging
-from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.config import PAD
-from engine.model.config import LMConfig
-from engine.model.graphs import Ticks
+from engine.model.gpu.graphs import Prefill, Ticks
 from engine.model.loop import Loop
-from engine.model.prefill import Prefill
 from engine.model.prompt import Prompt, Voice, build_prompt
-from engine.runtime.renewal_queue import SHORT, RenewalQueue
 
 logger = logging.getLogger(__name__)
 
-
-def settle(device: torch.device) -> None:
-    """Wait until a piece of work is done, so that what it took is known when it returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class History:
-    """The last whole frames of one slot, K small integers each, on the host."""
-
-    def __init__(self, most: int) -> None:
-        self.frames: deque[list[int]] = deque(maxlen=most)
-        self.total = 0  # frames of the conversation so far
-        self.text = PAD  # fed for the frame that comes next
-
-
-def renewed_prompt(config: LMConfig, voice: Voice, prompt: Tensor, frames: Tensor) -> Prompt:
-    """The columns of a conversation that begins with this prompt and went through these frames."""
-    return build_prompt(config, voice, torch.cat([prompt, frames]))
+SHORT = 8  # columns that are caught up together with the swap
 
 
 class Renewal:
-    """Makes a slot's ring anew, in pieces."""
+    """Makes slots' rings anew, one at a time: there is one spare."""
 
     def __init__(self, loop: Loop, frames: int, columns: int, runner: Ticks) -> None:
-        """frames: that are kept, at most; columns: that the spare holds."""
+        """frames: how many are kept, at most; columns: how many the spare holds."""
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.transformer.rings(1, columns, loop.rings.kv.dtype)
         with torch.inference_mode():
@@ -61,8 +38,8 @@ class Renewal:
         self.first: int | None = None  # whose turn it was after the last tick, if anybody's
         self.busy = False  # there is one spare: one renewal at a time
 
-    def _empty(self) -> History:
-        return History(self.spare.capacity)  # more would not fit
+    def _empty(self) -> "FrameHistory":
+        return FrameHistory(self.spare.capacity, 1 + self.config.n_q)  # more would not fit
 
     def enter(self, slot: int, prompt_frames: int) -> bool:
         """Whether a slot with this prompt has room to talk once it is renewed; only then it is."""
@@ -85,10 +62,7 @@ class Renewal:
     def note(self, slots: list[int], text: np.ndarray, heard: np.ndarray, said: np.ndarray) -> None:
         """After a tick: text fed [S], user codes [S, Q] and complete agent codes [S, Q]."""
         for slot in slots:
-            history = self.histories[slot]
-            history.frames.append([history.text, *said[slot].tolist(), *heard[slot].tolist()])
-            history.total += 1
-            history.text = int(text[slot])
+            self.histories[slot].add(said[slot], heard[slot], int(text[slot]))
         pushed, histories = self.loop.rings.pushed, self.histories
         ripe = [slot for slot in self.queue.slots if histories[slot].total >= self.kept[slot]]
         self.first = self.queue.next({slot: pushed[slot] for slot in ripe})
@@ -101,9 +75,9 @@ class Renewal:
     def run(self, slot: int, voice: Voice, prompt: Tensor) -> Generator[None, None, int]:
         """Prefill the spare, catch up with what was said meanwhile, swap. prompt [T, K] frames.
 
-        Where so little slack was left that the spare cannot take all of it, from the beginning, and
-        with half the frames, as there may be no more slack than before.
-        Returns how many frames the slot's new memory holds.
+        Returns the number of frames that the slot's new memory holds. Where little slack was left,
+        the spare may not take all that was said meanwhile: then it begins again, with half the
+        frames, as there may be no more slack than before.
         """
         self.busy = True
         try:
@@ -123,8 +97,8 @@ class Renewal:
                     self._swap(slot)
                     return history.total - first
                 yield
-        except Exception:
-            self.queue.leave(slot)  # or it would be tried again in every frame
+        except Exception:  # whatever it was, it would be tried again in every frame
+            self.queue.leave(slot)
             raise
         finally:
             self.busy, self.first = False, None
@@ -134,14 +108,14 @@ class Renewal:
     def _columns(self, slot: int, voice: Voice, prompt: Tensor, first: int) -> Prompt:
         """From the prompt's first column to the last that the slot has run."""
         history = self.histories[slot]
-        frames = torch.tensor(list(history.frames)[first - history.total :])  # [n, K]
-        return renewed_prompt(self.config, voice, prompt, frames)
+        frames = history.last(history.total - first)
+        return build_prompt(self.config, voice, torch.cat([prompt, frames]))
 
     @torch.inference_mode()
     def _push(self, whole: Prompt, start: int, end: int) -> None:
         if start < end:
-            self.prefill.run(0, whole.embedded(self.loop.lm.embedding, start, end))
-            settle(self.loop.device)
+            self.prefill.run(0, whole.embed(self.loop.lm.embedding, start, end))
+            wait_for(self.loop.device)
 
     @torch.inference_mode()
     def _swap(self, slot: int) -> None:
@@ -152,4 +126,90 @@ class Renewal:
         if rings.scale is not None:
             rings.used_scale(slot).copy_(spare.used_scale(0))
         spare.clear(0)
-        settle(self.loop.device)
+        wait_for(self.loop.device)
+
+
+class FrameHistory:
+    """The last whole frames of one slot on the host: a ring of K small integers each."""
+
+    def __init__(self, most: int, rows: int) -> None:
+        self._ring = np.zeros((most, rows), np.int32)  # [frames, K]
+        self.total = 0  # frames of the conversation so far
+        self.text = PAD  # fed for the frame that comes next
+
+    def add(self, said: np.ndarray, heard: np.ndarray, text: int) -> None:
+        """A frame is whole: its agent's codes [Q] and user's [Q]. text: fed for the next one."""
+        row = self._ring[self.total % len(self._ring)]
+        row[0], row[1 : 1 + len(said)], row[1 + len(said) :] = self.text, said, heard
+        self.total += 1
+        self.text = text
+
+    def last(self, frames: int) -> Tensor:
+        """The newest frames, oldest first [n, K] int64; fewer where it does not hold them all."""
+        frames = min(frames, self.total, len(self._ring))
+        places = np.arange(self.total - frames, self.total) % len(self._ring)
+        return torch.from_numpy(self._ring[places].astype(np.int64))
+
+
+class RenewalQueue:
+    """Whose ring is renewed next, and when: all slots share one spare, and that takes its time.
+
+    The fullest goes first. It begins once any slot would else lose the start of its prompt before
+    its own renewal is over. So a lone call talks on until its ring is almost full; of slots that
+    fill up together the first is renewed early, the others after it. Arithmetic only; a column is
+    a frame.
+    """
+
+    def __init__(self, capacity: int, piece: int, slots: int, spare: int) -> None:
+        """Columns of a ring, of a piece of work and of the spare; slots there are."""
+        self._capacity, self._piece, self._whole, self._spare = capacity, piece, slots, spare
+        self.slots: dict[int, int] = {}  # slot -> frames that its renewal lasts
+
+    def enter(self, slot: int, prompt: int, frames: int) -> int:
+        """The number of frames a slot keeps behind its prompt; 0: it is not renewed.
+
+        It is not where prompt and all `frames` leave no room for two renewals. Fewer are kept where
+        the spare holds no more, with what is said meanwhile. Fewer are kept, too, where slots that
+        are all as full as this one would wait for it too long.
+        """
+        columns = prompt + frames
+        if not self._leaves_room(columns, 2):
+            return 0
+        while columns > prompt and not (
+            columns + 2 * self.lasts(columns) <= self._spare  # at half the pace too
+            and self._leaves_room(columns, self._whole + 1)
+        ):
+            columns -= 1
+        if columns <= prompt:
+            return 0
+        self.slots[slot] = self.lasts(columns)
+        return columns - prompt
+
+    def _leaves_room(self, columns: int, renewals: int) -> bool:
+        """Whether this many renewals to `columns` are over before the ring is full again."""
+        return columns + renewals * self.lasts(columns) < self._capacity
+
+    def leave(self, slot: int) -> None:
+        self.slots.pop(slot, None)
+
+    def lasts(self, columns: int) -> int:
+        """Frames that a renewal to `columns` takes, at a piece a frame."""
+        return -(-columns // (self._piece - 1)) + 1  # each frame adds a column; the last one swaps
+
+    def next(self, pushed: Mapping[int, int]) -> int | None:
+        """The slot to begin with now; None: there is time. pushed: slot -> columns that it ran."""
+        order = sorted(pushed, key=lambda slot: -pushed[slot])
+        if not order:
+            return None
+        over = self.slots[order[0]]  # one to spare: prompts of newcomers go before renewals
+        for slot in order:
+            over += self.slots[slot]
+            if pushed[slot] + over >= self._capacity:
+                return order[0]
+        return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a piece of work is done, so that what it took is known when it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,34 +1,45 @@
 """Who runs frames: one thread owns the backend and ticks it for every slot that has a frame.
 
-Not a place for conversation: which text is fed is each seat's director's affair, who may talk for
-how long the session's. Source of the clock rules: performance.md 2.6 (public batched servers).
+Not a place for conversation: each seat's director says which text is fed, the session how long
+somebody may talk. The thread runs frames and nothing else: what other threads ask for is bounded
+in number and time per turn, and files are read in a thread beside it.
+The clock rules follow public batched servers (docs/internals.md).
 """
 
 import itertools
+import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, SamplingConfig
-from engine.errors import BusyError, EngineError
-from engine.runtime.backend import Backend, Opening, Spoken
-from engine.runtime.directing import Batch, Directing, logged_fault
+from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
+from engine.errors import BusyError, EngineError, logged_fault
+from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
+from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
-from engine.runtime.overload import KEPT_FRAMES, Overload, Shedding
-from engine.runtime.seat import Director, Ended, Frame, Output, Ready, Seat
-from engine.runtime.slack import SlackWork, next_due
+from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 3  # what a refused client is told
-LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt waits for it
+LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt or a held-back frame waits for it
+REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
+COMMANDS_A_TURN = 4  # of one seat
+BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
 
 
 class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
-    `on_death` is called, in the scheduler's thread, with the exception that ended it.
+    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader`
+    reads the files of a newcomer's voice.
     """
 
     def __init__(
@@ -37,20 +48,21 @@ class Scheduler:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[BaseException], None] | None = None,
+        loader: Executor | None = None,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
         self.clock = clock
         self._on_death = on_death
+        self._loader = loader or ThreadPoolExecutor(1, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._shedding = Shedding(self.overload, backend, self._give_up)
-        self._directing = Directing(backend, self._give_up)
         self._between = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
+        self._requests: dict[Seat, None] = {}  # who asked for a restart or settings, in order
         self._sitting: list[Seat] = []  # scheduler's thread: who sat there when its turn began
-        self._tasks: list[Callable[[], None]] = []  # for the scheduler's thread
+        self._served = -1  # the number of the seat whose command was carried out last
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
@@ -75,9 +87,9 @@ class Scheduler:
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
-        self, opening: Opening, director: Director, deliver: Callable[[list[Output]], None]
+        self, opening: Opening, director: FrameDirector, deliver: Callable[[list[Output]], None]
     ) -> Seat:
-        """Take the lowest free slot. Raises BusyError if there is none."""
+        """Take the lowest free slot. Raises BusyError if there is none, or in overload."""
         seat = Seat(opening, director, deliver, self.wake, self.metrics)
         with self._wake:
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
@@ -91,40 +103,50 @@ class Scheduler:
                     f"retry in {RETRY_SECONDS} s"
                 )
             seat.slot, seat.joined = free[0], next(self._count)
+            seat.prepared = self._loader.submit(self._read_files, seat)
             self._seats[seat.slot] = seat
+        seat.prepared.add_done_callback(lambda _: self.wake())
         self.metrics.opened()
         self.wake()
         return seat
 
     def leave(self, seat: Seat, reason: str) -> None:
-        """Give a seat back: at once somebody else may take its slot. Again: nothing."""
+        """Give a seat back: somebody else may take its slot at once. A second call does nothing."""
         with self._wake:
             if seat.left:
                 return
             seat.left = True
             del self._seats[seat.slot]
+            self._requests.pop(seat, None)
             self._leavers.append(seat)
         self.metrics.ended(reason)
         self.wake()
 
-    def restart(self, seat: Seat, opening: Opening, director: Director) -> None:
-        """The same slot from the beginning; `Ready` is delivered again."""
-        seat.forget()
-        self._do(lambda: self._reopen(seat, opening, director))
+    def restart(self, seat: Seat, opening: Opening, director: FrameDirector) -> None:
+        """The same slot and voice from the beginning; `Ready` is delivered again."""
+        seat.request_restart(opening, director)
+        self._ask(seat)
 
     def tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        """Change how a seat samples from its next tick on."""
-        self._do(lambda: self._tune(seat, sampling))
+        """Change how a seat samples from its next tick on; only the last settings count."""
+        seat.request_sampling(sampling)
+        self._ask(seat)
+
+    def _ask(self, seat: Seat) -> None:
+        with self._wake:
+            if not seat.left:
+                self._requests[seat] = None
+        self.wake()
 
     def wake(self) -> None:
         with self._wake:
             self._awake = True
             self._wake.notify()
 
-    def _do(self, task: Callable[[], None]) -> None:
-        with self._wake:
-            self._tasks.append(task)
-        self.wake()
+    def _read_files(self, seat: Seat) -> None:
+        """Loader's thread. Who has left meanwhile needs nothing any more."""
+        if not seat.left:
+            self.backend.prepare(seat.opening)
 
     # -- scheduler's thread ------------------------------------------------------------------------
 
@@ -132,17 +154,14 @@ class Scheduler:
         try:
             while not self._stopping:
                 self._wait(self.turn())
-        except Exception as error:  # the thread's boundary: whoever owns the process must know
-            self._bury(error)
-
-    def _bury(self, error: Exception) -> None:
-        fault = logged_fault("the scheduler's thread died")
-        with self._wake:
-            seats = list(self._seats.values())
-        for seat in seats:
-            seat.deliver([Ended(fault)])
-        if self._on_death:
-            self._on_death(error)
+        except Exception as error:  # the thread's boundary: the owner of the process must know
+            fault = logged_fault("the scheduler's thread died")
+            with self._wake:
+                seats = list(self._seats.values())
+            for seat in seats:
+                seat.deliver([Ended(fault)])
+            if self._on_death:
+                self._on_death(error)
 
     def _wait(self, until: float | None) -> None:
         """Sleep until woken or `until`."""
@@ -153,107 +172,112 @@ class Scheduler:
             self._awake = False
 
     def turn(self) -> float | None:
-        """One round: tick what is ready, else one piece of work. When to come back, or None."""
-        self._tidy()
-        seats, between = self._sitting, self._between
-        self._directing.read_inboxes(seats)
+        """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
+        until = self.clock() + BETWEEN_SECONDS
+        with self._wake:
+            leavers, self._leavers = self._leavers, []
+            seats = self._sitting = list(self._seats.values())
+        for seat in leavers:  # nothing is opened in a slot before this
+            self._close(seat)
+        between = self._between
+        more = self._carry_out_requests(until)
+        more = self._read_inboxes(seats, until) or more
         now = self.clock()
-        if between.starves(seats, now) and between.piece(seats):
+        if between.is_starving(seats, now) and between.piece(seats):
             return self.clock()
         if ready := self._ready(now):
-            self._tick(self._collect(ready, now))
+            self._tick(ready, now)
             return self.clock()
-        if self._directing.flush(seats) or between.piece(seats):
+        if self._flush(seats) or between.piece(seats) or more:
             return self.clock()
         return self._next_at()
 
-    def _tidy(self) -> None:
-        """Close the slots of those who left, carry out what other threads asked for, look round."""
-        with self._wake:
-            tasks, self._tasks = self._tasks, []
-            leavers, self._leavers = self._leavers, []
-            self._sitting = list(self._seats.values())
-        for seat in leavers:
-            self._close(seat)
-        for task in tasks:
-            task()
-
-    def _reopen(self, seat: Seat, opening: Opening, director: Director) -> None:
-        if not seat.left:
-            self._close(seat)
-            seat.restart(opening, director)
+    def _carry_out_requests(self, until: float) -> bool:
+        """Restarts and settings of a few seats; whether others have to wait for the next turn."""
+        for _ in range(REQUESTS_A_TURN):
+            with self._wake:
+                if not self._requests:
+                    return False
+                seat = next(iter(self._requests))
+                del self._requests[seat]
+            restart, sampling = seat.take_requests()
+            if (
+                restart
+            ):  # safe though its client may be leaving: its slot is reused only after this turn
+                self._close(seat)
+                seat.start(*restart)
+            if sampling and (seat.bootstrapping or seat.live):
+                self.backend.tune(seat.slot, sampling)
+            elif sampling and seat.work is None:  # not open yet: it opens with these settings
+                seat.opening = replace(seat.opening, sampling=sampling)
+            elif sampling:  # its prompts are going in: when they are in
+                seat.tuned = sampling
+            if self.clock() >= until:
+                break
+        return bool(self._requests)
 
     def _close(self, seat: Seat) -> None:
         self._between.drop(seat)
         if seat.is_open:
             self.backend.close(seat.slot)
 
-    def _tune(self, seat: Seat, sampling: SamplingConfig) -> None:
-        if seat.left:
-            return
-        if seat.bootstrapping or seat.live:
-            self.backend.tune(seat.slot, sampling)
-        elif seat.work is None:  # not open yet: it opens with these settings
-            seat.opening = replace(seat.opening, sampling=sampling)
-        else:  # its prompts are going in: when they are in
-            seat.tuned = sampling
-
     def _give_up(self, seat: Seat, error: EngineError) -> None:
         seat.deliver([Ended(error)])
         self.leave(seat, "error")
 
     def _ready(self, now: float) -> list[Seat]:
-        """Every seat that has a whole frame, or must get one; nobody, if all of them can wait."""
+        """Every seat that has a whole frame or must get one; empty if all of them can wait."""
         seats = [seat for seat in self._sitting if not seat.left]
         ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
         others = [seat for seat in seats if seat not in ready]
         return ready if any(self._may_start(seat, others, now) for seat in ready) else []
 
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
-        """Whether this seat is worth a tick now. In a tick of somebody else's it rides along."""
+        """Whether this seat is worth a tick now. If another seat starts one, this one joins it."""
         if seat.bootstrapping:  # a newcomer makes nobody late
             return self._between.slack.allows(now, next_due(others, now), seat, "tick")
-        return not (seat.catches_up(now) and any(other.is_late(now) for other in others))
+        return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))
 
-    def _collect(self, seats: list[Seat], now: float) -> Batch:
-        """Take one frame of each of them."""
+    def _tick(self, seats: list[Seat], now: float) -> None:
+        """Take one frame of each of these seats, and make one for each."""
         size = self.backend.slots
-        batch = Batch(seats, np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool))
+        pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
+        due: dict[Seat, float] = {}  # when the user frames were complete
         for seat in seats:
-            batch.active[seat.slot] = True
+            active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
-                batch.pcm[seat.slot], batch.due[seat] = seat.take_frame(now)
-                self.metrics.took(Stage.QUEUE, max(0.0, now - batch.due[seat]))
-            batch.peaks[seat] = float(np.abs(batch.pcm[seat.slot]).max())
-        return batch
-
-    def _tick(self, batch: Batch) -> None:
-        """One frame for every seat of the batch."""
+                pcm[seat.slot], due[seat] = seat.take_frame(now)
+                self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
         started = self.clock()
-        heard = self.backend.listen(batch.pcm, batch.active)
+        heard = self.backend.listen(pcm, active)
         listened = self.clock()
-        before = {seat: seat.chosen for seat in batch.seats}  # events of the frame made now
-        text, hush = self._directing.choose(batch, heard)
+        before = {seat: seat.next_events for seat in seats}  # of the frame made now
+        text, hush = self._choose(seats, pcm, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
-        self._deliver(batch, spoken, before, ready)
+        self._deliver(seats, spoken, due, before, ready)
         step = (listened - started) + (ready - chosen)
-        self.metrics.ticked(len(batch.seats), step)
-        live = len(batch.due)
+        self.metrics.ticked(len(seats), step)
+        live = len(due)
         self.metrics.took(Stage.LISTEN, listened - started, live)
         self.metrics.took(Stage.CHOOSE, chosen - listened, live)
         self.metrics.took(Stage.SPEAK, ready - chosen, live)
-        self.overload.ticked(step)
-        self._between.slack.tick_took(step)
-        self._shedding.act(self._sitting)
+        self.overload.add_tick(step)
+        self._between.slack.note("tick", step)
+        self._shed(self._sitting)
 
     def _deliver(
-        self, batch: Batch, spoken: Spoken, before: dict[Seat, list], ready: float
+        self,
+        seats: list[Seat],
+        spoken: Spoken,
+        due: dict[Seat, float],
+        before: dict[Seat, list],
+        ready: float,
     ) -> None:
-        for seat in batch.seats:
+        for seat in seats:
             if seat.left:
                 continue
             pcm = spoken.pcm[seat.slot].copy()
@@ -262,8 +286,22 @@ class Scheduler:
                 seat.deliver([Ready()])
                 continue
             seat.peak_out = float(np.abs(pcm).max())
-            seat.answered(batch.due[seat], self.clock())
-            seat.deliver([Frame(pcm, before[seat], batch.due[seat], ready)])
+            seat.was_late = self.clock() - due[seat] > LATE_SECONDS
+            seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
+
+    def _shed(self, seats: list[Seat]) -> None:
+        """What overload asks for: the recogniser goes first, then the newest conversation."""
+        backend, was_paused = self.backend, self.overload.recogniser_paused
+        relief = self.overload.step(backend.transcribes and backend.transcribing)
+        staying = [seat for seat in seats if not seat.left]
+        if relief is Relief.PAUSE_RECOGNISER:
+            logger.warning("overload: the recogniser is paused")
+            backend.transcribing = False
+        elif relief is Relief.END_NEWEST and len(staying) > 1:  # the last: better slow than gone
+            newest = max(staying, key=lambda seat: seat.joined)
+            self._give_up(newest, BusyError("the server is overloaded; retry in 60 s"))
+        elif was_paused and not self.overload.recogniser_paused:
+            backend.transcribing = True
 
     def _next_at(self) -> float | None:
         """When the earliest seat's next frame may run; soon, where somebody waits for slack."""
@@ -271,6 +309,76 @@ class Scheduler:
         seats = [seat for seat in self._sitting if not seat.left]
         times = [at for seat in seats if (at := seat.next_tick_at(now)) is not None]
         times = [at if at > now else now + LOOK_AGAIN_SECONDS for at in times]
-        if any(not (seat.live or seat.bootstrapping) for seat in seats):
-            times.append(now + LOOK_AGAIN_SECONDS)  # a prompt waits: nobody else wakes us
+        if any(seat.needs_prompt for seat in seats):
+            times.append(now + LOOK_AGAIN_SECONDS)  # nobody else wakes us
         return min(times, default=None)
+
+    # -- the seats' directors: one's fault ends its conversation and no other ----------------------
+
+    def _read_inboxes(self, seats: list[Seat], until: float) -> bool:
+        """A few commands of each seat, one at a time in turns; whether others have to wait.
+
+        When the time is over the rest waits, in order, and the next turn goes on with the next
+        seat: nobody's commands keep anybody's frame waiting, nor anybody else's commands.
+        """
+        waiting = [seat for seat in seats if seat.has_commands]
+        waiting.sort(key=lambda seat: (seat.joined <= self._served, seat.joined))
+        queue, taken = deque(waiting), Counter()
+        while queue:
+            seat = queue.popleft()
+            if seat.left or (command := seat.take_command()) is None:
+                continue
+            self._report(seat, partial(seat.director.take, command))
+            self._served = seat.joined
+            taken[seat] += 1
+            if self.clock() >= until:
+                break
+            if taken[seat] < COMMANDS_A_TURN:
+                queue.append(seat)
+        return any(seat.has_commands and not seat.left for seat in waiting)
+
+    def _flush(self, seats: list[Seat]) -> bool:
+        """One step of the recogniser alone for all whose turn has just ended; whether there was."""
+        if not (self.backend.transcribes and self.backend.transcribing):
+            return False
+        flushing = {seat.slot: seat for seat in seats if seat.flushing and not seat.left}
+        if flushing:
+            for slot, heard in self.backend.flush(list(flushing)).items():
+                self._report(flushing[slot], partial(flushing[slot].director.flush, heard))
+        return bool(flushing)
+
+    def _choose(
+        self, seats: list[Seat], pcm: np.ndarray, heard: Heard
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which token is fed to each slot: text [S] int64, hush [S] bool."""
+        text = np.full(self.backend.slots, PAD, np.int64)
+        hush = np.zeros(self.backend.slots, bool)
+        for seat in seats:
+            slot = seat.slot
+            peak_in = float(np.abs(pcm[slot]).max())
+            try:
+                text[slot], hush[slot] = seat.director.step(
+                    int(heard.text[slot]), heard_row(heard, slot), peak_in, seat.peak_out
+                )
+                seat.next_events = seat.director.events()
+            except Exception:  # one conversation's fault must not reach its neighbours
+                self._give_up(seat, logged_fault("director failed"))
+        return text, hush
+
+    def _report(self, seat: Seat, act: Callable[[], list[Any]]) -> None:
+        """Deliver what a director has to say between two frames."""
+        try:
+            events = act()
+        except Exception:  # one conversation's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("director failed"))
+            return
+        if events:
+            seat.deliver([Notice(events)])
+
+
+def heard_row(heard: Heard, slot: int) -> HeardRow:
+    """What one slot's director is shown beside the sampled token."""
+    if heard.stt_text is None or heard.stt_text[slot] < 0:
+        return HeardRow()
+    pause = None if heard.pause is None else heard.pause[slot]
+    return HeardRow(stt_text=int(heard.stt_text[slot]), pause=pause)

@@ -1,32 +1,33 @@
 """One conversation's place at the scheduler: its bounded boxes and its frame clock.
 
-A session's threads write into the boxes (`hear`, `post`), the scheduler's thread empties them.
-What a seat may not do is decide anything about other seats.
+A session's threads write into the boxes (`push_audio`, `post`, requests); the scheduler's thread
+empties them. A seat decides nothing about other seats.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.metrics import Dropped, Metrics
-from engine.runtime.user_audio import AudioRing
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
-FORGIVE_SECONDS = 1.0  # after a gap, late audio may come for so long; then invented silence stays
+FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
 HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
+QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
 
 
-class Director(Protocol):
+class FrameDirector(Protocol):
     """What the scheduler needs of `dialogue.director`, which lies above it."""
 
     @property
@@ -96,60 +97,61 @@ class Seat:
     def __init__(
         self,
         opening: Opening,
-        director: Director,
+        director: FrameDirector,
         deliver: Callable[[list[Output]], None],
         wake: Callable[[], None],
         metrics: Metrics,
     ) -> None:
         self.deliver = deliver  # thread-safe; called in the scheduler's thread
         self.slot = -1
-        self.joined = 0  # the how many-th of its scheduler
+        self.joined = 0  # counts up with every conversation of its scheduler
         self.left = False
-        self.dropped_frames = 0
+        self.prepared: Future[None] = Future()  # done: its voice is read, or cannot be
         self._wake, self._metrics = wake, metrics
         self._lock = threading.Lock()
         self._inbox: deque[Any] = deque()
-        self._restarts = 0  # asked for and not carried out yet
+        self._restart: tuple[Opening, FrameDirector] | None = None  # asked for, not carried out
+        self._sampling: SamplingConfig | None = None  # asked for after that, not carried out
         self.start(opening, director)
 
-    def start(self, opening: Opening, director: Director) -> None:
+    def start(self, opening: Opening, director: FrameDirector) -> None:
         """Begin a conversation on this seat (again, for a restart)."""
         self.opening, self.director = opening, director
         self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
         self.tuned: SamplingConfig | None = None  # came while its prompts were going in
         self.bootstrapping = False
         self.live = False
-        self.chosen: list[Any] = []  # events of the frame whose text is fed already
+        self.next_events: list[Any] = []  # of the frame whose text is fed already
         self.peak_out = 0.0
-        self._audio = AudioRing()
+        self._audio = FrameQueue()
         self._last_heard: float | None = None  # when audio came last
         self._next_silence = 0.0
         self._owed = 0  # frames of silence invented in the gap before the last audio
         self._forgive_until = 0.0
         self._ticked_at = self._ticked_before = float("-inf")  # its last tick, and the one before
-        self._was_late = False  # its last frame
+        self.was_late = False  # its last frame; set by the scheduler
 
     # -- any thread --------------------------------------------------------------------------------
 
-    def hear(self, pcm: np.ndarray, now: float) -> int:
-        """Take user samples [n] float32; how many frames they complete.
+    def push_audio(self, pcm: np.ndarray, now: float) -> int:
+        """Take user samples [n] float32; the number of frames they complete.
 
         Raises TooFastError beyond 30 s ahead of real time.
         """
         with self._lock:
             if not self.live:
                 return 0  # spoken before the handshake: there is nobody to hear it yet
-            before = self._audio.frames
-            self._audio.push(pcm, now)
-            complete = self._audio.frames - before
+            before = len(self._audio)
+            complete = self._audio.push(pcm, now)
             self._forget_late_audio(now, before)
-            waiting = self._audio.samples / SAMPLE_RATE
+            waiting = self._audio.seconds
         if waiting > MAX_AHEAD_SECONDS:
             raise TooFastError(
                 f"{waiting:.1f} s of audio are waiting; send at most real time, "
                 f"{MAX_AHEAD_SECONDS} s ahead"
             )
-        self._wake()
+        if complete:  # a piece of a frame gives the scheduler nothing to do
+            self._wake()
         return complete
 
     def post(self, command: Any) -> None:
@@ -160,11 +162,16 @@ class Seat:
             self._inbox.append(command)
         self._wake()
 
-    def forget(self) -> None:
-        """A restart is on its way: what waits is void, what comes from now on is for after it."""
+    def request_restart(self, opening: Opening, director: FrameDirector) -> None:
+        """What waits is void, an earlier restart too; what comes from now on is for after it."""
         with self._lock:
             self._inbox.clear()
-            self._restarts += 1
+            self._restart, self._sampling = (opening, director), None
+
+    def request_sampling(self, sampling: SamplingConfig) -> None:
+        """Only the last settings that were asked for count."""
+        with self._lock:
+            self._sampling = sampling
 
     # -- scheduler's thread ------------------------------------------------------------------------
 
@@ -173,27 +180,32 @@ class Seat:
         """Whether the backend holds anything of this conversation."""
         return self.work is not None or self.bootstrapping or self.live
 
-    def restart(self, opening: Opening, director: Director) -> None:
-        """Carry out a restart that was announced by `forget`."""
-        with self._lock:
-            self._restarts -= 1
-        self.start(opening, director)
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether a piece of its prompts could run now."""
+        return not (self.live or self.bootstrapping) and self.prepared.done()
 
     @property
     def flushing(self) -> bool:
         """Whether steps of the recogniser between two frames would help its director."""
         return self.live and self.opening.transcribe and self.director.flushing
 
-    def commands(self) -> list[Any]:
+    def take_requests(self) -> tuple[tuple[Opening, FrameDirector] | None, SamplingConfig | None]:
+        """(the restart, the settings) that were asked for, in the order to carry them out."""
         with self._lock:
-            if self._restarts:
-                return []  # they are for the next director
-            commands, self._inbox = list(self._inbox), deque()
-        return commands
+            requests = self._restart, self._sampling
+            self._restart = self._sampling = None
+        return requests
 
-    def obey(self) -> list[Any]:
-        """Let the director take what was posted; its events of no frame."""
-        return [event for command in self.commands() for event in self.director.take(command)]
+    def take_command(self) -> Any | None:
+        """The oldest command; None: none waits, or they wait for the next director."""
+        with self._lock:
+            return self._inbox.popleft() if self._inbox and not self._restart else None
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether `take_command` has one."""
+        return bool(self._inbox) and not self._restart
 
     def next_tick_at(self, now: float) -> float | None:
         """When this seat's next frame may run (<= now: at once); None: nothing to wait for."""
@@ -202,8 +214,13 @@ class Seat:
         if not self.live:
             return None
         with self._lock:
-            if self._audio.frames:
-                return self._catch_up_at(now)
+            if self._audio:
+                # A steady client is never held back; a backlog gets two ticks in any 80 ms, one is
+                # extra. What came late gets none: with the silence that was answered in its place,
+                # the agent would run ahead of real time (docs/api.md).
+                if self._owed and len(self._audio) > 1:
+                    return max(now, self._next_silence)
+                return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
             if not self.director.wants_frames:
                 return None
             if self._last_heard is None:
@@ -213,8 +230,8 @@ class Seat:
     def take_frame(self, now: float) -> tuple[np.ndarray, float]:
         """The user frame [1920] of this tick and when it was due."""
         with self._lock:
-            whole = self._audio.frames > 0
-            due = self._audio.due[0] if whole else max(self._next_silence, now - FRAME_SECONDS)
+            whole = bool(self._audio)
+            due = self._audio.due if whole else max(self._next_silence, now - FRAME_SECONDS)
             if not whole:
                 self._owed += self._last_heard is not None
             late = now - self._next_silence > FRAME_SECONDS
@@ -229,66 +246,115 @@ class Seat:
         Of a client that is silent nobody knows: it may be at any moment, so 0.
         """
         with self._lock:
-            if self._audio.frames:
-                return self._audio.due[0]
+            if self._audio:
+                return self._audio.due
             if self._is_heard(now):
                 return self._last_heard + self._audio.missing_seconds
             return self._next_silence if self.director.wants_frames else 0.0
 
-    def catches_up(self, now: float) -> bool:
+    def would_catch_up(self, now: float) -> bool:
         """Whether a tick now would be an extra one: of a backlog, not 80 ms after the last."""
         with self._lock:
-            return self._audio.frames > 1 and now < self._ticked_at + FRAME_SECONDS - MOMENT
-
-    def answered(self, due: float, now: float) -> None:
-        """The agent's frame for the user frame of `due` was made."""
-        self._was_late = now - due > LATE_SECONDS
+            return len(self._audio) > 1 and now < self._ticked_at + FRAME_SECONDS - MOMENT
 
     def is_late(self, now: float) -> bool:
         """Whether this conversation's frames come too late at present."""
         with self._lock:
-            overdue = self._audio.frames and now - self._audio.due[0] > LATE_SECONDS
-            return bool(overdue or (self._was_late and self._is_heard(now)))
+            overdue = self._audio and now - self._audio.due > LATE_SECONDS
+            return bool(overdue or (self.was_late and self._is_heard(now)))
 
     def drop_quiet(self, kept: int) -> int:
-        """In overload: drop the oldest quiet frames beyond `kept`; how many were dropped."""
+        """In overload: drop the oldest quiet frames beyond `kept`; the number dropped."""
         with self._lock:
-            dropped = self._audio.drop_quiet(kept)
-            self.dropped_frames += dropped
-            return dropped
+            return self._audio.drop(kept, only_quiet=True)
 
-    def frames_waiting(self) -> int:
-        with self._lock:
-            return self._audio.frames
+    # -- under the lock ----------------------------------------------------------------------------
 
     def _is_heard(self, now: float) -> bool:
         return self._last_heard is not None and now - self._last_heard <= SILENT_AFTER_SECONDS
 
-    def _catch_up_at(self, now: float) -> float:
-        """A steady client is never held back; a backlog gets two ticks in any 80 ms, one is extra.
-
-        What came late gets none: with the silence that was answered in its place, the agent would
-        run ahead of real time (wire.md 5).
-        """
-        if self._owed and self._audio.frames > 1:
-            return max(now, self._next_silence)
-        return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
-
     def _forget_late_audio(self, now: float, waited: int) -> None:
         """After a gap that was filled with silence, quiet frames that come late only add delay.
 
-        Whoever speaks is heard, however late; the delay goes with the next quiet frames, and with
-        the oldest of any kind where no quiet ones come for long: there is noise.
+        Speech is heard, however late. The delay goes with the next quiet frames, and with the
+        oldest of any kind where no quiet ones come for long: there is noise.
         """
         if not self._is_heard(now):
             self._forgive_until = now + FORGIVE_SECONDS
         elif now > self._forgive_until and waited < 2:
             self._owed = 0
-        self._last_heard, waiting = now, self._audio.frames
+        self._last_heard, waiting = now, len(self._audio)
         if self._owed and waiting > 1:
             hopes = now <= self._forgive_until + HOPE_SECONDS
-            drop = self._audio.drop_quiet if hopes else self._audio.drop
-            dropped = drop(max(1, waiting - self._owed))
+            dropped = self._audio.drop(max(1, waiting - self._owed), only_quiet=hopes)
             self._owed -= dropped
-            self.dropped_frames += dropped
             self._metrics.dropped(dropped, Dropped.LATE)
+
+
+class FrameQueue:
+    """The whole user frames that wait, and the samples of the one that has begun.
+
+    Samples are cut into frames where they are pushed, in the sender's thread: however small the
+    pieces are, a tick takes a frame at once. A burst is dated on the 80 ms clock, not on its
+    arrival: its frames are due one after another. No lock of its own: the seat holds one.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[float, np.ndarray]] = deque()  # (when it was due, [1920])
+        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        self._last_due = 0.0
+
+    def __len__(self) -> int:
+        """Whole frames."""
+        return len(self._frames)
+
+    @property
+    def due(self) -> float:
+        """When the oldest frame was due; there must be one."""
+        return self._frames[0][0]
+
+    @property
+    def seconds(self) -> float:
+        """Of audio that waits."""
+        return (len(self._frames) * FRAME_SAMPLES + self._filled) / SAMPLE_RATE
+
+    @property
+    def missing_seconds(self) -> float:
+        """Of speech, until the frame that has begun is whole."""
+        return (FRAME_SAMPLES - self._filled) / SAMPLE_RATE
+
+    def push(self, pcm: np.ndarray, now: float) -> int:
+        """Take samples [n]; the number of frames they complete."""
+        before, at = len(self._frames), 0
+        while at < len(pcm):
+            piece = pcm[at : at + FRAME_SAMPLES - self._filled]
+            self._begun[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            at += len(piece)
+            if self._filled == FRAME_SAMPLES:
+                self._last_due = max(now, self._last_due + FRAME_SECONDS)
+                self._frames.append((self._last_due, self._take_begun()))
+        return len(self._frames) - before
+
+    def pop(self) -> np.ndarray:
+        """The oldest 1920 samples; what is missing is silence."""
+        return self._frames.popleft()[1] if self._frames else self._take_begun()
+
+    def _take_begun(self) -> np.ndarray:
+        frame = self._begun
+        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        return frame
+
+    def drop(self, kept: int, only_quiet: bool) -> int:
+        """Drop the oldest frames until `kept` are left; the number.
+
+        only_quiet: of those in which nobody speaks, as far as there are any.
+        """
+        before, excess, waiting = len(self._frames), len(self._frames) - kept, deque()
+        for due, frame in self._frames:
+            if excess > 0 and (not only_quiet or np.abs(frame).max() < QUIET_PEAK):
+                excess -= 1
+            else:
+                waiting.append((due, frame))
+        self._frames = waiting
+        return before - len(waiting)

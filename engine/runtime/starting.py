@@ -1,29 +1,33 @@
 """From a source to a backend that fits this machine: precision, then memory, then time.
 
-How much fits is fitting.py's arithmetic, what int8 has been shown to be worth verdict.py's file;
-here both are obeyed, and the log says what came of it.
+`weights/sizing.py` counts what fits, `weights/verdict.py` says where int8 is good enough. Here both
+are obeyed, and the log says what came of it.
 """
 
 import gc
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from engine.errors import ModelError
-from engine.runtime.fitting import MODES, Memory, Mode, free_bytes
-from engine.runtime.hub import Progress, find
-from engine.runtime.loader import Checkpoint, Shelf, load_checkpoint
-from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, PersonaPlexBackend
-from engine.runtime.prompt_cache import MEGABYTE
-from engine.runtime.recogniser import LoadedRecogniser, download_recogniser, load_recogniser
-from engine.runtime.verdict import precise, precise_recogniser
+from engine.runtime.load import TickTable
+from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
+from engine.weights.hub import Progress, find
+from engine.weights.loading import (
+    Checkpoint,
+    LoadedRecogniser,
+    Shelf,
+    download_recogniser,
+    load_checkpoint,
+    load_recogniser,
+)
+from engine.weights.sizing import PRECISIONS, Memory, Precision, free_bytes
+from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
 logger = logging.getLogger(__name__)
 
 SPARE_SHARE = 0.75  # of what is left, for renewals; the rest keeps prompts
-ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the embeddings; the tiny test model has 90 thousand
+ONE_THREAD_WEIGHTS = 2_000_000  # numbers in the text embeddings: below it a model is tiny
 LIMITS = {  # what made the number of slots -> how the log says it
     "asked": "as asked",
     "cpu": "not measured on a CPU",
@@ -31,15 +35,6 @@ LIMITS = {  # what made the number of slots -> how the log says it
     "most": "the most there are",
     "time": "limited by time",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What is not read off the machine."""
-
-    slots: int = 0  # 0: as many as fit
-    graphs: bool = True
-    renewal_frames: int = 0
 
 
 def load_personaplex(
@@ -63,19 +58,25 @@ def load_personaplex(
     """
     progress = progress or (lambda phase, percent: None)
     folder = find(source, revision, progress)
-    mode = Mode(*precise(precision, folder, device))
+    mode = Precision(*choose_precision(precision, folder, device))
     try:
         checkpoint = load_checkpoint(
             source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
             progress=progress,
         )  # fmt: skip
-        if device == "cpu" and _weights(checkpoint) < ONE_THREAD_WEIGHTS:
+        if device == "cpu" and checkpoint.lm.embedding.table.numel() < ONE_THREAD_WEIGHTS:
             torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
         recogniser = None
         if transcribe:
-            recogniser = _recogniser(transcribe, precision[0], folder, checkpoint, progress)
-        options = Options(slots, graphs, renewal_frames)
-        return fitted(checkpoint, recogniser, mode, options)
+            found = download_recogniser(transcribe, progress)
+            where = checkpoint.lm.embedding.table.device
+            weights = choose_recogniser_precision(precision[0], folder, found, str(where))
+            recogniser = load_recogniser(
+                transcribe, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
+            )
+        return fit_backend(
+            checkpoint, recogniser, mode, slots, graphs=graphs, renewal_frames=renewal_frames
+        )
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{device} ran out of memory ({mode}): {str(error).splitlines()[0]}; end what else "
@@ -83,73 +84,66 @@ def load_personaplex(
         ) from None
 
 
-def _recogniser(
-    source: str, asked: str, model: Path, checkpoint: Checkpoint, progress: Progress
-) -> LoadedRecogniser:
-    """Its weights are int8 where that was asked for, or where the model's verdict says so."""
-    where = checkpoint.lm.embedding.table.device
-    found = download_recogniser(source, progress)
-    weights = precise_recogniser(asked, model, found, str(where))
-    return load_recogniser(
-        source, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
-    )
-
-
-def fitted(
-    checkpoint: Checkpoint, recogniser: LoadedRecogniser | None, mode: Mode, options: Options
+def fit_backend(
+    checkpoint: Checkpoint,
+    recogniser: LoadedRecogniser | None,
+    mode: Precision,
+    asked: int = 0,
+    *,
+    graphs: bool = True,
+    renewal_frames: int = 0,
 ) -> PersonaPlexBackend:
     """As many slots as memory and time allow, or exactly those asked for. Raises ModelError."""
-    if options.renewal_frames >= checkpoint.lm.window:
+    if renewal_frames >= checkpoint.lm.window:
         logger.info(
             "calls are not renewed: %d frames are to be kept, a ring holds %d columns",
-            options.renewal_frames, checkpoint.lm.window,
+            renewal_frames, checkpoint.lm.window,
         )  # fmt: skip
-        options = replace(options, renewal_frames=0)
+        renewal_frames = 0
     free = free_bytes(checkpoint.lm.embedding.table.device)
     memory = None if free is None else Memory(checkpoint, recogniser, mode, free)
 
     def build(slots: int) -> PersonaPlexBackend:
-        spare, cache_mb = _room_beside(memory, slots, options.renewal_frames)
-        renewal = options.renewal_frames if spare or memory is None else 0
+        columns, cache_mb = _room_beside(memory, slots, renewal_frames)
+        renewal = renewal_frames if columns or memory is None else 0
         return PersonaPlexBackend(
-            checkpoint, slots, cache_mb, recogniser, graphs=options.graphs,
-            kv_dtype=mode.kv_dtype, renewal_frames=renewal, spare_columns=spare,
+            checkpoint, slots, cache_mb, recogniser, graphs=graphs,
+            kv_dtype=mode.kv_dtype, renewal_frames=renewal, spare_columns=columns,
         )  # fmt: skip
 
-    slots, limit = _slots(memory, options.slots)
+    slots, limit = (asked, "asked") if asked else (CPU_SLOTS, "cpu")
+    if memory:
+        memory.check(asked)
+    if memory and not asked:
+        slots, one_more = memory.slots(), memory.slots() + 1
+        limit = "most" if memory.slots(most=one_more) == one_more else "memory"
     backend = build(slots)
     backend.measure()
     in_time = backend.ticks.slots_in_time() if backend.ticks else slots
-    if in_time < slots and options.slots:
+    if in_time < slots and asked:
         logger.warning("a tick of %d slots takes too long here: %d are in time", slots, in_time)
     elif in_time < slots:
         slots, limit, ticks = max(1, in_time), "time", backend.ticks
         del backend
         gc.collect()  # its graphs and rings, before others take their place
         backend = build(slots)
-        backend.ticks = ticks.upto(slots)
+        seconds = {size: taken for size, taken in ticks.seconds.items() if size <= slots}
+        backend.ticks = TickTable(seconds, ticks.piece)
     backend.limited_by = limit
-    logger.info("%s", told(memory, mode, slots, limit))
-    if memory and options.renewal_frames and not backend.renewal:
-        logger.warning("%s", not_renewed(memory, slots))
+    logger.info("%s", describe_slots(memory, mode, slots, limit))
+    if memory and renewal_frames and not backend.renewal:
+        logger.warning(
+            "calls are not renewed past the context: %.2f GB are free for it, too little; "
+            "use %s or --weights int8 --kv int8",
+            memory.left(slots) / 1e9, f"--slots {slots - 1}" if slots > 1 else "a larger GPU",
+        )  # fmt: skip
     elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
         logger.info("renewed calls keep what %d columns hold", backend.renewal.spare.capacity)
     return backend
 
 
-def _slots(memory: Memory | None, asked: int) -> tuple[int, str]:
-    """How many slots memory gives, and what limited them. Raises ModelError."""
-    if memory is None:
-        return (asked, "asked") if asked else (CPU_SLOTS, "cpu")
-    memory.check(asked)
-    if asked:
-        return asked, "asked"
-    fits, one_more = memory.slots(), memory.slots() + 1
-    return fits, "most" if memory.slots(most=one_more) == one_more else "memory"
-
-
 def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tuple[int, float]:
-    """(columns for renewals, 0: none or not counted; MB for kept prompts) beside so many slots."""
+    """(columns for renewals, 0: none or not counted; MB for kept prompts) beside `slots`."""
     if memory is None:
         return 0, CACHE_MB
     left, columns, spare = memory.left(slots), 0, 0
@@ -158,28 +152,14 @@ def _room_beside(memory: Memory | None, slots: int, renewal_frames: int) -> tupl
     return columns, min(CACHE_MB, (left - spare) / MEGABYTE)
 
 
-def not_renewed(memory: Memory, slots: int) -> str:
-    """Why calls lose voice and persona with the context, and what would help."""
-    fewer = f"--slots {slots - 1}" if slots > 1 else "a larger GPU"
-    return (
-        f"calls are not renewed past the context: {memory.left(slots) / 1e9:.2f} GB are free for "
-        f"it, too little; use {fewer} or --weights int8 --kv int8"
-    )
-
-
-def told(memory: Memory | None, mode: Mode, slots: int, limit: str) -> str:
+def describe_slots(memory: Memory | None, mode: Precision, slots: int, limit: str) -> str:
     """The start log's line: slots here, and what bf16 and int8 throughout would hold."""
     here = f"slots: {slots} here ({mode}, {LIMITS[limit]})"
     if memory is None:
         return here
     others = [
         f"{memory.slots(other)} with {other.weights} weights and KV (by memory, projected)"
-        for other in (MODES[0], MODES[-1])
+        for other in (PRECISIONS[0], PRECISIONS[-1])
         if other != mode
     ]
     return "; ".join([here, *others])
-
-
-def _weights(checkpoint: Checkpoint) -> int:
-    """A measure of the model's size: the numbers of its largest table."""
-    return checkpoint.lm.embedding.table.numel()

@@ -1,1 +1,1 @@
-"""What travels: the protocol, Ogg/Opus streams, the `/api` server and a terminal client."""
+"""What travels: the protocol, Ogg/Opus streams, the `/api` server and a client."""

@@ -1,15 +1,23 @@
-"""The protocol of `/api`: message kinds, control bytes, and two pure functions.
+"""The protocol of `/api`, version 1 of docs/api.md, as pure functions over bytes and mappings.
 
-Version 1 of docs/api.md. Compatible with the public Moshi and PersonaPlex clients.
+First the kinds of messages, then the query that opens a conversation, then the JSON of 0x04. The
+public Moshi and PersonaPlex clients speak it too.
 """
 
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
-from engine.errors import ProtocolError
+from engine.config import SamplingConfig
+from engine.dialogue import events as ev
+from engine.dialogue.persona import MAX_PROMPT_CHARS
+from engine.dialogue.session import SessionConfig
+from engine.errors import BadParameterError, ConfigError, ProtocolError, RefusedError
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 256 * 1024
-PATHS = ("/api", "/api/chat")
 
 
 class Kind(IntEnum):
@@ -25,7 +33,6 @@ class Control(IntEnum):
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:
-    """One WebSocket message."""
     return bytes([kind]) + payload
 
 
@@ -34,3 +41,136 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
     if not message or message[0] >= len(Kind):
         raise ProtocolError(f"first byte is {message[:1].hex() or 'missing'}; kinds are 00 to 07")
     return Kind(message[0]), message[1:]
+
+
+# -- the query: what a client asks for (docs/api.md) -----------------------------------------------
+
+FORMATS = ("opus", "pcm16")
+MAX_SEED = 2**63 - 1
+SAMPLING = {  # query name -> field of SamplingConfig and its type
+    "text_temperature": ("text_temperature", float),
+    "audio_temperature": ("audio_temperature", float),
+    "text_topk": ("text_top_k", int),
+    "audio_topk": ("audio_top_k", int),
+    "pad_mult": ("pad_bias", float),
+    "repetition_penalty": ("repetition_penalty", float),
+    "repetition_penalty_context": ("repetition_context", int),
+}
+TUNABLE = ("text_temperature", "audio_temperature", "text_topk", "audio_topk")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A checked query: the session's part, and what only the socket needs."""
+
+    session: SessionConfig
+    format: str = "opus"
+    events: bool = False
+
+
+def parse_query(query: Mapping[str, str]) -> Query:
+    """Check a query; unknown names are ignored. Raises BadParameterError."""
+    prompt = query.get("text_prompt")
+    if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
+        raise BadParameterError(
+            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}"
+        )
+    fmt = query.get("format", "opus")
+    if fmt not in FORMATS:
+        raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16")
+    session = SessionConfig(
+        text_prompt=prompt,
+        voice=query.get("voice_prompt") or None,
+        seed=_parse_seed(query),
+        sampling=SamplingConfig(**parse_sampling(query, SAMPLING)),
+        routing=_parse_flag(query, "routing"),
+        transcribe=_parse_flag(query, "transcribe") is not False,
+    )
+    return Query(session, fmt, bool(_parse_flag(query, "events")))
+
+
+def parse_sampling(
+    given: Mapping[str, Any], names: Iterable[str] = TUNABLE
+) -> dict[str, float | int]:
+    """The fields of SamplingConfig under these names, in range. Raises BadParameterError."""
+    fields: dict[str, float | int] = {}
+    for name in names:
+        if name in given:
+            field, kind = SAMPLING[name]
+            fields[field] = _parse_number(name, given[name], kind)
+    try:
+        SamplingConfig(**fields)
+    except ConfigError as error:
+        raise BadParameterError(str(error)) from error
+    return fields
+
+
+def _parse_seed(query: Mapping[str, str]) -> int:
+    """The first seed given that is not −1; the public clients send one for text and audio."""
+    for name in ("seed", "text_seed", "audio_seed"):
+        if name not in query:
+            continue
+        seed = _parse_number(name, query[name], int)
+        if not -1 <= seed <= MAX_SEED:
+            raise BadParameterError(f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}")
+        if seed >= 0:
+            return seed
+    return -1
+
+
+def _parse_number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
+    """A number of a query or of JSON. Raises BadParameterError naming it."""
+    what = "a whole number" if kind is int else "a number"
+    try:
+        number = float(value)
+        if isinstance(value, bool) or (kind is int and number != int(number)):
+            raise ValueError
+        return int(value) if kind is int and not isinstance(value, float) else kind(number)
+    except (TypeError, ValueError, OverflowError):
+        raise BadParameterError(f"{name} is {str(value)[:40]!r}; use {what}") from None
+
+
+def _parse_flag(query: Mapping[str, str], name: str) -> bool | None:
+    value = query.get(name)
+    if value is None:
+        return None
+    if value not in ("0", "1"):
+        raise BadParameterError(f"{name} is {value[:40]!r}; use 0 or 1")
+    return value == "1"
+
+
+# -- 0x04: the JSON of events, and of what clients may send (docs/api.md) --------------------------
+
+FIELDS: dict[type, tuple[str, tuple[str, ...]]] = {  # event -> its type on the wire, its fields
+    ev.Saying: ("say", ("id", "state", "text", "spoken")),
+    ev.Route: ("route", ("id", "state", "question", "source", "knowledge", "reason")),
+    ev.UserText: ("user_text", ("text", "start", "end", "final")),
+    ev.Closing: ("closing", ("reason", "seconds_left")),
+}
+
+
+def encode_metadata(name: str, seconds: float, **fields: Any) -> bytes:
+    """A 0x04 message. `seconds` of agent audio were sent before it."""
+    data = {"type": name, "t": round(seconds, 3), **fields}
+    return encode(Kind.METADATA, json.dumps(data, ensure_ascii=False).encode())
+
+
+def parse_metadata(payload: bytes) -> tuple[str, dict[str, Any]]:
+    """(type, object) of a client's message. Raises RefusedError if it is not what it should be."""
+    try:
+        data = json.loads(payload.decode())
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"metadata is not JSON ({str(error)[:60]}); send an object") from None
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        raise RefusedError('metadata needs a type; send {"type": "say", "text": …}')
+    return data["type"], data
+
+
+def read_text(data: dict[str, Any]) -> str:
+    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
+    text = data.get("text")
+    if not isinstance(text, str):
+        raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell half a character
+        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
+    return text

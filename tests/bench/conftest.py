@@ -7,7 +7,7 @@ import torch
 
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
-from engine.runtime.generated import SMALL, generated
+from engine.weights.generated import SMALL, generated
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.cli import main
 from engine.runtime.scheduler import Scheduler
-from engine.wire.conversation import Conversation
+from engine.wire.socket import ChatSocket
 
 LEAKED = []
 
@@ -38,7 +38,7 @@ faults = sys.argv.pop(1).split(",")
 if "leak" in faults:
     leak()
 if "error" in faults:
-    Conversation._stats = nth(Conversation._stats, 3, fail)
+    ChatSocket._send_stats = nth(ChatSocket._send_stats, 3, fail)
 if "slot" in faults:
     Scheduler.leave = nth(Scheduler.leave, 2, lambda *_args: None)
 sys.exit(main(["serve", *sys.argv[1:]]))

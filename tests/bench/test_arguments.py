@@ -1,13 +1,12 @@
 """What is refused before anything is measured, in one line; and what --small lowers."""
 
-import importlib
 from types import SimpleNamespace
 
 import pytest
 
-from engine.bench import arguments, device
-from engine.bench.__main__ import subjects
-from engine.bench.arguments import parsed
+from engine.bench import device, report
+from engine.bench.__main__ import load_subject, subjects
+from engine.bench.report import parse_options
 from engine.cli import main
 
 OF_THE_MODEL = ("tick", "stages", "connect", "memory")
@@ -39,14 +38,11 @@ def test_a_precision_there_is_not_is_wrong_usage(subject, option, capsys):
         ("tick", "--context", "0"),
         ("tick", "--ticks", "0"),
         ("stages", "--times", "0"),
-        ("connect", "--columns", "0"),
         ("memory", "--slots", "-1"),
         ("capacity", "--seconds", "0"),
         ("capacity", "--step-seconds", "nan"),
         ("soak", "--minutes", "0"),
         ("soak", "--minutes", "inf"),
-        ("soak", "--people", "-2"),
-        ("gpu", "--minutes", "0"),
     ],
     ids=" ".join,
 )
@@ -57,7 +53,7 @@ def test_a_number_out_of_range_is_wrong_usage(words, capsys):
     assert f"argument {option}: it is {value}; use " in said
 
 
-@pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "peer"])
+@pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak"])
 def test_a_device_there_is_not_is_wrong_usage(subject, capsys):
     code, said = refused(capsys, subject, "--small", "--device", "foo")
     assert code == 2
@@ -65,7 +61,7 @@ def test_a_device_there_is_not_is_wrong_usage(subject, capsys):
 
 
 def test_cuda_where_there_is_none_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(arguments, "has_cuda", lambda: False)
+    monkeypatch.setattr(report, "has_cuda", lambda: False)
     said = (1, "error: --device cuda, but there is no CUDA device here; use cpu or auto")
     for subject in ("tick", "capacity", "load"):
         assert refused(capsys, subject, "--small", "--device", "cuda") == said
@@ -74,8 +70,8 @@ def test_cuda_where_there_is_none_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "gpu"])
 def test_the_full_size_is_not_begun_on_a_cpu(subject, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
-    rooms = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.told")
-    for begun in (*rooms, "runtime.generated_files.write_checkpoint"):
+    works = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.report_part")
+    for begun in (*works, "weights.generated.write_checkpoint"):
         monkeypatch.setattr(f"engine.{begun}", lambda *_given: pytest.fail("it was begun"))
     path = tmp_path / "result.json"
     said = "error: the full size needs a GPU; add --small for a reduced one on this CPU"
@@ -100,22 +96,21 @@ def test_a_place_is_made_and_what_was_there_is_kept(tmp_path):
     new, old = tmp_path / "of" / "mine.json", tmp_path / "old.json"
     old.write_text("former")
     for path in (new, old):
-        arguments.check("load", SimpleNamespace(json=str(path)))
+        report.check_options("load", SimpleNamespace(json=str(path)))
     assert new.parent.is_dir()
     assert not new.exists()
     assert old.read_text() == "former"
 
 
 def test_small_lowers_what_is_not_given_and_nothing_else():
-    from engine.bench import tick
-
-    whole, small = parsed(tick, []), parsed(tick, ["--small", "--ticks", "7"])
+    tick = load_subject("tick")
+    whole, small = parse_options(tick, []), parse_options(tick, ["--small", "--ticks", "7"])
     assert (small.ticks, small.context, small.slots) == (7, [100], [1, 2])
     assert (whole.ticks, whole.context) == (500, [100, 750, 1500, 3000])
 
 
-@pytest.mark.parametrize("subject", subjects())
-def test_whatever_small_lowers_is_an_option_of_the_subject(subject):
-    module = importlib.import_module(f"engine.bench.{subject}")
-    if small := getattr(module, "SMALL_OPTIONS", {}):
-        assert small.keys() <= vars(parsed(module, ["--small"])).keys()
+@pytest.mark.parametrize("name", subjects())
+def test_what_small_lowers_is_an_option_of_the_subject(name):
+    subject = load_subject(name)
+    if subject.small:
+        assert subject.small.keys() <= vars(parse_options(subject, ["--small"])).keys()

@@ -1,47 +1,35 @@
 """`bench connect`: from the opening to the first agent audio, with a new prompt and a kept one."""
 
-import argparse
 import json
 
 import pytest
 import torch
 
-from engine.bench import connect
-from engine.bench.arguments import parsed
-from engine.bench.connect import opened, prompt_of
-from engine.bench.device import loop_of
-from engine.errors import ConfigError
-from engine.model.graphs import Ticks
-from engine.runtime.generated import SMALL
+from engine.bench import tick
+from engine.bench.device import make_loop
+from engine.bench.report import parse_options
+from engine.bench.tick import CONNECT, make_prompt, open_slot
+from engine.model.gpu.graphs import Ticks
+from engine.weights.generated import SMALL
 
 COLUMNS = 30
-
-
-@pytest.mark.parametrize("columns", [1, 10, 750, 3000])
-def test_a_prompt_of_a_length_there_is_not_is_refused_in_one_line(columns, monkeypatch):
-    monkeypatch.setattr(connect, "models", lambda *_: pytest.fail("it was begun"))
-    with pytest.raises(ConfigError, match=rf"^--columns is {columns}; use 11 .* to 749 \(full\)$"):
-        connect.run(
-            parsed(connect, ["--small", "--device", "cpu", "--columns", "80", str(columns)])
-        )
 
 
 @pytest.mark.parametrize("columns", [11, 749])
 def test_the_shortest_prompt_and_the_longest_are_as_long_as_the_row_says(columns, small):
     with torch.inference_mode():
-        loop = loop_of(argparse.Namespace(), *small, slots=2, kv="bf16")
-        _, ready = opened(Ticks(loop), prompt_of(loop, columns))
-    connect.check_columns([columns], SMALL.lm.context)
+        loop = make_loop(*small, slots=2, kv="bf16")
+        _, ready = open_slot(Ticks(loop), make_prompt(loop, columns))
     assert ready.columns == columns
 
 
 def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):
     with torch.inference_mode():
-        loop = loop_of(argparse.Namespace(), *small, slots=2, kv="bf16")
-        ticks, prompt = Ticks(loop), prompt_of(loop, COLUMNS)
-        new, ready = opened(ticks, prompt)
+        loop = make_loop(*small, slots=2, kv="bf16")
+        ticks, prompt = Ticks(loop), make_prompt(loop, COLUMNS)
+        new, ready = open_slot(ticks, prompt)
         after_new = [part.clone() for part in loop.state(0)]
-        kept, same = opened(ticks, prompt, ready)
+        kept, same = open_slot(ticks, prompt, ready)
         assert all(map(torch.equal, after_new, loop.state(0)))
     assert same is ready
     assert ready.columns == COLUMNS
@@ -53,11 +41,12 @@ def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):
 
 
 def test_the_time_to_first_audio_is_told_cold_new_and_kept(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(connect, "models", lambda args, weights: small)
-    parser, path = argparse.ArgumentParser(), tmp_path / "connect.json"
-    connect.add_arguments(parser)
-    options = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--columns", "20"]
-    assert connect.run(parser.parse_args([*options, "40", "--json", str(path)])) == 0
+    monkeypatch.setattr(tick, "generate_models", lambda args, weights: small)
+    path = tmp_path / "connect.json"
+    options = ["--random", "--small", "--device", "cpu", "--weights", "bf16"]
+    args = parse_options(CONNECT, [*options, "--json", str(path)])
+    args.columns = [20, 40]
+    assert CONNECT.run(args) == 0
     first, second = json.loads(path.read_text())["rows"]
     for row in (first, second):
         assert row["restore_ms"] + row["bootstrap_ms"] < row["first_audio_kept_ms"]

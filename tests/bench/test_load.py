@@ -1,21 +1,20 @@
 """`bench load` end to end: at the reduced size, and with a folder that is kept."""
 
-import argparse
 import json
 from pathlib import Path
 
 from engine.bench import load
-from tests.runtime.test_generated_files import LEAST
+from engine.bench.__main__ import load_subject
+from engine.bench.report import parse_options
+from tests.weights.test_generated_files import LEAST
 
-PHASES = ["load bf16", "first int8: load, convert, keep", "int8 once kept"]
+PHASES = ["load bf16", "int8, nothing kept", "quantise", "int8 once kept"]
 
 
 def bench(tmp_path: Path, *options: str) -> dict:
-    parser = argparse.ArgumentParser()
-    load.add_arguments(parser)
     target = tmp_path / "load.json"
     given = ["--random", "--small", "--device", "cpu", "--json", str(target), *options]
-    assert load.run(parser.parse_args(given)) == 0
+    assert load.run(parse_options(load_subject("load"), given)) == 0
     return json.loads(target.read_text())
 
 
@@ -24,14 +23,13 @@ def test_every_phase_is_measured_at_the_reduced_size(tmp_path, capsys):
     assert [row["phase"] for row in result["rows"]] == ["write bf16", *PHASES]
     assert all(row["s"] > 0 and row["GB"] > 0 for row in result["rows"])
     assert result["reads"].startswith("warm")
-    assert {"model.safetensors", "model.int8.safetensors"} < result["files_gb"].keys()
+    assert {"model.safetensors", "model.int8"} < result["files_gb"].keys()
     assert "int8 once kept" in capsys.readouterr().out
 
 
 def test_a_kept_folder_is_used_again_and_its_conversion_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "config_of", lambda args: LEAST)
+    monkeypatch.setattr(load, "pick_config", lambda args: LEAST)
     folder = ("--folder", str(tmp_path / "of" / "mine"))
-    first, again = bench(tmp_path, *folder), bench(tmp_path, *folder, "--cold")
+    first, again = bench(tmp_path, *folder), bench(tmp_path, *folder)
     assert [row["phase"] for row in again["rows"]] == PHASES
-    assert again["reads"].startswith("asked of the disk")
     assert again["files_gb"] == first["files_gb"]

@@ -2,11 +2,18 @@
 
 from dataclasses import replace
 
-from engine.bench.routing import act, rows, summary
-from engine.bench.scripted import Probe
-from engine.bench.talks import Script, Talk, Turn, load_scripts
+from engine.evals.dialogues import (
+    ActedDialogue,
+    Probe,
+    Script,
+    ScriptedTurn,
+    act,
+    count_handovers,
+    load_scripts,
+    measure_talks,
+)
 
-TURN = Turn("product", "How much is it?", "user")
+TURN = ScriptedTurn("product", "How much is it?", "user")
 
 
 def test_precision_and_recall_count_who_handed_over():
@@ -16,7 +23,7 @@ def test_precision_and_recall_count_who_handed_over():
         replace(TURN, expected="", handed_over="user"),  # should have been left alone
         replace(TURN, expected="marker", handed_over="user"),  # the wrong one
     ]
-    whole = rows(turns)[-1]
+    whole = count_handovers(turns)[-1]
     assert (whole["turns"], whole["should hand over"], whole["did"]) == (4, 3, 3)
     assert (whole["precision"], whole["recall"]) == (1 / 3, 1 / 3)
 
@@ -26,7 +33,7 @@ def test_cases_with_a_filler_are_told_apart():
         replace(TURN, started=1.0, first_word=1.5),
         replace(TURN, started=1.0, first_word=4.0, filler=True),
     ]
-    figures = summary([Talk(Script("product", []), None, Probe(), turns)])
+    figures = measure_talks([ActedDialogue(Script("product", []), None, Probe(), turns)])
     assert figures["trigger to first word, s, max"] == 0.5
     assert figures["the same after a filler, s, max"] == 3.0
 
@@ -47,6 +54,6 @@ async def test_dialogues_are_acted_out_frame_by_frame():
     quiet, marked = (talk.turns[0] for talk in talks)
     assert (quiet.handed_over, marked.handed_over) == ("", "marker")
     assert (marked.state, asked) == ("done", 1)
-    figures = summary(talks)
+    figures = measure_talks(talks)
     assert figures["own words during hold"] == 0
     assert figures["frames in minus out, max"] == 0

@@ -1,15 +1,15 @@
 """`bench soak`: what counts as growth, that faults are noticed, and the whole of it, small."""
 
-import argparse
 import json
 import sys
 
 import pytest
 
-from engine.bench import process
-from engine.bench import soak as subject
+from engine.bench import capacity, process
+from engine.bench.capacity import SOAK, describe_soak, find_faults, measure_growth, soak
 from engine.bench.process import Server
-from engine.bench.soak import faults, grown, rows, slope, soak
+from engine.bench.report import parse_options
+from tests.bench.test_capacity import ScriptedServer
 
 WELL = {
     "conversations": 9,
@@ -21,18 +21,17 @@ WELL = {
     "slots": 4,
     "slots_lost": 0,
 }
+RESULT = {
+    **WELL, "people": 1, "seconds": 60.0, "leaves": {}, "says": 0,
+    "late": 5, "frames": 9, "dropped": 0, "tick_ms_p99": 1.0, "client_lag_ms_p99": 1.0,
+    "samples": [{"files": 8, "threads": 4}],
+}  # fmt: skip
 
 
 def test_growth_leaves_out_the_warming_up_and_single_peaks():
     flat = [100, 300, 500, 500, 500, 900, 500, 500]
-    assert grown(flat) == grown([5.0]) == 0
-    assert grown([0, 0, 10, 10, 20, 20, 30, 30]) == 20
-
-
-def test_the_slope_is_per_hour():
-    seconds = list(range(100))
-    assert slope(seconds, [7 + s for s in seconds]) == pytest.approx(3600)
-    assert slope([1.0], [7.0]) == 0
+    assert measure_growth(flat) == measure_growth([5.0]) == 0
+    assert measure_growth([0, 0, 10, 10, 20, 20, 30, 30]) == 20
 
 
 @pytest.mark.parametrize(
@@ -48,52 +47,54 @@ def test_the_slope_is_per_hour():
     ],
 )
 def test_every_fault_is_named(change, said):
-    assert faults(WELL) == []
-    (fault,) = faults({**WELL, **change})
+    assert find_faults(WELL) == []
+    (fault,) = find_faults({**WELL, **change})
     assert fault.startswith(said)
 
 
 @pytest.mark.parametrize(("lag", "said"), [(20.0, ""), (21.0, " (not valid: clients lag)")])
 def test_where_the_clients_lag_the_late_frames_are_said_to_mean_nothing(lag, said):
-    result = {
-        **WELL, "weights": "bf16", "kv": "bf16", "people": 1, "seconds": 60.0, "leaves": {},
-        "says": 0, "late": 5, "frames": 9, "dropped": 0, "tick_ms_p99": 1.0, "samples": [],
-        "client_lag_ms_p99": lag, "before": {}, "per_hour": {},
-    }  # fmt: skip
-    assert f"5 of 9 frames late{said}, 0 dropped" in subject.summary(result)
+    result = {**RESULT, "weights": "bf16", "kv": "bf16", "client_lag_ms_p99": lag}
+    assert f"5 of 9 frames late{said}, 0 dropped" in describe_soak(result)
 
 
 def test_a_healthy_server_stays_well_while_people_come_and_go():
     with Server(["--model", "embedded", "--slots", "3"]) as server:
-        result = soak(server, people=3, seconds=7, seed=1, fmt="pcm16")
-    assert faults(result) == []
+        result = soak(server, people=3, seconds=7)
+    assert find_faults(result) == []
     assert result["conversations"] >= 2
     assert result["frames"] > 0
-    assert [row["watched"] for row in rows(result)][:2] == ["rss_mb", "own_mb"]
+    assert list(result["before"])[:2] == ["rss_mb", "own_mb"]
+    assert len(result["samples"]) > 10
 
 
 def test_a_leak_an_error_and_a_lost_slot_are_noticed(monkeypatch):
     monkeypatch.setattr(process, "EMPTY_SECONDS", 1.0)
     command = [sys.executable, "-m", "tests.bench.faulty_server", "leak,error,slot"]
     with Server(["--model", "embedded", "--slots", "4"], command) as server:
-        result = soak(server, people=3, seconds=8, seed=1, fmt="pcm16")
-    error, memory, slot = faults(result)
+        result = soak(server, people=3, seconds=8)
+    error, memory, slot = find_faults(result)
     assert "internal error" in error
     assert memory.startswith("own_mb grew by ")
     assert slot == "1 of 4 slots were not given back"
 
 
-def test_a_small_generated_model_is_soaked_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    parser, target = argparse.ArgumentParser(), tmp_path / "soak.json"
-    subject.add_arguments(parser)
-    options = ["--random", "--small", "--device", "cpu", "--slots", "1", "--minutes", "0.08"]
-    code = subject.run(parser.parse_args([*options, "--json", str(target)]))
-    told = json.loads(target.read_text())
-    (server,) = told["servers"]
-    assert code == bool(told["faults"])
-    assert all("nobody was let in" in fault for fault in told["faults"])  # a busy machine may
-    assert (server["slots"], server["people"], server["weights"]) == (1, 1, "bf16")
-    assert server["conversations"] + server["refused"] >= 1
-    assert len(server["samples"]) > 10
-    assert "0 errors, 0 of 1 slots lost" in capsys.readouterr().out
+@pytest.mark.parametrize(("lost", "code"), [(0, 0), (1, 1)])
+def test_the_exit_code_says_whether_something_is_wrong(lost, code, monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def soak_scripted(_server, *given):
+        asked.append(given)
+        return {**RESULT, "slots_lost": lost}
+
+    monkeypatch.setattr(capacity, "Server", ScriptedServer)
+    monkeypatch.setattr(capacity, "soak", soak_scripted)
+    target = tmp_path / "soak.json"
+    options = ["--model", "embedded", "--minutes", "2", "--json", str(target)]
+    assert SOAK.run(parse_options(SOAK, options)) == code
+    assert asked == [(4, 120.0)]  # as many people as slots
+    written, said = json.loads(target.read_text()), capsys.readouterr().out
+    assert len(written["faults"]) == lost
+    assert (written["servers"][0]["weights"], written["servers"][0]["kv"]) == ("int8", "bf16")
+    assert f"0 errors, {lost} of 4 slots lost" in said
+    assert ("error: int8/bf16: 1 of 4 slots were not given back" in said) == bool(lost)

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench import device, fits, tick
-from engine.bench.arguments import parsed as options_of
-from engine.bench.fits import beside
-from engine.bench.profiled import launches
-from engine.bench.report import table
-from engine.runtime.capacity import RESERVE_BYTES, WORK_BYTES
-from engine.runtime.fitting import Mode
-from engine.runtime.generated import FULL, SMALL, generated, on_meta
+from engine.bench import device, tick
+from engine.bench.__main__ import load_subject
+from engine.bench.device import count_launches, make_loop, plan_memory
+from engine.bench.report import parse_options, table
+from engine.weights.generated import FULL, SMALL, generated, on_meta
+from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, Precision
 
-NUMBERS = 7_374_635_008  # that a tick reads of the public weights (performance.md 1.1)
+NUMBERS = 7_374_635_008  # that a tick reads of the public weights
 H200 = 4.8e12  # bytes a second
 LAUNCHES = 7
 
@@ -26,9 +24,9 @@ LAUNCHES = 7
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch, small):
     """No time for what these tests do not look at."""
-    monkeypatch.setattr(tick, "bandwidth", lambda device: 1e9)
-    monkeypatch.setattr(tick, "launches", lambda loop, slots: LAUNCHES)
-    monkeypatch.setattr(tick, "models", lambda args, weights: small)
+    monkeypatch.setattr(tick, "measure_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(tick, "count_launches", lambda loop, slots: LAUNCHES)
+    monkeypatch.setattr(tick, "generate_models", lambda args, weights: small)
 
 
 @pytest.fixture
@@ -44,24 +42,23 @@ def ran(tmp_path):
 
 
 def parsed(path: Path, *options: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    tick.add_arguments(parser)
     given = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--json", str(path)]
-    return parser.parse_args([*given, "--ticks", "2", "--warm-up", "1", *options])
+    given += ["--ticks", "2", "--warm-up", "1", *options]
+    return parse_options(load_subject("tick"), given)
 
 
 def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypatch):
-    read, codec, real = [], [], tick.tick
+    read, codec, real = [], [], tick.run_tick
 
-    def watched(ticks, slots, pcm, writing=False, *_mark):
-        seconds = real(ticks, slots, pcm, writing)
+    def watched(ticks, slots, pcm, transcribe=False, *_mark):
+        seconds = real(ticks, slots, pcm, transcribe)
         pushed = ticks.loop.rings.pushed
         assert pushed[:slots] == ticks.loop.rings.position[:slots].tolist()
         read.append(pushed[0])
         codec.append(ticks.loop.encoder.rings.pushed[0])
         return seconds
 
-    monkeypatch.setattr(tick, "tick", watched)
+    monkeypatch.setattr(tick, "run_tick", watched)
     ran("--slots", "2", "--kv", "bf16", "--context", "20", "750", "--ticks", "4")
     plain, full = read[:5], read[5:10]
     assert plain == [20] * 5
@@ -72,8 +69,8 @@ def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypa
 def test_slots_that_do_not_fit_get_a_row_that_says_so_and_the_others_are_measured(
     ran, monkeypatch, small, capsys
 ):
-    each = beside_with(monkeypatch, small, 10**9).slot_bytes(Mode())
-    beside_with(monkeypatch, small, RESERVE_BYTES + WORK_BYTES + int(1.5 * each))
+    each = plan_with(monkeypatch, small, 10**9).slot_bytes(Precision())
+    plan_with(monkeypatch, small, RESERVE_BYTES + WORK_BYTES + int(1.5 * each))
     told = ran("--slots", "2", "1", "--kv", "bf16", "int8", "--context", "20")
     large, one, *int8 = told["rows"]
     note = f"does not fit: {2 * each / 1e9:.2f} GB of {1.5 * each / 1e9:.2f} GB beside the weights"
@@ -84,21 +81,21 @@ def test_slots_that_do_not_fit_get_a_row_that_says_so_and_the_others_are_measure
     assert [("note" in row, row["slots"]) for row in told["recogniser"]] == [(True, 2), (False, 1)]
 
 
-def beside_with(monkeypatch, models, free: int):
+def plan_with(monkeypatch, models, free: int):
     """The arithmetic of a device with so many bytes free, from now on."""
-    monkeypatch.setattr(fits, "free_bytes", lambda device: free)
-    return beside(*models, Mode())
+    monkeypatch.setattr(device, "free_bytes", lambda _device: free)
+    return plan_memory(*models, Precision())
 
 
 def test_a_device_that_runs_out_of_memory_costs_one_row(ran, monkeypatch):
-    real = tick.loop_of
+    real = tick.make_loop
 
-    def loop_of(args, lm, mimi, slots, kv):
+    def make_loop(lm, mimi, slots, kv):
         if slots > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee …")
-        return real(args, lm, mimi, slots, kv)
+        return real(lm, mimi, slots, kv)
 
-    monkeypatch.setattr(tick, "loop_of", loop_of)
+    monkeypatch.setattr(tick, "make_loop", make_loop)
     first, second = ran("--slots", "2", "1", "--kv", "bf16", "--context", "20")["rows"]
     assert first == {
         "weights": "bf16", "kv": "bf16", "slots": 2,
@@ -113,7 +110,7 @@ def test_weights_that_do_not_fit_leave_the_other_precision(ran, monkeypatch, sma
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return small
 
-    monkeypatch.setattr(tick, "models", models)
+    monkeypatch.setattr(tick, "generate_models", models)
     options = ("--slots", "1", "--kv", "bf16", "--context", "20", "--weights", "bf16", "int8")
     first, second = ran(*options)["rows"]
     assert first == {"weights": "bf16", "note": "does not fit: CUDA out of memory."}
@@ -174,7 +171,7 @@ def test_the_floors_of_an_h200_are_those_of_the_specification(slots, millisecond
 
 def test_the_figures_of_a_row_follow_from_what_is_read(ran, small):
     (row,) = ran("--slots", "2", "--kv", "int8", "--context", "20")["rows"]
-    loop = tick.loop_of(argparse.Namespace(), *small, slots=2, kv="int8")
+    loop = make_loop(*small, slots=2, kv="int8")
     assert row["read_gb"] * 1e9 == tick.read_bytes(small[0], loop.rings, 2, 20, codec=0)
     assert row["gb_per_s"] == pytest.approx(row["read_gb"] / row["p50_ms"] * 1e3)
     assert row["floor_ms"] == pytest.approx(row["read_gb"] * 1e3)  # at a gigabyte a second
@@ -184,20 +181,20 @@ def test_the_figures_of_a_row_follow_from_what_is_read(ran, small):
 
 
 def test_what_a_tick_launches_is_counted(small):
-    loop = tick.loop_of(argparse.Namespace(), *small, slots=1, kv="bf16")
-    assert launches(loop, 1) > 100
+    loop = make_loop(*small, slots=1, kv="bf16")
+    assert count_launches(loop, 1) > 100
 
 
 def test_the_defaults_are_those_of_the_specification():
-    args = options_of(tick, [])
+    args = parse_options(load_subject("tick"), [])
     assert (args.slots, args.context) == ([1, 2, 4, 8, 16], [100, 750, 1500, 3000])
     assert (args.weights, args.kv) == (["bf16", "int8"], ["bf16", "int8"])
     assert (args.ticks, args.warm_up) == (500, 50)
 
 
 def test_the_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
-    monkeypatch.setattr(device, "median", lambda work, times: 0.5)
-    assert device.bandwidth("cpu") == 2 * (256 << 20) / 0.5
+    monkeypatch.setattr(device, "time_work", lambda work, times: 0.5)
+    assert device.measure_bandwidth("cpu") == 2 * (256 << 20) / 0.5
 
 
 def test_the_devices_own_clock_runs_in_both_halves_and_not_between_them(monkeypatch):
@@ -214,7 +211,7 @@ def test_the_devices_own_clock_runs_in_both_halves_and_not_between_them(monkeypa
             return later.at - self.at
 
     monkeypatch.setattr(device.torch.cuda, "Event", Event)
-    done, marks = [], device.Marks()
+    done, marks = [], device.HalfTimes()
 
     def listen(*_given):
         done.append("listen")
@@ -226,8 +223,8 @@ def test_the_devices_own_clock_runs_in_both_halves_and_not_between_them(monkeypa
 
     def mark() -> None:
         done.append("mark")
-        marks()
+        marks.mark()
 
-    device.tick(ticks, 1, np.zeros((2, 1920)), False, mark)
+    device.run_tick(ticks, 1, np.zeros((2, 1920)), False, mark)
     assert done == ["mark", "listen", "mark", "mark", "speak", "mark"]
-    assert marks.ms() == 7.0
+    assert marks.milliseconds() == 7.0

@@ -8,11 +8,11 @@ from aiohttp import web
 from playwright.sync_api import sync_playwright
 
 from demo.app import build_app
-from demo.page_routes import add_page
-from demo.ui import PageConfig
+from demo.page.routes import add_page
+from demo.page.ui import PageConfig
 from engine.config import VOICE_NAMES, ServerConfig
-from engine.dialogue.engine import Engine
-from engine.dialogue.personas import load_personas
+from engine.dialogue.persona import load_personas
+from engine.dialogue.service import Service
 from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, Tab
 from tests.browser.recording import RecordingBackend
 from tests.browser.scripted import ScriptedApi, talk
@@ -83,7 +83,7 @@ def backend():
 
 @pytest.fixture(scope="package")
 def engine(backend):
-    made = warm(Engine(lambda _progress: backend))
+    made = warm(Service(lambda _progress: backend))
     yield made
     made.stop()
 

@@ -7,10 +7,10 @@ from types import TracebackType
 
 from aiohttp import web
 
-from engine.dialogue.engine import Engine
+from engine.dialogue.service import Service
 
 
-def warm(engine: Engine) -> Engine:
+def warm(engine: Service) -> Service:
     """The engine, loaded. On a machine of whatever speed no tick of it counts as overload."""
     engine.start()
     engine.wait(60)

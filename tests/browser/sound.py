@@ -7,7 +7,7 @@ import soundfile
 import soxr
 
 from engine.config import SAMPLE_RATE
-from engine.runtime import espeak
+from engine.runtime import embedded as espeak
 
 SPEECH = (
     "The quick brown fox jumps over the lazy dog, while seven wizards quietly mix potions "
@@ -20,7 +20,7 @@ LOUD = 0.01  # root mean square of a window that is worth comparing
 
 def speech() -> np.ndarray:
     """About eight seconds of one sentence and a pause, float32 at 24 kHz."""
-    words = espeak.say(SPEECH, "en-us", 45, 160) * 0.8
+    words = espeak.synthesize(SPEECH, "en-us", 45, 160) * 0.8
     return np.concatenate([words, np.zeros(int(PAUSE_SECONDS * SAMPLE_RATE), np.float32)])
 
 

@@ -7,10 +7,10 @@ from aiohttp import web
 from playwright.sync_api import expect
 
 from demo.app import build_app
-from engine.bench.standin import Reply, StandIn, by_heart
 from engine.config import ServerConfig
-from engine.dialogue.engine import Engine
-from engine.runtime import espeak
+from engine.dialogue.service import Service
+from engine.evals.standin import Reply, StandIn, by_heart
+from engine.runtime import embedded as espeak
 from engine.runtime.embedded import EmbeddedBackend
 from tests.browser.serving import Served, warm
 from tests.dialogue.talk import answers_for
@@ -31,13 +31,13 @@ def reply(question: str) -> Reply:
 def words_spoken(monkeypatch):
     """Every word that reaches the synthesiser, in order."""
     words: list[str] = []
-    say = espeak.say
+    synthesize = espeak.synthesize
 
     def listening(text: str, *how: object):
         words.append(text)
-        return say(text, *how)
+        return synthesize(text, *how)
 
-    monkeypatch.setattr(espeak, "say", listening)
+    monkeypatch.setattr(espeak, "synthesize", listening)
     return words
 
 
@@ -47,7 +47,7 @@ def asking_server(chromium):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     answers = answers_for(f"http://127.0.0.1:{port}")
-    engine = warm(Engine(lambda _progress: EmbeddedBackend(2), answers=answers))
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2), answers=answers))
 
     async def text_model(_app: web.Application):
         async with StandIn(reply, port):

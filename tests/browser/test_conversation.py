@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from engine.dialogue.personas import load_personas
+from engine.dialogue.persona import load_personas
 from tests.browser.sound import alike, speech
 
 SENTENCE = "Hello from Modal, this is a sentence that somebody typed."

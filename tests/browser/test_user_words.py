@@ -7,9 +7,9 @@ from playwright.sync_api import expect
 
 from demo.app import build_app
 from engine.config import ServerConfig
-from engine.dialogue.engine import Engine
-from engine.dialogue.voices import Voices
+from engine.dialogue.service import Service
 from engine.runtime.choose import load_backend
+from engine.weights.voices import Voices
 from tests.browser.serving import Served, warm
 from tests.model.listening import STT_TINY
 
@@ -17,9 +17,9 @@ TINY = STT_TINY.parent / "tiny"
 
 
 @pytest.fixture(scope="module")
-def hearing_server(chromium):
+def hearing_server(chromium, never_overloaded):
     config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=2, device="cpu")
-    engine = warm(Engine(lambda progress: load_backend(config, progress, Voices)))
+    engine = warm(Service(lambda progress: load_backend(config, progress, Voices)))
     with Served(lambda: build_app(engine, config)) as served:
         yield served
     engine.stop()

@@ -9,11 +9,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from demo.app import build_app
-from demo.page_routes import STATIC, add_page
-from demo.ui import PageConfig, build_page, mount
+from demo.page.routes import STATIC, add_page
+from demo.page.ui import PageConfig, build_page, mount
 from engine.config import VOICE_NAMES, ServerConfig
-from engine.dialogue.engine import Engine
-from engine.dialogue.personas import Persona, load_personas
+from engine.dialogue.persona import Persona, load_personas
+from engine.dialogue.service import Service
 from engine.runtime.embedded import EmbeddedBackend
 from tests.browser.serving import warm
 
@@ -160,7 +160,7 @@ async def status_of(client, path):
 
 @pytest.fixture
 async def whole():
-    engine = warm(Engine(lambda _progress: EmbeddedBackend(2)))
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
     client = TestClient(TestServer(build_app(engine, ServerConfig(token="open sesame"))))
     await client.start_server()
     yield client

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from engine.bench.turns import SPELLING
 from engine.config import EPAD, PAD
+from engine.evals.turns import SPELLING
 from engine.runtime.backend import HeardRow, Transcription
 
 STT_TINY = Path(__file__).parents[1] / "golden" / "stt_tiny"

@@ -7,6 +7,7 @@ from typing import Any
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
+from engine.dialogue.speech import prepare_command
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 
@@ -47,7 +48,7 @@ class Scripted:
         self.told: list[Any] = []  # events of no frame
 
     def take(self, command: ev.Command) -> None:
-        self.told += self.director.take(command)
+        self.told += self.director.take(prepare_command(command, self.tokenizer))
 
     def say(self, text: str, id: int = 1, **options: Any) -> None:
         self.take(ev.Say(id, text, **options))

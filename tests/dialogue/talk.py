@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-from engine.bench.standin import Reply, StandIn, by_heart
 from engine.config import EPAD, PAD, DeepSeekConfig, ServerConfig
 from engine.dialogue import events as ev
-from engine.dialogue.answerer import Answerer, Deadlines
-from engine.dialogue.answers import Answers, build_answers
-from engine.dialogue.asking import Hooks
 from engine.dialogue.director import Director, Mode
-from engine.dialogue.events import RouteState
-from engine.dialogue.routing import Routing
+from engine.dialogue.session import SessionVoice, note_event
+from engine.dialogue.speech import prepare_command
+from engine.evals.standin import Reply, StandIn, by_heart
+from engine.lookup.question import RouteState
+from engine.lookup.routing import Answers, Routing, build_answers
+from engine.lookup.textmodel import Answerer, Deadlines
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from engine.runtime.metrics import Metrics
@@ -52,10 +52,13 @@ class Talk:
     """One conversation."""
 
     def __init__(self, answers: Answers, on: bool | None = None, transcribes: bool = False) -> None:
-        hooks = Hooks(self._post, self._announce, self._new_say_id, Metrics())
-        self.routing = Routing(answers, hooks, on)
+        self.metrics = Metrics()
+        voice = SessionVoice(self._post, self._announce, self._new_say_id, self.metrics)
+        self.routing = Routing(answers, voice, on)
         self.routing.transcribes = transcribes
-        self.director = Director(TOKENIZER, self.routing.own_words(TOKENIZER))
+        self.director = Director(
+            TOKENIZER, self.routing.own_words(TOKENIZER), new_hold_id=self.routing.new_id
+        )
         self.fed: list[int] = []
         self.events: list[ev.Event] = []  # all that a client could be shown
         self._inbox: list[ev.Command] = []
@@ -75,7 +78,7 @@ class Talk:
         """One frame; the token fed."""
         commands, self._inbox = self._inbox, []
         for command in commands:
-            self._note(self.director.take(command))
+            self._note(self.director.take(prepare_command(command, TOKENIZER)))
         token, _ = self.director.step(sampled, HeardRow(), peak_in, 0.0)
         self.fed.append(token)
         self._note(self.director.events())
@@ -84,7 +87,8 @@ class Talk:
 
     def _note(self, events: list[ev.Event]) -> None:
         self.events += events
-        self.routing.note_all(events)
+        for event in events:
+            note_event(self.routing, event, self.metrics)
 
     async def frames(self, count: int, peak_in: float = 0.0) -> None:
         for _ in range(count):
@@ -110,7 +114,7 @@ class Talk:
         await self.frames(2)
 
     async def settled(self, count: int = 1) -> None:
-        """Until so many questions have come to their end and the agent is free again."""
+        """Until `count` questions have come to their end and the agent is free again."""
         await self.frames(2)
         ends = (RouteState.DONE, RouteState.FAILED, RouteState.STALE)
         await self.until(lambda: sum(route.state in ends for route in self.routes) >= count)

@@ -1,13 +1,15 @@
-"""The director under scripted votes (listening.md 2.2): always, never, at random."""
+"""The director under scripted votes: always, never, at random."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director, Mode
-from engine.dialogue.utterance import prepare
+from engine.dialogue.text import prepare
+from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.scripted import LOUD, OWN, Scripted, always, always_a_piece, chance, never
@@ -64,7 +66,7 @@ def test_the_transcript_shows_what_was_written(said):
 
 def test_speaking_and_done_bracket_the_text(said):
     assert said.states == [(1, "speaking"), (1, "done"), (1, "queued")]
-    told = [event for _, event in said.events]
+    told = [event for _, event in said.events if not isinstance(event, ev.TakenUp)]
     assert isinstance(told[0], ev.Saying)
     assert isinstance(told[-1], ev.Saying)
 
@@ -95,6 +97,14 @@ def test_the_pace_lies_between_72_and_200_words_a_minute():
         assert low <= pace <= high, (vote, pace)
 
 
+def test_without_votes_a_comma_gives_six_frames_more_and_a_sentences_end_ten():
+    script = Scripted(never)
+    script.say("one two, three. four")
+    script.until_said()
+    begins = script.begins(words_of("one two, three. four"))
+    assert [later - begin for begin, later in pairwise(begins)] == [8, 8 + 6, 10 + 10]
+
+
 def test_the_first_word_comes_at_the_first_vote_after_two_frames():
     eager, shy = Scripted(always), Scripted(never)
     for script, frames in ((eager, 2), (shy, 8)):
@@ -111,7 +121,7 @@ def test_whatever_happens_each_frame_gets_exactly_one_legal_token(seed):
     rng = random.Random(seed)
     script = Scripted(chance(rng.random(), seed))
     commands = [
-        lambda: ev.Say(rng.randrange(99), TEXT[: rng.randrange(1, 90)], rng.random() < 0.3),
+        lambda: ev.Say(rng.randrange(99), TEXT[: rng.randrange(1, 90)], replace=rng.random() < 0.3),
         lambda: ev.Say(rng.randrange(9), "a growing text", growing=True),
         lambda: ev.Say(rng.randrange(9), "The answer is here.", answer=rng.randrange(5)),
         lambda: ev.More(rng.randrange(9), "and more of it", rng.random() < 0.5),
@@ -450,7 +460,7 @@ def test_a_user_who_speaks_during_a_hold_makes_it_stale():
     script.run(5)
     script.run(10, user=LOUD)
     ended = [event for _, event in script.events if isinstance(event, ev.HoldEnded)]
-    assert [(e.id, e.state) for e in ended] == [(1, "stale")]
+    assert ended == [ev.HoldEnded(1, HoldEnd.STALE)]
 
 
 # -- growing texts ---------------------------------------------------------------------------------
@@ -518,7 +528,7 @@ def test_a_word_without_blanks_cannot_hold_the_floor_for_minutes():
 
 def test_a_director_is_cheap():
     director = Director(ByteTokenizer())
-    director.take(ev.Say(1, TEXT))
+    director.take(ev.Say(1, TEXT, words_of(TEXT)))
     for _ in range(2000):
         director.step(EPAD, HeardRow(), 0.0, 0.0)
         director.events()

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from engine.bench.standin import Manner, Reply, StandIn
 from engine.dialogue import events as ev
-from engine.dialogue.engine import Engine
+from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
+from engine.evals.standin import Manner, Reply, StandIn
+from engine.lookup.handover import Source
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.seat import Notice, Ready
 from tests.dialogue.talk import standing
@@ -19,10 +20,10 @@ LISTENED = ev.UserText(QUESTION, 0.0, 1.0, final=True)
 
 
 @asynccontextmanager
-async def serving_one() -> AsyncIterator[tuple[Engine, StandIn]]:
+async def serving_one() -> AsyncIterator[tuple[Service, StandIn]]:
     """A server's shared things with a single slot, and a text model that never answers."""
     async with standing(lambda _question: Reply(manner=Manner.SILENT)) as (api, answers):
-        engine = Engine(lambda _progress: EmbeddedBackend(1), answers=answers)
+        engine = Service(lambda _progress: EmbeddedBackend(1), answers=answers)
         engine.start()
         await asyncio.to_thread(engine.wait, 30)
         yield engine, api
@@ -67,7 +68,7 @@ async def test_a_cancelled_end_gives_the_slot_back_all_the_same(monkeypatch):
         assert "personaplex_conversations 0.0" in engine.metrics.text().decode()
 
 
-@pytest.mark.parametrize("event", [LISTENED, ev.Triggered(ev.Source.MARKER)])
+@pytest.mark.parametrize("event", [LISTENED, ev.Triggered(1, Source.MARKER)])
 async def test_what_arrives_after_the_end_asks_nobody(event):
     async with serving_one() as (engine, api):
         async with Session(engine, SessionConfig()) as session:
@@ -76,7 +77,7 @@ async def test_what_arrives_after_the_end_asks_nobody(event):
         session._deliver([Notice([event])])  # the scheduler was in the midst of its turn
         await asyncio.sleep(0.05)
         assert asyncio.all_tasks() <= tasks
-        assert not session.routing._waiting
+        assert session.routing.current is None
         assert api.requests == []
 
 

@@ -7,7 +7,8 @@ import pytest
 from engine.config import PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
-from engine.dialogue.transcript import Transcript, sounds_like
+from engine.dialogue.floor import UserFloor, sounds_like
+from engine.dialogue.text import prepare
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.hearing import TRANSCRIPTION, Heard, quiet, spoken
@@ -19,11 +20,11 @@ class Listening:
     """A director beside a scripted user; `events` are (frame, event)."""
 
     def __init__(self) -> None:
-        self.director = Director(ByteTokenizer(), floor=Transcript(TRANSCRIPTION))
+        self.director = Director(ByteTokenizer(), floor=UserFloor(TRANSCRIPTION))
         self.events: list[tuple[int, ev.Event]] = []
         self.frames = 0
 
-    def hear(self, script: Iterable[Heard]) -> None:
+    def act(self, script: Iterable[Heard]) -> None:
         for heard in script:
             self.director.step(PAD, heard.row, heard.peak, 0.0)
             self.events += [(self.frames, event) for event in self.director.events()]
@@ -31,8 +32,8 @@ class Listening:
 
     def say(self, text: str = TEXT) -> None:
         """Say something and wait until its first word has begun."""
-        self.director.take(ev.Say(1, text))
-        self.hear(quiet(12))
+        self.director.take(ev.Say(1, text, prepare(text, ByteTokenizer())))
+        self.act(quiet(12))
         assert self.states[-1] == "speaking"
 
     @property
@@ -45,19 +46,19 @@ class Listening:
 
 def test_a_turn_comes_as_growing_text_and_once_as_a_whole():
     call = Listening()
-    call.hear([*quiet(15), *spoken("what is it"), *quiet(20)])
+    call.act([*quiet(15), *spoken("what is it"), *quiet(20)])
     assert [e.text for e in call.of(ev.UserText)] == ["what", "what is", "what is it", "what is it"]
     assert [e.final for e in call.of(ev.UserText)] == [False] * 3 + [True]
 
 
 def test_a_flush_tells_the_turn_before_the_next_frame():
     call = Listening()
-    call.hear([*quiet(15), *spoken("what is it"), *quiet(2)])
+    call.act([*quiet(15), *spoken("what is it"), *quiet(2)])
     told = []
     while call.director.flushing:
         told += call.director.flush(HeardRow(stt_text=PAD))
     assert [(event.text, event.final) for event in told] == [("what is it", True)]
-    call.hear(quiet(20))
+    call.act(quiet(20))
     assert not any(event.final for event in call.of(ev.UserText))
 
 
@@ -65,28 +66,28 @@ def test_a_flush_tells_the_turn_before_the_next_frame():
 def test_a_word_of_two_letters_stops_it_before_three_frames_of_speech(said, stops):
     call = Listening()
     call.say()
-    call.hear(quiet(10))
+    call.act(quiet(10))
     word = list(spoken(said))[:2]
-    call.hear([Heard(0.0, heard.token, 1.0) for heard in word])  # too soft to count as loud
-    call.hear(quiet(40))
+    call.act([Heard(0.0, heard.token, 1.0) for heard in word])  # too soft to count as loud
+    call.act(quiet(40))
     assert ("cancelled" in call.states) == stops
 
 
 def test_an_echo_of_what_it_says_does_not_stop_it():
     call = Listening()
     call.say()
-    call.hear(quiet(10))
-    call.hear([Heard(0.0, heard.token, 1.0) for heard in spoken("extraordinarily")][:2])
-    call.hear(quiet(40))
+    call.act(quiet(10))
+    call.act([Heard(0.0, heard.token, 1.0) for heard in spoken("extraordinarily")][:2])
+    call.act(quiet(40))
     assert "cancelled" not in call.states
 
 
 def test_the_late_words_of_a_question_do_not_stop_its_answer():
     call = Listening()
-    call.hear(quiet(15))
+    call.act(quiet(15))
     call.say()
-    call.hear([Heard(0.0, heard.token, 1.0) for heard in spoken("please")][:2])
-    call.hear(quiet(40))
+    call.act([Heard(0.0, heard.token, 1.0) for heard in spoken("please")][:2])
+    call.act(quiet(40))
     assert "cancelled" not in call.states
 
 

@@ -2,23 +2,22 @@
 
 import pytest
 
-from engine.dialogue.engine import Engine
-from engine.dialogue.floor import LOUD, Floor
-from engine.dialogue.personas import PERSONAS_FILE, load_personas
-from engine.dialogue.pieces import PieceDecoder
-from engine.dialogue.prompt import prompt_ids, wrap
+from engine.dialogue.floor import LOUD, EnergyRule
+from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids
+from engine.dialogue.service import Service
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 
 # -- floor -----------------------------------------------------------------------------------------
 
 
-def listened(pattern):
+def run_energy_rule(pattern):
     """A floor after frames written as `#` loud and `.` quiet, and its states."""
-    floor, states = Floor(), []
+    floor, states = EnergyRule(), []
     for mark in pattern:
-        floor.hear(0.5 if mark == "#" else 0.001)
+        floor.take_frame(0.5 if mark == "#" else 0.001)
         states.append((floor.speaking, floor.turn_ended))
     return floor, states
 
@@ -37,39 +36,29 @@ def listened(pattern):
     ],
 )
 def test_speaking_starts_after_3_loud_frames_of_4_and_ends_after_5_quiet_ones(pattern, speaking):
-    assert listened(pattern)[0].speaking is speaking
+    assert run_energy_rule(pattern)[0].speaking is speaking
 
 
 def test_a_turn_ends_once_after_4_loud_and_9_quiet_frames():
-    _floor, states = listened("####" + "." * 20)
+    _floor, states = run_energy_rule("####" + "." * 20)
     assert [i for i, (_, ended) in enumerate(states) if ended] == [12]
 
 
 @pytest.mark.parametrize("pattern", ["###" + "." * 20, "." * 30, "####........" * 3, ""])
 def test_less_than_that_is_no_turn(pattern):
-    assert not any(ended for _, ended in listened(pattern)[1])
+    assert not any(ended for _, ended in run_energy_rule(pattern)[1])
 
 
 def test_turns_end_one_after_the_other():
-    _floor, states = listened(("######" + "." * 12) * 3)
+    _floor, states = run_energy_rule(("######" + "." * 12) * 3)
     assert sum(ended for _, ended in states) == 3
 
 
-def test_the_onset_counts_from_where_speaking_started():
-    floor, _ = listened("...###")
-    assert floor.onset_frames == 1
-    floor.hear(0.5)
-    assert floor.onset_frames == 2
-    for _ in range(5):
-        floor.hear(0.0)
-    assert floor.onset_frames == 0
-
-
 def test_loud_is_more_than_36_db_below_full_scale():
-    floor = Floor()
-    floor.hear(LOUD)
+    floor = EnergyRule()
+    floor.take_frame(LOUD)
     assert floor.loud_frames == 0
-    floor.hear(LOUD * 1.01)
+    floor.take_frame(LOUD * 1.01)
     assert floor.loud_frames == 1
     assert pytest.approx(0.0158, abs=1e-4) == LOUD
 
@@ -103,8 +92,8 @@ def test_bytes_are_held_until_the_character_is_whole():
 def test_what_is_left_comes_out_once():
     decoder = PieceDecoder()
     decoder.feed("<0xC3>")
-    assert decoder.flush() == "\ufffd"
-    assert decoder.flush() == ""
+    assert decoder.finish() == "\ufffd"
+    assert decoder.finish() == ""
 
 
 # -- prompt and personas ---------------------------------------------------------------------------
@@ -121,8 +110,8 @@ def test_what_is_left_comes_out_once():
     ],
 )
 def test_a_prompt_is_wrapped_unless_it_is_or_there_is_none(text, wrapped):
-    assert wrap(text) == wrapped
-    assert bool(prompt_ids(text, ByteTokenizer())) == bool(wrapped)
+    tokenizer = ByteTokenizer()
+    assert prompt_ids(text, tokenizer) == (tuple(tokenizer.encode(wrapped)) if wrapped else ())
 
 
 def test_the_personas_are_the_five_we_promise():
@@ -160,7 +149,7 @@ class Quiet:
 
 @pytest.fixture
 def session():
-    session = Session(Engine(lambda _progress: EmbeddedBackend()), config=SessionConfig())
+    session = Session(Service(lambda _progress: EmbeddedBackend()), config=SessionConfig())
     session._seat, session.director = object(), Quiet()
     session._started = session._touched = session._active_at = 1000.0
     return session

@@ -5,8 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from engine.dialogue.speakable import clean, spell, spelled
-from engine.dialogue.utterance import MAX_SENTENCE_WORDS, MAX_WORD_LETTERS, prepare
+from engine.dialogue.text import (
+    MAX_SENTENCE_WORDS,
+    MAX_WORD_LETTERS,
+    clean,
+    prepare,
+    spell_text,
+    spell_token,
+)
 from engine.runtime.embedded import ByteTokenizer
 
 
@@ -89,7 +95,7 @@ def test_the_transcript_keeps_what_was_written():
 
 @pytest.mark.parametrize("text", ["", "   ", "!!!", "...", "— –", "🎉", "#*_", "\n\t"])
 def test_nothing_to_say_gives_no_words(text):
-    assert prepare(text, ByteTokenizer()) == []
+    assert prepare(text, ByteTokenizer()) == ()
 
 
 def test_a_run_of_bangs_never_reaches_the_voice():
@@ -167,12 +173,12 @@ def test_cleaning_is_done_once_and_for_all():
 
 
 def test_a_token_of_punctuation_has_no_words():
-    assert spell("—") == []
-    assert spell("?!") == []
+    assert spell_token("—") == []
+    assert spell_token("?!") == []
 
 
 def test_a_whole_text_is_spelled_as_it_is_said():
     assert (
-        spelled("**It** costs $14 — for 20 hours!")
+        spell_text("**It** costs $14 — for 20 hours!")
         == "It costs fourteen dollars — for twenty hours!"
     )

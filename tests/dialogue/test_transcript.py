@@ -3,37 +3,27 @@
 import numpy as np
 import pytest
 
-from engine.bench.turns import SCRIPTS, SPELLING, measure_turns, perform, told
 from engine.config import EPAD, PAD
-from engine.dialogue.transcript import Transcript
-from engine.dialogue.turn import TurnRule
-from engine.dialogue.words import Word, WordReader
+from engine.dialogue.floor import HeardWord, TurnRule, UserFloor, WordReader
+from engine.evals.turns import SCRIPTS, SPELLING, find_turn_ends, measure_turns, perform
 from engine.runtime.backend import HeardRow, Transcription
-from engine.runtime.loader import Tokenizer
-from tests.dialogue.hearing import (
-    EXPECTED,
-    STT_TINY,
-    TRANSCRIPTION,
-    WANT,
-    Heard,
-    quiet,
-    spoken,
-)
+from engine.weights.loading import SentencePieceTokenizer
+from tests.dialogue.hearing import EXPECTED, STT_TINY, TRANSCRIPTION, WANT, Heard, quiet, spoken
 
 LOUD, SOFT = 0.3, 0.003  # peaks: -10 and -50 dBFS
 TALKING, DONE = np.full(4, 0.02, np.float32), np.full(4, 0.99, np.float32)
 
 
 def tiny_reader() -> WordReader:
-    tokenizer = Tokenizer(STT_TINY / "tokenizer_en_fr_audio_8000.model")
+    tokenizer = SentencePieceTokenizer(STT_TINY / "tokenizer_en_fr_audio_8000.model")
     return WordReader(Transcription(tokenizer, EXPECTED["audio_delay_frames"]))
 
 
-def listen(transcript: Transcript, script) -> list[tuple[int, str, bool]]:
+def run_script(transcript: UserFloor, script) -> list[tuple[int, str, bool]]:
     """(frame, text, final) of all events of a script."""
     seen = []
     for heard in script:
-        events = transcript.hear(heard.peak, heard.row)
+        events = transcript.take_frame(heard.peak, heard.row)
         seen += [(transcript.frame, event.text, event.final) for event in events]
     return seen
 
@@ -42,12 +32,12 @@ def finals(seen) -> list[tuple[int, str]]:
     return [(frame, text) for frame, text, final in seen if final]
 
 
-def flush(transcript: Transcript, tokens=()) -> list:
+def run_ahead(transcript: UserFloor, tokens=()) -> list:
     """Run ahead as long as it is wanted; all events."""
     tokens, events = list(tokens), []
-    while transcript.flushing:
+    while transcript.runs_ahead:
         token = tokens.pop(0) if tokens else PAD
-        events += transcript.flush(HeardRow(stt_text=token, pause=DONE))
+        events += transcript.take_step(HeardRow(stt_text=token, pause=DONE))
     return events
 
 
@@ -90,7 +80,7 @@ def test_the_first_steps_are_not_read():
     reader = WordReader(TRANSCRIPTION)
     early = [reader.read(SPELLING.id("▁early"), step + 1) for step in range(6)]
     assert early[:5] == [None] * 5
-    assert isinstance(early[5], Word)
+    assert isinstance(early[5], HeardWord)
 
 
 # -- the rule of turns -----------------------------------------------------------------------------
@@ -98,7 +88,7 @@ def test_the_first_steps_are_not_read():
 
 def ends(rule: TurnRule, frames) -> list[int]:
     """The frames (from 1) in which a turn ends; frames are (peak, piece, pause)."""
-    return [rule.frames for frame in frames if rule.hear(*frame)]
+    return [rule.frames for frame in frames if rule.take_frame(*frame)]
 
 
 def test_two_frames_in_a_row_above_0_6_end_a_turn():
@@ -125,7 +115,7 @@ def test_the_user_speaks_while_the_head_says_so_and_the_frame_is_audible():
     rule, seen = TurnRule(), []
     below = np.full(4, 0.3, np.float32)
     for peak, pause in ((LOUD, below), (LOUD, below), (SOFT, below), (LOUD, below), (LOUD, DONE)):
-        rule.hear(peak, False, pause)
+        rule.take_frame(peak, False, pause)
         seen.append(rule.speaking)
     assert seen == [False, True, False, True, False]
 
@@ -133,7 +123,7 @@ def test_the_user_speaks_while_the_head_says_so_and_the_frame_is_audible():
 def test_a_piece_shows_speech_for_four_frames():
     rule, seen = TurnRule(), []
     for piece in (False, True, False, False, False, False):
-        rule.hear(SOFT, piece, DONE)
+        rule.take_frame(SOFT, piece, DONE)
         seen.append(rule.speaking)
     assert seen == [False, True, True, True, True, False]
 
@@ -142,44 +132,43 @@ def test_a_piece_shows_speech_for_four_frames():
 
 
 def test_a_turn_grows_word_by_word_and_ends_with_its_whole_text():
-    transcript = Transcript(TRANSCRIPTION)
-    seen = listen(transcript, [*quiet(10), *spoken("what is it"), *quiet(30)])
+    transcript = UserFloor(TRANSCRIPTION)
+    seen = run_script(transcript, [*quiet(10), *spoken("what is it"), *quiet(30)])
     assert [text for _, text, final in seen if not final] == ["what", "what is", "what is it"]
     [(frame, text)] = finals(seen)
     assert text == "what is it"
     assert frame == 10 + 3 * 4 + 1 + 7  # the second frame above 0.6, and seven to write it all
-    assert [turn.text for turn in transcript.turns] == ["what is it"]
 
 
 def test_the_flush_brings_the_last_words_at_once_and_real_time_goes_on_after_it():
-    transcript = Transcript(TRANSCRIPTION)
-    seen = listen(transcript, [*quiet(10), *spoken("good"), *quiet(2)])
+    transcript = UserFloor(TRANSCRIPTION)
+    seen = run_script(transcript, [*quiet(10), *spoken("good"), *quiet(2)])
     assert finals(seen) == []
-    assert transcript.flushing
-    events = flush(transcript, [EPAD, SPELLING.id("▁morning")])
+    assert transcript.runs_ahead
+    events = run_ahead(transcript, [EPAD, SPELLING.id("▁morning")])
     assert [(e.text, e.final) for e in events] == [("good morning", False), ("good morning", True)]
     assert events[-1].end <= transcript.frame / 12.5
-    assert not transcript.flushing
+    assert not transcript.runs_ahead
     later = [*quiet(10), *spoken("bye"), *quiet(2)]
-    listen(transcript, later)
-    [_, turn] = [transcript.turns[0], flush(transcript)[-1]]
+    run_script(transcript, later)
+    turn = run_ahead(transcript)[-1]
     heard = 10 + 4 + 2 + 10 + 1  # frames until the EPAD of `bye` was read, the bootstrap included
     assert turn.start == pytest.approx((heard - 6) / 12.5)
 
 
 def test_a_flush_cut_short_by_the_next_frame_ends_the_turn_in_real_time():
-    transcript = Transcript(TRANSCRIPTION)
-    listen(transcript, [*quiet(10), *spoken("hello there"), *quiet(2)])
-    transcript.flush(HeardRow(PAD, DONE))
-    seen = listen(transcript, quiet(1))
-    assert not transcript.flushing
-    assert finals(seen + listen(transcript, quiet(4))) == []
-    assert [text for _, text in finals(listen(transcript, quiet(1)))] == ["hello there"]
+    transcript = UserFloor(TRANSCRIPTION)
+    run_script(transcript, [*quiet(10), *spoken("hello there"), *quiet(2)])
+    transcript.take_step(HeardRow(PAD, DONE))
+    seen = run_script(transcript, quiet(1))
+    assert not transcript.runs_ahead
+    assert finals(seen + run_script(transcript, quiet(4))) == []
+    assert [text for _, text in finals(run_script(transcript, quiet(1)))] == ["hello there"]
 
 
 def test_pauses_inside_a_sentence_do_not_end_the_turn():
     frames, ends = perform(SCRIPTS["short pause"])
-    assert list(told(frames, "recogniser")) == [ends[0] + 2]
+    assert list(find_turn_ends(frames, "recogniser")) == [ends[0] + 2]
 
 
 def test_the_rules_find_the_turns_of_the_scripts_with_few_false_ones():
@@ -201,29 +190,29 @@ def test_the_rules_find_the_turns_of_the_scripts_with_few_false_ones():
     ids=["cough", "music", "silence"],
 )
 def test_sound_without_words_makes_no_turn_and_no_text(noise):
-    transcript = Transcript(TRANSCRIPTION)
-    assert listen(transcript, [*quiet(20), *noise, *quiet(30)]) == []
+    transcript = UserFloor(TRANSCRIPTION)
+    assert run_script(transcript, [*quiet(20), *noise, *quiet(30)]) == []
     assert not transcript.speaking
 
 
 def test_uh_huh_is_a_turn_of_its_own():
-    seen = listen(Transcript(TRANSCRIPTION), [*quiet(20), *spoken("uh-huh"), *quiet(20)])
+    seen = run_script(UserFloor(TRANSCRIPTION), [*quiet(20), *spoken("uh-huh"), *quiet(20)])
     assert [text for _, text in finals(seen)] == ["uh-huh"]
 
 
 def test_a_word_of_two_letters_is_noticed_once_with_the_frame_it_began():
-    transcript, noticed = Transcript(TRANSCRIPTION), []
+    transcript, noticed = UserFloor(TRANSCRIPTION), []
     for heard in [*quiet(20), *spoken("a stop"), *quiet(3)]:
-        transcript.hear(heard.peak, heard.row)
+        transcript.take_frame(heard.peak, heard.row)
         if transcript.word:
             noticed.append((transcript.word.text, transcript.frame - transcript.word.start))
     assert noticed == [("stop", 6)]
 
 
 def test_without_a_recogniser_the_energy_rule_stands_alone():
-    transcript, turns, speaking = Transcript(), [], []
+    transcript, turns, speaking = UserFloor(), [], []
     for frame, peak in enumerate([SOFT] * 5 + [LOUD] * 6 + [SOFT] * 15):
-        assert transcript.hear(peak, HeardRow()) == []
+        assert transcript.take_frame(peak, HeardRow()) == []
         turns += [frame] if transcript.turn_ended else []
         speaking += [frame] if transcript.speaking else []
     assert turns == [5 + 6 + 8]
@@ -231,14 +220,7 @@ def test_without_a_recogniser_the_energy_rule_stands_alone():
 
 
 def test_words_that_wait_when_the_recogniser_is_switched_off_end_with_the_energy_rule():
-    transcript = Transcript(TRANSCRIPTION)
-    listen(transcript, [*quiet(10), *spoken("one two")])
-    events = [e for _ in range(9) for e in transcript.hear(SOFT, HeardRow())]
+    transcript = UserFloor(TRANSCRIPTION)
+    run_script(transcript, [*quiet(10), *spoken("one two")])
+    events = [e for _ in range(9) for e in transcript.take_frame(SOFT, HeardRow())]
     assert [(e.text, e.final) for e in events] == [("one two", True)]
-
-
-def test_the_last_20_turns_are_kept():
-    transcript = Transcript(TRANSCRIPTION)
-    for number in range(23):
-        listen(transcript, [*quiet(12), *spoken(f"turn{number}"), *quiet(12)])
-    assert [turn.text for turn in transcript.turns] == [f"turn{n}" for n in range(3, 23)]

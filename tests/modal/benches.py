@@ -5,7 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from engine.bench.drift import LIMITS
-from engine.runtime.verdict import VERDICT, keep, precise, precise_recogniser
+from engine.weights.verdict import (
+    VERDICT,
+    choose_precision,
+    choose_recogniser_precision,
+    write_verdict,
+)
 from tests.modal.rehearsal import ROOT
 
 TINY = ROOT / "tests" / "golden" / "tiny"
@@ -38,15 +43,15 @@ class Benches:
         self.said.append("drift")
         good, into = (self._good,) * 3, Path(given["--verdict"])
         assert given["--model"] == str(self._folder)
-        keep(self._folder, "cpu", *good, {"frames": 1500}, self._recogniser, into)
+        write_verdict(self._folder, "cpu", *good, {"frames": 1500}, self._recogniser, into)
         row = {"what": "int8 KV", "top1": 0.5, "kl": 0.2, "kl_rise": 0.1, "kl_rise_error": 0.02}
         return {"limits": LIMITS, "spoken": 0.3, "rows": [{**row, "good": self._good}]}
 
     def capacity(self, given: dict[str, str]) -> dict | None:
         """What a server that is pointed there would take is noted."""
         mode, model = given["--weights"], Path(given["--model"])
-        taken = precise((mode, given["--kv"]), model, "cpu")
-        recogniser = precise_recogniser(mode, model, STT, "cpu")
+        taken = choose_precision((mode, given["--kv"]), model, "cpu")
+        recogniser = choose_recogniser_precision(mode, model, STT, "cpu")
         self.said.append(mode)
         self.taken.append((*taken, recogniser))
         if mode not in self._held:

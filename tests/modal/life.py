@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from demo.container import Container
+from demo.cloud.container import Container
 from engine.runtime.embedded import EmbeddedBackend
 
 

@@ -29,26 +29,28 @@ class Platform:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
-    def told(self, name: str) -> list[Any]:
+    def requests(self, name: str) -> list[Any]:
         """The requests of one kind, in order."""
         return [request for kind, request in self.calls if kind == name]
 
     def wait_for(self, name: str, seconds: float = 60) -> None:
         """Until a request of this kind has come."""
         end = time.monotonic() + seconds
-        while not self.told(name):
+        while not self.requests(name):
             assert time.monotonic() < end, f"no {name} came"
             time.sleep(0.05)
 
     def files(self) -> set[str]:
         """Remote paths of every file that was mounted."""
         return {
-            file.filename for request in self.told("MountGetOrCreate") for file in request.files
+            file.filename for request in self.requests("MountGetOrCreate") for file in request.files
         }
 
     def is_deployed(self) -> bool:
         """Whether an app was published to stay (a `modal run` publishes one for its time)."""
-        return any(told.app_state == api_pb2.APP_STATE_DEPLOYED for told in self.told("AppPublish"))
+        return any(
+            told.app_state == api_pb2.APP_STATE_DEPLOYED for told in self.requests("AppPublish")
+        )
 
     @property
     def environ(self) -> dict[str, str]:
@@ -169,7 +171,7 @@ def function(platform: Platform, request: Any) -> Any:
 
 def deployed(platform: Platform, request: Any) -> Any:
     """The service function of a deployed class, as a lookup by name finds it."""
-    for told in platform.told("FunctionCreate") if platform.is_deployed() else []:
+    for told in platform.requests("FunctionCreate") if platform.is_deployed() else []:
         data = data_of(told)
         if data.function_name == request.object_tag:
             first = data.ranked_functions[0].function

@@ -2,18 +2,17 @@
 
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from demo import container as container_module
-from demo import volume
-from demo.container import Container
-from demo.settings import container_config
+from demo.cloud import container as container_module
+from demo.cloud import volume
+from demo.cloud.container import Container
+from demo.cloud.volume import container_config
 from engine.config import ServerConfig
-from engine.errors import ConfigError
-from engine.runtime import hub
+from engine.errors import ConfigError, ModelError
+from engine.weights import hub
 
 
 @pytest.fixture
@@ -58,18 +57,18 @@ def test_a_bad_setting_ends_the_start_with_one_line(capsys):
 
 def test_a_port_that_is_taken_ends_the_start(capsys):
     ended: list[int] = []
+    over = threading.Event()
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         container = Container(
-            {"PERSONAPLEX_MODEL": "embedded"}, port=taken.getsockname()[1], leave=ended.append
+            {"PERSONAPLEX_MODEL": "embedded"},
+            port=taken.getsockname()[1],
+            leave=lambda code: (ended.append(code), over.set()),
         )
         container._opened.set()  # nobody is there to end the process, so `start` must not wait
         container.start()
-        for _ in range(100):
-            if ended:
-                break
-            time.sleep(0.1)
+        assert over.wait(20)
     assert ended == [1]
     assert "error: cannot listen on 0.0.0.0:" in capsys.readouterr().out
 
@@ -77,7 +76,7 @@ def test_a_port_that_is_taken_ends_the_start(capsys):
 def test_weights_that_are_here_are_loaded_without_asking_anybody(hf_home):
     downloaded(hf_home, "c0ffee")
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY)
-    assert volume.pinned_to_local(config).revision == "c0ffee"
+    assert volume.pin_to_local(config).revision == "c0ffee"
     assert not volume.fetch(config, lambda *_: None, pytest.fail)
 
 
@@ -100,9 +99,9 @@ def test_a_download_that_broke_off_is_resumed_and_then_committed(hf_home, monkey
 def test_another_revision_than_the_one_that_is_here_is_fetched(hf_home):
     downloaded(hf_home, "c0ffee")
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY, revision="v2")
-    assert volume.pinned_to_local(config) is config
+    assert volume.pin_to_local(config) is config
     downloaded(hf_home, "beef", revision="v2")
-    assert volume.pinned_to_local(config).revision == "beef"
+    assert volume.pin_to_local(config).revision == "beef"
 
 
 def test_a_model_folder_is_never_fetched(tmp_path):
@@ -113,14 +112,14 @@ def test_a_model_folder_is_never_fetched(tmp_path):
 def test_compiled_code_is_kept_apart_by_device_and_versions(monkeypatch):
     environ: dict[str, str] = {}
     monkeypatch.setattr(volume, "device_name", lambda: "nvidia-a10g")
-    volume.keep_compiled(environ, Path("/cache"))
+    volume.set_compile_caches(environ, Path("/cache"))
     folder = Path(environ["TRITON_CACHE_DIR"]).parent
     assert environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
     assert folder.parent == Path("/cache/compiled")
     assert folder.name.startswith("nvidia-a10g-torch2.")
     monkeypatch.setattr(volume, "device_name", lambda: "nvidia-l40s")
     other: dict[str, str] = {"TRITON_CACHE_DIR": "/mine"}
-    volume.keep_compiled(other, Path("/cache"))
+    volume.set_compile_caches(other, Path("/cache"))
     assert other["TRITON_CACHE_DIR"] == "/mine"
     assert Path(other["TORCHINDUCTOR_CACHE_DIR"]).parent != folder
 
@@ -136,7 +135,7 @@ def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys
     container._loop = Hung()
     monkeypatch.setattr(container_module, "STOP_SECONDS", 0.05)
     container._died(RuntimeError("the GPU fell off the bus"))
-    assert over.wait(5)
+    assert over.wait(20)
     assert ended == [1]
     assert capsys.readouterr().out == (
         "error: the GPU fell off the bus; the server would not end\n"
@@ -144,7 +143,7 @@ def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys
 
 
 def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_path, monkeypatch):
-    from engine.runtime import recogniser
+    from engine.weights import loading as recogniser
 
     downloaded(hf_home, "c0ffee")
     asked: list[str] = []
@@ -159,19 +158,46 @@ def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_
     assert not volume.fetch(embedded, lambda *_: None, pytest.fail)
 
 
-def test_int8_weights_that_a_load_has_written_are_committed_once(hf_home):
+def test_int8_weights_that_a_start_reads_are_made_and_committed_once(hf_home, monkeypatch):
+    from engine.weights import loading
+
     downloaded(hf_home, "c0ffee")
+    snapshot = hf_home / "hub/models--nvidia--personaplex-7b-v1/snapshots/c0ffee"
     happened: list[str] = []
 
-    def save(before: dict[Path, int]) -> bool:
-        return volume.save_converted(
-            before, lambda phase, _: happened.append(phase), lambda: happened.append("committed")
+    def quantise(folder: Path, device: str, report) -> None:
+        (folder / "model.int8").mkdir(exist_ok=True)
+        report(100.0)
+
+    def keep(weights: str) -> None:
+        config = ServerConfig(model=hub.DEFAULT_REPOSITORY, device="cpu", weights=weights)
+        volume.keep_int8(
+            config, lambda phase, _: happened.append(phase), lambda: happened.append("committed")
         )
 
-    before = volume.converted()
-    assert not save(before)
-    snapshot = hf_home / "hub/models--nvidia--personaplex-7b-v1/snapshots/c0ffee"
-    (snapshot / "model.int8.safetensors").touch()
-    assert save(before)
-    assert happened == ["saving the int8 weights to the volume", "committed"]
-    assert not save(volume.converted())
+    monkeypatch.setattr(hub, "find", lambda *_: snapshot)
+    monkeypatch.setattr(loading, "quantise_checkpoint", quantise)
+    keep("bf16")
+    keep("auto")  # without a verdict it is bf16
+    assert not happened
+    keep("int8")
+    made = "keeping the int8 weights"
+    assert happened == [made, "saving the int8 weights to the volume", "committed"]
+    happened.clear()
+    keep("int8")
+    assert happened == [made]
+
+
+def test_int8_weights_that_cannot_be_kept_cost_a_line(hf_home, monkeypatch, caplog):
+    from engine.weights import loading
+
+    downloaded(hf_home, "c0ffee")
+
+    def quantise(*_: object) -> None:
+        raise ModelError("no space left")
+
+    monkeypatch.setattr(hub, "find", lambda *_: hf_home)
+    monkeypatch.setattr(loading, "quantise_checkpoint", quantise)
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY, device="cpu", weights="int8")
+    volume.keep_int8(config, lambda *_: None, pytest.fail)
+    assert caplog.messages == ["no space left"]

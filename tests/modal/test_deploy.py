@@ -133,7 +133,7 @@ def test_the_image_carries_every_file_the_page_and_the_engine_need(deployed):
 
 def test_every_number_of_the_deployment_has_its_setting(tuned):
     server = definition(tuned)
-    told = next(r for r in tuned.told("FunctionCreate") if r.function_data.ranked_functions)
+    told = next(r for r in tuned.requests("FunctionCreate") if r.function_data.ranked_functions)
     gpus = [
         one.function.resources.gpu_config.gpu_type for one in told.function_data.ranked_functions
     ]

@@ -8,7 +8,7 @@ import click
 import pytest
 from modal.cli.entry_point import entrypoint_cli
 
-from demo import deploying
+from demo.cloud import deploying
 from engine.config import ServerConfig
 from tests.modal.rehearsal import ROOT
 
@@ -89,10 +89,10 @@ def test_every_setting_in_the_text_is_real():
 def deployment_settings() -> set[str]:
     """Every setting that the deployment reads, and the container apart from the server."""
     read = set(re.findall(r'(?:setting|number)\("(\w+)"', APP))
-    container = (ROOT / "demo" / "container.py").read_text() + (
-        ROOT / "demo" / "deploying.py"
-    ).read_text()
-    return {f"PERSONAPLEX_{name}" for name in read} | set(re.findall(r"PERSONAPLEX_\w+", container))
+    cloud = "".join((ROOT / "demo/cloud" / f"{name}.py").read_text() for name in (
+        "container", "deploying",
+    ))  # fmt: skip
+    return {f"PERSONAPLEX_{name}" for name in read} | set(re.findall(r"PERSONAPLEX_\w+", cloud))
 
 
 def test_every_setting_of_the_deployment_is_in_the_table():
@@ -108,7 +108,7 @@ def test_names_of_secrets_keys_app_and_volume_are_those_of_the_code():
         *(deploying.DEEPSEEK_KEY, "personaplex-weights", "personaplex-server", "8998"),
     ):
         assert name in TEXT
-        assert name in APP + (ROOT / "demo" / "deploying.py").read_text()
+        assert name in APP + (ROOT / "demo" / "cloud" / "deploying.py").read_text()
 
 
 def row(label: str) -> list[float]:
@@ -133,7 +133,7 @@ def test_the_costs_are_computed_from_the_prices():
 
 
 def test_projected_steps_follow_the_planning_model():
-    floors = {"A10G": 27.8, "L40S": 19.3, "A100-40GB": 10.7}  # ms, performance.md 1.3
+    floors = {"A10G": 27.8, "L40S": 19.3, "A100-40GB": 10.7}  # ms
     assert row("one step") == [round(floor / 0.65 + 4 + 0.3) for floor in floors.values()]
 
 

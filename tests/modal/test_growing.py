@@ -8,9 +8,8 @@ import sys
 import pytest
 from aiohttp import web
 
-from demo.growing import CALM_SECONDS, RENEW_SECONDS, Growing, grow_with
-from engine.runtime.capacity import TickTable
-from engine.runtime.overload import Overload
+from demo.cloud.growing import CALM_SECONDS, RENEW_SECONDS, Growing, autoscale
+from engine.runtime.load import Overload, TickTable
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import ROOT, SECRETS, clean, deploy
 from tests.runtime.rig import Rig
@@ -134,10 +133,10 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
 
     asked, spare = asyncio.Event(), Heard()
     app = web.Application()
-    app.cleanup_ctx.append(grow_with(Full(), Growing(spare)))
+    app.cleanup_ctx.append(autoscale(Full(), Growing(spare)))
     runner = web.AppRunner(app)
     await runner.setup()
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), 20)
     await runner.cleanup()
     assert spare.kept == [1, 0]
 
@@ -146,7 +145,7 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
     """The deployed class is looked up by name and asked for one container more, by real calls."""
     code = (
         "import asyncio\n"
-        "from demo.growing import ModalSpare\n"
+        "from demo.cloud.growing import ModalSpare\n"
         "asyncio.run(ModalSpare('personaplex', 'PersonaPlexServer').keep(1))"
     )
     with Platform(secrets=dict(SECRETS)) as platform:
@@ -154,7 +153,7 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
         assert done.returncode == 0, done.stdout
         environ = clean(tmp_path, PYTHONPATH=str(ROOT), **platform.environ)
         subprocess.run([sys.executable, "-c", code], env=environ, check=True)
-        (told,) = platform.told("FunctionUpdateSchedulingParams")
+        (told,) = platform.requests("FunctionUpdateSchedulingParams")
     assert told.function_id == "fu-PersonaPlexServer.*"
     assert told.settings.buffer_containers == 1
     assert {field.name for field, _ in told.settings.ListFields()} == {"buffer_containers"}

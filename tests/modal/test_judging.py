@@ -6,16 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from demo.judging import AUTO, FAITHFUL, Capacity, Judge, Measured
+from demo.cloud.acceptance import AUTO, FAITHFUL, Capacity, Judge, Measured
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.runtime.verdict import VERDICT, keep, precise, precise_recogniser
+from engine.weights.verdict import (
+    VERDICT,
+    choose_precision,
+    choose_recogniser_precision,
+    write_verdict,
+)
 from tests.modal.benches import STT, TINY, Benches
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    ignored = shutil.ignore_patterns("expected", "*.int8.safetensors")
+    ignored = shutil.ignore_patterns("expected", "*.int8")
     return shutil.copytree(TINY, tmp_path / "tiny", ignore=ignored)
 
 
@@ -28,7 +33,9 @@ def judged(folder: Path, benches: Benches, bench=None) -> Measured:
 
 def start(folder: Path) -> tuple[str, str, str]:
     """Weights, keys and values, and the recogniser's weights, of a start with `auto`."""
-    return *precise(AUTO, folder, "cpu"), precise_recogniser("auto", folder, STT, "cpu")
+    return *choose_precision(AUTO, folder, "cpu"), choose_recogniser_precision(
+        "auto", folder, STT, "cpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,7 @@ def test_a_recogniser_alone_in_int8_that_holds_fewer_is_not_allowed(folder):
 
 @pytest.mark.parametrize("dies_in", ["bf16", "auto"])
 def test_a_run_that_is_killed_under_load_leaves_the_former_verdict(folder, dies_in):
-    keep(folder, "cpu", False, True, False, {"of": "a former run"})
+    write_verdict(folder, "cpu", False, True, False, {"of": "a former run"})
     benches = Benches(folder, True, {"bf16": 4, "auto": 5})
 
     def bench(words: list[str]) -> int:
@@ -73,18 +80,18 @@ def test_a_run_that_is_killed_under_load_leaves_the_former_verdict(folder, dies_
 
 
 def test_bf16_that_breaks_under_load_says_nothing_of_a_former_verdict(folder):
-    keep(folder, "cpu", False, True, False, {})
+    write_verdict(folder, "cpu", False, True, False, {})
     with pytest.raises(ModelError, match="nothing is changed"):
         judged(folder, Benches(folder, True, {}))
     assert start(folder) == ("bf16", "int8", "bf16")
 
 
 def test_int8_that_breaks_under_load_leaves_none(folder):
-    keep(folder, "cpu", True, True, True, {})
+    write_verdict(folder, "cpu", True, True, True, {})
     benches = Benches(folder, True, {"bf16": 4})
     with pytest.raises(ModelError, match="there is no verdict now, so bf16 stays"):
         judged(folder, benches)
-    assert precise(AUTO, folder, "cpu") == FAITHFUL
+    assert choose_precision(AUTO, folder, "cpu") == FAITHFUL
 
 
 def test_the_servers_under_load_read_the_very_same_weights(folder):

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from demo import preflight, volume
+from demo.cloud import preflight, volume
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.runtime import hub
+from engine.weights import hub
 from tests.modal.hub import RefusingHub
 
 CONFIG = ServerConfig(model=hub.DEFAULT_REPOSITORY)
@@ -39,7 +39,7 @@ def test_everything_in_order_ends_in_the_next_command(tmp_path, monkeypatch, cap
 
 
 def test_every_problem_is_a_line_and_the_end_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preflight, "licence_finding", lambda _: (False, "not granted"))
+    monkeypatch.setattr(preflight, "check_licence", lambda _: (False, "not granted"))
     with pytest.raises(SystemExit, match="3 problems"):
         preflight.check(tmp_path / "missing")
     lines = capsys.readouterr().out.splitlines()
@@ -51,13 +51,13 @@ def test_every_problem_is_a_line_and_the_end_is_an_error(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("token", ["", "sk-123", " hf_123", '"hf_123"'])
 def test_a_token_that_is_none_is_found_out(monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
-    assert not preflight.token_finding(CONFIG)[0]
+    assert not preflight.check_token(CONFIG)[0]
 
 
 def test_a_licence_that_is_not_granted_is_said_with_the_page():
     code = (
-        "from demo import preflight; from engine.config import ServerConfig\n"
-        "print(preflight.licence_finding(ServerConfig(model='nvidia/personaplex-7b-v1')))"
+        "from demo.cloud import preflight; from engine.config import ServerConfig\n"
+        "print(preflight.check_licence(ServerConfig(model='nvidia/personaplex-7b-v1')))"
     )
     with RefusingHub("gated") as stand_in:  # the hub's address is read when its client is imported
         environ = {"HF_ENDPOINT": stand_in.url, "HF_TOKEN": "hf_test", "PATH": "/usr/bin"}
@@ -68,7 +68,7 @@ def test_a_licence_that_is_not_granted_is_said_with_the_page():
     assert "accept the licence at https://huggingface.co/nvidia/personaplex-7b-v1" in done.stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deepseek():
     """A stand-in for the balance endpoint; the key says what it answers."""
 
@@ -100,7 +100,7 @@ def deepseek():
     ],
 )
 def test_the_deepseek_key_is_tried_without_spending(deepseek, key, fine, words):
-    finding = preflight.deepseek_finding(key, deepseek)
+    finding = preflight.check_deepseek(key, deepseek)
     assert finding[0] is fine
     assert words in finding[1]
     assert not key or key not in finding[1].replace("key", "")

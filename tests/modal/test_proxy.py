@@ -11,7 +11,7 @@ import pytest
 
 from demo.app import build_app
 from engine.config import ServerConfig
-from engine.dialogue.engine import Engine
+from engine.dialogue.service import Service
 from engine.runtime.embedded import EmbeddedBackend
 from tests.browser.serving import Served, warm
 from tests.modal.rehearsal import free_port
@@ -49,7 +49,7 @@ http {{
 @pytest.fixture(scope="module")
 def server():
     """The whole application, with a token."""
-    engine = warm(Engine(lambda _progress: EmbeddedBackend(2)))
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
     with Served(lambda: build_app(engine, ServerConfig(token=TOKEN))) as served:
         yield served
     engine.stop()
@@ -73,7 +73,7 @@ def proxy(server, tmp_path_factory):
             str(folder / "error.log"),
         ]
     )
-    for _ in range(100):
+    for _ in range(400):
         if (folder / "pid").exists():
             break
         time.sleep(0.05)

@@ -74,8 +74,8 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
     assert heard[-1].startswith(b"\x05closing: ")
     assert await asyncio.to_thread(process.wait, 25) == 0
     assert "[ta-1]" in process.output  # our log lines carry the container's name
-    assert platform.told("VolumeCommit")
-    assert not platform.told("TaskResult")  # what a container that failed sends
+    assert platform.requests("VolumeCommit")
+    assert not platform.requests("TaskResult")  # what a container that failed sends
 
 
 def test_the_import_needs_nothing_but_the_file(tmp_path):

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from engine.model import kernels
+from engine.model.gpu import kernels
 
 GPU, META = torch.device("cuda", 99), torch.device("meta")  # nobody has so many
 NO_LAUNCH = {"empty.memory_format", "new_empty", "empty_like", "empty_strided", "detach_"}

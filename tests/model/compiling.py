@@ -15,19 +15,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from engine.model import fast_codec
-from engine.model.attention import Rings, Rotation
 from engine.model.config import ModelConfig
-from engine.model.kernels import add_norm, embed, matmul
-from engine.model.kernels_attention import Decode, attend_few
-from engine.model.kernels_conv import Filter, Moment, convolve
-from engine.model.kernels_pick import pick, pick_text
-from engine.model.kernels_prompt import Piece
-from engine.model.kernels_quantizer import nearest, sum_entries, upsample
+from engine.model.gpu import fused
+from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
+from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
+from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
 from engine.model.loop import PIECE
 from engine.model.mimi import Mimi
-from engine.model.state import Active
-from engine.model.tiles import ROWS
+from engine.model.transformer import Active, Rings, Rotation
 
 CPU, SLOTS = torch.device("cpu"), 4
 BF16 = torch.bfloat16
@@ -123,7 +118,7 @@ def depth(dtype: torch.dtype) -> None:
 def piece(rows: int, dtype: torch.dtype) -> None:
     """Of a prompt."""
     one = torch.zeros(1, dtype=torch.int64)
-    Piece(layer(rows, dtype), one, one, rows).attend(0, projected(rows))
+    PromptPiece(layer(rows, dtype), one, one, rows).attend(0, projected(rows))
 
 
 def picks_and_depth() -> None:
@@ -151,11 +146,11 @@ def codec() -> None:
     layer.linear2.weight = torch.nn.Parameter(numbers(512, 2048, dtype=torch.float32))
     now = Moment(whole, 2, whole > 0)
     for module, by, columns in (
-        (encoder.model[0], fast_codec._conv, 1920),  # samples
-        (encoder.model[3], fast_codec._conv, 1920),  # with a stride
-        (encoder.model[12], fast_codec._conv, 16),  # few columns, many inputs
-        (mimi.downsample, fast_codec._conv, 2),
-        (decoder.model[2], fast_codec._transposed, 2),
+        (encoder.model[0], fused._conv, 1920),  # samples
+        (encoder.model[3], fused._conv, 1920),  # with a stride
+        (encoder.model[12], fused._conv, 16),  # few columns, many inputs
+        (mimi.downsample, fused._conv, 2),
+        (decoder.model[2], fused._transposed, 2),
         (layer.linear2, lambda linear: Filter(linear.weight), 2),
     ):
         filter = by(module)
@@ -173,20 +168,19 @@ def codec() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
-    parser.add_argument("--no-picks", action="store_true", help="without those of whole numbers")
+    parser.add_argument("--largest", action="store_true", help="those with the most shared memory")
     args = parser.parse_args()
     driver.set_active(Absent(args.capability))
     compile_only()
-    tick(BF16)
-    tick(torch.int8)
-    codec_tick()
-    depth(BF16)
-    depth(torch.int8)
     piece(PIECE, BF16)
-    piece(ROWS, torch.int8)
-    if not args.no_picks:
+    tick(torch.int8)
+    if not args.largest:
+        piece(ROWS, torch.int8)
+        tick(BF16)
+        codec_tick()
+        depth(torch.int8)
         picks_and_depth()
-    codec()
+        codec()
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from engine.model.config import ModelConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
-from engine.model.names import lm_pieces, mimi_pieces, unused_by_lm
-from engine.runtime.checkpoint import load
+from engine.weights.loading import load
+from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
 from tests.model import interpreting
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it exists on Linux only
 NEED_TRITON = (
-    *("test_compiled", "test_fast", "test_fast_codec", "test_fused_golden", "test_graphs"),
+    *("test_compiled", "test_fused", "test_fused_codec", "test_fused_golden", "test_graphs"),
     *("test_kernels", "test_kernels_attention", "test_kernels_pick", "test_prefill"),
 )
 collect_ignore = [] if HAS_TRITON else [f"{name}.py" for name in NEED_TRITON]

@@ -10,11 +10,11 @@ QUIET = 0x40  # the bit of a bf16 NaN that no cut may clear
 
 def prepare() -> None:
     """From now on, for the whole process; whoever calls it has told triton to interpret."""
-    hasten()
+    speed_up_interpreter()
     round_to_nearest()
 
 
-def hasten() -> None:
+def speed_up_interpreter() -> None:
     """Replace the functions of the language once a launch.
 
     The interpreter does so again at every call within a kernel, of `tl.sum` too, though nothing

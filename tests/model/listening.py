@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from engine.model.state import Active
 from engine.model.stt import Hearing
+from engine.model.transformer import Active
 
 STT_TINY = Path(__file__).parents[1] / "golden" / "stt_tiny"
 WANT = load_file(STT_TINY / "expected" / "stt.safetensors")

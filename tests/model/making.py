@@ -1,8 +1,5 @@
-"""Random checkpoints of any size, in the layout of the public files."""
+"""A model of odd sizes, and tensors in memory where a file is expected."""
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor
 
 from engine.model.config import (
@@ -12,8 +9,7 @@ from engine.model.config import (
     QuantizerConfig,
     TransformerConfig,
 )
-from engine.model.names import Piece, lm_pieces, mimi_pieces
-from engine.runtime.generated import on_meta
+from engine.weights.names import TensorSlice
 
 ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache line holds
     lm=LMConfig(
@@ -30,35 +26,12 @@ ODD = ModelConfig(  # nothing here is a multiple of what a vector or a cache lin
 )  # fmt: skip
 
 
-def tensors(
-    pieces: Iterable[tuple[str, list[Piece]]], usual: bool = True, scale: float = 0.2
-) -> dict[str, Tensor]:
-    """Seeded values for every tensor; `usual` False: the other shape a file may have."""
-    generator = torch.Generator().manual_seed(5)
-    made = {}
-    for _, group in pieces:
-        for piece in group:
-            shape = piece.shapes[0 if usual else -1]
-            value = torch.randn(shape, generator=generator) * scale
-            positive = piece.name.endswith(("alpha", "cluster_usage", "scale"))
-            made.setdefault(piece.name, value.abs() + 0.5 if positive else value)
-    return made
-
-
-def checkpoint(config: ModelConfig, usual: bool = True) -> tuple[dict, dict]:
-    """(language model's, codec's) tensors; usual False: 8 depth steps, norms of one dimension."""
-    lm, mimi = on_meta(config)
-    audio = tensors(mimi_pieces(mimi))
-    text = tensors(lm_pieces(lm), usual)
-    return text, audio
-
-
 class Held:
     """Tensors in memory where a `TensorFile` is expected."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self.values = values
 
-    def read(self, piece: Piece) -> Tensor:
+    def read(self, piece: TensorSlice) -> Tensor:
         value = self.values[piece.name]
         return value if piece.rows is None else value[piece.skip : piece.skip + piece.rows]

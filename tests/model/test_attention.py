@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from engine.model.attention import Chunk, Rings, Rotation, Step, attend_few
-from engine.model.state import Active
+from engine.model.transformer import Active, Chunk, RingPush, Rings, Rotation, attend_few
 from tests.model.conftest import CPU
 
 HEADS, DIM, CAPACITY, SLOTS = 2, 6, 7, 3
@@ -14,9 +13,9 @@ def rings() -> Rings:
     return Rings(1, SLOTS, HEADS, Rotation(DIM, 10_000, CPU), CAPACITY, torch.float32)
 
 
-def masked(ring: Rings, active: Active, columns: int) -> Step:
+def masked(ring: Rings, active: Active, columns: int) -> RingPush:
     """A step as a GPU takes it."""
-    step = Step(ring, active, columns)
+    step = RingPush(ring, active, columns)
     step.visible = step._visible()
     step._attend = step._masked
     return step
@@ -29,7 +28,7 @@ def test_a_masked_ring_gives_what_each_slot_alone_gives(columns):
     for tick in range(12):
         active = Active.of([s for s in range(SLOTS) if (tick + s) % (s + 2)], SLOTS, CPU)
         qkv = torch.randn(SLOTS, columns, 3, HEADS, DIM, generator=generator)
-        alone = Step(one, active, columns).attend(0, qkv.clone())
+        alone = RingPush(one, active, columns).attend(0, qkv.clone())
         beside = masked(two, active, columns).attend(0, qkv.clone())
         for ring in (one, two):
             ring.advance(active, columns)
@@ -48,7 +47,7 @@ def test_a_step_sees_the_newest_columns_that_are_not_newer_than_itself(columns):
     pushed: list[torch.Tensor] = []
     for _ in range(9):
         qkv = torch.randn(SLOTS, columns, 3, HEADS, DIM, generator=generator)
-        got = Step(ring, active, columns).attend(0, kept := qkv.clone())[1]  # kept is rotated
+        got = RingPush(ring, active, columns).attend(0, kept := qkv.clone())[1]  # kept is rotated
         ring.advance(active, columns)
         pushed += list(kept[1])
         for row in range(columns):

@@ -9,17 +9,31 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
-from engine.model.graphs import Ticks
-from engine.model.linear import quantise
+from engine.model.gpu import graphs
+from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, Recogniser, SttConfig
-from engine.runtime.generated import FULL, SMALL, on_meta
+from engine.model.transformer import Linear
+from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 
-MOST_LAUNCHES = 1200  # of a tick (performance.md 1.4); an H200's profiler counted 847
+MOST_LAUNCHES = 1200  # of a tick; an H200's profiler counted 847
 MOST_OF_A_PIECE = 8 * FULL.lm.num_layers + 16
 UP, DOWN = Copy(up=True, waits=False), Copy(up=False, waits=False)
+
+
+@pytest.fixture(autouse=True)
+def _recorded_at_once(monkeypatch):
+    """Nothing is compiled here: one run makes what is made once."""
+    monkeypatch.setattr(graphs, "WARM_UPS", 1)
+
+
+def quantise(model: torch.nn.Module) -> None:
+    """Every product in int8, in place."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.quantise()
 
 
 def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool = True) -> Loop:
@@ -30,8 +44,8 @@ def loop_of(config: ModelConfig, slots: int, weights: str = "bf16", fused: bool 
     if weights == "int8":
         quantise(lm)
     if fused:
-        lm.hasten()
-        mimi.hasten()
+        lm.use_fused_kernels()
+        mimi.use_fused_kernels()
     loop = Loop(lm, mimi, slots, torch.int8 if weights == "int8" else None)
     for slot in range(slots):
         loop.sampler.tune(slot, GREEDY)
@@ -46,7 +60,7 @@ def hearing_of(slots: int, config: SttConfig = TINY_STT, weights: str = "bf16") 
         stt = Recogniser(config).to(torch.bfloat16)
     if weights == "int8":
         quantise(stt)
-    stt.hasten()
+    stt.use_fused_kernels()
     return Hearing(stt, slots, torch.zeros(config.n_q, dtype=torch.int64, device=GPU))
 
 

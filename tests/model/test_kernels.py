@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.model.int8 import quantise
-from engine.model.kernels import add_norm, embed, matmul
-from engine.model.transformer import RMS_EPS
+from engine.model.gpu.kernels import add_norm, embed, matmul
+from engine.model.transformer import RMS_EPS, quantise_weight
 from tests.model.checking import DEVICE, ROUNDED, TYPES, close, draw, poisoned
 
 PRODUCTS = [
@@ -36,7 +35,7 @@ def test_a_product_is_the_plain_one(m, n, k, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(3, 48, 96), (16, 130, 257)])
 def test_an_int8_product_is_that_of_the_dequantised_weight(m, n, k, dtype):
-    x, (weight, scale) = draw(m, k, dtype=dtype), quantise(draw(n, k))
+    x, (weight, scale) = draw(m, k, dtype=dtype), quantise_weight(draw(n, k))
     want = x.float() @ (weight.float() * scale[:, None]).T
     got = matmul(x.to(DEVICE), weight.to(DEVICE), scale.to(DEVICE))
     assert got.dtype == dtype
@@ -50,7 +49,7 @@ def test_the_gated_product_is_silu_of_the_gate_times_the_rest(int8, dtype):
     scale = None
     exact = weight.float()
     if int8:
-        weight, scale = quantise(weight)
+        weight, scale = quantise_weight(weight)
         exact = weight.float() * scale[:, None]
         scale = scale.to(DEVICE)
     gate, up = F.linear(x.float(), exact).chunk(2, -1)
@@ -65,7 +64,7 @@ def test_the_gated_product_is_silu_of_the_gate_times_the_rest(int8, dtype):
 def test_a_row_of_a_product_depends_on_no_other_row(int8, how, k, dtype):
     x, weight, scale = draw(16, k, dtype=dtype).to(DEVICE), draw(128, k, dtype=dtype) / k, None
     if int8:
-        weight, scale = (t.to(DEVICE) for t in quantise(weight))
+        weight, scale = (t.to(DEVICE) for t in quantise_weight(weight))
     weight = weight.to(DEVICE)
     whole = matmul(x, weight, scale, **how)
     one = matmul(x[3:4].contiguous(), weight, scale, **how)

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from engine.model.attention import Rings, Rotation, Step, attend_few
-from engine.model.kernels_attention import Decode
-from engine.model.kernels_attention import attend_few as attend_few_kernel
-from engine.model.state import Active
+from engine.model.gpu.kernels_attention import Decode
+from engine.model.gpu.kernels_attention import attend_few as attend_few_kernel
+from engine.model.transformer import Active, RingPush, Rings, Rotation, attend_few
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, ROUNDED, TYPES, close, draw, poisoned
 
 MOSTLY = 0.01  # of a ring's numbers may be rounded to their other neighbour
@@ -42,7 +41,7 @@ def twin_rings(slots: int, heads: int, width: int, capacity: int, dtype: torch.d
 def test_decode_attention_is_the_plain_one_through_a_ring_wrap(
     heads, width, capacity, columns, ring, dtype, split
 ):
-    slots, steps = 4, 2 * capacity + 3
+    slots, steps = 3, 2 * capacity + 3
     plain, fast = twin_rings(slots, heads, width, capacity, ring)
     generator = torch.Generator().manual_seed(capacity)
     for step in range(steps):
@@ -67,7 +66,7 @@ def push_only(plain: Rings, fast: Rings, some: list[int], qkv: torch.Tensor) -> 
     """Grow both rings by the plain code, so that lengths differ between the slots."""
     slots, columns = qkv.shape[:2]
     active = Active.of(some, slots, CPU)
-    Step(plain, active, columns).attend(0, qkv)
+    RingPush(plain, active, columns).attend(0, qkv)
     plain.advance(active, columns)
     for s in range(slots):
         fast.set_position(s, plain.pushed[s])
@@ -89,7 +88,7 @@ def check_one_push(
 ) -> None:
     """Same answer, same ring, idle slots untouched, every element written."""
     (slots, columns), before = qkv.shape[:2], [kept.clone() for kept in kept_of(fast)]
-    want = Step(plain, Active.of(some, slots, CPU), columns).attend(0, qkv.clone())
+    want = RingPush(plain, Active.of(some, slots, CPU), columns).attend(0, qkv.clone())
     push = Decode(fast, Active.of(some, slots, DEVICE), columns, split, block=4)
     got = push.attend(0, qkv.to(DEVICE))
     idle = [s for s in range(slots) if s not in some]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.config import PAD
-from engine.model.kernels_pick import pick, pick_text
+from engine.model.gpu.kernels import pick, pick_text
 from engine.model.sampling import race
 from tests.model.checking import BF16, DEVICE, F32, draw, poisoned
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.model.state import Active
+from engine.model.transformer import Active
 from tests.model.conftest import CPU, build_lm
 
 EMBEDDING_TOLERANCE, HIDDEN_TOLERANCE, LOGITS_TOLERANCE = 1e-6, 1e-4, 2e-3

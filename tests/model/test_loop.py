@@ -15,23 +15,22 @@ def start(lm, mimi, sampling: SamplingConfig) -> Loop:
     nothing = torch.zeros(1, lm.config.n_q + 1, dtype=torch.int64)  # the frame a reset swallows
     prompt = build_prompt(lm.config, Voice(), nothing)
     assert prompt.frames == 1
-    loop.start(0, loop.ready(0, prompt))
+    loop.start(0, loop.save_prompt(0, prompt))
     loop.sampler.tune(0, sampling)
     return loop
 
 
 def run(loop: Loop, user: torch.Tensor) -> torch.Tensor:
     """Tokens [T, 17] of the frames that user codes [T, 8] make, after the bootstrap."""
-    active, rows = loop.active([0]), []
+    active, rows, text = loop.active([0]), [], torch.zeros(1, dtype=torch.int64)
     hush = torch.zeros(1, dtype=torch.bool, device=loop.device)
-    text = loop.think(loop.user_now.clone(), active).clone()
-    loop.say(text, hush, active)
-    for codes in user:
-        following = loop.think(codes[None], active).clone()
-        frame = loop.say(following, hush, active)
+    for codes in [loop.user_now[0].clone(), *user]:
+        loop.sampler.draw(active)
+        following = loop.step_temporal(codes[None], active).clone()
+        frame = loop.step_depth(following, hush, active)
         rows.append(torch.cat([text, frame[0], codes]))
         text = following
-    return torch.stack(rows)
+    return torch.stack(rows[1:])  # the first was the bootstrap
 
 
 def test_without_a_prompt_tick_i_is_the_references_row_i_minus_1(lm, mimi, expected):

@@ -5,10 +5,8 @@ import soundfile
 import torch
 
 from engine.config import FRAME_SAMPLES
-from engine.model.attention import Chunk
-from engine.model.mimi import Stream, transformed
-from engine.model.seanet import run
-from engine.model.state import Active
+from engine.model.mimi import Stream, run_layers, run_transformer
+from engine.model.transformer import Active, Chunk
 from tests.model.conftest import CPU, TINY
 
 ENCODER_TOLERANCE, PCM_TOLERANCE = 1e-4, 1e-5
@@ -41,7 +39,8 @@ def test_every_stage_of_the_encoder_is_the_references(mimi, expected, frames):
     torch.testing.assert_close(columns[0], want["enc_seanet_out"], atol=ENCODER_TOLERANCE, rtol=0)
     stream = mimi.encoder_stream(1)
     seen = torch.cat(
-        [transformed(mimi.encoder_transformer, c, stream, active) for c in columns.split(2, 2)], 2
+        [run_transformer(mimi.encoder_transformer, c, stream, active) for c in columns.split(2, 2)],
+        2,
     )
     torch.testing.assert_close(seen[0], want["enc_transformer_out"], atol=ENCODER_TOLERANCE, rtol=0)
     stream = mimi.encoder_stream(1)
@@ -92,7 +91,7 @@ def test_one_call_on_the_whole_signal_is_the_references(mimi, expected, frames):
     columns = mimi.upsample(mimi.quantizer.decode(codes).T[None], stream.tails, active, first)
     chunk = Chunk(stream.rings, 0, columns.shape[2])
     seen = mimi.decoder_transformer(columns.transpose(1, 2), chunk).transpose(1, 2)
-    got = run(mimi.decoder.model, seen, stream.tails, active, first)[0, 0]
+    got = run_layers(mimi.decoder.model, seen, stream.tails, active, first)[0, 0]
     torch.testing.assert_close(got, pcm, atol=PCM_TOLERANCE, rtol=0)
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from engine.model import fast
-from engine.model.attention import Chunk, Rings, Rotation
-from engine.model.kernels_prompt import Piece
-from engine.model.prefill import Prefill
+from engine.model.gpu import fused
+from engine.model.gpu.graphs import Prefill
+from engine.model.gpu.kernels_attention import PromptPiece
+from engine.model.transformer import Chunk, Rings, Rotation
 from tests.model.checking import BF16, CPU, DEVICE, F32, INT8, close, draw, poisoned
 from tests.model.conftest import build_lm
-from tests.model.test_fast import TOLERANCE, unpacked
+from tests.model.test_fused import TOLERANCE, unpack_weights
 from tests.model.test_kernels_attention import check_ring
 
 MINE, SLOTS = 1, 3  # the slot whose prompt goes in, of so many
@@ -61,7 +61,7 @@ def test_a_piece_is_heard_and_kept_as_the_plain_chunk(
     plain, quick = twins(heads, width, 95, ring, pushed)
     before = quick.kv.clone()
     qkv = draw(columns, 1, 3, heads, width, dtype=dtype)
-    piece = Piece(quick, *whose(count), columns)
+    piece = PromptPiece(quick, *whose(count), columns)
     got = piece.attend(1, qkv.to(DEVICE))
     chunk = Chunk(plain, MINE, count)
     want = chunk.attend(1, qkv[:count, 0][None].clone())[0]
@@ -80,7 +80,7 @@ def test_a_piece_is_heard_and_kept_as_the_plain_chunk(
 def test_nothing_that_counts_changes_nothing_and_hears_silence():
     _, rings = twins(2, 16, 95, F32, 0)
     before = rings.kv.clone()
-    piece = Piece(rings, *whose(0), 16)
+    piece = PromptPiece(rings, *whose(0), 16)
     assert not piece.attend(0, draw(16, 1, 3, 2, 16).to(DEVICE)).any()
     piece.advance()
     assert torch.equal(rings.kv, before)
@@ -90,8 +90,8 @@ def test_nothing_that_counts_changes_nothing_and_hears_silence():
 @pytest.fixture(scope="module")
 def lm():
     """The tiny model as a GPU runs it."""
-    model = unpacked(build_lm()).to(DEVICE)
-    model.fast = fast
+    model = unpack_weights(build_lm()).to(DEVICE)
+    model.fused = fused
     return model
 
 
@@ -102,23 +102,23 @@ def columns_of(lm, expected, count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("ring", [None, INT8])
 def test_a_prompt_in_pieces_leaves_the_ring_of_the_plain_modules(lm, expected, ring):
-    embedded = columns_of(lm, expected, 21)
+    embedded = columns_of(lm, expected, 9)
     plain, quick = lm.rings(2, ring), lm.rings(2, ring)
-    prefill = Prefill(lm, quick, 8)
-    for part in embedded.split(8):
+    prefill = Prefill(lm, quick, 4)
+    for part in embedded.split(4):
         lm.prefill(part, plain, 1)
         prefill.run(1, part)
-    assert (quick.pushed, quick.position.tolist()) == ([0, 21], [0, 21])
-    got, want = (rings.read(slice(None), 1, 21, F32) for rings in (quick, plain))
+    assert (quick.pushed, quick.position.tolist()) == ([0, 9], [0, 9])
+    got, want = (rings.read(slice(None), 1, 9, F32) for rings in (quick, plain))
     step = TOLERANCE if ring is None else 1.01 * plain.used_scale(1).float()[..., None]
     assert ((got[:, :, 0] - want[:, :, 0]).abs() <= step).all()
     assert not quick.kv[:, :, 0].any()
 
 
 def test_where_a_prompt_is_cut_changes_not_a_bit(lm, expected):
-    embedded, rings = columns_of(lm, expected, 11), lm.rings(2)
-    prefill = Prefill(lm, rings, 8)
-    for slot, cuts in enumerate(([8, 3], [1, 6, 4])):
+    embedded, rings = columns_of(lm, expected, 5), lm.rings(2)
+    prefill = Prefill(lm, rings, 4)
+    for slot, cuts in enumerate(([4, 1], [1, 2, 2])):
         for part in embedded.split(cuts):
             prefill.run(slot, part)
     assert torch.equal(rings.used(0), rings.used(1))

@@ -5,7 +5,7 @@ import torch
 from engine.config import EPAD, PAD, SamplingConfig
 from engine.model.config import LMConfig
 from engine.model.sampling import Sampler, race
-from engine.model.state import Active
+from engine.model.transformer import Active
 from tests.model.conftest import CPU
 
 SMALL = LMConfig(text_card=50, card=20, silence_tokens=(0,) * 8, sine_tokens=(0,) * 8)
@@ -53,8 +53,8 @@ def test_the_race_draws_with_the_renormalised_top_k_probabilities():
 def test_top_k_beyond_the_vocabulary_is_the_whole_vocabulary():
     made = sampler(text_top_k=10_000, audio_top_k=10_000)
     made.draw(everyone(2))
-    assert made.text.draws(0) == 50
-    assert made.pick_audio(0, torch.randn(2, 20)).max() < 20
+    assert made.text.widths[0] == 50
+    assert made.pick_audio(0, torch.randn(2, 20), torch.full((2,), -1)).max() < 20
 
 
 def test_slots_with_different_settings_are_each_served_by_their_own():

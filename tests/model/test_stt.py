@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from engine.model.attention import Step
-from engine.model.state import Active
+from engine.commands.offline import split_frames
 from engine.model.stt import Hearing, silence_codes
-from engine.runtime.drive import frames_of
-from engine.runtime.recogniser import load_recogniser
+from engine.model.transformer import Active, RingPush
+from engine.weights.loading import load_recogniser
 from engine.wire.client import read_wav
 from tests.model.conftest import TINY
 from tests.model.listening import CPU, STT_TINY, WANT, golden_columns, listen
@@ -23,7 +22,7 @@ def close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
 
 
 def encoded(mimi, codebooks: int) -> torch.Tensor:
-    frames = torch.from_numpy(frames_of(read_wav(str(TINY / "input_user.wav"))))
+    frames = torch.from_numpy(split_frames(read_wav(str(TINY / "input_user.wav"))))
     stream, active = mimi.encoder_stream(1), Active.of([0], 1, CPU)
     return torch.cat([mimi.encode(frame[None], stream, active, codebooks) for frame in frames])
 
@@ -102,13 +101,13 @@ def test_a_cleared_slot_is_like_new_and_its_neighbour_does_not_notice(stt):
 
 
 def test_the_ring_as_a_gpu_reads_it_gives_the_references_tokens_too(stt, monkeypatch):
-    by_slot = Step.__init__
+    by_slot = RingPush.__init__
 
-    def masked(step: Step, *args, **options) -> None:
+    def masked(step: RingPush, *args, **options) -> None:
         by_slot(step, *args, **options)
         step.visible, step._attend = step._visible(), step._masked
 
-    monkeypatch.setattr(Step, "__init__", masked)
+    monkeypatch.setattr(RingPush, "__init__", masked)
     tokens, pause, _ = listen(Hearing(stt, 3), golden_columns(), 1, others=(0,))
     assert torch.equal(tokens.int(), WANT["tokens"])
     close(pause, WANT["pause"], 1e-4)

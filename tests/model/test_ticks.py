@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.bench.profiled import launches
-from engine.bench.recogniser import random_recogniser
-from engine.bench.verify import play, play_on
+from engine.bench.device import count_launches
+from engine.bench.gpu import play, play_on
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
-from engine.model.graphs import Ticks, buckets_for
+from engine.model.gpu.graphs import Ticks, buckets_for
 from engine.model.loop import Loop
 from engine.model.stt import Hearing, SttConfig
-from engine.runtime.generated import FULL, SMALL, generated
+from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
 
 MOST_LAUNCHES = 1200  # on a GPU; test_graphs.py counts them where there is none
 MOST_OPERATORS = {"bf16": 8_000, "int8": 12_500}  # of the plain modules on a CPU
@@ -67,7 +66,7 @@ def test_a_neighbour_changes_no_token_and_an_idle_slot_does_not_move(loop):
 
 def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_asked(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
-    stt = random_recogniser(config, loop.device, torch.float32)
+    stt = generated_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     seen = []
     for every in (True, False):
@@ -85,7 +84,7 @@ def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_
 
 def test_what_one_verb_leaves_for_the_next_stays_at_its_address_whichever_verb_it_was(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=1, hidden=96, context=20)
-    stt = random_recogniser(config, loop.device, torch.float32)
+    stt = generated_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     ticks = Ticks(loop, False, every=True, hearing=Hearing(stt, loop.slots, silence))
     play(ticks, [0], 1)  # everybody is new
@@ -106,7 +105,7 @@ def addresses(ticks: Ticks) -> list[int]:
         ear, left = ticks.hearings[size], (loop.hidden, loop.logits, loop.agent, loop.forced)
         users = loop.user_before, loop.user_now
         rings = loop.rings.kv, loop.rings.position, ear.rings.kv, ear.rings.position, ear.text
-        kept = *left, *users, *rings, *loop.encoder.kept(), *loop.decoder.kept()
+        kept = *left, *users, *rings, *loop.encoder.tensors(), *loop.decoder.tensors()
         found += [tensor.data_ptr() for tensor in kept]
     return found
 
@@ -126,7 +125,7 @@ def write(ticks: Ticks, level: float) -> tuple[int, np.ndarray]:
 @pytest.mark.filterwarnings("ignore")  # the profiler's own
 def test_a_tick_of_all_layers_launches_no_more_than_it_may(weights, record_property):
     loop = loop_of(DEEP, weights, slots=1)
-    count, cuda = launches(loop, 1), loop.device.type == "cuda"
+    count, cuda = count_launches(loop, 1), loop.device.type == "cuda"
     record_property(f"launches of a profiled tick on {loop.device.type}", f"{count} {weights}")
     most = MOST_LAUNCHES if cuda else MOST_OPERATORS[weights]
     assert most // 2 < count <= most

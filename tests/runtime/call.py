@@ -7,6 +7,7 @@ import numpy as np
 from engine.config import FRAME_SAMPLES, SAMPLE_RATE
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director
+from engine.dialogue.speech import prepare_command
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.embedded import EmbeddedBackend
 
@@ -38,7 +39,7 @@ class Call:
         self.frames.clear()
 
     def say(self, text: str, id: int = 1) -> None:
-        self.director.take(ev.Say(id, text))
+        self.director.take(prepare_command(ev.Say(id, text), self.backend.tokenizer))
 
     def frame(self, pcm: np.ndarray = SILENCE) -> np.ndarray:
         self._tick(pcm)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.dialogue.voices import Voices
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 

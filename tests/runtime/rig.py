@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,21 @@ import numpy as np
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, PAD
 from engine.runtime.backend import Heard, HeardRow, Opening, Spoken, Transcription
 from engine.runtime.embedded import ByteTokenizer
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Frame, Notice, Output, Seat
+
+
+class Inline(Executor):
+    """Runs at once, in the caller's thread."""
+
+    def submit(self, work: Callable, /, *args: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(work(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 class NotingBackend:
@@ -33,6 +46,9 @@ class NotingBackend:
         self.log: list[Any] = []
         self._made = [0] * slots
         self.renewals: dict[int, Any] = {}  # slot -> the work of a renewal that is due
+
+    def prepare(self, opening: Opening) -> None:
+        """There are no files to read."""
 
     def open(self, slot: int, opening: Opening):
         self.log.append(("open", slot, opening.sampling.text_temperature))
@@ -124,7 +140,9 @@ class Rig:
         self.backend.tick_seconds, self.backend.piece_seconds = tick, piece
         self.backend.works = self._work
         self.metrics = Metrics(lambda: self.now)
-        self.scheduler = Scheduler(self.backend, self.metrics, clock=lambda: self.now)
+        self.scheduler = Scheduler(
+            self.backend, self.metrics, clock=lambda: self.now, loader=Inline()
+        )
         self.outputs: dict[Seat, deque[Output]] = {}
         self.delays: dict[Seat, list[float]] = {}  # from a complete user frame to its answer
 
@@ -158,11 +176,16 @@ class Rig:
             self.now = max(self.now, at)
         self.now = max(self.now, end)
 
-    def play(self, talking: dict[Seat, float], seconds: float) -> None:
+    def play(
+        self,
+        talking: dict[Seat, float],
+        seconds: float,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Let time pass while these seats' clients send a frame each 80 ms.
 
         talking: seat -> when its first frame is complete, in seconds from now. Frames arrive at
-        their time also while a tick is running.
+        their time also while a tick is running. meanwhile: what others do before each turn.
         """
         start, end = self.now, self.now + seconds
         coming = sorted(
@@ -173,19 +196,29 @@ class Rig:
         while self.now <= end:
             while coming and coming[0][0] <= self.now + 1e-9:
                 at, _, seat = coming.pop(0)
-                seat.hear(np.full(FRAME_SAMPLES, 0.5, np.float32), at)
+                seat.push_audio(np.full(FRAME_SAMPLES, 0.5, np.float32), at)
+            meanwhile()
             wanted = self.turn()
             times = [end + 1e-6, *(c[0] for c in coming[:1]), *([] if wanted is None else [wanted])]
             self.now = max(self.now, min(times))
 
     def hear(self, seat: Seat, frames: float = 1, level: float = 0.5) -> None:
-        seat.hear(np.full(int(frames * FRAME_SAMPLES), level, np.float32), self.now)
+        seat.push_audio(np.full(int(frames * FRAME_SAMPLES), level, np.float32), self.now)
 
     def frames(self, seat: Seat) -> list[Frame]:
         return [output for output in self.outputs[seat] if isinstance(output, Frame)]
 
     def notices(self, seat: Seat) -> list[Any]:
         return [e for out in self.outputs[seat] if isinstance(out, Notice) for e in out.events]
+
+    def dropped(self, *reasons: Dropped) -> int:
+        """User frames that were not heard, for these reasons or for any."""
+        name = "personaplex_dropped_user_frames_total"
+        values = [
+            self.metrics.registry.get_sample_value(name, {"reason": reason})
+            for reason in reasons or Dropped
+        ]
+        return int(sum(values))
 
     @property
     def ticks(self) -> int:

@@ -11,7 +11,7 @@ import pytest
 from engine.config import FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BusyError
 from engine.runtime.backend import Opening
-from engine.runtime.capacity import TickTable
+from engine.runtime.load import TickTable
 from engine.runtime.seat import Ended, Ready, Seat
 from tests.runtime.rig import NotingBackend, Rig
 

@@ -3,20 +3,13 @@
 import pytest
 
 from engine.errors import BusyError
-from engine.runtime.capacity import (
-    RESERVE_BYTES,
-    WORK_BYTES,
-    TickTable,
-    slots_by_memory,
-    time_ticks,
-)
-from engine.runtime.overload import Overload, Step
+from engine.runtime.load import Overload, Relief, Slack, TickTable, time_ticks
 from engine.runtime.seat import Ended, Renewed
-from engine.runtime.slack import Slack
+from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, slots_by_memory
 from tests.runtime.rig import Rig
 
 GB = 10**9
-A10G = {1: 0.026, 2: 0.028, 4: 0.033, 8: 0.043, 16: 0.061}  # int8, seconds (performance.md 1.4)
+A10G = {1: 0.026, 2: 0.028, 4: 0.033, 8: 0.043, 16: 0.061}  # int8, seconds
 A10G_BF16 = {1: 0.047, 2: 0.052, 4: 0.060}
 
 
@@ -60,7 +53,7 @@ def run(overload: Overload, clock: Clock, seconds: float, tick: float) -> None:
     """Ticks of this length, one every 80 ms."""
     for _ in range(int(seconds / 0.08)):
         clock.now += 0.08
-        overload.ticked(tick)
+        overload.add_tick(tick)
 
 
 def test_slots_are_what_fits_beside_the_reserve():
@@ -152,7 +145,7 @@ def test_four_slow_ticks_in_a_hundred_close_nothing_and_six_do(clock):
         overload = Overload(clock, TickTable({8: 0.05}))
         for number in range(100):
             clock.now += 0.08
-            overload.ticked(0.09 if number % 100 < slow else 0.05)
+            overload.add_tick(0.09 if number % 100 < slow else 0.05)
         assert overload.admits(3) == admits
 
 
@@ -161,10 +154,10 @@ def test_overload_pauses_the_recogniser_first_and_then_ends_the_newest(clock):
     for _ in range(4):
         for _ in range(62):  # 5 s
             clock.now += 0.081
-            overload.ticked(0.079)
+            overload.add_tick(0.079)
             asked.append((round(clock.now - 100, 1), overload.step(transcribing=True)))
-    asked = [(at, step) for at, step in asked if step is not Step.NOTHING]
-    assert [step for _, step in asked[:2]] == [Step.PAUSE_RECOGNISER, Step.END_NEWEST]
+    asked = [(at, step) for at, step in asked if step is not Relief.NOTHING]
+    assert [step for _, step in asked[:2]] == [Relief.PAUSE_RECOGNISER, Relief.END_NEWEST]
     assert 5 <= asked[0][0] < 6
     assert asked[1][0] - asked[0][0] >= 5
 
@@ -172,16 +165,16 @@ def test_overload_pauses_the_recogniser_first_and_then_ends_the_newest(clock):
 def test_without_a_recogniser_the_newest_is_ended_at_once(clock):
     overload = Overload(clock)
     run(overload, clock, 1, 0.079)
-    assert overload.step(transcribing=False) is Step.NOTHING
+    assert overload.step(transcribing=False) is Relief.NOTHING
     run(overload, clock, 5.2, 0.079)
-    assert overload.step(transcribing=False) is Step.END_NEWEST
+    assert overload.step(transcribing=False) is Relief.END_NEWEST
 
 
 def test_a_single_slow_tick_says_nothing_of_the_machine(clock):
     overload = Overload(clock)
     run(overload, clock, 0.1, 0.5)
     assert overload.admits(1)
-    assert overload.step(True) is Step.NOTHING
+    assert overload.step(True) is Relief.NOTHING
     assert not overload.shedding
 
 
@@ -190,26 +183,26 @@ def test_ticks_so_long_that_few_fit_into_ten_seconds_are_overload_all_the_same(c
     overload, steps = Overload(clock), set()
     for _ in range(int(16 / tick)):
         clock.now += tick
-        overload.ticked(tick)
+        overload.add_tick(tick)
         steps.add(overload.step(transcribing=False))
     assert not overload.admits(1)
-    assert Step.END_NEWEST in steps
+    assert Relief.END_NEWEST in steps
 
 
 def test_a_short_peak_is_no_overload(clock):
     overload = Overload(clock)
     run(overload, clock, 1, 0.079)
-    assert overload.step(True) is Step.NOTHING
+    assert overload.step(True) is Relief.NOTHING
     assert overload.shedding
     run(overload, clock, 12, 0.04)
-    assert overload.step(True) is Step.NOTHING
+    assert overload.step(True) is Relief.NOTHING
     assert not overload.shedding
 
 
 def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack = Slack()
-    slack.piece_took(0.030)
-    slack.tick_took(0.060)
+    slack.note("piece", 0.030)
+    slack.note("tick", 0.060)
     rig = Rig()
     one, other = rig.join(ready=False), rig.join(ready=False)
     assert slack.allows(1.0, None, one)
@@ -277,6 +270,6 @@ def test_a_pause_of_the_recogniser_that_was_enough_ends_nobody(clock):
     overload, asked = Overload(clock), []
     for _ in range(250):  # 20 s, of which the recogniser costs the first six too much
         clock.now += 0.08
-        overload.ticked(0.06 if Step.PAUSE_RECOGNISER in asked else 0.079)
+        overload.add_tick(0.06 if Relief.PAUSE_RECOGNISER in asked else 0.079)
         asked.append(overload.step(transcribing=True))
-    assert set(asked) == {Step.NOTHING, Step.PAUSE_RECOGNISER}
+    assert set(asked) == {Relief.NOTHING, Relief.PAUSE_RECOGNISER}

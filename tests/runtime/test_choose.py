@@ -3,9 +3,14 @@
 import pytest
 
 from engine.config import ServerConfig
-from engine.hardware import has_cuda
 from engine.runtime import choose
-from engine.runtime.choose import DEFAULT_REPOSITORY, EMBEDDED_SLOTS, choose_model, load_backend
+from engine.runtime.choose import (
+    DEFAULT_REPOSITORY,
+    EMBEDDED_SLOTS,
+    choose_model,
+    has_cuda,
+    load_backend,
+)
 
 
 @pytest.fixture

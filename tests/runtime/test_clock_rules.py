@@ -1,14 +1,12 @@
-"""The rules of performance.md 2.6 with ticks and pieces that take time, on a fake clock."""
+"""The rules of docs/internals.md with ticks and pieces that take time, on a fake clock."""
 
 import numpy as np
 import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BusyError
-from engine.runtime.capacity import TickTable
-from engine.runtime.overload import Overload, Step
+from engine.runtime.load import Overload, Relief, Slack, TickTable, next_due
 from engine.runtime.seat import Ended, Ready
-from engine.runtime.slack import Slack
 from tests.runtime.rig import NotingDirector, Rig
 
 # -- when a tick starts ----------------------------------------------------------------------------
@@ -105,15 +103,15 @@ def test_only_in_overload_are_frames_dropped_oldest_quiet_ones_first_and_counted
     for level in (0.5, 0.001, 0.5, 0.002, 0.003, 0.5):
         rig.hear(seat, level=level)
     rig.turn()
-    assert seat.dropped_frames == 0
+    assert rig.dropped() == 0
     rig.scheduler.overload.shedding = True
     rig.now += FRAME_SECONDS
     rig.turn()
     heard = [round(float(row[0]), 4) for row in rig.backend.heard[1:]]
     assert heard == [0.5, 0.5]  # of the five that waited, the two oldest quiet ones are gone
-    assert seat.dropped_frames == 2
+    assert rig.dropped() == 2
     assert b'personaplex_dropped_user_frames_total{reason="overload"} 2.0' in rig.metrics.text()
-    assert seat.frames_waiting() == 2
+    assert len(seat._audio) == 2
 
 
 def test_a_frame_with_a_loud_end_is_not_quiet():
@@ -121,9 +119,9 @@ def test_a_frame_with_a_loud_end_is_not_quiet():
     seat = rig.join()
     for _ in range(5):
         for level in (0.0, 0.0, 0.0, 0.5):  # 20 ms each
-            seat.hear(np.full(FRAME_SAMPLES // 4, level, np.float32), rig.now)
+            seat.push_audio(np.full(FRAME_SAMPLES // 4, level, np.float32), rig.now)
     assert seat.drop_quiet(3) == 0
-    assert seat.frames_waiting() == 5
+    assert len(seat._audio) == 5
 
 
 def test_loud_frames_are_kept_however_many_wait():
@@ -163,11 +161,11 @@ def test_quiet_frames_are_dropped_in_overload_before_anything_is_given_up():
     overloaded(rig, seats, tick=0.075, seconds=3)
     rig.hear(seats[0], 6, level=0.001)
     rig.turn()
-    assert seats[0].dropped_frames == 0  # too slow for newcomers is not yet overload
+    assert rig.dropped() == 0  # too slow for newcomers is not yet overload
     overloaded(rig, seats, tick=0.079, seconds=2)
     rig.hear(seats[0], 6, level=0.001)
     rig.turn()
-    assert seats[0].dropped_frames > 0
+    assert rig.dropped() > 0
     assert rig.backend.transcribing
     assert not any(seat.left for seat in seats)
 
@@ -190,8 +188,8 @@ def test_a_recogniser_that_is_too_much_rests_longer_each_time():
     overload = Overload(lambda: now)
     while len(rests) < 3:
         now += FRAME_SECONDS
-        overload.ticked(0.06 if overload.recogniser_paused else 0.079)
-        if overload.step(transcribing=not overload.recogniser_paused) is Step.PAUSE_RECOGNISER:
+        overload.add_tick(0.06 if overload.recogniser_paused else 0.079)
+        if overload.step(transcribing=not overload.recogniser_paused) is Relief.PAUSE_RECOGNISER:
             paused_at = now
         elif paused_at is not None and not overload.recogniser_paused:
             rests.append(now - paused_at)
@@ -326,3 +324,36 @@ def test_a_client_that_runs_ahead_of_its_clock_is_expected_when_it_speaks():
     rig.hear(seat, 1)
     rig.advance(0)
     assert seat.expected_at(rig.now) == pytest.approx(rig.now + FRAME_SECONDS)
+
+
+# -- who has left in the midst of a turn -----------------------------------------------------------
+
+
+def test_who_has_left_already_is_not_the_newest_to_be_ended(rig_of_three, monkeypatch):
+    rig, (oldest, newest, leaver) = rig_of_three
+    monkeypatch.setattr(rig.scheduler.overload, "step", lambda transcribing: Relief.END_NEWEST)
+    ended = []
+    monkeypatch.setattr(rig.scheduler, "_give_up", lambda seat, error: ended.append(seat))
+    rig.scheduler._shed([oldest, newest, leaver])
+    assert ended == [newest]
+    ended.clear()
+    rig.scheduler._shed([oldest, leaver])  # the last one is better slow than gone
+    assert ended == []
+
+
+def test_nobody_waits_for_a_frame_of_who_has_left(rig_of_three):
+    rig, (*staying, leaver) = rig_of_three
+    rig.hear(leaver)
+    assert next_due([leaver], rig.now) is None
+    rig.now += FRAME_SECONDS
+    rig.hear(staying[0])
+    assert next_due([staying[0], leaver], rig.now) == rig.now
+
+
+@pytest.fixture
+def rig_of_three():
+    """Three seats; the last one has just been left."""
+    rig = Rig(slots=3)
+    seats = [rig.join() for _ in range(3)]
+    rig.scheduler.leave(seats[-1], "left")
+    return rig, seats

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.runtime.backend import Opening
-from engine.runtime.drive import conversation, frames_of
 from engine.runtime.personaplex import PersonaPlexBackend
 from tests.runtime.playing import audio
 
@@ -17,7 +17,7 @@ def test_the_text_of_a_frame_is_the_one_fed_a_tick_earlier(tiny):
         return fed[-1][1], False
 
     backend = PersonaPlexBackend(tiny, slots=1)
-    frames = list(conversation(backend, Opening("TINYF0", (), GREEDY), audio(1, 5), direct))
+    frames = list(drive_conversation(backend, Opening("TINYF0", (), GREEDY), audio(1, 5), direct))
     assert [(f.sampled_text, f.text) for f in frames] == fed[:5]
     assert len(fed) == 6  # the last one belongs to a frame that never came
 
@@ -30,14 +30,14 @@ def test_a_director_hears_how_loud_both_sides_are(tiny):
         return sampled, False
 
     backend, user = PersonaPlexBackend(tiny, slots=1), audio(1, 4)
-    frames = list(conversation(backend, Opening("TINYF0", (), GREEDY), user, direct))
+    frames = list(drive_conversation(backend, Opening("TINYF0", (), GREEDY), user, direct))
     loud_in = [0.0, *np.abs(user).max(1).tolist()]
     loud_out = [0.0, 0.0, *(float(np.abs(f.pcm).max()) for f in frames[:-1])]
     assert heard == list(zip(loud_in, loud_out, strict=True))
 
 
 def test_audio_is_cut_into_whole_frames_filled_with_zeros():
-    frames = frames_of(np.ones(FRAME_SAMPLES + 1, np.float32))
+    frames = split_frames(np.ones(FRAME_SAMPLES + 1, np.float32))
     assert frames.shape == (2, FRAME_SAMPLES)
     assert frames[1].sum() == 1
-    assert frames_of(np.ones(FRAME_SAMPLES, np.float32)).shape == (1, FRAME_SAMPLES)
+    assert split_frames(np.ones(FRAME_SAMPLES, np.float32)).shape == (1, FRAME_SAMPLES)

@@ -1,11 +1,11 @@
-"""The backend for any machine: greets, repeats, speaks what it is given (design.md 3.4)."""
+"""The backend for any machine: greets, repeats, speaks what it is given."""
 
 import numpy as np
 import pytest
 
 from engine.config import EPAD, FRAME_SAMPLES, GREEDY, PAD, VOICE_NAMES
 from engine.dialogue import events as ev
-from engine.dialogue.pieces import PieceDecoder
+from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Opening
 from engine.runtime.embedded import GREETINGS, ByteTokenizer, EmbeddedBackend, espeak_voice
 from tests.runtime.call import SILENCE, Call

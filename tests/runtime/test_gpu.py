@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine.config import GREEDY
-from engine.dialogue.voices import Voices
-from engine.model.state import Active
-from engine.runtime.loader import Checkpoint, load_checkpoint
+from engine.model.transformer import Active
 from engine.runtime.personaplex import PersonaPlexBackend
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, Guest, play
 

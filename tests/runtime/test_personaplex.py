@@ -8,7 +8,7 @@ import torch
 
 from engine.config import GREEDY, PAD, SamplingConfig
 from engine.errors import ModelError
-from engine.model.state import Active
+from engine.model.transformer import Active
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from tests.runtime.playing import FRAMES, MINE, PERSONA, SAMPLED, Guest, audio, enter, play, tick
@@ -78,7 +78,7 @@ def test_a_slot_that_was_used_before_is_like_a_new_one(five, fresh, alone):
 def test_a_cached_prompt_is_a_fresh_one_to_the_bit(fresh):
     backend = fresh()
     first = play(backend, 1, frames=4)
-    assert len(backend.cache) == 1
+    assert len(backend.cache._kept) == 1
     assert sum(1 for _ in backend.open(1, MINE)) == 0  # nothing is run again
     assert play(backend, 1, frames=4) == first
 

@@ -9,15 +9,15 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.model.prompt import Prompt
 from engine.runtime.backend import Opening
-from engine.runtime.drive import conversation, frames_of
-from engine.runtime.loader import file_hash
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
+from engine.weights.loading import file_hash
+from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 PCM_TOLERANCE = 1e-5
@@ -32,7 +32,7 @@ def backend(tiny) -> PersonaPlexBackend:
 @pytest.fixture(scope="module")
 def user() -> np.ndarray:
     samples, _ = soundfile.read(TINY / "input_user.wav", dtype="int16")
-    return frames_of(samples.astype(np.float32) / 32768)
+    return split_frames(samples.astype(np.float32) / 32768)
 
 
 def run(name: str) -> tuple[dict, dict]:
@@ -73,7 +73,7 @@ def test_a_greedy_conversation_has_the_references_tokens(backend, user, name):
     want, parameters = run(name)
     opening = opening_of(parameters, backend.tokenizer)
     direct = forcing(parameters.get("forced", {}))
-    frames = list(conversation(backend, opening, user[:LIVE_ROWS], direct, slot=1))
+    frames = list(drive_conversation(backend, opening, user[:LIVE_ROWS], direct, slot=1))
     rows = want["tokens"][1:]
     assert np.array_equal([f.text for f in frames], rows[:, 0])
     assert np.array_equal([f.agent_codes for f in frames], rows[:, 1:9])
@@ -87,7 +87,7 @@ def test_the_way_a_server_loads_has_the_references_tokens_too(user, transcribe):
     served = load_personaplex(str(TINY), Voices, slots=3, transcribe=transcribe)
     torch.set_num_threads(threads)
     opening = opening_of(parameters, served.tokenizer)
-    frames = list(conversation(served, opening, user[:LIVE_ROWS], forcing({}), slot=2))
+    frames = list(drive_conversation(served, opening, user[:LIVE_ROWS], forcing({}), slot=2))
     got = [[f.text, *f.agent_codes, *f.user_codes] for f in frames]
     assert np.array_equal(got, want["tokens"][1:])
 
@@ -95,7 +95,7 @@ def test_the_way_a_server_loads_has_the_references_tokens_too(user, transcribe):
 def test_the_agents_audio_is_the_references(backend, user):
     want, parameters = run("gen_voice_pt")
     opening = opening_of(parameters, backend.tokenizer)
-    frames = list(conversation(backend, opening, user[:LIVE_ROWS]))
+    frames = list(drive_conversation(backend, opening, user[:LIVE_ROWS]))
     pcm = np.concatenate([f.pcm for f in frames])
     np.testing.assert_allclose(pcm, want["pcm"][FRAME_SAMPLES:], atol=PCM_TOLERANCE, rtol=0)
 

@@ -9,23 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from engine.bench.drift import compare
-from engine.dialogue.voices import Voices
-from engine.model.graphs import Ticks
-from engine.model.int8 import quantise, w8a16
-from engine.model.linear import Linear
-from engine.model.state import Active
+from engine.model.gpu.graphs import Ticks
 from engine.model.stt import Hearing
-from engine.runtime.loader import load_checkpoint
+from engine.model.transformer import Active, Linear, quantise_weight, w8a16
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.recogniser import load_recogniser
 from engine.runtime.starting import load_personaplex
+from engine.weights.loading import load_checkpoint, load_recogniser
+from engine.weights.voices import Voices
 from tests.model.listening import STT_TINY, golden_columns, listen
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, Guest, audio, enter, play, tick
 
 
 def test_an_int8_product_is_the_dequantised_one_on_a_cpu():
-    x, (weight, scale) = torch.randn(3, 2, 40), quantise(torch.randn(24, 40))
+    x, (weight, scale) = torch.randn(3, 2, 40), quantise_weight(torch.randn(24, 40))
     want = x @ (weight.float() * scale[:, None]).T
     torch.testing.assert_close(w8a16(x, weight, scale), want, atol=1e-5, rtol=1e-5)
 
@@ -33,7 +30,10 @@ def test_an_int8_product_is_the_dequantised_one_on_a_cpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 33), (17, 33), (2, 3, 33)])
 def test_an_int8_product_rounds_once_in_any_shape_and_type(shape, dtype):
-    x, (weight, scale) = torch.randn(*shape).to(dtype), quantise(torch.randn(29, 33).to(dtype))
+    x, (weight, scale) = (
+        torch.randn(*shape).to(dtype),
+        quantise_weight(torch.randn(29, 33).to(dtype)),
+    )
     want = x.double() @ (weight.double() * scale.double()[:, None]).T
     got = w8a16(x, weight, scale)
     assert (got.dtype, got.shape) == (dtype, want.shape)
@@ -41,12 +41,12 @@ def test_an_int8_product_rounds_once_in_any_shape_and_type(shape, dtype):
 
 
 def test_the_operator_keeps_what_it_promises_a_compiler():
-    x, (weight, scale) = torch.randn(2, 3, 40), quantise(torch.randn(24, 40))
+    x, (weight, scale) = torch.randn(2, 3, 40), quantise_weight(torch.randn(24, 40))
     torch.library.opcheck(w8a16, (x, weight, scale))
 
 
 def test_a_row_of_an_int8_product_depends_on_no_other_row():
-    x, (weight, scale) = torch.randn(16, 40), quantise(torch.randn(24, 40))
+    x, (weight, scale) = torch.randn(16, 40), quantise_weight(torch.randn(24, 40))
     whole = w8a16(x, weight, scale)
     assert all(torch.equal(w8a16(x[i : i + 1], weight, scale)[0], whole[i]) for i in range(16))
 
@@ -61,7 +61,7 @@ def test_loading_in_int8_leaves_no_plain_product_behind(copy):
 def test_an_int8_weight_is_off_by_half_a_step_at_most():
     weight = torch.randn(24, 40)
     weight[3] = 0
-    steps, scale = quantise(weight)
+    steps, scale = quantise_weight(weight)
     assert ((steps * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
     assert not steps[3].any()
     assert steps.abs().amax(1)[weight.any(1)].eq(127).all()

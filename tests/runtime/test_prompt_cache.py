@@ -2,13 +2,13 @@
 
 import torch
 
-from engine.model.loop import Ready
-from engine.runtime.prompt_cache import PromptCache
+from engine.model.loop import PromptState
+from engine.runtime.personaplex import PromptCache
 
 
-def ready(megabytes: float) -> Ready:
+def ready(megabytes: float) -> PromptState:
     kv, none = torch.zeros(int(megabytes * 250_000)), torch.zeros(1)
-    return Ready(kv, 1, none, none, none, none)
+    return PromptState(kv, 1, none, none, none, none)
 
 
 def key(number: int) -> tuple[str, tuple[int, ...]]:
@@ -29,7 +29,7 @@ def test_a_state_larger_than_the_budget_is_not_kept_and_drops_nobody():
     cache, small = PromptCache(2), ready(1)
     cache.put(key(0), small)
     cache.put(key(1), ready(3))
-    assert (len(cache), cache.get(key(0))) == (1, small)
+    assert (len(cache._kept), cache.get(key(0))) == (1, small)
 
 
 def test_voice_and_persona_both_tell_prompts_apart():
@@ -42,4 +42,4 @@ def test_voice_and_persona_both_tell_prompts_apart():
 def test_no_budget_keeps_nothing():
     cache = PromptCache(0)
     cache.put(key(0), ready(1))
-    assert len(cache) == 0
+    assert len(cache._kept) == 0

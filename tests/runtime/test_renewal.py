@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.model.loop import Loop
 from engine.runtime.backend import Opening
-from engine.runtime.loader import Checkpoint, load_checkpoint
 from engine.runtime.personaplex import PersonaPlexBackend
+from engine.weights.loading import Checkpoint, load_checkpoint
+from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
@@ -112,10 +112,10 @@ def fresh(call: Call, opening: Opening, known: int) -> PersonaPlexBackend:
         pass
     loop, hush = backend.loop, torch.zeros(2, dtype=torch.bool)
     active, frames = loop.active([SLOT]), call.frames[-known:]
-    loop.listen(torch.zeros(2, FRAME_SAMPLES), active)  # the bootstrap: the last prompt column
+    loop.step_temporal(loop.user_now.clone(), active)  # the bootstrap: the last prompt column
     feed(loop, frames[0][0], frames[0][1], late=None, hush=hush)
     for number, (_, said, user) in enumerate(frames):
-        loop.think(torch.tensor([user, user]), active)
+        loop.step_temporal(torch.tensor([user, user]), active)
         if number + 1 < known:
             text, soon = frames[number + 1][0], frames[number + 1][1]
         else:  # the frame that comes: only its text and its first codebook are picked already
@@ -131,7 +131,7 @@ def feed(loop: Loop, text: int, soon: list[int], late: list[int] | None, hush: t
         given = torch.where(loop.agent_late, loop.forced[SLOT], given)
     loop.forced[SLOT] = given
     loop.booting.discard(SLOT)
-    loop.say(torch.tensor([text, text]), hush, loop.active([SLOT]))
+    loop.step_depth(torch.tensor([text, text]), hush, loop.active([SLOT]))
 
 
 @torch.inference_mode()
@@ -204,7 +204,7 @@ def beside_the_ring(loop: Loop) -> list[torch.Tensor]:
     """What a slot's future depends on but for what the temporal transformer reads."""
     sampler = loop.sampler.generators[SLOT].get_state(), loop.sampler.fed, loop.sampler.count
     rows = loop.agent[SLOT], loop.forced[SLOT], loop.user_before[SLOT]
-    state = [*loop.encoder.of(SLOT), *loop.decoder.of(SLOT), *rows, *sampler]
+    state = [*loop.encoder.state(SLOT), *loop.decoder.state(SLOT), *rows, *sampler]
     return [tensor.clone() for tensor in state]
 
 
@@ -330,7 +330,7 @@ def test_the_next_caller_of_a_slot_has_no_history_and_no_place_in_the_queue(room
     assert backend.renewal.due(SLOT)
     backend.close(SLOT)
     history = backend.renewal.histories[SLOT]
-    assert (list(history.frames), history.total) == ([], 0)
+    assert (len(history.last(CONTEXT)), history.total) == (0, 0)
     assert not list(backend.renewal.queue.slots)
     assert not backend.renewal.due(SLOT)
 

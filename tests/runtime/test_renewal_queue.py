@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.runtime.renewal_queue import RenewalQueue
+from engine.runtime.renewal import RenewalQueue
 
 CAPACITY = 2999  # columns of the public model's ring
 PROMPT, KEPT = 150, 1000  # columns of a prompt, and frames that are kept behind it

@@ -20,11 +20,11 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Frame, Output, Seat
 from tests.runtime.playing import MINE, audio
-from tests.runtime.rig import NotingBackend, NotingDirector, Rig
+from tests.runtime.rig import Inline, NotingBackend, NotingDirector, Rig
 
 SLOTS = 3
 TURNS = 1500
-INTERRUPTED = 0.06  # of all looks
+INTERRUPTED = 0.05  # of all looks
 SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
 
 
@@ -34,7 +34,7 @@ class Crowd:
     def __init__(self, seed: int) -> None:
         self.random, self.now, self.busy = random.Random(seed), 1000.0, False
         self.metrics, self.backend = Metrics(), CheckingBackend(self)
-        self.scheduler = Scheduler(self.backend, self.metrics, clock=self.clock)
+        self.scheduler = Scheduler(self.backend, self.metrics, clock=self.clock, loader=Inline())
         self.seats: list[Seat] = []
         self.voices: dict[Seat, set[int]] = {}  # who may be heard on a seat: one name a start
         self.names = self.frames = self.refused = 0
@@ -94,14 +94,14 @@ class Crowd:
         if what == 0:
             self.scheduler.tune(seat, GREEDY)
         elif what == 1:
-            seat.hear(SILENCE, self.now)
+            seat.push_audio(SILENCE, self.now)
         else:
             with contextlib.suppress(RefusedError):  # 64 are waiting already
                 seat.post("say")
 
     def turn(self) -> None:
         for seat in [seat for seat in self.seats if self.random.random() < 0.7]:
-            seat.hear(SILENCE, self.now)
+            seat.push_audio(SILENCE, self.now)
         self.scheduler.turn()
         self.now += self.random.choice([0.0, 0.01, FRAME_SECONDS])
 
@@ -266,7 +266,7 @@ class Caller:
         """What is heard until the last frame or the end [T, 1920]."""
         self.rig.advance(1)
         for pcm in audio(1, 10):
-            self.seat.hear(pcm, self.rig.now)
+            self.seat.push_audio(pcm, self.rig.now)
             self.rig.advance(FRAME_SECONDS)
         return np.stack([output.pcm for output in self.outputs if isinstance(output, Frame)])
 

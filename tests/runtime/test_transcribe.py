@@ -7,16 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.commands.offline import split_frames
 from engine.config import FRAME_SAMPLES, GREEDY, ServerConfig
-from engine.dialogue.voices import Voices
 from engine.errors import ModelError
-from engine.model.graphs import Ticks
+from engine.model.gpu.graphs import Ticks
 from engine.runtime.backend import Opening
 from engine.runtime.choose import load_backend
-from engine.runtime.drive import frames_of
 from engine.runtime.personaplex import PersonaPlexBackend
-from engine.runtime.recogniser import LoadedRecogniser, load_recogniser
+from engine.runtime.scheduler import heard_row
 from engine.runtime.starting import load_personaplex
+from engine.weights.loading import LoadedRecogniser, load_recogniser
+from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from tests.model.listening import CPU, STT_TINY, WANT
 from tests.runtime.conftest import TINY
@@ -38,7 +39,7 @@ def backend(tiny, recogniser) -> PersonaPlexBackend:
 
 @pytest.fixture(scope="module")
 def user() -> np.ndarray:
-    return frames_of(read_wav(str(TINY / "input_user.wav")))
+    return split_frames(read_wav(str(TINY / "input_user.wav")))
 
 
 def enter(backend: PersonaPlexBackend, slot: int, opening: Opening = HEARD) -> None:
@@ -73,25 +74,25 @@ def test_a_slot_used_again_with_neighbours_hears_the_same_words(backend, user):
     for slot, opening in ((0, HEARD), (1, HEARD), (2, UNHEARD)):
         enter(backend, slot, opening)
     assert stt_tokens(backend, 1, user[:40], (0, 2)) == WANT["tokens"][:41].tolist()
-    idle = [tensor.clone() for tensor in backend.ear.hearing.state(1)]
+    idle = [tensor.clone() for tensor in backend.hearing.state(1)]
     tick(backend, user[0], (0, 2))
     backend.flush([0, 2])
-    assert all(map(torch.equal, idle, backend.ear.hearing.state(1)))
+    assert all(map(torch.equal, idle, backend.hearing.state(1)))
 
 
 def test_a_conversation_without_recogniser_has_no_words_beside_one_with(backend, user):
     enter(backend, 0, UNHEARD)
     enter(backend, 2, HEARD)
     heard = tick(backend, user[0], (0, 2))
-    assert heard.row(0).stt_text is None
-    assert heard.row(0).pause is None
-    assert heard.row(2).stt_text == WANT["tokens"][0]
+    assert heard_row(heard, 0).stt_text is None
+    assert heard_row(heard, 0).pause is None
+    assert heard_row(heard, 2).stt_text == WANT["tokens"][0]
     assert list(backend.flush([0, 2])) == [2]
 
 
 def test_ticks_are_timed_with_every_ring_full_and_leave_the_slots_as_new(tiny, recogniser):
     backend, filled = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser), []
-    loop, hearing = backend.loop, backend.ear.hearing
+    loop, hearing = backend.loop, backend.hearing
     backend.runner = Ticks(loop, every=True, hearing=hearing)
     rings = [loop.rings, loop.encoder.rings, loop.decoder.rings, hearing.rings]
     listen = backend.runner.listen
@@ -107,7 +108,7 @@ def test_ticks_are_timed_with_every_ring_full_and_leave_the_slots_as_new(tiny, r
     fresh = PersonaPlexBackend(tiny, slots=3, recogniser=recogniser)
     for slot in range(3):
         assert all(map(torch.equal, loop.state(slot), fresh.loop.state(slot)))
-        assert all(map(torch.equal, hearing.state(slot), fresh.ear.hearing.state(slot)))
+        assert all(map(torch.equal, hearing.state(slot), fresh.hearing.state(slot)))
 
 
 def test_personaplex_is_bit_identical_with_and_without_the_recogniser(tiny, backend, user):
@@ -130,24 +131,24 @@ def test_switched_off_it_runs_no_step_and_encodes_no_more_than_the_model_needs(
     encode = quantizer.encode
     monkeypatch.setattr(quantizer, "encode", lambda x, n: encoded.append(n) or encode(x, n))
     tick(backend, user[0], (0,))
-    before = [tensor.clone() for tensor in backend.ear.hearing.state(0)]
+    before = [tensor.clone() for tensor in backend.hearing.state(0)]
     backend.transcribing = False
     heard = tick(backend, user[1], (0,))
     assert heard.stt_text is None
-    assert heard.row(0).stt_text is None
+    assert heard_row(heard, 0).stt_text is None
     assert encoded == [32, 8]
     assert backend.flush([0]) == {}
-    assert all(map(torch.equal, before, backend.ear.hearing.state(0)))
+    assert all(map(torch.equal, before, backend.hearing.state(0)))
     backend.transcribing = True
-    assert tick(backend, user[2], (0,)).row(0).stt_text is not None
+    assert heard_row(tick(backend, user[2], (0,)), 0).stt_text is not None
 
 
 def test_nothing_of_a_conversation_stays_after_its_end(backend, user):
     enter(backend, 0)
     tick(backend, user[0], (0,))
     backend.close(0)
-    assert not backend.ear.hearing.rings.kv[:, :, 0].any()
-    assert not backend.ear.hearing.text[0]
+    assert not backend.hearing.rings.kv[:, :, 0].any()
+    assert not backend.hearing.text[0]
 
 
 def variant(folder, change) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.config import FRAME_SAMPLES, PAD, ServerConfig
-from engine.dialogue.voices import Voices
 from engine.runtime.backend import Heard, HeardRow, Opening
 from engine.runtime.choose import load_backend
+from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from engine.wire.protocol import Kind
 from tests.model.listening import STT_TINY
@@ -156,12 +156,12 @@ async def call(url: str, frames: int, **query) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def spoken_server(serve):
+def spoken_server(serve, never_overloaded):
     return serve(load=load_spoken)
 
 
 async def test_words_come_as_they_are_spoken_and_the_turn_as_a_whole(spoken_server):
-    ready, *texts = await call(spoken_server.url, 40, events=1)
+    ready, *texts = await call(spoken_server.url, 34, events=1)
     assert ready["transcript"] is True
     assert [(e["text"], e["final"]) for e in texts] == [
         ("river", False),
@@ -175,21 +175,21 @@ async def test_words_come_as_they_are_spoken_and_the_turn_as_a_whole(spoken_serv
 
 
 async def test_no_words_are_sent_to_a_client_that_did_not_ask(spoken_server):
-    assert await call(spoken_server.url, 30) == []
+    assert await call(spoken_server.url, 24) == []
 
 
 async def test_a_conversation_can_do_without(spoken_server):
-    [ready] = await call(spoken_server.url, 30, events=1, transcribe=0)
+    [ready] = await call(spoken_server.url, 24, events=1, transcribe=0)
     assert ready["transcript"] is False
 
 
-async def test_the_tiny_recognisers_random_words_reach_the_client(serve):
-    ready, *texts = await call(serve(load=load).url, 60, events=1)
+async def test_the_tiny_recognisers_random_words_reach_the_client(serve, never_overloaded):
+    ready, *texts = await call(serve(load=load).url, 30, events=1)
     assert ready["transcript"] is True
     assert texts
     assert all(event["text"] for event in texts)
 
 
 async def test_the_embedded_voice_says_that_there_is_no_transcript(server):
-    [ready] = await call(server.url, 30, events=1)
+    [ready] = await call(server.url, 5, events=1)
     assert ready["transcript"] is False

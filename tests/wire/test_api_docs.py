@@ -9,7 +9,8 @@ import pytest
 
 from engine import errors
 from engine.runtime.metrics import Metrics, Stage
-from engine.wire import protocol, query
+from engine.wire import protocol
+from engine.wire import protocol as query
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 

@@ -14,8 +14,7 @@ import sphn
 
 from engine.cli import main
 from engine.dialogue.session import Session
-from engine.wire.protocol import Kind
-from engine.wire.query import parse
+from engine.wire.protocol import Kind, parse_query
 from tests.sound import assert_says, best_match, speech
 from tests.wire.ogg import packets, page, pages
 from tests.wire.peer import connected, eventually
@@ -40,13 +39,13 @@ PUBLIC_WEB_QUERY = {
 def heard(monkeypatch):
     """The user samples that reach the conversations."""
     chunks = []
-    hear = Session.hear
+    hear = Session.push_audio
 
     def listen_in(self, pcm):
         chunks.append(pcm)
         return hear(self, pcm)
 
-    monkeypatch.setattr(Session, "hear", listen_in)
+    monkeypatch.setattr(Session, "push_audio", listen_in)
     return chunks
 
 
@@ -78,7 +77,7 @@ async def test_the_byte_sequence_of_the_public_web_client_is_heard_and_answered(
 
 
 def test_every_parameter_of_the_public_web_client_is_understood():
-    query = parse(PUBLIC_WEB_QUERY)
+    query = parse_query(PUBLIC_WEB_QUERY)
     assert query.session.seed == 318723
     assert query.session.voice == "NATM1.pt"
     assert query.session.sampling.text_top_k == 25
@@ -201,7 +200,7 @@ async def test_the_command_talk_takes_a_wav_and_gives_a_wav_and_a_transcript(ser
 
 
 async def test_talk_speaks_opus_too(talk, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.wire.client.LINGER_SECONDS", 2.2)
+    monkeypatch.setattr("engine.commands.talk.LINGER_SECONDS", 2.2)
     options = ("--say", "seven umbrellas", "--voice", "NATM0", "--format", "opus")
     code, _out, err = await talk(*options, *files(tmp_path))
     assert (code, err) == (0, "")

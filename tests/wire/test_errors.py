@@ -1,4 +1,4 @@
-"""Every row of the error table (wire.md 4): the reason as 0x05 first, then the close code."""
+"""Every row of the error table (docs/api.md): the reason as 0x05 first, then the close code."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from engine.dialogue import session
 from engine.dialogue.director import Director
 from engine.dialogue.session import Limits
 from engine.runtime.embedded import EmbeddedBackend
-from engine.wire import conversation
+from engine.wire import socket as conversation
 from engine.wire.protocol import MAX_MESSAGE_BYTES, Kind
 from tests.wire.ogg import EMPTY_PACKET_PAGE
 from tests.wire.peer import FRAME, connected, eventually, talking
@@ -245,22 +245,22 @@ async def test_empty_opus_packets_cannot_become_minutes_of_silence(server):
 
 async def test_a_client_that_sends_nothing_is_idle(serve, quick_watch):
     short = serve(limits=Limits(unheard_s=0.3))
-    async with talking(short.url) as peer:
+    async with connected(short.url) as peer:  # on a slow machine it ends before its handshake
         text, code = await peer.end()
     assert text.startswith("idle: nothing was received")
     assert code == 1000
 
 
 async def test_pings_keep_a_silent_client_alive(serve, quick_watch):
-    short = serve(limits=Limits(unheard_s=1.0))
+    short = serve(limits=Limits(unheard_s=3.0))
     async with talking(short.url) as peer:
-        for _ in range(6):
+        for _ in range(16):
             await asyncio.sleep(0.2)
             assert await peer.is_alive()
 
 
 async def test_who_waits_for_a_text_to_be_said_is_not_idle(serve, quick_watch):
-    short = serve(limits=Limits(unheard_s=0.6))
+    short = serve(limits=Limits(unheard_s=2.0))  # to say it takes longer than half of this
     async with talking(short.url, events=1) as peer:
         await peer.say("Good evening.")
         assert (await peer.event("say", state="done"))["spoken"] == "Good evening."
@@ -270,7 +270,7 @@ async def test_who_waits_for_a_text_to_be_said_is_not_idle(serve, quick_watch):
 
 async def test_a_conversation_in_which_nobody_speaks_is_idle(serve, quick_watch):
     short = serve(limits=Limits(silence_s=0.4))
-    async with talking(short.url) as peer:
+    async with connected(short.url) as peer:
         pings = asyncio.create_task(keep_pinging(peer))
         text, code = await peer.end()
         pings.cancel()
@@ -285,7 +285,7 @@ async def keep_pinging(peer):
 
 
 async def test_the_session_limit_ends_a_lively_conversation(serve, quick_watch):
-    short = serve(limits=Limits(session_s=0.8))
+    short = serve(limits=Limits(session_s=2.0))
     async with talking(short.url, events=1) as peer:
         await peer.say("This will not be heard to its end, because time is up.")
         text, code = await peer.end()
@@ -354,7 +354,7 @@ async def test_a_fault_while_a_text_is_prepared_ends_its_own_conversation_only(
     server, monkeypatch, caplog
 ):
     async with talking(server.url) as neighbour, talking(server.url) as peer:
-        monkeypatch.setattr("engine.dialogue.agenda.prepare", fail)
+        monkeypatch.setattr("engine.dialogue.session.prepare_command", fail)
         await peer.say("hello")
         text, code = await peer.end()
         monkeypatch.undo()
@@ -366,7 +366,7 @@ async def test_a_fault_while_a_text_is_prepared_ends_its_own_conversation_only(
 
 async def test_a_fault_in_the_socket_code_is_an_internal_error(server, monkeypatch, caplog):
     async with talking(server.url) as peer:
-        monkeypatch.setitem(conversation.HANDLERS, Kind.SAY, fail)
+        monkeypatch.setattr(conversation.ChatSocket, "_on_say", fail)
         await peer.say("hello")
         text, code = await peer.end()
     assert code == 1011
@@ -413,7 +413,7 @@ async def test_a_client_that_stops_reading_is_cut_off_and_its_slot_freed(
         transport.pause_reading()
         flood = asyncio.create_task(flood_pings(peer))
         await peer.say("Somebody who does not listen cannot hear this long sentence.")
-        await eventually(lambda: small.engine.free == 1, seconds=15)
+        await eventually(lambda: small.engine.free == 1)
         flood.cancel()
         await asyncio.gather(flood, return_exceptions=True)
         transport.abort()

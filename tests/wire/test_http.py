@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.config import FRAME_SECONDS, VOICE_NAMES
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.metrics import Stage
-from engine.wire import conversation
+from engine.wire import socket as conversation
 from engine.wire.protocol import Kind
 from tests.wire.peer import FRAME, connected, eventually, talking
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES
-from engine.dialogue.prompt import prompt_ids
-from engine.dialogue.voices import Voices
+from engine.dialogue.persona import prompt_ids
 from engine.runtime.backend import Opening
-from engine.runtime.drive import conversation, frames_of
+from engine.runtime.seat import QUIET_PEAK
 from engine.runtime.starting import load_personaplex
-from engine.runtime.user_audio import QUIET_PEAK
+from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.serving import ApiServer
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def model_server():
+def model_server(never_overloaded):
     backend = load_personaplex(str(TINY), Voices, slots=3)
     with ApiServer(load=lambda progress: backend) as server:
         yield server
@@ -45,7 +45,7 @@ async def talk(url: str, user: np.ndarray, **query) -> np.ndarray:
     async with Client(url, text_prompt=PERSONA, **query) as client:
         async for message in client.messages():
             if message.kind is Kind.HANDSHAKE:
-                await client.hear(user)
+                await client.send_audio(user)
             if message.kind is Kind.AUDIO:
                 heard.append(message.pcm)
                 count += len(message.pcm)
@@ -67,7 +67,7 @@ def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, us
     alone = load_personaplex(str(TINY), Voices, slots=1)
     ids = prompt_ids(PERSONA, alone.tokenizer)
     for heard, seed in ((first, 5), (third, 7)):
-        frames = conversation(alone, Opening("TINYF0", ids, seed=seed), frames_of(user))
+        frames = drive_conversation(alone, Opening("TINYF0", ids, seed=seed), split_frames(user))
         want = np.concatenate([frame.pcm for frame in frames])
         np.testing.assert_allclose(heard, np.clip(want, -1, 1), atol=2 / 32768)
     assert not np.allclose(first, third, atol=0.01)

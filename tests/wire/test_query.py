@@ -1,13 +1,13 @@
-"""The query string, without a server (wire.md 2)."""
+"""The query string, without a server (docs/api.md)."""
 
 import pytest
 
 from engine.errors import BadParameterError
-from engine.wire.query import TUNABLE, parse, tuned
+from engine.wire.protocol import TUNABLE, parse_query, parse_sampling
 
 
 def test_an_empty_query_means_every_default():
-    query = parse({})
+    query = parse_query({})
     assert query.format == "opus"
     assert query.events is False
     session = query.session
@@ -33,12 +33,12 @@ def test_an_empty_query_means_every_default():
     ],
 )
 def test_both_ends_of_every_range_are_taken(name, low, high):
-    parse({name: low})
-    parse({name: high})
+    parse_query({name: low})
+    parse_query({name: high})
 
 
 def test_a_large_seed_keeps_every_digit():
-    assert parse({"seed": str(2**63 - 2)}).session.seed == 2**63 - 2
+    assert parse_query({"seed": str(2**63 - 2)}).session.seed == 2**63 - 2
 
 
 @pytest.mark.parametrize(
@@ -52,35 +52,35 @@ def test_a_large_seed_keeps_every_digit():
     ],
 )
 def test_the_first_seed_that_is_not_random_counts(query, seed):
-    assert parse(query).session.seed == seed
+    assert parse_query(query).session.seed == seed
 
 
 def test_an_empty_prompt_means_none_and_a_missing_one_the_default():
-    assert parse({"text_prompt": ""}).session.text_prompt == ""
-    assert parse({}).session.text_prompt is None
+    assert parse_query({"text_prompt": ""}).session.text_prompt == ""
+    assert parse_query({}).session.text_prompt is None
 
 
 def test_a_prompt_of_4000_characters_is_taken():
-    assert len(parse({"text_prompt": "漢" * 4000}).session.text_prompt) == 4000
+    assert len(parse_query({"text_prompt": "漢" * 4000}).session.text_prompt) == 4000
 
 
 def test_unknown_parameters_are_ignored():
-    assert parse({"worker_addr": "x", "debug": "1"}) == parse({})
+    assert parse_query({"worker_addr": "x", "debug": "1"}) == parse_query({})
 
 
 def test_a_long_value_is_cut_in_the_sentence():
     with pytest.raises(BadParameterError) as error:
-        parse({"text_topk": "9" * 10_000 + "x"})
+        parse_query({"text_topk": "9" * 10_000 + "x"})
     assert len(str(error.value)) < 200
 
 
 def test_set_knows_only_what_may_change_during_a_call():
     everything = {name: 1 for name in TUNABLE} | {"pad_mult": 2, "seed": 3}
-    assert set(tuned(everything)) == {
+    assert set(parse_sampling(everything)) == {
         *("text_temperature", "audio_temperature", "text_top_k", "audio_top_k")
     }
 
 
 def test_set_takes_whole_numbers_however_json_spells_them():
-    assert tuned({"text_topk": 5.0}) == {"text_top_k": 5}
-    assert isinstance(tuned({"text_topk": 5.0})["text_top_k"], int)
+    assert parse_sampling({"text_topk": 5.0}) == {"text_top_k": 5}
+    assert isinstance(parse_sampling({"text_topk": 5.0})["text_top_k"], int)

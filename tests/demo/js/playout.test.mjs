@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Playout } from "../../../demo/static/playout.js";
+import { Playout } from "../../../demo/page/static/playout.js";
 
 const RATE = 24000;
 const FRAME = 1920; // samples, 80 ms

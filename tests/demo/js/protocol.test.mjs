@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { KIND, encodeText, pcmBytes, pcmSamples, readError, socketUrl } from "../../../demo/static/protocol.js";
-import { Recorder } from "../../../demo/static/recorder.js";
-import { describe } from "../../../demo/static/status.js";
+import { KIND, encodeText, pcmBytes, pcmSamples, readError, socketUrl } from "../../../demo/page/static/protocol.js";
+import { Recorder } from "../../../demo/page/static/recorder.js";
+import { describe } from "../../../demo/page/static/status.js";
 
 const SETTINGS = {
   codec: "pcm16", persona: "You are a & b?", voice: "NATM1", seed: 7, routing: null,

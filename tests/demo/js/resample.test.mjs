@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { CaptureCore, mixDown } from "../../../demo/static/capture-core.js";
-import { PlaybackCore } from "../../../demo/static/playback-core.js";
-import { Resampler } from "../../../demo/static/resample.js";
+import { CaptureCore, mixDown } from "../../../demo/page/static/capture-core.js";
+import { PlaybackCore } from "../../../demo/page/static/playback-core.js";
+import { Resampler } from "../../../demo/page/static/resample.js";
 
 function resample(from, to, samples, block) {
   const resampler = new Resampler(from, to);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Retry } from "../../../demo/static/retry.js";
+import { Retry } from "../../../demo/page/static/retry.js";
 
 function retry() {
   const clock = { now: 0 };

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { FORMATS } from "../../../demo/static/downloads.js";
-import { Transcript } from "../../../demo/static/transcript.js";
+import { FORMATS } from "../../../demo/page/static/downloads.js";
+import { Transcript } from "../../../demo/page/static/transcript.js";
 
 function transcript() {
   const seen = { queue: [], order: [] };
@@ -71,6 +71,14 @@ test("the user's words grow in place and stand where they were said", () => {
   assert.deepEqual(shape(made.turns), [
     ["agent", "own", "Hello."], ["user", "heard", "What is it?"], ["agent", "own", "Mm"],
     ["user", "heard", "Tell me."]]);
+});
+
+test("words that come late stand before what was said after them", () => {
+  const { made, seen } = transcript();
+  made.text(" Hello.", 5);
+  made.event({ type: "user_text", text: "Hi", start: 2, end: 2.2, final: true });
+  assert.deepEqual(shape(made.turns), [["user", "heard", "Hi"], ["agent", "own", "Hello."]]);
+  assert.deepEqual(seen.order.at(-1), ["Hi", "Hello."]);
 });
 
 test("a question shows that it is being checked, then the answer and where it is from", () => {

@@ -1,0 +1,142 @@
+"""`modal run modal_app.py::check` and `::download`: what needs no GPU, and so pays for none.
+
+The check asks about keys, licence and volume. Both run in a CPU container, or anywhere else.
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from demo.cloud.volume import Commit, container_config, fetch, find_local_commit, is_repository
+from engine.config import ServerConfig
+from engine.errors import EngineError
+from engine.weights import hub
+
+DEEPSEEK_URL = "https://api.deepseek.com"
+ASK_SECONDS = 20
+PROGRESS_SECONDS = 10.0  # between two lines of a phase
+
+Finding = tuple[bool, str]  # fine or not, one line
+
+
+def check(cache: Path) -> None:
+    """Print one line for each finding. Raises SystemExit if one of them is a fault."""
+    faults = 0
+    for fine, line in run_checks(config_without_gpu(), cache):
+        print(f"{'ok     ' if fine else 'PROBLEM'}  {line}", flush=True)
+        faults += not fine
+    if faults:
+        raise SystemExit(f"{faults} problem{'s' * (faults > 1)}: see the lines above")
+    print("ready: modal deploy modal_app.py", flush=True)
+
+
+def download(commit: Commit) -> None:
+    """Fetch the weights, and the recogniser's, onto the volume.
+
+    Raises SystemExit in one clear line.
+    """
+    started = time.monotonic()
+    try:
+        config = config_without_gpu()
+        config = replace(config, transcribe=config.transcribe or "1")  # it may be turned on later
+        fetched = fetch(config, make_progress_printer(), commit)
+    except EngineError as error:
+        raise SystemExit(f"error: {error}") from None
+    if not is_repository(config.model):
+        print(f"model {config.model} needs no download", flush=True)
+    elif not fetched:
+        print(f"{config.model} is on the volume already", flush=True)
+    else:
+        print(f"{config.model} is on the volume, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def config_without_gpu() -> ServerConfig:
+    """The server's settings on a machine that will not run the model. Raises ConfigError."""
+    return container_config({**os.environ, "PERSONAPLEX_DEVICE": "cpu"}, port=8998)
+
+
+def make_progress_printer() -> hub.Progress:
+    """A progress callback that prints each new phase, and then at most a line in ten seconds."""
+    last: dict[str, float] = {}
+
+    def progress(phase: str, percent: float) -> None:
+        now = time.monotonic()
+        if now - last.get(phase, float("-inf")) >= PROGRESS_SECONDS:
+            last[phase] = now
+            print(f"{phase}: {percent:.0f} %", flush=True)
+
+    return progress
+
+
+def run_checks(config: ServerConfig, cache: Path) -> Iterator[Finding]:
+    """Ask everything that can be asked without a GPU, one after the other."""
+    yield check_token(config)
+    if is_repository(config.model):
+        yield check_licence(config)
+    yield check_deepseek(os.environ.get("DEEPSEEK_API_KEY", ""))
+    yield check_volume(cache)
+    if is_repository(config.model):
+        yield check_weights(config)
+
+
+def check_token(config: ServerConfig) -> Finding:
+    if not is_repository(config.model):
+        return True, f"model {config.model}: needs no Hugging Face token"
+    token = os.environ.get("HF_TOKEN", "")
+    if not token:
+        return False, "HF_TOKEN is missing from the secret huggingface-secret"
+    if not token.startswith("hf_"):
+        return False, "HF_TOKEN does not begin with hf_; copy it again, without quotes"
+    return True, f"HF_TOKEN is set, {len(token)} characters"
+
+
+def check_licence(config: ServerConfig) -> Finding:
+    """Whether this token may read the files of the model, which is gated."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        HfApi().auth_check(config.model)
+    except (HTTPError, OSError, ValueError) as error:
+        return False, hub.reason(error, config.model, config.revision or "main", hub.LM_FILE)
+    return True, f"the licence of {config.model} is granted to this token"
+
+
+def check_deepseek(key: str, url: str = DEEPSEEK_URL) -> Finding:
+    """Whether the key works and has money. Asking costs nothing."""
+    if not key:
+        return True, "smart routing is off: there is no DEEPSEEK_API_KEY (this is fine)"
+    request = urllib.request.Request(
+        f"{url}/user/balance", headers={"Authorization": f"Bearer {key}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+            available = json.load(answer).get("is_available", False)
+    except urllib.error.HTTPError as error:
+        return False, f"DeepSeek refuses the key ({error.code}); make a new one (sk-...)"
+    except (OSError, ValueError) as error:
+        return False, f"DeepSeek cannot be asked ({error}); try again later"
+    if not available:
+        return False, "the DeepSeek key is right, but its account has no balance: top it up"
+    return True, "smart routing is on: the DeepSeek key works"
+
+
+def check_volume(cache: Path) -> Finding:
+    probe = cache / f".check-{os.getpid()}"
+    try:
+        probe.write_text("writable", encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        return False, f"the volume at {cache} cannot be written ({error})"
+    return True, f"the volume at {cache} is writable"
+
+
+def check_weights(config: ServerConfig) -> Finding:
+    if find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION):
+        return True, f"the weights of {config.model} are on the volume"
+    return True, "the weights are not on the volume yet: modal run modal_app.py::download"

@@ -1,0 +1,164 @@
+"""What lies on the volume that all containers share: weights, and what compilers leave behind.
+
+Modal is unknown here. How a volume is committed comes in as a callable.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from engine.config import ServerConfig
+from engine.errors import ConfigError, ModelError
+from engine.runtime.choose import has_cuda
+from engine.weights import hub
+
+logger = logging.getLogger(__name__)
+
+Commit = Callable[[], None]
+NAME_BYTES = 100  # of a device's name
+
+
+def is_repository(model: str) -> bool:
+    """Whether `--model` names a repository, which must be fetched."""
+    return model != "embedded" and not Path(model).expanduser().is_dir()
+
+
+def pin_to_local(config: ServerConfig) -> ServerConfig:
+    """The same settings, at the commit whose files are all here, if there is one.
+
+    Loading then asks nobody.
+    """
+    if not is_repository(config.model):
+        return config
+    commit = find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION)
+    return replace(config, revision=commit) if commit else config
+
+
+def find_local_commit(repository: str, revision: str, files: tuple[str, ...] = hub.FILES) -> str:
+    """The commit that a revision means, if every file of it is here; else an empty text."""
+    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
+    ref = folder / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    here = all((folder / "snapshots" / commit / name).is_file() for name in files)
+    return commit if here else ""
+
+
+def hub_cache() -> Path:
+    """Where the hub's client keeps repositories."""
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
+
+
+def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
+    """Fetch what is missing and commit the volume; whether there was anything to do.
+
+    Raises ModelError in one clear line.
+    """
+    fetched = False
+    if is_repository(config.model) and pin_to_local(config) is config:
+        hub.fetch(config.model, config.revision or None, progress)
+        fetched = True
+    if config.model != "embedded" and config.transcribe:
+        fetched |= fetch_recogniser(config.transcribe, progress)
+    if fetched:
+        progress("saving the weights to the volume", 0.0)
+        commit()
+    return fetched
+
+
+def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
+    """Fetch a recogniser (`1`: the default one); whether it was missing. Raises ModelError."""
+    from engine.weights import loading as recogniser  # brings torch along
+
+    name = recogniser.DEFAULT_RECOGNISER if source == "1" else source
+    if not is_repository(name):
+        return False
+    if find_local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE)):
+        return False
+    recogniser.download_recogniser(name, progress)
+    return True
+
+
+def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> None:
+    """Write the int8 weights that this start reads, and commit the volume if any were new.
+
+    Where they cannot be kept, the start makes them in memory.
+    """
+    if config.weights == "bf16" or not is_repository(config.model):
+        return
+    from engine.weights import loading  # brings torch along
+    from engine.weights.verdict import choose_precision, choose_recogniser_precision
+
+    device = config.device if config.device != "auto" else ("cuda" if has_cuda() else "cpu")
+    folder = hub.find(config.model, config.revision or None, progress)
+    before, report = find_int8_files(), partial(progress, "keeping the int8 weights")
+    try:
+        if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
+            loading.quantise_checkpoint(folder, device, report)
+        if config.transcribe:
+            recogniser = loading.download_recogniser(config.transcribe, progress)
+            if choose_recogniser_precision(config.weights, folder, recogniser, device) == "int8":
+                loading.quantise_recogniser(recogniser, device, report)
+    except ModelError as error:
+        logger.warning("%s", error)
+    if find_int8_files() != before:
+        progress("saving the int8 weights to the volume", 0.0)
+        commit()
+
+
+def find_int8_files() -> dict[Path, int]:
+    """The int8 weights that lie beside downloaded ones, and when each was written."""
+    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def set_compile_caches(environ: MutableMapping[str, str], cache: Path) -> None:
+    """Let compilers keep their work on the volume, in a folder for each device and version."""
+    name = device_name()
+    for package in ("torch", "triton"):
+        try:
+            name += f"-{package}{metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            name += f"-{package}0"
+    folder = cache / "compiled" / name
+    environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+
+
+def device_name() -> str:
+    """The first GPU's name as a folder's name. The driver is asked: torch must not load yet."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "cpu"
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    if driver.cuInit(0) or driver.cuDeviceGetName(name, NAME_BYTES, 0):
+        return "cpu"
+    return name.value.decode(errors="replace").replace(" ", "-").replace("/", "-").lower()
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
+    """The settings, never `auto`: a paid GPU must not serve the built-in test voice in silence.
+
+    Raises ConfigError.
+    """
+    # The platform asks for the port on the container's own address.
+    config = ServerConfig.from_environment(environ, host="0.0.0.0", port=port)
+    if config.model == "auto":
+        config = replace(config, model=hub.DEFAULT_REPOSITORY)
+    if is_repository(config.model) and config.device == "auto":
+        if environ.get("PERSONAPLEX_GPU", "").lower() == "none":
+            raise ConfigError(
+                f"PERSONAPLEX_GPU is none, which is too little for {config.model}; "
+                "deploy with PERSONAPLEX_MODEL=embedded, or with a GPU"
+            )
+        config = replace(config, device="cuda")
+    return config

@@ -1,0 +1,61 @@
+"""Who may see the page when the server has a token: a cookie that `/?token=…` hands out.
+
+The socket checks for itself (engine/wire/server.py). This file guards the page's own requests.
+"""
+
+from aiohttp import web
+
+from demo.bridge import Handler, find_scheme
+from engine.wire.server import COOKIE, is_same_token
+
+COOKIE_SECONDS = 30 * 24 * 3600
+
+ASK = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>PersonaPlex: access token</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root { color-scheme: light dark; }
+body { font: 1.05rem/1.5 system-ui, sans-serif; max-width: 26rem; margin: 18vh auto;
+  padding: 0 1rem; }
+input, button { font: inherit; padding: .5rem .75rem; border-radius: .5rem; border: 1px solid; }
+input { width: 100%; box-sizing: border-box; margin: .25rem 0 1rem; }
+</style></head><body><main><h1>PersonaPlex</h1>
+<p>NOTE</p>
+<form method="get" action="/"><label for="token">Access token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button>Open the page</button></form></main></body></html>
+"""
+FIRST = "This server is for invited guests. Enter the token you were given."
+WRONG = "That token is not the right one. Check it and try again."
+
+
+def require_token(handler: Handler, token: str) -> Handler:
+    """`handler` behind the token; unchanged if the server has no token."""
+    if not token:
+        return handler
+
+    async def guard(request: web.Request) -> web.StreamResponse:
+        given = request.query.get("token") if request.path == "/" else None
+        if given is not None and is_same_token(given, token):
+            return hand_out_cookie(request, token)
+        if given is None and is_same_token(request.cookies.get(COOKIE, ""), token):
+            return await handler(request)
+        headers = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        page = ASK.replace("NOTE", WRONG if given else FIRST)
+        return web.Response(status=401, text=page, content_type="text/html", headers=headers)
+
+    return guard
+
+
+def hand_out_cookie(request: web.Request, token: str) -> web.Response:
+    """Set the cookie, and take the token out of the address bar."""
+    response = web.Response(status=303, headers={"Location": "/", "Cache-Control": "no-store"})
+    response.set_cookie(
+        COOKIE,
+        token,
+        max_age=COOKIE_SECONDS,
+        httponly=True,
+        secure=find_scheme(request) == "https",
+        samesite="Lax",
+    )
+    return response

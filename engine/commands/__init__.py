@@ -1,0 +1,1 @@
+"""`python -m engine COMMAND`: one file a command."""

@@ -1,0 +1,1 @@
+"""Evaluations: how well routing and turn ends are told, by scripted dialogues."""

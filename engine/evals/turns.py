@@ -1,0 +1,160 @@
+"""How well the end of a turn is found: scripted users, precision and recall of each rule.
+
+The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
+0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
+after their sound. They hold the rules of
+engine/dialogue/floor.py, not the recogniser's own hearing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.config import EPAD, FRAME_SECONDS, PAD
+from engine.dialogue.floor import UserFloor
+from engine.runtime.backend import HeardRow, Transcription
+
+DELAY_FRAMES = 6
+WORD_FRAMES = 4  # 0.32 s a word
+IN_TIME_FRAMES = 25  # 2 s: a turn's end found later counts as missed
+FIRST_ID = 10  # of the scripted words
+
+SAY, PAUSE, COUGH, MUSIC, SILENCE = "say", "pause", "cough", "music", "silence"
+SCRIPTS: dict[str, tuple[tuple[str, Any], ...]] = {  # a turn is over where silence follows
+    "one sentence": ((SILENCE, 20), (SAY, "what does it cost a month"), (SILENCE, 40)),
+    "short pause": (
+        *((SILENCE, 15), (SAY, "i would like to know"), (PAUSE, 6)),
+        *((SAY, "what it costs"), (SILENCE, 40)),
+    ),
+    "long pause": (
+        *((SILENCE, 15), (SAY, "well tell me"), (PAUSE, 11), (SAY, "about the price"), (PAUSE, 9)),
+        *((SAY, "for a year"), (SILENCE, 40)),
+    ),
+    "very long pause": (
+        *((SILENCE, 15), (SAY, "let me think"), (PAUSE, 20), (SAY, "yes please do"), (SILENCE, 40)),
+    ),
+    "coughs": (
+        *((SILENCE, 20), (COUGH, 3), (SILENCE, 20), (SAY, "sorry go on"), (SILENCE, 25)),
+        *((COUGH, 5), (SILENCE, 30)),
+    ),
+    "uh-huh": ((SILENCE, 20), (SAY, "uh-huh"), (SILENCE, 30), (SAY, "uh-huh"), (SILENCE, 30)),
+    "music": ((SILENCE, 20), (MUSIC, 100), (SILENCE, 30), (SAY, "stop that"), (SILENCE, 30)),
+    "words over music": ((MUSIC, 40), (SAY, "can you hear me over this"), (MUSIC, 60)),
+    "silence": ((SILENCE, 200),),
+    "quick turns": (
+        *((SILENCE, 15), (SAY, "yes"), (SILENCE, 15), (SAY, "no wait"), (SILENCE, 15)),
+        *((SAY, "what was that"), (SILENCE, 40)),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """One frame of a scripted user."""
+
+    peak: float
+    token: int
+    done: float  # P(the user is done)
+
+
+class Spelling:
+    """A tokenizer with a piece for every word it has met, from id 10 on."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def id(self, piece: str) -> int:
+        if piece not in self.pieces:
+            self.pieces.append(piece)
+        return FIRST_ID + self.pieces.index(piece)
+
+    def piece(self, token: int) -> str:
+        return self.pieces[token - FIRST_ID]
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(map(self.piece, tokens)).replace("▁", " ")
+
+
+SPELLING = Spelling()
+
+
+def perform(script: tuple[tuple[str, Any], ...]) -> tuple[list[Scripted], list[int]]:
+    """A script as frames, and the frames in which a turn was really over."""
+    rng, peaks, done, ends = np.random.default_rng(0), [], [], []
+    tokens: dict[int, int] = {}  # frame -> written then
+    for index, (what, amount) in enumerate(script):
+        if what == SAY:
+            for word in amount.split():
+                written = len(peaks) + DELAY_FRAMES
+                tokens |= {written: EPAD, written + 1: SPELLING.id(f"▁{word}")}
+                peaks += list(rng.uniform(0.1, 0.5, WORD_FRAMES))
+                done += list(rng.uniform(0.0, 0.1, WORD_FRAMES))
+            if script[index + 1][0] not in (PAUSE, SAY):
+                ends.append(len(peaks))
+            continue
+        loudest = {PAUSE: 0.004, SILENCE: 0.004, COUGH: 0.6, MUSIC: 0.3}[what]
+        peaks += list(rng.uniform(loudest / 2, loudest, amount))
+        if what == PAUSE:  # how the recogniser's pause head sees a stretch without words [frames]
+            head = np.minimum(0.1 * np.arange(1, amount + 1), rng.uniform(0.3, 0.55, amount))
+        else:
+            head = rng.uniform(0.9, 1.0, amount)
+            if index > 0 and script[index - 1][0] == SAY:
+                head[:3] = (0.3, 0.6, 0.85)[:amount]
+        done += list(head)
+    frames = [
+        Scripted(float(peak), tokens.get(i, PAD), float(over))
+        for i, (peak, over) in enumerate(zip(peaks, done, strict=True))
+    ]
+    return frames, ends
+
+
+RULES = {  # name -> what of the recogniser's row is there
+    "recogniser": lambda heard: heard,
+    "without heads": lambda heard: HeardRow(stt_text=heard.stt_text),
+    "energy": lambda heard: HeardRow(),
+}
+
+
+def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
+    """The frames in which a rule finds that a turn is over, its last words written at once."""
+    transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
+    written = 0  # frames whose tokens a flush has brought already
+    for number, frame in enumerate(frames):
+        token = frame.token if number >= written else PAD
+        row = HeardRow(stt_text=token, pause=np.full(4, frame.done, np.float32))
+        events = transcript.take_frame(frame.peak, RULES[rule](row))
+        ahead = number
+        while transcript.runs_ahead:  # what the recogniser would write next, on silence
+            ahead += 1
+            written = ahead + 1
+            token = frames[ahead].token if ahead < len(frames) else PAD
+            events += transcript.take_step(HeardRow(stt_text=token))
+        if rule == "energy" and transcript.turn_ended:
+            yield number
+        yield from (number for event in events if event.final)
+
+
+def measure_turns() -> list[dict[str, Any]]:
+    """Precision and recall of every rule over all scripts, one row each."""
+    rows = []
+    for rule in RULES:
+        turns, found, delays = 0, 0, []
+        for script in SCRIPTS.values():
+            frames, ends = perform(script)
+            turns += len(ends)
+            for at in find_turn_ends(frames, rule):
+                found += 1
+                match = [end for end in ends if end <= at < end + IN_TIME_FRAMES]
+                if match:
+                    ends.remove(match[0])
+                    delays.append(at - match[0] + 1)
+        rows.append(
+            {
+                "rule": rule, "turns": turns, "found": found, "right": len(delays),
+                "precision": len(delays) / max(1, found), "recall": len(delays) / turns,
+                "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,1 @@
+"""What a GPU runs instead of plain PyTorch: CUDA graphs and Triton kernels."""

@@ -1,0 +1,283 @@
+"""How much a machine bears: slots in time, what to do in overload, what fits between two ticks.
+
+Three parts: the timed ticks, from which the number of slots follows; overload, which closes
+admission and asks the scheduler for relief; slack, in which prompts and renewals run. Arithmetic
+and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no torch. Source of the
+rules: docs/internals.md.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+
+import numpy as np
+
+from engine.config import FRAME_SECONDS, LATE_SECONDS
+from engine.errors import EngineError, logged_fault
+from engine.runtime.backend import Backend
+from engine.runtime.seat import Renewed, Seat
+
+# -- how many slots are in time --------------------------------------------------------------------
+
+TICK_LIMIT_SECONDS = 0.070  # of 80 ms: the rest is for what lies around the backend
+# A frame that comes when a tick has just begun waits for its end and is made in the next one.
+IN_TIME_SECONDS = LATE_SECONDS / 2
+WARM_UPS = 2  # rounds that are not counted: kernels are compiled in them, and buffers made
+ROUNDS = 20  # that are; all of it should take an A10G less than 6 s
+
+
+@dataclass(frozen=True, slots=True)
+class TickTable:
+    """Measured seconds of a tick per bucket, with every slot's context full."""
+
+    seconds: Mapping[int, float]  # slots of a bucket -> its tick
+    piece: float = 0.0  # seconds of a piece of a prompt
+
+    def tick(self, slots: int) -> float:
+        """Of the cheapest bucket that covers this many slots; beyond the largest, never in time.
+
+        A larger bucket has more to do: a smaller one that took longer was disturbed meanwhile.
+        """
+        covering = (taken for size, taken in self.seconds.items() if size >= slots)
+        return min(covering, default=float("inf"))
+
+    def slots_in_time(self) -> int:
+        """The largest bucket in whose ticks no frame is late, nor in any smaller; 0: none."""
+        good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]
+        return max(good, default=0)
+
+
+def time_ticks(
+    buckets: tuple[int, ...], tick: Callable[[int], float], piece: Callable[[], float]
+) -> TickTable:
+    """Time a tick of each bucket and a piece of a prompt: the 90th percentile counts.
+
+    `tick(slots)` and `piece()` run one and return its seconds. They take turns, so that a hiccup
+    of the machine falls on few of each and not on all of one bucket.
+    """
+    works = [*(partial(tick, size) for size in buckets), piece]
+    rounds = [[work() for work in works] for _ in range(WARM_UPS + ROUNDS)][WARM_UPS:]
+    *ticks, of_piece = np.percentile(rounds, 90, axis=0, method="inverted_cdf").tolist()
+    return TickTable(dict(zip(buckets, ticks, strict=True)), of_piece)
+
+
+# -- overload --------------------------------------------------------------------------------------
+
+WINDOW_SECONDS = 10.0  # that p95 looks back
+LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
+FEW_TICKS, LONG_SECONDS = 3, 1.0  # ticks so long that there are no more
+SHED_SECONDS = 0.078  # p95 above it is overload
+PATIENCE_SECONDS = 5.0  # of overload before something is given up; of waiting for slack
+MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
+KEPT_FRAMES = 3  # of a slot's backlog that are never dropped
+
+
+class Relief(IntEnum):
+    """What overload asks for."""
+
+    NOTHING = 0
+    PAUSE_RECOGNISER = 1
+    END_NEWEST = 2
+
+
+class Overload:
+    """p95 of the tick over ten seconds, and what follows from it.
+
+    It is given the seconds of every tick and asked on the scheduler's thread; `admits` may be
+    asked from any thread.
+    """
+
+    def __init__(self, clock: Callable[[], float], table: TickTable | None = None) -> None:
+        self._clock, self._table = clock, table
+        self._lock = threading.Lock()
+        self._ticks: deque[tuple[float, float]] = deque()  # (when, seconds)
+        self._since: float | None = None  # when p95 rose above the shedding limit
+        self._acted_at = -WINDOW_SECONDS  # what comes after a step is judged by its own ticks
+        self._rest = WINDOW_SECONDS  # of the recogniser, when it is paused next
+        self._resume_at = 0.0
+        self.shedding = False  # in overload, even for a moment: quiet frames are dropped
+        self.recogniser_paused = False
+
+    def add_tick(self, seconds: float) -> None:
+        now = self._clock()
+        with self._lock:
+            self._ticks.append((now, seconds))
+            while self._ticks[0][0] < now - WINDOW_SECONDS:
+                self._ticks.popleft()
+
+    def _p95(self, now: float, start: float = float("-inf")) -> float:
+        """Of the last ten seconds, or from `start` on; 0 while too little was measured."""
+        start = max(start, now - WINDOW_SECONDS)
+        with self._lock:
+            taken = [seconds for when, seconds in self._ticks if when >= start]
+        long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
+        return float(np.percentile(taken, 95)) if long or len(taken) >= LEAST_TICKS else 0.0
+
+    def admits(self, live: int) -> bool:
+        """Whether one more than `live` conversations can be held in time; one always may try."""
+        if live == 0:
+            return True
+        if self._p95(self._clock()) > TICK_LIMIT_SECONDS:
+            return False
+        return self._table is None or live < self._table.slots_in_time()
+
+    def step(self, transcribing: bool) -> Relief:
+        """What to do now; each step is asked for once, the next after five more seconds."""
+        now = self._clock()
+        self.shedding = self._p95(now, self._acted_at) > SHED_SECONDS
+        if not self.shedding:
+            self._since = None
+            if now >= self._resume_at and self._p95(now) <= TICK_LIMIT_SECONDS:
+                self.recogniser_paused = False
+            return Relief.NOTHING
+        if self._since is None:
+            self._since = now
+        if now - self._since < PATIENCE_SECONDS:
+            return Relief.NOTHING
+        self._since = self._acted_at = now
+        if not transcribing or self.recogniser_paused:
+            return Relief.END_NEWEST
+        # Each pause is longer than the last, unless all went well for long: no see-saw.
+        if now - self._resume_at > MOST_REST_SECONDS:
+            self._rest = WINDOW_SECONDS
+        self.recogniser_paused = True
+        self._resume_at = now + self._rest
+        self._rest = min(2 * self._rest, MOST_REST_SECONDS)
+        return Relief.PAUSE_RECOGNISER
+
+
+# -- slack -----------------------------------------------------------------------------------------
+
+AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
+STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
+
+
+class Slack:
+    """Whether what may wait fits in before somebody's frame would be late.
+
+    What may wait is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody
+    else's frame is to be run. `piece`: seconds of one as timed at the start.
+    """
+
+    def __init__(self, piece: float = 0.0) -> None:
+        self._least = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
+        self._seconds = dict(self._least)  # of the slowest recent ones
+        self._refused: dict[Seat, float] = {}  # since when its work has been held back
+
+    def note(self, what: str, seconds: float) -> None:
+        """A `piece` or a `tick` took this long."""
+        self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
+
+    def forget(self, seat: Seat) -> None:
+        """Its work is void: who sits there next waits anew."""
+        self._refused.pop(seat, None)
+
+    def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
+        """Whether this seat's work may run now.
+
+        next_due: when the earliest coming user frame will be complete; None: nobody is live.
+        """
+        done = now + self._seconds[what] + self._seconds["tick"] + AROUND_SECONDS
+        fits = next_due is None or done <= next_due + LATE_SECONDS
+        if not fits and now - self._refused.setdefault(seat, now) <= PATIENCE_SECONDS:
+            return False
+        self.forget(seat)  # a machine that never has slack still serves
+        return True
+
+
+def next_due(seats: list[Seat], now: float) -> float | None:
+    """When the earliest user frame is or will be complete; None: nobody is live.
+
+    A silent client's may be complete at any moment, so from now on.
+    """
+    live = [seat.expected_at(now) or now for seat in seats if seat.live and not seat.left]
+    return min(live, default=None)
+
+
+class SlackWork:
+    """Prompts first, as somebody waits for them; then renewals. Scheduler's thread only.
+
+    One bounded piece at a time, and none that would make somebody's frame late. When the next tick
+    runs is the scheduler's affair.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], float],
+        give_up: Callable[[Seat, EngineError], None],
+    ) -> None:
+        self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
+        self._backend, self._clock, self._give_up = backend, clock, give_up
+        self._renewals: dict[Seat, Generator[None, None, int]] = {}
+        self._waiting_since: float | None = None  # something for its next piece
+
+    def piece(self, seats: list[Seat]) -> bool:
+        """One piece, if there is work and nobody gets late by it; whether there was one."""
+        job, started = self._job(seats), self._clock()
+        if not job:
+            return False
+        seat, work = job
+        if not self.slack.allows(started, next_due(seats, started), seat):
+            return False
+        work()
+        self.slack.note("piece", self._clock() - started)
+        self._waiting_since = None
+        return True
+
+    def is_starving(self, seats: list[Seat], now: float) -> bool:
+        """Whether work has been waiting for long, because tick follows tick without a gap."""
+        if not self._job(seats):
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        return self._waiting_since is not None and now - self._waiting_since > STARVED_SECONDS
+
+    def drop(self, seat: Seat) -> None:
+        """Break off a renewal: its conversation is over, the spare memory is free."""
+        self.slack.forget(seat)
+        if work := self._renewals.pop(seat, None):
+            work.close()
+
+    def _job(self, seats: list[Seat]) -> tuple[Seat, Callable[[], None]] | None:
+        """Whose work is next, and the work; None: nobody has any."""
+        staying = [seat for seat in seats if not seat.left]
+        for seat in staying:
+            if seat.needs_prompt:
+                return seat, partial(self._prefill, seat)
+        for seat in staying:
+            if not self._renewals and seat.live and (work := self._backend.renew(seat.slot)):
+                self._renewals[seat] = work
+        for seat, work in self._renewals.items():
+            return seat, partial(self._renew, seat, work)
+        return None
+
+    def _prefill(self, seat: Seat) -> None:
+        """One bounded piece of a newcomer's prompt."""
+        try:
+            if seat.work is None:
+                seat.prepared.result()  # raises what is wrong with its voice
+                seat.work = self._backend.open(seat.slot, seat.opening)
+            next(seat.work)
+        except StopIteration:
+            seat.bootstrapping = True
+            if seat.tuned:
+                self._backend.tune(seat.slot, seat.tuned)
+        except EngineError as error:  # this conversation's own fault, a voice for example
+            self._give_up(seat, error)
+        except Exception:  # out of memory, say: a newcomer's fault must not reach its neighbours
+            self._give_up(seat, logged_fault("a conversation could not be opened"))
+
+    def _renew(self, seat: Seat, work: Generator[None, None, int]) -> None:
+        """One piece of work for a conversation whose context runs out."""
+        try:
+            next(work)
+        except StopIteration as end:
+            del self._renewals[seat]
+            seat.deliver([Renewed(end.value)])
+        except Exception:  # out of memory, say: the call goes on with the memory that it has
+            del self._renewals[seat]
+            logged_fault("a renewal failed")

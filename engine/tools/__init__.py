@@ -1,0 +1,1 @@
+"""Tools of ours that no server runs."""

@@ -1,0 +1,170 @@
+"""Models of generated weights, for measuring and testing where no checkpoint is at hand.
+
+The shapes are a checkpoint's, the numbers a seeded draw: speed and memory are real, words are not.
+`generated` and `generated_recogniser` make models on a device, `write_checkpoint` a folder that
+loads like any other. Nothing here is for talking to people.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from engine.model.config import (
+    LMConfig,
+    MimiConfig,
+    ModelConfig,
+    QuantizerConfig,
+    SttConfig,
+    TransformerConfig,
+)
+from engine.model.lm import LM, ZERO_ROW, Temporal
+from engine.model.mimi import Mimi
+from engine.model.stt import Recogniser
+from engine.weights.checkpoint import place
+from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
+from engine.weights.loading import SentencePieceTokenizer
+from engine.weights.names import Pieces, lm_pieces, mimi_pieces
+
+FULL = ModelConfig()
+SMALL = ModelConfig(  # the public design at a width that two CPU cores run in real time
+    lm=LMConfig(
+        dim=256, num_heads=4, num_layers=4, context=750,
+        depformer_dim=128, depformer_num_heads=4, depformer_num_layers=2,
+        depformer_dim_feedforward=512,
+    ),
+    mimi=MimiConfig(
+        dimension=64, n_filters=8,
+        transformer=TransformerConfig(64, 4, 2, 128, 250),
+        quantizer=QuantizerConfig(32, 32, 2048),
+    ),
+)  # fmt: skip
+
+
+def draw_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """One parameter in float32: what must be positive is one, the rest keeps its input's size."""
+    if name.endswith(("alpha", "cluster_usage", "_initialized")) or ".norm" in name:
+        return torch.ones(shape, device=generator.device)
+    inputs = shape[1:].numel() if len(shape) > 1 else 1
+    spread = 1.0 if "embedding" in name or "emb." in name else max(1, inputs) ** -0.5
+    value = torch.empty(shape, device=generator.device)
+    value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
+    if name == "embedding.table":
+        value[ZERO_ROW] = 0
+    return value
+
+
+def draw_values(
+    model: nn.Module, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter of a model on the meta device, one after the other."""
+    for name, parameter in list(model.named_parameters()):
+        yield name, draw_value(name, parameter.shape, generator).to(dtype)
+
+
+def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
+    """Both models without memory."""
+    with torch.device("meta"):
+        return LM(config.lm), Mimi(config.mimi)
+
+
+def generated(
+    config: ModelConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
+) -> tuple[LM, Mimi]:
+    """Both models with seeded weights; on a CPU `bf16` is float32, as everywhere."""
+    generator = torch.Generator(device).manual_seed(seed)
+    lm, mimi = on_meta(config)
+    for name, value in draw_values(mimi, torch.float32, generator):
+        place(mimi, name, value)
+    mimi.prepare()
+    mimi.use_fused_kernels()
+    fill_language_model(lm, weights, generator)
+    return lm, mimi
+
+
+def generated_recogniser(
+    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
+) -> Recogniser:
+    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
+    with torch.device("meta"):
+        stt = Recogniser(config)
+    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
+    return stt
+
+
+def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
+    """Give a model on the meta device its weights, on the generator's device."""
+    dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
+    for name, value in draw_values(model, dtype, generator):
+        place(model, name, value, int8=weights == "int8")
+    model.use_fused_kernels()
+
+
+# -- checkpoints on disk ---------------------------------------------------------------------------
+#
+# In the layout of the public files of 8 depth steps. The vocabulary and the voice are those of the
+# tests' tiny checkpoint.
+
+TINY = Path("tests/golden/tiny")
+VOICE = "TINYM0.wav"
+FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never needs one
+
+
+def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
+    """Make a folder that loads like any checkpoint and equals `generated(config, device)`.
+
+    Equals to the bit on a GPU; on a CPU its language model is that one rounded to bfloat16. Takes
+    the host's memory for one model twice.
+    """
+    (folder / "voices").mkdir(parents=True, exist_ok=True)
+    shutil.copy(TINY / "voices" / VOICE, folder / "voices")
+    write_tokenizer(folder / TEXT_FILE, config.lm.text_card)
+    generator = torch.Generator(torch.device(device)).manual_seed(seed)
+    lm, mimi = on_meta(config)
+    whole = torch.float32
+    write_model(folder / MIMI_FILE, mimi_pieces(mimi), draw_values(mimi, whole, generator), whole)
+    half = torch.bfloat16
+    write_model(folder / LM_FILE, lm_pieces(lm), draw_values(lm, half, generator), half)
+    written = replace(config, lm=replace(config.lm, dep_q=config.lm.codebooks))
+    (folder / CONFIG).write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
+
+
+def write_model(
+    path: Path, pieces: Pieces, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> None:
+    """Write a model's parameters, in any order, as the file that `pieces` reads them from."""
+    groups, tensors = dict(pieces), {}
+    for name, value in parameters:
+        for piece in groups[name]:
+            if piece.name not in tensors:
+                tensors[piece.name] = torch.empty(piece.shapes[-1], dtype=dtype)
+            row = math.prod(value.shape[1:])  # numbers
+            end = None if piece.rows is None else piece.start + piece.rows
+            rows = value[piece.start : end].flatten()
+            tensors[piece.name].view(-1)[piece.skip * row :][: len(rows)].copy_(rows)
+    save_file(tensors, path)
+
+
+def write_tokenizer(path: Path, size: int) -> None:
+    """The tiny vocabulary, filled up to `size` pieces.
+
+    Repeated fields of a protobuf message may follow anywhere: new pieces are appended to the file.
+    """
+    source = TINY / TEXT_FILE
+    own = len(SentencePieceTokenizer(source))
+    assert size >= own, f"text_card is {size}; the vocabulary of {source} has {own} pieces"
+    score = b"\x15" + torch.tensor(FILLER_SCORE).numpy().tobytes()
+    # Field 1 of SentencePiece's ModelProto: a piece's text (1) and score (2).
+    texts = (_field(1, f"▁w{number}".encode()) for number in range(own, size))
+    path.write_bytes(source.read_bytes() + b"".join(_field(1, text + score) for text in texts))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field of less than 128 bytes."""
+    return bytes([number << 3 | 2, len(content)]) + content

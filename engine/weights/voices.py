@@ -1,0 +1,163 @@
+"""Voices of a model: names, the archive they come in, and the loudness of recorded ones.
+
+Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
+"""
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import SAMPLE_RATE, VOICE_NAMES
+from engine.errors import BadParameterError, ModelError
+from engine.weights.hub import VOICES_FILE
+
+TARGET_LUFS = -24.0
+BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
+RINGING_SAMPLES = 1 << 14  # after which a filter's response is below rounding
+SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
+SUFFIXES = (".pt", ".wav")  # the first found of a name is used
+
+
+def choose_voice(wanted: str | None, default: str, names: tuple[str, ...]) -> str:
+    """The name of a client's voice, or of the default. Raises BadParameterError."""
+    if wanted is None:
+        return default if default in names else names[0]
+    name = wanted.removesuffix(".pt").removesuffix(".wav")
+    if name not in names:
+        known = ", ".join(names)
+        raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {known}")
+    return name
+
+
+class Voices:
+    """The voices of one model folder: `voices/`, or what `voices.tgz` beside it unpacks to."""
+
+    def __init__(self, model_folder: Path) -> None:
+        self.folder = find_or_unpack(model_folder)
+        found = {p.stem: p for s in reversed(SUFFIXES) for p in sorted(self.folder.glob(f"*{s}"))}
+        if not found:
+            raise ModelError(
+                f"{self.folder} holds no voices (*.pt, *.wav); "
+                "run `python -m engine download`, or put one there"
+            )
+        self.names = tuple(sorted(found, key=lambda name: (name != VOICE_NAMES[0], name)))
+        self._paths = found
+
+    def path(self, name: str) -> Path:
+        """The file of a voice. Raises ModelError naming those there are."""
+        if name not in self._paths:
+            some = ", ".join(self.names[:4])
+            raise ModelError(f"voice {name!r} not found; try {some} (python -m engine voices)")
+        return self._paths[name]
+
+    def audio(self, name: str) -> np.ndarray:
+        """A recorded voice as the model hears it: float32 [T], 24 kHz, -24 LUFS."""
+        return normalise(read_audio(self.path(name)))
+
+
+def find_or_unpack(model_folder: Path) -> Path:
+    """The folder of voice files, unpacked from the archive where that has not happened yet."""
+    folder, archive = model_folder / "voices", model_folder / VOICES_FILE
+    if any(folder.glob("*")) or not archive.exists():
+        return folder
+    if not os.access(model_folder, os.W_OK):
+        scratch = Path(tempfile.mkdtemp(prefix="voices-"))
+        unpack(archive, scratch)
+        return scratch / "voices"
+    with tempfile.TemporaryDirectory(prefix=".voices-", dir=model_folder) as scratch:
+        unpack(archive, Path(scratch))
+        if not folder.exists():  # another process may have been faster
+            (Path(scratch) / "voices").rename(folder)
+    return folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Extract with the `data` filter: nothing outside the folder, no links, no devices."""
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ModelError(
+            f"{archive} cannot be unpacked ({error}); "
+            "run `python -m engine download` to fetch it again"
+        ) from error
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """The first channel of a sound file at 24 kHz, float32 [T]. Raises ModelError."""
+    import soundfile
+    import soxr
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise ModelError(f"{path} cannot be read as audio ({error}); use a wav file") from error
+    mono = samples[:, 0]
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+
+
+def normalise(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """pcm [T] float32 scaled to -24 LUFS; one gain, no limiter."""
+    gain = 10 ** ((TARGET_LUFS - loudness(pcm, rate)) / 20)
+    return (pcm * gain).astype(np.float32)
+
+
+def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
+    """Gated integrated loudness of pcm [T] in LUFS. Raises ModelError if too short or silent.
+
+    Source: BS.1770 with the filters of the audio EQ cookbook, as the public reference uses it.
+    """
+    length = len(pcm) / rate
+    if length < BLOCK_SECONDS:
+        raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")
+    weighted = biquad(pcm.astype(np.float64), *high_shelf(rate))
+    weighted = biquad(weighted, *high_pass(rate))
+    step = 1 - OVERLAP
+    blocks = round((length - BLOCK_SECONDS) / (BLOCK_SECONDS * step)) + 1
+    starts = [int(BLOCK_SECONDS * j * step * rate) for j in range(blocks)]
+    ends = [int(BLOCK_SECONDS * (j * step + 1) * rate) for j in range(blocks)]
+    sums = [np.square(weighted[a:b]).sum() for a, b in zip(starts, ends, strict=True)]
+    power = np.array(sums) / (BLOCK_SECONDS * rate)  # mean square of every block
+    level = -0.691 + 10 * np.log10(np.maximum(power, np.finfo(float).tiny))
+    loud = level >= SILENCE_LUFS
+    if not loud.any():
+        raise ModelError("a voice without any sound; record speech")
+    gate = -0.691 + 10 * np.log10(power[loud].mean()) + RELATIVE_LU
+    kept = power[(level > SILENCE_LUFS) & (level > gate)]
+    return float(-0.691 + 10 * np.log10(kept.mean()))
+
+
+def high_shelf(rate: int, gain_db: float = 4.0, corner_hz: float = 1500.0):
+    """Biquad (b, a) that lifts what the head lifts; Q = 1 / sqrt 2."""
+    amp, w = 10 ** (gain_db / 40), 2 * np.pi * corner_hz / rate
+    cos, alpha = np.cos(w), np.sin(w) / np.sqrt(2)
+    plus, minus, root = amp + 1, amp - 1, 2 * np.sqrt(amp) * alpha
+    b = amp * np.array(
+        [plus + minus * cos + root, -2 * (minus + plus * cos), plus + minus * cos - root]
+    )
+    a = np.array([plus - minus * cos + root, 2 * (minus - plus * cos), plus - minus * cos - root])
+    return b / a[0], a / a[0]
+
+
+def high_pass(rate: int, corner_hz: float = 38.0, q: float = 0.5):
+    """Biquad (b, a) that drops what no ear hears."""
+    w = 2 * np.pi * corner_hz / rate
+    cos, alpha = np.cos(w), np.sin(w) / (2 * q)
+    b = np.array([(1 + cos) / 2, -(1 + cos), (1 + cos) / 2])
+    a = np.array([1 + alpha, -2 * cos, 1 - alpha])
+    return b / a[0], a / a[0]
+
+
+def biquad(x: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Second-order filter over x [T] float64, from rest.
+
+    By its frequency response: what rings on past the end has died away before it wraps around to
+    the start. A loop over the samples would hold the interpreter's lock for a quarter second.
+    """
+    n = 1 << (len(x) + RINGING_SAMPLES - 1).bit_length()
+    z = np.exp(-2j * np.pi * np.arange(n // 2 + 1) / n)
+    response = (b[0] + z * (b[1] + z * b[2])) / (a[0] + z * (a[1] + z * a[2]))
+    return np.fft.irfft(np.fft.rfft(x, n) * response, n)[: len(x)]

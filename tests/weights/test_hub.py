@@ -1,0 +1,102 @@
+"""Fetching a checkpoint: every way it fails ends in one line that says what to do."""
+
+import errno
+from pathlib import Path
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from engine.errors import ModelError
+from engine.weights import hub
+
+REPO = "nvidia/personaplex-7b-v1"
+
+
+def http(kind: type[Exception], status: int) -> Exception:
+    request = httpx2.Request("GET", "https://huggingface.co/x")
+    return kind("Client Error", response=httpx2.Response(status, request=request))
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(error, token=...): one line of what fetching says."""
+
+    def fail(error: Exception, token: str | None = "hf_x") -> str:
+        def download(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+        with pytest.raises(ModelError) as raised:
+            hub.fetch(REPO, None, lambda phase, percent: None)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    return fail
+
+
+def test_without_a_token_it_says_where_the_licence_is_and_how_to_set_one(failing):
+    said = failing(http(errors.GatedRepoError, 401), token=None)
+    assert f"accept the licence at https://huggingface.co/{REPO}" in said
+    assert "HF_TOKEN" in said
+
+
+def test_a_token_that_is_not_valid_is_told_from_a_missing_one(failing):
+    said = failing(http(errors.HfHubHTTPError, 401))
+    assert said.startswith("the Hugging Face token is not valid (401)")
+
+
+def test_a_gated_repository_says_where_the_licence_is(failing):
+    said = failing(http(errors.GatedRepoError, 403))
+    assert f"(403): accept the licence at https://huggingface.co/{REPO}" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.LocalEntryNotFoundError("no net"), "huggingface.co cannot be reached"),
+        (errors.OfflineModeIsEnabled("offline"), "huggingface.co cannot be reached"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (http(errors.RevisionNotFoundError, 404), "has no revision 'main'"),
+        (http(errors.RepositoryNotFoundError, 404), "there is no repository"),
+        (http(errors.RemoteEntryNotFoundError, 404), "has no config.json"),
+        (errors.HFValidationError("bad"), "is not a repository name"),
+        (OSError("Consistency check failed: file should be of size 9"), "again to resume"),
+        (http(errors.HfHubHTTPError, 503), "broke off (Client Error)"),
+        (httpx2.ReadTimeout("timed out"), "broke off (timed out)"),
+    ],
+)
+def test_every_fault_has_its_line(failing, error, words):
+    said = failing(error)
+    assert words in said
+
+
+def test_all_files_are_fetched_small_ones_first_and_progress_is_told(monkeypatch, tmp_path):
+    fetched, told = [], []
+
+    def download(repository, name, revision, tqdm_class):
+        fetched.append((repository, name, revision))
+        bar = tqdm_class(total=200, unit="B", desc=name)
+        bar.update(50)
+        bar.update(150)
+        bar.close()
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    folder = hub.find(REPO, "abc", lambda phase, percent: told.append((phase, percent)))
+    assert folder == tmp_path
+    assert fetched == [(REPO, name, "abc") for name in hub.FILES]
+    assert told[-2:] == [(f"downloading {hub.LM_FILE}", p) for p in (25.0, 100.0)]
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/no/such", "a/b/c", "model.safetensors", "here"])
+def test_what_is_neither_a_folder_nor_a_repository_is_refused(source):
+    with pytest.raises(ModelError, match="is no directory and no repository"):
+        hub.find(source, None, lambda phase, percent: None)
+
+
+def test_a_folder_is_taken_as_it_is():
+    tiny = Path(__file__).parents[1] / "golden" / "tiny"
+    assert hub.find(str(tiny), None, lambda phase, percent: None) == tiny
