@@ -16,9 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import espeakng_loader
 import numpy as np
-import soxr
 
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, VOICE_NAMES, SamplingConfig
 from engine.runtime.backend import Heard, Opening, Spoken
@@ -292,6 +290,8 @@ class Synthesizer:
     """
 
     def __init__(self) -> None:
+        import espeakng_loader  # here: tests on a GPU machine need no voice
+
         self._lock = threading.Lock()
         self._chunks: list[bytes] = []
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -313,6 +313,8 @@ class Synthesizer:
         voice is an eSpeak name such as `en-us+f3`, pitch 0 to 100, rate in words per minute.
         Text without anything to say (punctuation) gives 0 samples.
         """
+        import soxr  # likewise
+
         data = text.replace("\0", "").encode()
         with self._lock:
             self._chunks.clear()
