@@ -103,7 +103,9 @@ def check_licence(config: ServerConfig) -> Finding:
     try:
         HfApi().auth_check(config.model)
     except (HTTPError, OSError, ValueError) as error:
-        return False, hub.reason(error, config.model, config.revision or "main", hub.LM_FILE)
+        return False, hub.reason(
+            error, config.model, config.revision or "main", hub.LM_FILE, "--model"
+        )
     return True, f"the licence of {config.model} is granted to this token"
 
 
