@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from engine.config import DeepSeekConfig
 from engine.errors import ConfigError
@@ -144,6 +146,35 @@ async def test_an_endless_answer_can_be_left():
                 break
         await api.hung_up.wait()
         assert answerer.failures == 0
+
+
+async def test_an_answer_that_was_left_early_is_no_failure_in_a_row():
+    async with asking(lambda _: Reply(status=401)) as (api, answerer):
+        for _ in range(2):
+            assert await outcome(answerer) == ([], "key refused (401)")
+        api.replies = lambda _: Reply("and on and on", manner=Manner.ENDLESS, pace=0.001)
+        async with contextlib.aclosing(answerer.stream(QUESTION)) as pieces:
+            async for _ in pieces:
+                break
+        api.replies = lambda _: Reply(status=401)
+        for _ in range(2):  # the breaker opens at three in a row
+            assert await outcome(answerer) == ([], "key refused (401)")
+
+
+async def test_a_redirect_is_not_followed_so_that_the_key_goes_nowhere_else():
+    async with StandIn() as elsewhere:
+
+        async def redirect(_request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect(f"{elsewhere.url}/chat/completions")
+
+        app = web.Application()
+        app.router.add_post("/chat/completions", redirect)
+        async with TestServer(app) as server:
+            answerer = Answerer(DeepSeekConfig(KEY, str(server.make_url(""))))
+            with pytest.raises(AnswerError, match=r"request refused \(307\)"):
+                await whole(answerer)
+            await answerer.close()
+        assert elsewhere.keys == []
 
 
 async def test_three_failures_in_a_row_open_the_breaker_for_thirty_seconds():

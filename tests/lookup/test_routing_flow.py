@@ -211,6 +211,17 @@ async def test_a_marker_asks_the_users_last_turn():
     assert talk.routes[0].source is Source.MARKER
 
 
+async def test_a_question_that_the_history_ends_with_is_sent_once():
+    async with standing(replying("In the year 2020.")) as (api, answers):
+        talk = Talk(answers)
+        await talk.turn("When did it all begin?")
+        talk.routing.hand_over(talk.routing.new_id(), Source.MARKER)
+        await talk.until(lambda: api.requests)
+        await talk.close()
+    asked = [m["content"] for m in api.requests[0]["messages"] if m["role"] == "user"]
+    assert asked == ["When did it all begin?"]
+
+
 async def test_a_marker_without_a_transcript_fails_with_an_apology():
     async with standing() as (api, answers):
         talk = Talk(answers)
