@@ -101,10 +101,7 @@ def requirements(name: str) -> list[str]:
 
 
 def describe_missing(error: ModuleNotFoundError) -> str:
-    """What to do about a package that `make run` without a model leaves out.
-
-    Raises the error again where it is about a module of our own: that is a fault of ours.
-    """
+    """What to do about a package that is not installed. Raises it again for our own modules."""
     package = (error.name or "").split(".")[0]
     if package in ("engine", "demo", ""):
         raise error
@@ -178,10 +175,7 @@ def _is_usable(python: Path) -> bool:
 
 
 def remove_broken(venv: Path) -> None:
-    """Forget packages that were being written when pip was killed: pip would take them for whole.
-
-    When all else is there, pip writes RECORD once more, with its own INSTALLER in it.
-    """
+    """Forget packages that pip had not finished, which it would take for whole."""
     for folder in venv.glob("lib/python*/site-packages/*.dist-info"):
         record = folder / "RECORD"
         if not record.exists() or "INSTALLER" not in record.read_text(encoding="utf-8"):

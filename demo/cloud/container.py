@@ -20,7 +20,7 @@ from demo.cloud.volume import (
     fetch,
     keep_int8,
     pin_to_local,
-    set_compile_caches,
+    set_compile_cache,
 )
 from engine.cli import LOG_FORMAT
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
@@ -66,7 +66,7 @@ class Container:
         try:
             self._config = container_config(self._environ, self._port)
             if self._cache:
-                set_compile_caches(os.environ, self._cache)
+                set_compile_cache(os.environ, self._cache)
             local = pin_to_local(self._config)
 
             def prepare(progress: Progress) -> None:

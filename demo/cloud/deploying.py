@@ -29,17 +29,20 @@ APART = {
 
 
 def build_image(cache: str) -> modal.Image:
-    """Packages, settings and code. The volume will be at `cache`.
-
-    Raises SystemExit if there is no such folder of knowledge.
-    """
+    """Packages, settings and code. Raises SystemExit if PERSONAPLEX_KNOWLEDGE is no folder."""
     # Modal mounts its own client: a second one in the image would only compete with it.
     pins = [pin for pin in requirements("requirements.txt") if not pin.startswith("modal==")]
     built = modal.Image.debian_slim(python_version="3.11").uv_pip_install(*pins)
-    built = built.env(image_environment(cache))
+    settings = {"HF_HOME": f"{cache}/hf", "HF_XET_HIGH_PERFORMANCE": "1", "PYTHONUNBUFFERED": "1"}
+    own = sorted(name for name in os.environ if name.startswith("PERSONAPLEX_"))
+    settings |= {name: os.environ[name] for name in own if name not in APART}
+    knowledge = os.environ.get("PERSONAPLEX_KNOWLEDGE")
+    if knowledge:
+        settings["PERSONAPLEX_KNOWLEDGE"] = KNOWLEDGE
+    built = built.env(settings)
     for name in FOLDERS:
         built = built.add_local_dir(ROOT / name, f"/root/{name}", ignore=IGNORE)
-    if knowledge := os.environ.get("PERSONAPLEX_KNOWLEDGE"):
+    if knowledge:
         found = Path(knowledge).expanduser().resolve()
         if not found.is_dir():
             raise SystemExit(
@@ -49,21 +52,8 @@ def build_image(cache: str) -> modal.Image:
     return built
 
 
-def image_environment(cache: str) -> dict[str, str]:
-    """Variables of the image: ours, and every plain PERSONAPLEX_ setting that is set here."""
-    names = sorted(name for name in os.environ if name.startswith("PERSONAPLEX_"))
-    plain = {name: os.environ[name] for name in names if name not in APART}
-    if os.environ.get("PERSONAPLEX_KNOWLEDGE"):
-        plain["PERSONAPLEX_KNOWLEDGE"] = KNOWLEDGE
-    hub = {"HF_HOME": f"{cache}/hf", "HF_XET_HIGH_PERFORMANCE": "1"}
-    return hub | {"PYTHONUNBUFFERED": "1"} | plain
-
-
 def choose_secrets() -> list[modal.Secret]:
-    """Two secrets: the model's, and that of smart routing, which also carries our own token.
-
-    Raises SystemExit with the way out if it is certain that the model's is missing.
-    """
+    """The model's, and smart routing's with our token. Raises SystemExit if one is missing."""
     named = os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     asked = [] if embedded else [HF_SECRET]
@@ -104,10 +94,7 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
 
 
 def add_token(name: str, token: str | None) -> modal.Secret:
-    """A named secret, with our token added if it is set here: there is no third secret for it.
-
-    Raises SystemExit if that fails: a server that is meant to be closed must not open.
-    """
+    """A secret with our token added. Raises SystemExit if it cannot be: no server opens."""
     secret = modal.Secret.from_name(name, required_keys=[DEEPSEEK_KEY])
     if token is None or not has_account():
         return secret
@@ -149,11 +136,7 @@ def ask_which_exist(names: list[str]) -> dict[str, bool]:
 
 
 def run_in_time(work: Callable[[], object]) -> None:
-    """Do some work within ASK_SECONDS. Raises what it raised, or TimeoutError.
-
-    It runs in a daemon thread: without a network Modal's client tries for minutes and holds the
-    exit.
-    """
+    """Work in a daemon thread: Modal's client may hold the exit. Raises TimeoutError."""
     faults: list[Exception] = []
 
     def run() -> None:

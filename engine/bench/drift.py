@@ -34,7 +34,6 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.hub import find
 from engine.weights.loading import Checkpoint, download_recogniser, load_checkpoint, load_recogniser
 from engine.weights.verdict import write_verdict
-from engine.weights.voices import Voices
 
 LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_SPOKEN = 0.05  # of its frames have text: that padding is the likeliest says little
@@ -101,14 +100,14 @@ def judge_model(
     model: str, device: str, frames: int
 ) -> tuple[list[dict], Mimi, "ForcedConversation"]:
     """Rows of int8 weights, int8 keys and values, and both; the codec; what was said."""
-    base = load_checkpoint(model, Voices, device=device)
+    base = load_checkpoint(model, device=device)
     mimi, spoken = base.mimi, hold_conversation(base, frames, SamplingConfig())
     columns, before = spoken.columns, spoken.before
     plain, codes = force_columns(base.lm, columns, None, before)
     kv, kv_codes = force_columns(base.lm, columns, torch.int8, before)
     del base
     release_memory()
-    lm = load_checkpoint(model, Voices, device=device, int8=True).lm
+    lm = load_checkpoint(model, device=device, int8=True).lm
     tried = {
         "int8 weights": force_columns(lm, columns, None, before),
         "int8 KV": (kv, kv_codes),

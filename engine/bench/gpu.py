@@ -46,7 +46,6 @@ from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.generated import SMALL, TINY, generated
 from engine.weights.loading import load_checkpoint, load_recogniser
-from engine.weights.voices import Voices
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
     "verify": ["--small"],
@@ -197,7 +196,7 @@ def list_paths(device: str) -> tuple[bool, ...]:
 
 def check_golden_runs(device: str) -> Iterator[Check]:
     """Greedy conversations in float32, token for token, with graphs and without."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
     for graphs in list_paths(device):
         backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs)
         for name in GOLDEN_RUNS:
@@ -225,7 +224,7 @@ def play_golden(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
 
 def check_recogniser(device: str) -> Iterator[Check]:
     """The recogniser's words and the agent's tokens in float32, in graphs and without, a flush."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
     where, want = torch.device(device), load_file(STT_TINY / "expected" / "stt.safetensors")
     stt = load_recogniser(str(STT_TINY), checkpoint.mimi, device=where, dtype=torch.float32)
     opening = Opening("TINYF0", (), GREEDY, transcribe=True)
@@ -245,7 +244,7 @@ def check_recogniser(device: str) -> Iterator[Check]:
 def check_teacher_forcing(device: str) -> Iterator[Check]:
     """bf16 hidden states against the reference's float32, within twice its own bf16 distance."""
     want = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
-    lm = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.bfloat16).lm
+    lm = load_checkpoint(str(TINY), device=device, dtype=torch.bfloat16).lm
     rings, active = lm.rings(1), Active.of([0], 1, torch.device(device))
     columns = torch.from_numpy(want["tokens"]).long().T.to(device)
     hidden = torch.cat([lm.step(lm.embed(c[None]), rings, active) for c in columns])
@@ -305,19 +304,19 @@ def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
 
 def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
     """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
-    from engine.model.gpu.kernels import ROWS  # triton: only where there is a GPU
+    from engine.model.gpu.kernels import TILE_ROWS  # triton: only where there is a GPU
 
     for weights, kv in CHECKED_PRECISIONS:
         release_memory()
         lm, _ = generated(SMALL, pick_device(args), weights)
         rings, columns = lm.rings(4, KV_TYPES[kv]), lm.embedding.table[:PROMPT]
-        graph, eager = Prefill(lm, rings, ROWS), Prefill(lm, rings, ROWS, graphs=False)
+        graph, eager = Prefill(lm, rings, TILE_ROWS), Prefill(lm, rings, TILE_ROWS, graphs=False)
         for slot, prefill, cuts in (
             (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 16, 3, 16]),
         ):  # fmt: skip
             for part in columns.split(cuts):
                 prefill.run(slot, part)
-        for part in columns.split(ROWS):
+        for part in columns.split(TILE_ROWS):
             lm.prefill(part, rings, 3)
         whole, once, cut, plain = (read_keys(rings, slot) for slot in range(4))
         yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
@@ -342,7 +341,7 @@ def check_renewals(device: str) -> Iterator[Check]:
 
 def play_renewal(device: str, graphs: bool) -> list[list[int]]:
     """Text and codes of every frame until well past a renewal; raises if there was none."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
     checkpoint.lm.window = ROOM  # the golden one is shorter than its prompts
     backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs, renewal_frames=6)
     for _ in backend.open(1, Opening("TINYF0", (), GREEDY)):
@@ -362,8 +361,8 @@ def play_renewal(device: str, graphs: bool) -> list[list[int]]:
 
 def read_keys(rings: Rings, slot: int) -> torch.Tensor:
     """Keys and values that a slot holds, as float32 [L, 2, H, n, D]."""
-    kept, scale = rings.used(slot).float(), rings.used_scale(slot)
-    return kept if scale is None else kept * scale.float()[..., None]
+    kept, *scale = (used.float() for used in rings.used(slot))
+    return kept * scale[0][..., None] if scale else kept
 
 
 VERIFY = Subject(add_model_arguments, run_verify)

@@ -26,7 +26,6 @@ from engine.bench.report import save, table
 from engine.weights.generated import write_checkpoint
 from engine.weights.hub import CONFIG, INT8_SUFFIX, LM_FILE, MIMI_FILE
 from engine.weights.loading import Checkpoint, load_checkpoint, quantise_checkpoint
-from engine.weights.voices import Voices
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
 
@@ -61,7 +60,7 @@ def measure_phases(folder: Path, args: argparse.Namespace) -> list[Row]:
     torch.zeros(1, device=device)  # the device's own start is not a load's
 
     def load(int8: bool) -> Checkpoint:
-        return load_checkpoint(str(folder), Voices, device=device, int8=int8)
+        return load_checkpoint(str(folder), device=device, int8=int8)
 
     def write() -> None:
         write_checkpoint(folder, pick_config(args), device)

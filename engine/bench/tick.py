@@ -380,7 +380,7 @@ def open_slot(
         loop.clear(0)
         if not kept:
             embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
-            for piece in embedded.split(loop.piece):
+            for piece in embedded.split(loop.prefill_columns):
                 pieces.append(time_once(lambda piece=piece: ticks.prefill.run(0, piece))[0])
         state = kept or loop.save_prompt(0, prompt)
         loop.start(0, state)
@@ -446,8 +446,8 @@ def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[
     pcm, embeddings = np.zeros((slots, FRAME_SAMPLES), np.float32), lm.embedding.table
     for _ in range(SERVING_TICKS):
         run_tick(ticks, slots, pcm)
-    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.piece))
-    ticks.prefill.run(0, embeddings.new_zeros(loop.piece, embeddings.shape[1]))
+    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.prefill_columns))
+    ticks.prefill.run(0, embeddings.new_zeros(loop.prefill_columns, embeddings.shape[1]))
     rings, scale = loop.rings.kv, loop.rings.scale
     sizes = {
         "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),

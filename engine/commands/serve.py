@@ -16,7 +16,6 @@ from engine.errors import ConfigError
 from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
-from engine.weights.voices import Voices
 from engine.wire.server import add_routes
 
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
@@ -59,7 +58,7 @@ def build_service(
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
-        return load_backend(config, progress, Voices)
+        return load_backend(config, progress)
 
     service = Service(
         load,

@@ -5,8 +5,6 @@ one frame, `LM` is both. Weights and one step only: loop.py decides which tokens
 becomes of those that come out. The recogniser (stt.py) is a `Temporal` too.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 
@@ -25,6 +23,7 @@ from engine.model.transformer import (
     RMSNorm,
     Transformer,
     attend_few,
+    fused_kernels,
 )
 
 ZERO_ROW = 0  # of the embedding table: what token -1 stands for
@@ -58,10 +57,7 @@ class Embedding(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Transformer over frames: the tokens of one in, hidden state and text logits out.
-
-    `window`: columns that a query sees, itself included. It is the capacity of the KV rings.
-    """
+    """Transformer over frames. `window`: columns that a query sees, and the rings' capacity."""
 
     def __init__(self, config: LMConfig | SttConfig, window: int) -> None:
         super().__init__()
@@ -110,9 +106,8 @@ class Temporal(nn.Module):
         return self.text_linear(hidden).float()
 
     def use_fused_kernels(self) -> None:
-        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
-        if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
-            self.fused = importlib.import_module("engine.model.gpu.fused")
+        """Take the fused kernels from now on, where they can run."""
+        self.fused = fused_kernels(self.embedding.table)
 
 
 # -- depformer -------------------------------------------------------------------------------------
@@ -157,10 +152,7 @@ class Depformer(nn.Module):
         self.linears = nn.ModuleList(Linear(dim, config.card) for _ in range(steps))
 
     def forward(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
-        """hidden [S, dim] of the temporal transformer, text [S] -> codes [S, Q], as picked.
-
-        `pick` decides each step; what it returns is what the next step reads.
-        """
+        """hidden [S, dim], text [S] -> codes [S, Q]; a step reads what the former's `pick` gave."""
         steps, heads = self.steps, self.layers[0].heads
         inputs = self.input(hidden).unflatten(-1, (steps, -1))  # [S, Q, dim]
         slots, depth_dim = hidden.shape[0], inputs.shape[-1]
@@ -178,10 +170,7 @@ class Depformer(nn.Module):
 
 
 class LM(Temporal):
-    """Temporal transformer and depformer of a checkpoint.
-
-    Its window is the public reference's: one column less than the context.
-    """
+    """Temporal transformer (its window is the reference's: context - 1) and depformer."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__(config, config.context - 1)

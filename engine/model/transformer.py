@@ -11,9 +11,13 @@
 lm.py builds the language models of these, mimi.py the codec, gpu/fused.py runs them by kernels.
 """
 
+import importlib
+import importlib.util
 import math
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -50,25 +54,25 @@ class Active:
 # int8 weights have a scale for every output, int8 keys and values one for every head and column;
 # activations keep their precision (W8A16).
 
-ROWS = 16  # of a tensor-core tile: products of 1 to 16 rows cost the same
-MOST = 127  # steps on either side of zero
+TILE_ROWS = 16  # of a tensor-core tile: products of 1 to 16 rows cost the same
+INT8_MAX = 127  # steps on either side of zero
 TINY_SCALE = 6e-8  # smallest float16: keeps zeros from dividing by zero
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [N, K] -> (int8 [N, K], scale [N] float32); weight = int8 * scale, rounded."""
     exact = weight.float()
-    scale = (exact.abs().amax(1) / MOST).clamp(min=TINY_SCALE)
-    steps = torch.round(exact / scale[:, None]).clamp(-MOST, MOST)
+    scale = (exact.abs().amax(1) / INT8_MAX).clamp(min=TINY_SCALE)
+    steps = torch.round(exact / scale[:, None]).clamp(-INT8_MAX, INT8_MAX)
     return steps.to(torch.int8), scale
 
 
 def quantise_columns(kv: Tensor) -> tuple[Tensor, Tensor]:
     """kv [..., D] -> (int8 [..., D], scale [...] float16)."""
     exact = kv.float()
-    scale = (exact.abs().amax(-1) / MOST).clamp(min=TINY_SCALE).half()
+    scale = (exact.abs().amax(-1) / INT8_MAX).clamp(min=TINY_SCALE).half()
     steps = torch.floor(exact / scale.float()[..., None] + 0.5)
-    return steps.clamp(-MOST, MOST).to(torch.int8), scale
+    return steps.clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
 def dequantise_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,7 +80,6 @@ def dequantise_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (kv.float() * scale.float()[..., None]).to(dtype)
 
 
-@torch.library.custom_op("personaplex::w8a16", mutates_args=())
 def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K] times int8 weight [N, K] transposed, times scale [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
@@ -89,11 +92,6 @@ def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         exact = weight.float()
         out = torch.stack([torch.mv(exact, row) for row in rows.float()]) * scale
     return out.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-@w8a16.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
@@ -131,6 +129,13 @@ class Linear(nn.Module):
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
+def fused_kernels(weight: Tensor) -> ModuleType | None:
+    """The module of fused steps, if a weight lies on a GPU that triton knows."""
+    if weight.is_cuda and importlib.util.find_spec("triton"):
+        return importlib.import_module("engine.model.gpu.fused")
+    return None
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -200,7 +205,11 @@ class Rings:
     def advance(self, active: Active, columns: int) -> None:
         """After a push: the active slots have seen `columns` more."""
         self.position.add_(active.mask * columns)
-        for slot in active.slots:
+        self.count(active.slots, columns)
+
+    def count(self, slots: Iterable[int], columns: int) -> None:
+        """The host's part of `advance`: all of it that a replayed graph leaves to do."""
+        for slot in slots:
             self.pushed[slot] += columns
 
     def narrow(self, slots: int) -> "Rings":
@@ -211,14 +220,14 @@ class Rings:
         some.slots = self.slots[:slots]
         return some
 
-    def used(self, slot: int) -> Tensor:
-        """The filled part of a slot's ring, a view [L, 2, H, n, D]."""
-        return self.kv[:, :, slot, :, : min(self.pushed[slot], self.capacity)]
+    def tensors(self) -> list[Tensor]:
+        """Keys with values; in int8 their scales too."""
+        return [self.kv] if self.scale is None else [self.kv, self.scale]
 
-    def used_scale(self, slot: int) -> Tensor | None:
-        """The scales that belong to `used`, a view [L, 2, H, n]; None where there are none."""
+    def used(self, slot: int) -> list[Tensor]:
+        """The filled part of a slot's `tensors`, as views [L, 2, H, n, D] and [L, 2, H, n]."""
         end = min(self.pushed[slot], self.capacity)
-        return None if self.scale is None else self.scale[:, :, slot, :, :end]
+        return [kept[:, :, slot, :, :end] for kept in self.tensors()]
 
     def read(self, layer: int, slot: int, length: int, dtype: torch.dtype) -> Tensor:
         """The first columns of one slot as numbers to compute with [2, 1, H, length, D]."""
@@ -242,9 +251,8 @@ class Rings:
         self.kv[layer, :, slot][:, :, target] = new
 
     def clear(self, slot: int) -> None:
-        self.kv[:, :, slot].zero_()
-        if self.scale is not None:
-            self.scale[:, :, slot].zero_()
+        for kept in self.tensors():
+            kept[:, :, slot].zero_()
         self.set_position(slot, 0)
 
     def set_position(self, slot: int, pushed: int) -> None:
@@ -350,10 +358,7 @@ class Chunk:
 
 
 def attend_few(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A handful of columns, the same number for every slot: query [S, H, D], keys [S, H, n, D].
-
-    Plain sums on a CPU: there the fused kernel's bits depend on which thread takes a slot.
-    """
+    """query [S, H, D], keys [S, H, n, D]. Plain sums on a CPU: fused bits depend on threads."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query[:, :, None], keys, values)[:, :, 0]
     if keys.shape[2] == 1:

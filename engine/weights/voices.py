@@ -106,10 +106,7 @@ def normalise(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
-    """Gated integrated loudness of pcm [T] in LUFS. Raises ModelError if too short or silent.
-
-    Source: BS.1770 with the filters of the audio EQ cookbook, as the public reference uses it.
-    """
+    """Gated loudness of pcm [T] in LUFS: BS.1770 as the reference uses it. Raises ModelError."""
     length = len(pcm) / rate
     if length < BLOCK_SECONDS:
         raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")

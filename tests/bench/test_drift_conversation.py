@@ -18,7 +18,6 @@ from engine.bench.drift import (
 )
 from engine.config import GREEDY
 from engine.weights.loading import load_checkpoint
-from engine.weights.voices import Voices
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 
@@ -26,7 +25,7 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny"
 @pytest.fixture(scope="module")
 def checkpoint():
     torch.set_num_threads(1)
-    return load_checkpoint(str(TINY), Voices)
+    return load_checkpoint(str(TINY))
 
 
 @pytest.mark.parametrize("voice", ["TINYF0", "TINYM0"])

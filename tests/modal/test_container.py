@@ -109,19 +109,19 @@ def test_a_model_folder_is_never_fetched(tmp_path):
     assert not volume.fetch(config, lambda *_: None, pytest.fail)
 
 
-def test_compiled_code_is_kept_apart_by_device_and_versions(monkeypatch):
+def test_compiled_code_is_kept_apart_by_device_and_version(monkeypatch):
     environ: dict[str, str] = {}
-    monkeypatch.setattr(volume, "device_name", lambda: "nvidia-a10g")
-    volume.set_compile_caches(environ, Path("/cache"))
-    folder = Path(environ["TRITON_CACHE_DIR"]).parent
-    assert environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "inductor")
-    assert folder.parent == Path("/cache/compiled")
-    assert folder.name.startswith("nvidia-a10g-torch2.")
-    monkeypatch.setattr(volume, "device_name", lambda: "nvidia-l40s")
-    other: dict[str, str] = {"TRITON_CACHE_DIR": "/mine"}
-    volume.set_compile_caches(other, Path("/cache"))
-    assert other["TRITON_CACHE_DIR"] == "/mine"
-    assert Path(other["TORCHINDUCTOR_CACHE_DIR"]).parent != folder
+    monkeypatch.setattr(volume, "cuda_device_name", lambda: "NVIDIA A10G")
+    monkeypatch.setattr(volume.metadata, "version", lambda package: "3.5.0")
+    volume.set_compile_cache(environ, Path("/cache"))
+    assert environ == {"TRITON_CACHE_DIR": "/cache/compiled/nvidia-a10g-triton3.5.0"}
+    monkeypatch.setattr(volume, "cuda_device_name", lambda: "NVIDIA L40S")
+    other: dict[str, str] = {}
+    volume.set_compile_cache(other, Path("/cache"))
+    assert other == {"TRITON_CACHE_DIR": "/cache/compiled/nvidia-l40s-triton3.5.0"}
+    mine = {"TRITON_CACHE_DIR": "/mine"}
+    volume.set_compile_cache(mine, Path("/cache"))
+    assert mine == {"TRITON_CACHE_DIR": "/mine"}
 
 
 def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys):

@@ -13,7 +13,6 @@ from engine.runtime.backend import Opening, Spoken
 from engine.runtime.choose import load_backend
 from engine.runtime.renewal import SHORT, RenewalQueue
 from engine.runtime.seat import Ready, Renewed
-from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig
@@ -158,7 +157,7 @@ def long_calls(tmp_path_factory):
     """A server with the tiny model and a context of 90 frames."""
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
     config = ServerConfig(model=str(folder), device="cpu", slots=1, renewal_frames=FRAMES)
-    backend = load_backend(config, lambda phase, percent: None, Voices)
+    backend = load_backend(config, lambda phase, percent: None)
     with ApiServer(load=lambda progress: backend) as server:
         yield server
 

@@ -48,10 +48,7 @@ class Recorded(NamedTuple):
 
 
 def record(work: Callable[[], Tensor | None], pool: object = None) -> Recorded:
-    """Record work on fixed addresses, after running it.
-
-    pool: memory for its intermediates, shared with graphs that never run beside it.
-    """
+    """Record work on fixed addresses after running it; graphs of a pool never run side by side."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -155,7 +152,7 @@ class Ticks:
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32
-        self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs, self.pool)
+        self.prefill = Prefill(loop.lm, loop.rings, loop.prefill_columns, self.graphs, self.pool)
         if self.graphs:
             self.capture()
 
@@ -164,10 +161,7 @@ class Ticks:
     def listen(
         self, pcm: np.ndarray, active: np.ndarray, writing: Iterable[int] = ()
     ) -> tuple[np.ndarray, np.ndarray, Words | None]:
-        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q], the recogniser's tokens.
-
-        writing: active slots for which the recogniser takes its step; the last is None without.
-        """
+        """pcm [S, 1920], active [S] -> text [S], codes [S, Q], words of slots `writing` or None."""
         slots, writing = np.flatnonzero(active).tolist(), list(writing)
         self._size = self._bucket(slots)
         loop = self.loops[self._size]
@@ -204,7 +198,7 @@ class Ticks:
         rows = self.up_flush.rows
         rows[:], rows[slots, 0] = 0, 1
         self.up_flush.send(size)
-        count = partial(self._count, self.hearing.rings, slots, 1)
+        count = partial(self.hearing.rings.count, slots, 1)
         return _words(self._fetch("flush", self._launch("flush", size), count))
 
     def _bucket(self, slots: list[int]) -> int:
@@ -236,20 +230,16 @@ class Ticks:
 
     def _count_listened(self) -> None:
         taking = self._taking
-        self._count(self.loop.rings, taking[ACTIVE], 1)
-        self._count(self.loop.encoder.rings, taking[ENCODING], self.loop.mimi.frame_columns)
+        self.loop.rings.count(taking[ACTIVE], 1)
+        self.loop.encoder.rings.count(taking[ENCODING], self.loop.mimi.frame_columns)
         if taking[WRITING]:
-            self._count(self.hearing.rings, taking[WRITING], 1)
+            self.hearing.rings.count(taking[WRITING], 1)
 
     def _count_spoken(self) -> None:
         """The same for `speak`; and the random numbers of the next tick are drawn."""
         speaking = self._taking[ACTIVE]
-        self._count(self.loop.decoder.rings, speaking, self.loop.mimi.frame_columns)
+        self.loop.decoder.rings.count(speaking, self.loop.mimi.frame_columns)
         self.loop.sampler.draw_ahead(speaking)
-
-    def _count(self, rings: Rings, slots: list[int], columns: int) -> None:
-        for slot in slots:
-            rings.pushed[slot] += columns
 
     # -- what is launched, for a bucket of `size` slots --------------------------------------------
 
