@@ -8,6 +8,7 @@ demo/cloud/container.py.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import modal
@@ -39,7 +40,7 @@ if modal.is_local():
     image, secrets = deploying.build_image(CACHE), deploying.choose_secrets()
 else:  # Modal pairs them by position with what was deployed: only their number counts
     image = modal.Image.debian_slim(python_version="3.11")
-    secrets = [modal.Secret.from_dict({}), modal.Secret.from_dict({})]
+    secrets = [modal.Secret.from_dict({}) for _ in range(3)]
 
 app = modal.App(APP)
 weights = modal.Volume.from_name(VOLUME, create_if_missing=True)
@@ -68,11 +69,11 @@ class PersonaPlexServer:
     @modal.enter(snap=snapshot)
     def start(self) -> None:
         from demo.cloud.container import Container
-        from demo.cloud.growing import ModalSpare
+        from demo.cloud.growing import keep_modal_spares
 
-        spare = ModalSpare(APP, SERVER)
+        spares = partial(keep_modal_spares, APP, SERVER)
         self.container = Container(
-            port=PORT, cache=Path(CACHE), commit=weights.commit, spare=spare, snapshot=snapshot
+            port=PORT, cache=Path(CACHE), commit=weights.commit, spares=spares, snapshot=snapshot
         )
         self.container.start()
 

@@ -1,7 +1,7 @@
 """Is int8 good enough here? `modal run modal_app.py::gates`, on the server's own GPU and weights.
 
-Nothing is measured in this file. Two benches run, each in a process of its own, because its end
-gives the GPU's memory back. A drift that is too large is a result, and bf16 stays. The verdict
+Nothing is measured in this file. Two benches run and print what they find, each in a process of its
+own, because its end gives the GPU's memory back. A drift that is too large is a result. The verdict
 first lies among the results. Only when capacity has passed too does it move beside the weights,
 where every later start looks for it.
 """
@@ -102,83 +102,61 @@ def model_with_verdict(folder: Path, verdict: Path) -> Iterator[Path]:
         yield model
 
 
-class Judge:
-    """One run of the benches. Call `drift` once, then `capacities` once."""
+def measure(
+    folder: Path, config: ServerConfig, commit: Commit, effort: Effort, bench: Bench
+) -> tuple[Measured, Path]:
+    """Run the benches, and publish the verdict if int8 holds somebody, and no fewer than bf16.
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ServerConfig,
-        commit: Commit,
-        effort: Effort = WHOLE,
-        bench: Bench = run_bench,
-    ) -> None:
-        self._folder, self._config, self._effort = folder, config, effort
-        self._commit, self._bench = commit, bench
-        self.results = folder / RESULTS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        self.results.mkdir(parents=True, exist_ok=True)
+    Until then no start obeys it. The second value is the folder of the results. Raises ModelError.
+    """
+    results = folder / RESULTS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    results.mkdir(parents=True, exist_ok=True)
 
-    def drift(self) -> None:
-        """Reach a verdict that no start obeys yet. Raises ModelError."""
-        options = ["--frames", str(self._effort.frames), "--verdict", str(self.results)]
-        self._run("drift", "drift", options, self._folder, "the verdict is what it was")
-        self._commit()  # capacity may still fail
-
-    def capacities(self) -> Measured:
-        """Publish the verdict if int8 holds somebody, and no fewer than bf16. Raises ModelError."""
-        known = read(self.results)
-        mode = apply_verdict(AUTO, known)
-        recogniser, _ = apply_verdict(AUTO, known.get("recogniser") or {})
-        with model_with_verdict(self._folder, self.results / VERDICT) as model:
-            plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
-            if (mode, recogniser) != (FAITHFUL, "bf16"):
-                try:  # everything as the next start will take it
-                    int8 = self._capacity(AUTO, model, "there is no verdict now, so bf16 stays")
-                except ModelError:
-                    self._withdraw()
-                    raise
-        measured = Measured(plain, int8, mode, recogniser)
-        if measured.lost:
-            self._withdraw()
-        else:
-            publish(self.results / VERDICT, self._folder)
-            self._commit()
-        return measured
-
-    def _capacity(self, mode: Mode, model: Path, consequence: str) -> Capacity:
-        weights, kv = mode
-        options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
-        options += ["--step-seconds", f"{self._effort.step_seconds:g}"]
-        name = f"capacity-{weights}-{kv}"
-        (server,) = self._run("capacity", name, options, model, consequence)["servers"]
-        return Capacity(server["held"], server["slots"])
-
-    def _run(
-        self, subject: str, name: str, options: list[str], model: Path, consequence: str
-    ) -> dict:
-        if self._config.transcribe:  # the recogniser has weights too, and takes its share
-            options = [*options, "--transcribe", self._config.transcribe]
-        path = self.results / f"{name}.json"
+    def run(subject: str, name: str, options: list[str], model: Path, consequence: str) -> dict:
+        if config.transcribe:  # the recogniser has weights too, and takes its share
+            options = [*options, "--transcribe", config.transcribe]
+        path = results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
-        options = [*options, "--model", str(model), "--device", self._config.device]
-        if code := self._bench([subject, *options, "--json", str(path)]):
+        options = [*options, "--model", str(model), "--device", config.device]
+        if code := bench([subject, *options, "--json", str(path)]):
             raise ModelError(
                 f"bench {subject} ended with exit code {code}, what it said is above; {consequence}"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def _withdraw(self) -> None:
-        """Delete the verdict: without one every start is bf16."""
-        (self._folder / VERDICT).unlink(missing_ok=True)
-        self._commit()
+    def capacity(weights: str, kv: str, model: Path, consequence: str) -> Capacity:
+        options = ["--weights", weights, "--kv", kv, "--seconds", f"{effort.seconds:g}"]
+        options += ["--step-seconds", f"{effort.step_seconds:g}"]
+        name = f"capacity-{weights}-{kv}"
+        (server,) = run("capacity", name, options, model, consequence)["servers"]
+        return Capacity(server["held"], server["slots"])
+
+    options = ["--frames", str(effort.frames), "--verdict", str(results)]
+    run("drift", "drift", options, folder, "the verdict is what it was")
+    commit()  # capacity may still fail
+    known = read(results)
+    mode = apply_verdict(AUTO, known)
+    recogniser, _ = apply_verdict(AUTO, known.get("recogniser") or {})
+    with model_with_verdict(folder, results / VERDICT) as model:
+        plain, int8 = capacity(*FAITHFUL, model, "nothing is changed"), None
+        if (mode, recogniser) != (FAITHFUL, "bf16"):
+            try:  # everything as the next start will take it
+                int8 = capacity(*AUTO, model, "there is no verdict now, so bf16 stays")
+            except ModelError:
+                (folder / VERDICT).unlink(missing_ok=True)
+                commit()
+                raise
+    measured = Measured(plain, int8, mode, recogniser)
+    if measured.lost:
+        (folder / VERDICT).unlink(missing_ok=True)
+    else:
+        publish(results / VERDICT, folder)
+    commit()
+    return measured, results
 
 
 def judge_int8(
-    cache: Path,
-    volume: str,
-    commit: Commit,
-    effort: Effort = WHOLE,
-    bench: Bench = run_bench,
+    cache: Path, volume: str, commit: Commit, effort: Effort = WHOLE, bench: Bench = run_bench
 ) -> None:
     """Measure, keep the verdict, print what it means. Raises SystemExit where there can be none."""
     started = time.monotonic()
@@ -188,9 +166,7 @@ def judge_int8(
         set_compile_cache(os.environ, cache)
         local = pin_to_local(config)
         folder = hub.find(local.model, local.revision or None, make_progress_printer())
-        judge = Judge(folder, config, commit, effort, bench)
-        judge.drift()
-        measured = judge.capacities()
+        measured, results = measure(folder, config, commit, effort, bench)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None
     print(
@@ -199,7 +175,7 @@ def judge_int8(
     )
     for line in [
         *describe_verdict(config, folder, measured),
-        f"results     {volume_command('get', judge.results, cache, volume)}",
+        f"results     {volume_command('get', results, cache, volume)}",
         *advise(measured, volume_command("rm", folder / VERDICT, cache, volume)),
     ]:
         print(line, flush=True)
@@ -227,7 +203,7 @@ def judged_config() -> ServerConfig:
 
 
 def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
-    """What is allowed now, and what the next start takes: a setting may have fixed it."""
+    """What is held and allowed, and what the next start takes: a setting may have fixed it."""
     asked, lost, plain, int8 = (config.weights, config.kv), "", measured.plain, measured.int8
     yield f"\nheld        {plain.held} of {plain.slots} in bf16"
     if int8:

@@ -1,4 +1,4 @@
-"""What is decided on the laptop when deploying: the image, its settings, and the two secrets.
+"""What is decided on the laptop when deploying: the image, its settings, and its secrets.
 
 Only modal and the standard library are needed here. The container never imports this file.
 """
@@ -6,7 +6,6 @@ Only modal and the standard library are needed here. The container never imports
 import contextlib
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import modal
@@ -53,11 +52,11 @@ def build_image(cache: str) -> modal.Image:
 
 
 def choose_secrets() -> list[modal.Secret]:
-    """The model's, and smart routing's with our token. Raises SystemExit if one is missing."""
-    named = os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
+    """The model's, smart routing's, and our token's. Raises SystemExit if the first is missing."""
+    key, named = os.environ.get(DEEPSEEK_KEY), os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     asked = [] if embedded else [HF_SECRET]
-    if not named and not os.environ.get(DEEPSEEK_KEY):
+    if not named and not key:
         asked.append(DEEPSEEK_SECRET)
     known = ask_which_exist(asked)
     if known.get(HF_SECRET) is False:
@@ -67,46 +66,26 @@ def choose_secrets() -> list[modal.Secret]:
             "or deploy without the model, on CPU:\n"
             "  PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy modal_app.py"
         )
-    first = modal.Secret.from_dict({})
+    model = modal.Secret.from_dict({})
     if not embedded:
-        first = modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
-    return [first, choose_second_secret(named, known)]
-
-
-def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
-    """The DeepSeek key, if there is one, and PERSONAPLEX_TOKEN, if it is set here."""
-    key, token = os.environ.get(DEEPSEEK_KEY), os.environ.get(TOKEN)
+        model = modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
     if known.get(DEEPSEEK_SECRET):
         named = DEEPSEEK_SECRET
-    if named and named != "none":
-        print(f"smart routing: on ({named})")
-        return add_token(named, token)
     routing = "off: no secret found"
     if named == "none":
         key, routing = None, "off: as PERSONAPLEX_DEEPSEEK_SECRET says"
+    elif named:
+        routing = f"on ({named})"
     elif key:
         routing = f"on ({DEEPSEEK_KEY})"
     elif has_account() and DEEPSEEK_SECRET not in known:
         insist = f"PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
         routing = f"off: Modal gave no answer; {insist}"
     print(f"smart routing: {routing}")
-    return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
-
-
-def add_token(name: str, token: str | None) -> modal.Secret:
-    """A secret with our token added. Raises SystemExit if it cannot be: no server opens."""
-    secret = modal.Secret.from_name(name, required_keys=[DEEPSEEK_KEY])
-    if token is None or not has_account():
-        return secret
-    try:
-        run_in_time(lambda: modal.Secret.from_name(name).update({TOKEN: token}))
-    except Exception as error:  # the account's boundary: whatever it was, say what to do
-        raise SystemExit(
-            f"{TOKEN} could not be added to the secret {name} ({error}); add it there by hand "
-            f"(https://modal.com/secrets), unset {TOKEN} here and deploy again"
-        ) from None
-    print(f"access token: {'on' if token else 'off'} (kept in {name})")
-    return secret
+    deepseek = modal.Secret.from_dict({DEEPSEEK_KEY: key})
+    if named and named != "none":
+        deepseek = modal.Secret.from_name(named, required_keys=[DEEPSEEK_KEY])
+    return [model, deepseek, modal.Secret.from_dict({TOKEN: os.environ.get(TOKEN)})]
 
 
 # -- the account -----------------------------------------------------------------------------------
@@ -118,37 +97,23 @@ def has_account() -> bool:
 
 
 def ask_which_exist(names: list[str]) -> dict[str, bool]:
-    """Which of these exist. Those of which the account says nothing in time are left out."""
+    """Which of these exist. Those of which the account says nothing in time are left out.
+
+    Asked in a daemon thread: without a network Modal's client tries for minutes and holds the exit.
+    """
     known: dict[str, bool] = {}
 
     def ask() -> None:
-        for name in names:
-            try:
-                modal.Secret.from_name(name).hydrate()
-                known[name] = True
-            except modal.exception.NotFoundError:
-                known[name] = False
+        with contextlib.suppress(Exception):  # no network, no right: deploying will say it better
+            for name in names:
+                try:
+                    modal.Secret.from_name(name).hydrate()
+                    known[name] = True
+                except modal.exception.NotFoundError:
+                    known[name] = False
 
     if names and has_account():
-        with contextlib.suppress(Exception):  # no network, no right: deploying will say it better
-            run_in_time(ask)
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(ASK_SECONDS)
     return dict(known)
-
-
-def run_in_time(work: Callable[[], object]) -> None:
-    """Work in a daemon thread: Modal's client may hold the exit. Raises TimeoutError."""
-    faults: list[Exception] = []
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # carried over to the caller's thread
-            faults.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(ASK_SECONDS)
-    if thread.is_alive():
-        raise TimeoutError(f"Modal did not answer in {ASK_SECONDS:.0f} s")
-    if faults:
-        raise faults[0]

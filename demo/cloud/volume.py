@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -79,7 +78,12 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> N
 
     device = choose_device(config.device)
     folder = hub.find(config.model, config.revision or None, progress)
-    before, report = find_int8_files(), partial(progress, "keeping the int8 weights")
+    written: list[float] = []  # percents: none where good int8 weights are there
+
+    def report(percent: float) -> None:
+        written.append(percent)
+        progress("keeping the int8 weights", percent)
+
     try:
         if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
             loading.quantise_checkpoint(folder, device, report)
@@ -89,15 +93,9 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> N
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)
-    if find_int8_files() != before:
+    if written:
         progress("saving the int8 weights to the volume", 0.0)
         commit()
-
-
-def find_int8_files() -> dict[Path, int]:
-    """The int8 weights that lie beside downloaded ones, and when each was written."""
-    found = hub.cache_folder().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
-    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def set_compile_cache(environ: MutableMapping[str, str], cache: Path) -> None:
