@@ -126,7 +126,7 @@ def _digest(kind: str) -> str:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """One set-up of a folder at a time; the system frees the lock of a process that was killed."""
-    import fcntl  # here: who only reads the lists (modal deploy) may be on Windows
+    import fcntl  # here: `modal deploy` only reads the lists, and may do so on Windows
 
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -192,7 +192,7 @@ def _run(*command: str, quiet: bool = False) -> None:
 
 
 def _say(text: str) -> None:
-    """Progress; who has closed the output goes without."""
+    """Print progress, if the output is open."""
     with contextlib.suppress(OSError, ValueError):
         if text and sys.stdout:
             print(f"set-up: {text}", flush=True)

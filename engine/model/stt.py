@@ -70,10 +70,6 @@ class Hearing:
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
 
-    def step_on_silence(self, active: Active) -> tuple[Tensor, Tensor | None]:
-        """The step on digital silence, which brings out what is still to be written."""
-        return self.step(self.silence.expand(len(self.text), -1), active)
-
     def column(self, codes: Tensor) -> Tensor:
         """What the step reads [S, 1 + n_q]: the last text token and the codes."""
         first = self.rings.position[:, None] == 0

@@ -35,7 +35,7 @@ PromptKey = tuple[str, tuple[int, ...]]  # hash of the voice's file, text ids of
 class PersonaPlexBackend:
     """Keeps the contract of `runtime/backend.py`."""
 
-    limited_by = "asked"  # what made the number of slots; who chose them sets it
+    limited_by = "asked"  # what made the number of slots; `fit_backend` sets it
 
     def __init__(
         self,

@@ -20,14 +20,14 @@ from engine.model.prompt import Prompt, Voice, build_prompt
 
 logger = logging.getLogger(__name__)
 
-SHORT = 8  # columns that are caught up together with the swap
+SWAP_COLUMNS = 8  # columns that are caught up together with the swap
 
 
 class Renewal:
     """Makes slots' rings anew, one at a time: there is one spare."""
 
     def __init__(self, loop: Loop, frames: int, columns: int, runner: Ticks) -> None:
-        """frames: how many are kept, at most; columns: how many the spare holds."""
+        """frames: kept of a call, at most; columns: that the spare holds."""
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.transformer.rings(1, columns, loop.rings.kv.dtype)
         with torch.inference_mode():
@@ -37,7 +37,7 @@ class Renewal:
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
         self.queue = RenewalQueue(loop.rings.capacity, loop.prefill_columns, loop.slots, columns)
-        self.first: int | None = None  # whose turn it was after the last tick, if anybody's
+        self.first: int | None = None  # the slot to renew next, as of the last tick
         self.busy = False  # there is one spare: one renewal at a time
 
     def _empty(self) -> "FrameHistory":
@@ -95,7 +95,7 @@ class Renewal:
                 left, end = whole.frames - done, min(done + self.loop.prefill_columns, whole.frames)
                 self._push(whole, done, end)
                 done = end
-                if left <= SHORT:
+                if left <= SWAP_COLUMNS:
                     self._swap(slot)
                     return history.total - first
                 yield

@@ -24,14 +24,11 @@ Progress = Callable[[str, float], None]  # phase, percent
 Report = Callable[[float], None]  # percent of one phase
 
 
-def cache_folder() -> Path:
-    """Where the hub's client keeps repositories."""
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-
-
 def repository_folder(repository: str) -> Path:
-    return cache_folder() / f"models--{repository.replace('/', '--')}"
+    """Where the hub's client keeps a repository."""
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
+    return cache / f"models--{repository.replace('/', '--')}"
 
 
 def find(source: str, revision: str | None, progress: Progress) -> Path:

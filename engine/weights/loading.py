@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def report_nothing(*_progress: object) -> None:
-    """For those who do not ask how far it is."""
+    """The progress callback of callers that show none."""
 
 
 class SentencePieceTokenizer:
@@ -131,8 +131,7 @@ def load_checkpoint(
     torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
-    report = partial(progress, f"loading {MIMI_FILE}")
-    load(mimi, folder / MIMI_FILE, where, torch.float32, report)
+    load(mimi, folder / MIMI_FILE, where, torch.float32, partial(progress, f"loading {MIMI_FILE}"))
     mimi.prepare()
     mimi.use_fused_kernels()
     report = partial(progress, f"loading {LM_FILE}")

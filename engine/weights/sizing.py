@@ -1,4 +1,4 @@
-"""What conversations and weights take of a device's memory, and so how many conversations fit.
+"""The memory that weights and conversations take, and the number of conversations that fit.
 
 Arithmetic over the loaded models, in the precision they have and in the others; nothing here knows
 a card's name. How fast a tick is does not count here (engine/runtime/load.py).
@@ -70,7 +70,7 @@ class Memory:
         self._codec = sum(bytes_of(s.tensors()) for s in streams)
 
     def slots(self, mode: Precision | None = None, most: int = MOST_SLOTS) -> int:
-        """How many conversations fit, `most` at most; in another mode: how many would fit."""
+        """The number of conversations that fit, or would fit in another mode; `most` at most."""
         mode, free = mode or self.mode, self._free
         if mode.weights != self.mode.weights:  # a recogniser stays as it is
             free += product_bytes(self._lm) - product_bytes(self._lm, mode.weights == "int8")

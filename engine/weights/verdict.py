@@ -113,7 +113,7 @@ def machine(device: str) -> dict[str, str]:
 
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
-        return {"device": "no GPU", "quantiser": ""}  # who loads the weights will say it better
+        return {"device": "no GPU", "quantiser": ""}  # loading the weights will say it better
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
     return {"device": name, "quantiser": int8.quantiser_hash(where, usual_dtype(where))}
 
@@ -136,7 +136,7 @@ def _is_of(known: dict[str, Any], folder: Path) -> bool:
     """Whether this was said of the weights in a folder; otherwise a line in the log."""
     try:
         same = known.get("source") == identity(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # who loads them will say it better
+    except (OSError, ValueError, KeyError, TypeError) as error:  # loading says it better
         _ignored(folder / LM_FILE, f"it cannot be read ({error})")
         return False
     if not same:

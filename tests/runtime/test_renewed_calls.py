@@ -11,7 +11,7 @@ from engine.config import FRAME_SAMPLES, LATE_SECONDS, ServerConfig
 from engine.errors import ModelError
 from engine.runtime.backend import Opening, Spoken
 from engine.runtime.choose import load_backend
-from engine.runtime.renewal import SHORT, RenewalQueue
+from engine.runtime.renewal import SWAP_COLUMNS, RenewalQueue
 from engine.runtime.seat import Ready, Renewed
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
@@ -68,7 +68,7 @@ class FillingBackend(NotingBackend):
 
     def _prefilled(self, slot: int):
         self.busy, done, before = True, 0, self.pushed[slot]
-        while (left := RENEWED + self.pushed[slot] - before - done) > SHORT:
+        while (left := RENEWED + self.pushed[slot] - before - done) > SWAP_COLUMNS:
             self.works(self.piece_seconds)
             done += min(self.piece, left)
             yield
