@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.config import FRAME_SAMPLES
 from engine.errors import EngineError
-from engine.wire.client import Client, Message, api_url, send_wav
+from engine.wire.client import Client, Message, api_url, read_wav, send_wav
 from engine.wire.protocol import Kind
 
 SENTENCE = "This is a test of speech on demand, and it should be heard clearly."
@@ -33,10 +33,11 @@ class CheckError(EngineError):
 class ServerCheck:
     """The checks, in order, against one server; what they count and measure."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, wav: str | None) -> None:
         self.socket = api_url(url)
         self.base = self.socket.replace("ws", "http", 1).split("/api")[0]
         self.token = token
+        self.wav = wav
         self.passed, self.failed = 0, 0
         self.times: dict[str, float] = {}
 
@@ -98,8 +99,8 @@ class ServerCheck:
         _expect(ready, "no 0x00")
         word = next((m for m in seen if m.kind is Kind.TEXT), None)
         _expect(word, "no text")
-        sounds = (m for m in seen if m.pcm is not None and m.at >= word.at)
-        heard = next((m for m in sounds if np.abs(m.pcm).max(initial=0.0) > SPEECH_LEVEL), None)
+        loud = (m for m in seen if m.pcm is not None and np.abs(m.pcm).max() > SPEECH_LEVEL)
+        heard = next((m for m in loud if m.at >= word.at), None)
         _expect(heard, "the text was sent but no sound")
         said = "".join(m.text for m in seen if m.kind is Kind.TEXT and m.at >= word.at)
         _expect(SENTENCE.split()[-1] in said, f"heard {said!r}, expected the whole sentence")
@@ -124,7 +125,7 @@ class ServerCheck:
         async with self._client() as client:
             listening = asyncio.create_task(_read_until(client, enough))
             await asyncio.sleep(0)
-            await send_wav(client, hum.astype(np.float32))
+            await send_wav(client, read_wav(self.wav) if self.wav else hum.astype(np.float32))
             async with asyncio.timeout(STEP_SECONDS):
                 await listening
 
@@ -180,11 +181,12 @@ async def _read_until(client: Client, over: Callable[[Message], bool]) -> list[M
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="for example http://localhost:8998")
     parser.add_argument("--token", help="shared secret of the server")
+    parser.add_argument("--input", metavar="WAV", help="speak this instead of a hum")
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    check = ServerCheck(args.url, args.token)
+    check = ServerCheck(args.url, args.token, args.input)
     asyncio.run(check.run())
     for name, value in check.times.items():
         print(f"      {name} {value:.2f}")

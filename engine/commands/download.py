@@ -8,7 +8,9 @@ from engine.weights.voices import Voices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_REPOSITORY, help="a repository")
+    parser.add_argument(
+        "--model", "--hf-repo", dest="model", default=DEFAULT_REPOSITORY, help="a repository"
+    )
     parser.add_argument(
         "--transcribe", metavar="REPOSITORY", help="a recogniser as well; 1: the usual one"
     )

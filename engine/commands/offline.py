@@ -1,11 +1,12 @@
 """`python -m engine offline`: a wav in, what the agent answers out, frame by frame, no server.
 
-Options that the reference's offline tool has too are spelled as there.
+The options are those of the reference's offline tool beside ours.
 """
 
 import argparse
 import json
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from engine.dialogue.speech import prepare_command
 from engine.errors import ConfigError
 from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
-from engine.runtime.choose import load_backend
+from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.scheduler import heard_row
-from engine.weights.hub import Progress
+from engine.weights import hub
 from engine.wire.client import read_wav
 
 Direct = Callable[[int, HeardRow, float, float], tuple[int, bool]]
@@ -157,12 +158,29 @@ def parse_say(text: str) -> tuple[int, str]:
     return int(frame), said
 
 
-def load_model(args: argparse.Namespace, progress: Progress) -> Backend:
-    """The model of the options, with one slot."""
-    config = ServerConfig(
-        model=args.model, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
-    )
-    return load_backend(config, progress)
+def load_model(args: argparse.Namespace, progress: hub.Progress) -> Backend:
+    """The model of the options, with one slot, from a folder of links if they replace files."""
+    source = choose_model(args.hf_repo or args.model)[0]
+    replaced = {
+        hub.TEXT_FILE: args.tokenizer,
+        hub.LM_FILE: args.moshi_weight,
+        hub.MIMI_FILE: args.mimi_weight,
+        "voices": args.voice_prompt_dir,
+    }
+    given = {name: Path(path).resolve() for name, path in replaced.items() if path}
+    with tempfile.TemporaryDirectory() as folder:
+        if given and source != "embedded":
+            original = hub.find(source, None, lambda phase, percent: None)
+            files = {path.name: path.resolve() for path in original.iterdir()} | given
+            for name, path in files.items():
+                if not path.exists():
+                    raise ConfigError(f"{path} does not exist; give a file of the checkpoint")
+                Path(folder, name).symlink_to(path)
+            source = folder
+        config = ServerConfig(
+            model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
+        )
+        return load_backend(config, progress)
 
 
 def collect_words(
@@ -197,9 +215,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `offline` and `trace` share: model, voice, sampling."""
     parser.add_argument("--model", default="auto", help="auto, embedded, a directory or repository")
+    parser.add_argument("--hf-repo", help="the same as --model")
     parser.add_argument(
         "--transcribe", default="", metavar="DIR", help="write down the user: a recogniser, or 1"
     )
+    parser.add_argument("--tokenizer", metavar="FILE", help="instead of the checkpoint's")
+    parser.add_argument("--moshi-weight", metavar="FILE", help="instead of the checkpoint's")
+    parser.add_argument("--mimi-weight", metavar="FILE", help="instead of the checkpoint's")
+    parser.add_argument("--voice-prompt-dir", metavar="DIR", help="voices from here")
     parser.add_argument(
         "--voice-prompt", "--voice", metavar="NAME", help="with or without .pt, .wav"
     )
