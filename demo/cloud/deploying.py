@@ -1,4 +1,4 @@
-"""What is decided on the laptop when deploying: the image, its settings, and its secrets.
+"""What is decided on the laptop when deploying: the image, its settings, and the two secrets.
 
 Only modal and the standard library are needed here. The container never imports this file.
 """
@@ -6,6 +6,7 @@ Only modal and the standard library are needed here. The container never imports
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import modal
@@ -28,20 +29,17 @@ APART = {
 
 
 def build_image(cache: str) -> modal.Image:
-    """Packages, settings and code. Raises SystemExit if PERSONAPLEX_KNOWLEDGE is no folder."""
+    """Packages, settings and code. The volume will be at `cache`.
+
+    Raises SystemExit if there is no such folder of knowledge.
+    """
     # Modal mounts its own client: a second one in the image would only compete with it.
     pins = [pin for pin in requirements("requirements.txt") if not pin.startswith("modal==")]
     built = modal.Image.debian_slim(python_version="3.11").uv_pip_install(*pins)
-    settings = {"HF_HOME": f"{cache}/hf", "HF_XET_HIGH_PERFORMANCE": "1", "PYTHONUNBUFFERED": "1"}
-    own = sorted(name for name in os.environ if name.startswith("PERSONAPLEX_"))
-    settings |= {name: os.environ[name] for name in own if name not in APART}
-    knowledge = os.environ.get("PERSONAPLEX_KNOWLEDGE")
-    if knowledge:
-        settings["PERSONAPLEX_KNOWLEDGE"] = KNOWLEDGE
-    built = built.env(settings)
+    built = built.env(image_environment(cache))
     for name in FOLDERS:
         built = built.add_local_dir(ROOT / name, f"/root/{name}", ignore=IGNORE)
-    if knowledge:
+    if knowledge := os.environ.get("PERSONAPLEX_KNOWLEDGE"):
         found = Path(knowledge).expanduser().resolve()
         if not found.is_dir():
             raise SystemExit(
@@ -51,12 +49,25 @@ def build_image(cache: str) -> modal.Image:
     return built
 
 
+def image_environment(cache: str) -> dict[str, str]:
+    """Variables of the image: ours, and every plain PERSONAPLEX_ setting that is set here."""
+    names = sorted(name for name in os.environ if name.startswith("PERSONAPLEX_"))
+    plain = {name: os.environ[name] for name in names if name not in APART}
+    if os.environ.get("PERSONAPLEX_KNOWLEDGE"):
+        plain["PERSONAPLEX_KNOWLEDGE"] = KNOWLEDGE
+    hub = {"HF_HOME": f"{cache}/hf", "HF_XET_HIGH_PERFORMANCE": "1"}
+    return hub | {"PYTHONUNBUFFERED": "1"} | plain
+
+
 def choose_secrets() -> list[modal.Secret]:
-    """The model's, smart routing's, and our token's. Raises SystemExit if the first is missing."""
-    key, named = os.environ.get(DEEPSEEK_KEY), os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
+    """Two secrets: the model's, and that of smart routing, which also carries our own token.
+
+    Raises SystemExit with the way out if it is certain that the model's is missing.
+    """
+    named = os.environ.get("PERSONAPLEX_DEEPSEEK_SECRET", "")
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     asked = [] if embedded else [HF_SECRET]
-    if not named and not key:
+    if not named and not os.environ.get(DEEPSEEK_KEY):
         asked.append(DEEPSEEK_SECRET)
     known = ask_which_exist(asked)
     if known.get(HF_SECRET) is False:
@@ -66,26 +77,49 @@ def choose_secrets() -> list[modal.Secret]:
             "or deploy without the model, on CPU:\n"
             "  PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy modal_app.py"
         )
-    model = modal.Secret.from_dict({})
+    first = modal.Secret.from_dict({})
     if not embedded:
-        model = modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
+        first = modal.Secret.from_name(HF_SECRET, required_keys=[HF_KEY])
+    return [first, choose_second_secret(named, known)]
+
+
+def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
+    """The DeepSeek key, if there is one, and PERSONAPLEX_TOKEN, if it is set here."""
+    key, token = os.environ.get(DEEPSEEK_KEY), os.environ.get(TOKEN)
     if known.get(DEEPSEEK_SECRET):
         named = DEEPSEEK_SECRET
+    if named and named != "none":
+        print(f"smart routing: on ({named})")
+        return add_token(named, token)
     routing = "off: no secret found"
     if named == "none":
         key, routing = None, "off: as PERSONAPLEX_DEEPSEEK_SECRET says"
-    elif named:
-        routing = f"on ({named})"
     elif key:
         routing = f"on ({DEEPSEEK_KEY})"
     elif has_account() and DEEPSEEK_SECRET not in known:
         insist = f"PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
         routing = f"off: Modal gave no answer; {insist}"
     print(f"smart routing: {routing}")
-    deepseek = modal.Secret.from_dict({DEEPSEEK_KEY: key})
-    if named and named != "none":
-        deepseek = modal.Secret.from_name(named, required_keys=[DEEPSEEK_KEY])
-    return [model, deepseek, modal.Secret.from_dict({TOKEN: os.environ.get(TOKEN)})]
+    return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
+
+
+def add_token(name: str, token: str | None) -> modal.Secret:
+    """A named secret, with our token added if it is set here: there is no third secret for it.
+
+    Raises SystemExit if that fails: a server that is meant to be closed must not open.
+    """
+    secret = modal.Secret.from_name(name, required_keys=[DEEPSEEK_KEY])
+    if token is None or not has_account():
+        return secret
+    try:
+        run_in_time(lambda: modal.Secret.from_name(name).update({TOKEN: token}))
+    except Exception as error:  # the account's boundary: whatever it was, say what to do
+        raise SystemExit(
+            f"{TOKEN} could not be added to the secret {name} ({error}); add it there by hand "
+            f"(https://modal.com/secrets), unset {TOKEN} here and deploy again"
+        ) from None
+    print(f"access token: {'on' if token else 'off'} (kept in {name})")
+    return secret
 
 
 # -- the account -----------------------------------------------------------------------------------
@@ -97,23 +131,41 @@ def has_account() -> bool:
 
 
 def ask_which_exist(names: list[str]) -> dict[str, bool]:
-    """Which of these exist. Those of which the account says nothing in time are left out.
-
-    Asked in a daemon thread: without a network Modal's client tries for minutes and holds the exit.
-    """
+    """Which of these exist. Those of which the account says nothing in time are left out."""
     known: dict[str, bool] = {}
 
     def ask() -> None:
-        with contextlib.suppress(Exception):  # no network, no right: deploying will say it better
-            for name in names:
-                try:
-                    modal.Secret.from_name(name).hydrate()
-                    known[name] = True
-                except modal.exception.NotFoundError:
-                    known[name] = False
+        for name in names:
+            try:
+                modal.Secret.from_name(name).hydrate()
+                known[name] = True
+            except modal.exception.NotFoundError:
+                known[name] = False
 
     if names and has_account():
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(ASK_SECONDS)
+        with contextlib.suppress(Exception):  # no network, no right: deploying will say it better
+            run_in_time(ask)
     return dict(known)
+
+
+def run_in_time(work: Callable[[], object]) -> None:
+    """Do some work within ASK_SECONDS. Raises what it raised, or TimeoutError.
+
+    It runs in a daemon thread: without a network Modal's client tries for minutes and holds the
+    exit.
+    """
+    faults: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # carried over to the caller's thread
+            faults.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ASK_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"Modal did not answer in {ASK_SECONDS:.0f} s")
+    if faults:
+        raise faults[0]

@@ -4,6 +4,7 @@ Every name and shape is checked before the first byte of data is read. The file 
 read: what counts as ours in memory is one tensor beyond the model itself.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.model.transformer import Linear
 from engine.weights.names import Sources, TensorSlice, find_sources, is_unused
+
+OLD_SPELLINGS = {  # of codebooks in older codec files
+    r"\binited$": "_initialized",
+    r"\bcluster_size$": "cluster_usage",
+    r"\bembed(ding)?_(avg|sum)$": "embedding_sum",
+}
 
 
 class TensorFile:
@@ -28,16 +35,23 @@ class TensorFile:
                 f"{path} cannot be read ({error}); it is missing or cut short: "
                 "run `python -m engine download` to fetch it again"
             ) from error
-        self.names = set(self._file.keys())
+        self._spelled: dict[str, str] = {}  # in the file, by today's name
+        for name in self._file.keys():  # noqa: SIM118
+            today = name
+            for pattern, to in OLD_SPELLINGS.items():
+                today = re.sub(pattern, to, today)
+            self._spelled[today] = name
+        self.names = set(self._spelled)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return tuple(self._file.get_slice(self._spelled[name]).get_shape())
 
     def read(self, part: TensorSlice) -> Tensor:
         """Rows of a tensor, still backed by the file."""
+        name = self._spelled[part.name]
         if part.rows is None:
-            return self._file.get_tensor(part.name)
-        return self._file.get_slice(part.name)[part.skip : part.skip + part.rows]
+            return self._file.get_tensor(name)
+        return self._file.get_slice(name)[part.skip : part.skip + part.rows]
 
 
 def match_sources(model: nn.Module, file: TensorFile) -> Sources:

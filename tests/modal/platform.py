@@ -118,6 +118,12 @@ def secret(platform: Platform, request: Any) -> Any:
     return api_pb2.SecretGetOrCreateResponse(secret_id=f"st-{name}", metadata=metadata)
 
 
+def update_secret(platform: Platform, request: Any) -> Any:
+    name = request.secret_id.removeprefix("st-")
+    platform.secrets[name] = [*platform.secrets[name], *(one.key for one in request.updates)]
+    return Empty()
+
+
 def image(platform: Platform, request: Any) -> Any:
     image_id = f"im-{hashlib.sha256(request.SerializeToString()).hexdigest()[:12]}"
     metadata = api_pb2.ImageMetadata(image_builder_version=BUILDER, python_version_info="3.11")
@@ -199,6 +205,7 @@ ANSWERS: dict[str, Answer] = {
     "AppClientDisconnect": lambda p, r: Empty(),
     "AppStop": lambda p, r: Empty(),
     "SecretGetOrCreate": secret,
+    "SecretUpdate": update_secret,
     "VolumeGetOrCreate": lambda p, r: api_pb2.VolumeGetOrCreateResponse(
         volume_id=f"vo-{r.deployment_name}",
         metadata=api_pb2.VolumeMetadata(name=r.deployment_name),

@@ -104,8 +104,7 @@ def test_the_gates_measure_on_a_machine_like_the_servers(deployed, tuned):
 
 
 def test_both_secrets_are_found_without_editing_anything(deployed):
-    *named, _ours = definition(deployed).secret_ids
-    assert named == ["st-huggingface-secret", "st-deepseek-secret"]
+    assert list(definition(deployed).secret_ids) == ["st-huggingface-secret", "st-deepseek-secret"]
     assert "smart routing: on (deepseek-secret)" in deployed.said
 
 
@@ -165,9 +164,9 @@ def test_every_server_setting_travels_into_the_container(tuned):
     assert "HF_HOME=" in environment
 
 
-def test_the_token_travels_in_a_secret_only(tuned):
+def test_the_token_travels_in_the_second_secret_only(tuned):
     assert anonymous_secret(tuned)["PERSONAPLEX_TOKEN"] == "s3cret"
-    assert len(definition(tuned).secret_ids) == 3
+    assert len(definition(tuned).secret_ids) == 2
     assert "s3cret" not in "\n".join(image_lines(tuned))
 
 
@@ -184,7 +183,7 @@ def test_it_deploys_on_cpu_without_the_model_and_its_secret(home):
         server = definition(platform)
         assert not server.resources.gpu_config.gpu_type
         assert not definition(platform, "gates").resources.gpu_config.gpu_type
-        assert len(server.secret_ids) == 3
+        assert len(server.secret_ids) == 2
         assert "smart routing: off: no secret found" in done.stdout
 
 
@@ -200,7 +199,7 @@ def test_it_imports_anywhere_with_nothing_but_modal_and_no_account(home):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=home, env=clean(home), capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1:] == ["3 personaplex-server"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["2 personaplex-server"], done.stderr
 
 
 def test_a_number_that_is_none_is_named(home):

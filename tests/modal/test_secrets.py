@@ -27,7 +27,7 @@ def test_without_a_deepseek_secret_routing_is_off_and_the_deployment_goes_on(tmp
         done = deploy(platform, tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "smart routing: off: no secret found" in done.stdout
-        assert len(definition(platform).secret_ids) == 3
+        assert len(definition(platform).secret_ids) == 2
         assert anonymous_secret(platform) == {}
 
 
@@ -49,20 +49,29 @@ def test_an_explicit_choice_comes_before_detection(tmp_path, environ, said, carr
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"smart routing: {said}" in done.stdout
         assert anonymous_secret(platform) == carried
-        assert len(definition(platform).secret_ids) == 3
+        assert len(definition(platform).secret_ids) == 2
         assert "st-deepseek-secret" not in definition(platform).secret_ids
 
 
-@pytest.mark.parametrize("token", ["s3cret", ""])
-def test_a_token_travels_beside_a_named_secret_and_comes_after_it(tmp_path, token):
+def test_a_token_beside_a_named_secret_is_added_to_that_secret(tmp_path):
     with Platform(secrets=dict(SECRETS)) as platform:
-        done = deploy(platform, tmp_path, PERSONAPLEX_TOKEN=token)
+        done = deploy(platform, tmp_path, PERSONAPLEX_TOKEN="s3cret")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert anonymous_secret(platform) == {"PERSONAPLEX_TOKEN": token}
+        (update,) = platform.requests("SecretUpdate")
+        assert [(one.key, one.value) for one in update.updates] == [("PERSONAPLEX_TOKEN", "s3cret")]
+        assert "access token: on (kept in deepseek-secret)" in done.stdout
         assert "s3cret" not in done.stdout
-        *named, last = definition(platform).secret_ids  # of one name in two, the later one counts
-        assert named == ["st-huggingface-secret", "st-deepseek-secret"]
-        assert last not in named
+        assert len(definition(platform).secret_ids) == 2
+
+
+def test_a_token_that_cannot_be_kept_never_deploys_an_open_server(tmp_path):
+    with Platform(secrets=HF) as platform:
+        done = deploy(
+            platform, tmp_path, PERSONAPLEX_TOKEN="s3cret", PERSONAPLEX_DEEPSEEK_SECRET="gone"
+        )
+        assert done.returncode == 1
+        assert "PERSONAPLEX_TOKEN could not be added to the secret gone" in done.stderr
+        assert not platform.requests("FunctionCreate")
 
 
 def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
@@ -75,5 +84,5 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     assert done.stdout.splitlines() == [
         "smart routing: off: Modal gave no answer; "
         "PERSONAPLEX_DEEPSEEK_SECRET=deepseek-secret insists",
-        "3",
+        "2",
     ]

@@ -66,6 +66,18 @@ def test_a_file_of_8_depth_steps_speaks_like_one_of_16(copy):
     assert said(copy) == want
 
 
+def test_older_spellings_in_the_codec_file_are_understood(copy):
+    def age(tensors: dict) -> None:
+        for old, new in (("cluster_usage", "cluster_size"), ("embedding_sum", "embed_avg")):
+            for name in [n for n in tensors if n.endswith(old)]:
+                tensors[name.replace(old, new)] = tensors.pop(name)
+        for name in [n for n in tensors if n.endswith("_initialized")]:
+            tensors[name.replace("_initialized", "inited")] = tensors.pop(name)
+
+    change(copy, MIMI_FILE, age)
+    assert said(copy) == said(TINY)
+
+
 @pytest.mark.parametrize("file", [LM_FILE, MIMI_FILE])
 def test_a_missing_tensor_is_named(copy, file):
     name = next(n for n in load_file(copy / file) if "transformer.layers.1.norm1" in n)
