@@ -13,7 +13,7 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "load": "engine.bench.load",
     "capacity": "engine.bench.capacity",
     "soak": "engine.bench.capacity:SOAK",
-    "server": "engine.bench.server",
+    "server": "engine.bench.capacity:SERVER",
     "drift": "engine.bench.drift",
     "gpu": "engine.bench.gpu",
     "verify": "engine.bench.gpu:VERIFY",

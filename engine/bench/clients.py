@@ -34,16 +34,6 @@ class PacedTalk:
     over: bool = False  # the server hung up
 
     @property
-    def refused(self) -> bool:
-        """Never let in."""
-        return self.over and not self.began
-
-    @property
-    def broken(self) -> bool:
-        """Let in, and ended by the server."""
-        return self.over and self.began
-
-    @property
     def late(self) -> int:
         """Answers that took longer than 120 ms or never came."""
         missing = len(self.sent_at) - len(self.latencies)
@@ -149,24 +139,8 @@ TEXTS = (
 
 @dataclass
 class Tally:
-    conversations: int = 0
-    frames: int = 0  # of user audio
-    refused: int = 0  # joins
-    says: int = 0
-    leaves: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # frames of user audio, says, leaves, …
     errors: list[str] = field(default_factory=list)  # of conversations the server ended
-
-    def note(self, talk: PacedTalk, hung_up: bool, how: str) -> None:
-        """A talk is over; hung_up: the server ended it."""
-        if talk.refused and talk.error.startswith("busy: "):
-            self.refused += 1
-            return
-        self.conversations += 1
-        self.frames += len(talk.sent_at)
-        if hung_up:
-            self.errors.append(talk.error or "the server hung up without a word")
-        else:
-            self.leaves[how] += 1
 
 
 class Person:
@@ -187,9 +161,18 @@ class Person:
             (how,) = self._rng.choices(list(LEAVES), list(LEAVES.values()))
             talk = PacedTalk()
             try:
-                self._tally.note(talk, await self._talk(talk, ends, how), how)
+                hung_up = await self._talk(talk, ends, how)
             except EngineError as error:  # nobody answers at all
                 self._tally.errors.append(str(error))
+                continue
+            if not talk.began and talk.error.startswith("busy: "):
+                self._tally.counts["refused"] += 1
+                continue
+            self._tally.counts += Counter(conversations=1, frames=len(talk.sent_at))
+            if hung_up:
+                self._tally.errors.append(talk.error or "the server hung up without a word")
+            else:
+                self._tally.counts[how] += 1
 
     async def _talk(self, talk: PacedTalk, ends: float, how: str) -> bool:
         """One conversation; whether the server ended it."""
@@ -208,7 +191,7 @@ class Person:
     async def _act(self, client: Client) -> None:
         drawn = self._rng.random()
         if drawn < SAY_SHARE:
-            self._tally.says += 1
+            self._tally.counts["says"] += 1
             await client.say(self._rng.choice(TEXTS))
         elif drawn < SAY_SHARE + CANCEL_SHARE:
             await client.send_metadata(type="cancel")

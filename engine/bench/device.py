@@ -23,10 +23,9 @@ from engine.model.gpu.graphs import Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
-from engine.model.stt import Hearing, Recogniser
 from engine.model.transformer import Rings
 from engine.weights.generated import FULL, SMALL, generated
-from engine.weights.loading import Checkpoint, LoadedRecogniser
+from engine.weights.loading import Checkpoint
 from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
@@ -69,15 +68,6 @@ def make_loop(lm: LM, mimi: Mimi, slots: int, kv: str) -> Loop:
         loop.sampler.tune(slot, SamplingConfig())
         loop.sampler.seed(slot, slot)
     return loop
-
-
-def make_hearing(stt: Recogniser, slots: int) -> Hearing:
-    """A recogniser at work for all slots, with full rings."""
-    device = stt.embedding.table.device
-    hearing = Hearing(stt, slots, torch.zeros(stt.config.n_q, dtype=torch.int64, device=device))
-    randomise(hearing.rings)
-    set_pushed(hearing.rings, hearing.rings.capacity)
-    return hearing
 
 
 def fill_context(loop: Loop, columns: int) -> None:
@@ -151,40 +141,12 @@ def measure_bandwidth(device: str) -> float:
     return 2 * size / time_work(lambda: target.copy_(source), 10)
 
 
-class HalfTimes:
-    """CUDA events before and after each half of a tick."""
-
-    def __init__(self) -> None:
-        self._events: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        self._events.append(torch.cuda.Event(enable_timing=True))
-        self._events[-1].record()
-
-    def milliseconds(self) -> float:
-        """Both halves by the device's own clock, without the host's part between them."""
-        synchronize()
-        began, heard, chosen, spoken = self._events
-        return began.elapsed_time(heard) + chosen.elapsed_time(spoken)
-
-
-def run_tick(
-    ticks: Ticks,
-    slots: int,
-    pcm: np.ndarray,
-    transcribe: bool = False,
-    mark: Callable[[], None] = lambda: None,
-) -> float:
-    """Seconds of one tick of the first slots; `mark` is called around each of its halves."""
+def run_tick(ticks: Ticks, slots: int, pcm: np.ndarray) -> float:
+    """Seconds of one tick of the first slots, with its copies and what the host does."""
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
-    mark()
-    text, *_ = ticks.listen(pcm, active, range(slots) if transcribe else ())
-    mark()
-    chosen = np.where(active, text, PAD)
-    mark()
-    ticks.speak(chosen, np.zeros(len(active), bool))
-    mark()
+    text, *_ = ticks.listen(pcm, active)
+    ticks.speak(np.where(active, text, PAD), np.zeros(len(active), bool))
     return time.perf_counter() - start
 
 
@@ -204,16 +166,13 @@ def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(seen.values())
 
 
-def plan_memory(
-    lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None
-) -> Memory | None:
+def plan_memory(lm: LM, mimi: Mimi, mode: Precision) -> Memory | None:
     """The arithmetic of a server's start for loaded models; None on a CPU: nothing limits it."""
     release_memory()
     free = free_bytes(lm.embedding.table.device)
     if free is None:
         return None
-    heard = LoadedRecogniser(stt, None) if stt else None
-    return Memory(Checkpoint("generated", lm, mimi, None, None), heard, mode, free)
+    return Memory(Checkpoint("generated", lm, mimi, None, None), None, mode, free)
 
 
 def check_room(memory: Memory | None, slots: int) -> None:

@@ -140,33 +140,27 @@ class Counts:
     live: int  # conversations that are open at that moment
     late: int  # frames sent > 120 ms after their user frame was complete
     dropped: int  # user frames given up in overload
-    backend_seconds: float  # spent in ticks
     ticks: Counter[float]  # bound in seconds -> ticks that took at most that
-    ended: Counter[str]  # conversations by reason
 
     @classmethod
     def of(cls, text: str) -> "Counts":
         """From a Prometheus exposition."""
-        single: Counter[str] = Counter()
-        ticks: Counter[float] = Counter()
-        ended: Counter[str] = Counter()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == "personaplex_step_seconds_bucket":
-                    ticks[float(sample.labels["le"])] = int(sample.value)
-                elif sample.name == "personaplex_conversations_ended_total":
-                    ended[sample.labels["reason"]] = int(sample.value)
-                elif sample.name == "personaplex_dropped_user_frames_total":
-                    single[f"dropped {sample.labels['reason']}"] = sample.value
-                elif not sample.labels:
-                    single[sample.name] = sample.value
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
         return cls(
-            live=int(single["personaplex_conversations"]),
-            late=int(single["personaplex_late_frames_total"]),
-            dropped=int(single["dropped overload"]),
-            backend_seconds=single["personaplex_step_seconds_sum"],
-            ticks=ticks,
-            ended=ended,
+            live=int(found["personaplex_conversations",]),
+            late=int(found["personaplex_late_frames_total",]),
+            dropped=int(found["personaplex_dropped_user_frames_total", "overload"]),
+            ticks=Counter(
+                {
+                    float(labels[0]): int(value)
+                    for (name, *labels), value in found.items()
+                    if name == "personaplex_step_seconds_bucket"
+                }
+            ),
         )
 
     def since(self, before: "Counts") -> "Counts":
@@ -174,9 +168,7 @@ class Counts:
             self,
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
-            backend_seconds=self.backend_seconds - before.backend_seconds,
             ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
-            ended=self.ended - before.ended,
         )
 
     def share_within(self, seconds: float) -> float:

@@ -48,35 +48,24 @@ def check_options(subject: str, args: argparse.Namespace) -> None:
     """Find now what would else be found when the work is done. Raises ConfigError."""
     if getattr(args, "device", "") == "cuda" and not has_cuda():
         raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
-    target = result_path(subject, args.json)
-    places = [("--json", target, target)]
-    if folder := getattr(args, "folder", None):
-        places.append(("--folder", Path(folder), Path(folder) / ".bench"))
-    for option, given, path in places:
-        there = path.exists()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
-        except OSError as error:
-            why = error.strerror
-            raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
-        if not there:
-            path.unlink()
+    path = result_path(subject, args.json)
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"--json {path} cannot be written ({why}); give another") from None
+    if not there:
+        path.unlink()
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an option: whole numbers from `low` on."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"it is {text}; use {low} or more")
-        return value
-
-    return number
-
-
-positive, zero_or_more = at_least(1), at_least(0)  # 0 where it means all, or as many as fit
+def positive(text: str) -> int:
+    """The type of an option: whole numbers from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"it is {text}; use 1 or more")
+    return value
 
 
 def duration(text: str) -> float:
@@ -135,14 +124,17 @@ def save(subject: str, result: Mapping[str, Any], path: str | None) -> None:
 
 
 class BenchRecord:
-    """A result whose json file is written anew with every row, so that a crash loses nothing."""
+    """Rows in a json file that is written anew with each of them, so that a crash loses nothing."""
 
-    def __init__(self, subject: str, path: str | None, **result: Any) -> None:
-        self.subject, self.path, self.result = subject, path, result
+    def __init__(self, subject: str, args: argparse.Namespace, **result: Any) -> None:
+        from engine.bench.device import pick_device  # loads torch, as each of these subjects does
 
-    def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
-        self.result.setdefault(to, []).append(row)
-        save(self.subject, self.result, self.path)
+        self._subject, self._path = subject, args.json
+        self.result: dict[str, Any] = {"device": pick_device(args), **result, "rows": []}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.result["rows"].append(row)
+        save(self._subject, self.result, self._path)
 
 
 # -- the model of a server under test --------------------------------------------------------------
@@ -153,20 +145,18 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the default)")
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     add_device(parser)
-    parser.add_argument("--weights", nargs="+", default=["auto"], choices=PRECISIONS)
-    parser.add_argument("--kv", nargs="+", default=["auto"], choices=PRECISIONS)
-    parser.add_argument(
-        "--slots", type=zero_or_more, default=0, help="of the server; 0: as many as fit"
-    )
+    parser.add_argument("--weights", default="auto", choices=PRECISIONS)
+    parser.add_argument("--kv", default="auto", choices=PRECISIONS)
+    parser.add_argument("--slots", type=positive, help="as many as fit, unless given")
     parser.add_argument("--transcribe", help="recogniser to run beside the model")
 
 
-def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -> list[str]:
+def serve_options(args: argparse.Namespace, model: str) -> list[str]:
     """The command line of the server. Routing is off: random words must not look anything up."""
     options = ["--model", model, "--routing", "0", "--device", args.device]
-    options += ["--weights", weights, "--kv", kv, "--slots", str(args.slots)]
-    options += ["--transcribe", args.transcribe] if args.transcribe else []
-    return options
+    options += ["--weights", args.weights, "--kv", args.kv]
+    options += ["--slots", str(args.slots)] if args.slots else []
+    return options + (["--transcribe", args.transcribe] if args.transcribe else [])
 
 
 @contextlib.contextmanager

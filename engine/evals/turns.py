@@ -7,7 +7,6 @@ engine/dialogue/floor.py, not the recogniser's own hearing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,13 +49,7 @@ SCRIPTS: dict[str, tuple[tuple[str, Any], ...]] = {  # a turn is over where sile
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scripted:
-    """One frame of a scripted user."""
-
-    peak: float
-    token: int
-    done: float  # P(the user is done)
+Scripted = tuple[float, int, float]  # a frame's peak, token written, P(the user is done)
 
 
 class Spelling:
@@ -103,11 +96,8 @@ def perform(script: tuple[tuple[str, Any], ...]) -> tuple[list[Scripted], list[i
             if index > 0 and script[index - 1][0] == SAY:
                 head[:3] = (0.3, 0.6, 0.85)[:amount]
         done += list(head)
-    frames = [
-        Scripted(float(peak), tokens.get(i, PAD), float(over))
-        for i, (peak, over) in enumerate(zip(peaks, done, strict=True))
-    ]
-    return frames, ends
+    written = [tokens.get(i, PAD) for i in range(len(peaks))]
+    return list(zip(peaks, written, done, strict=True)), ends
 
 
 RULES = {  # name -> what of the recogniser's row is there
@@ -121,15 +111,15 @@ def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
     """The frames in which a rule finds that a turn is over, its last words written at once."""
     transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
-    for number, frame in enumerate(frames):
-        token = frame.token if number >= written else PAD
-        row = HeardRow(stt_text=token, pause=np.full(4, frame.done, np.float32))
-        events = transcript.take_frame(frame.peak, RULES[rule](row))
+    for number, (peak, token, done) in enumerate(frames):
+        token = token if number >= written else PAD
+        row = HeardRow(stt_text=token, pause=np.full(4, done, np.float32))
+        events = transcript.take_frame(peak, RULES[rule](row))
         ahead = number
         while transcript.runs_ahead:  # what the recogniser would write next, on silence
             ahead += 1
             written = ahead + 1
-            token = frames[ahead].token if ahead < len(frames) else PAD
+            token = frames[ahead][1] if ahead < len(frames) else PAD
             events += transcript.take_step(HeardRow(stt_text=token))
         if rule == "energy" and transcript.turn_ended:
             yield number
@@ -150,11 +140,7 @@ def measure_turns() -> list[dict[str, Any]]:
                 if match:
                     ends.remove(match[0])
                     delays.append(at - match[0] + 1)
-        rows.append(
-            {
-                "rule": rule, "turns": turns, "found": found, "right": len(delays),
-                "precision": len(delays) / max(1, found), "recall": len(delays) / turns,
-                "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
-            }
-        )  # fmt: skip
+        precision, recall = len(delays) / max(1, found), len(delays) / turns
+        row = {"rule": rule, "turns": turns, "precision": precision, "recall": recall}
+        rows.append({**row, "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3)})
     return rows

@@ -20,7 +20,9 @@ def ran(tmp_path, monkeypatch, small):
     def run(*options: str) -> list[dict]:
         path = tmp_path / "memory.json"
         given = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--json", str(path)]
-        MEMORY.run(parse_options(MEMORY, ["--slots", "0", *given, *options]))
+        args = parse_options(MEMORY, [*given, *options])
+        args.slots = None if "--slots" not in options else args.slots
+        MEMORY.run(args)
         return json.loads(path.read_text())["rows"]
 
     return run

@@ -56,7 +56,7 @@ def test_slots_that_do_not_fit_get_a_row_that_says_so(tmp_path, monkeypatch, sma
     room = 24_000_000  # more than one slot's bytes, less than nine's
     monkeypatch.setattr(device, "free_bytes", lambda _device: RESERVE_BYTES + WORK_BYTES + room)
     path = tmp_path / "stages.json"
-    options = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--times", "1"]
+    options = ["--random", "--small", "--device", "cpu", "--weights", "bf16"]
     options += ["--slots", "9", "1", "--json", str(path)]
     STAGES.run(parse_options(STAGES, options))
     nine, one = json.loads(path.read_text())["rows"]

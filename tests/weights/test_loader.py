@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.bench.load import Watch, anonymous_bytes
 from engine.config import GREEDY, ServerConfig
 from engine.errors import ModelError
 from engine.model.config import LMConfig, ModelConfig
@@ -29,6 +29,33 @@ from tests.runtime.playing import MINE, play
 
 LM_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+
+
+class Watch(threading.Thread):
+    """The highest anonymous memory while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._done = anonymous_bytes(), threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def stop(self) -> int:
+        self._done.set()
+        self.join()
+        return self.peak
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon:")
+    )
+    return int(line.split()[1]) * 1024
 
 
 def change(folder: Path, file: str, edit) -> None:

@@ -202,7 +202,7 @@ def counters(device: torch.device) -> Tensor:
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     """How a convolution is cut: by its own sizes, never by the number of slots.
 
-    From a sweep over the codec's layers on an H100 for 1 and 16 slots (`bench tiles`, 2026-11-24).
+    From a sweep over the codec's layers on an H100 for 1 and 16 slots (2026-11-24).
     """
     bm, bn = LONG_ROWS // 2, 32 if n > 16 else 16
     if outputs < LONG_COLUMNS:
