@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.install import describe_missing
 from engine.weights.hub import DEFAULT_REPOSITORY
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
+    from engine.runtime.ears import Ears
     from engine.weights.loading import Shelf
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,6 @@ def load_backend(
     """Load what the configuration asks for; `shelf` finds a model's voices. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":
-        if config.transcribe:
-            logger.warning("the embedded voice has no codec that a recogniser could read: no words")
         from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
 
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
@@ -65,6 +64,15 @@ def load_backend(
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
+    recogniser = choose_recogniser(config, os.environ)
+    if recogniser and config.transcribe == "auto":
+        from engine.weights.loading import download_recogniser
+
+        try:
+            recogniser = str(download_recogniser(recogniser, progress))
+        except ModelError as error:  # nobody asked for it by name: the CPU's ears may do
+            logger.warning("no recogniser in the model: %s", error)
+            recogniser = ""
     device = config.device
     if device == "auto":
         device = "cuda" if has_cuda() else "cpu"
@@ -74,9 +82,36 @@ def load_backend(
         device=device,
         slots=config.slots,
         revision=config.revision or None,
-        transcribe=config.transcribe,
+        transcribe=recogniser,
         precision=(config.weights, config.kv),
         graphs=not config.eager,
         renewal_frames=config.renewal_frames,
         progress=progress,
     )
+
+
+def load_ears(
+    config: ServerConfig, backend: "Backend", names: str, progress: Callable[[str, float], None]
+) -> "tuple[Ears | None, str]":
+    """The CPU's ears, where the model has no recogniser; and what is heard, for people.
+
+    names: what the facts are about, so that it is written as they write it.
+    """
+    if backend.transcribes:
+        return None, "kyutai stt"
+    deaf = "energy only, spoken questions are not routed"
+    if config.transcribe == "0":
+        return None, f"{deaf}: --transcribe is 0"
+    if config.transcribe == "auto" and not config.routing:
+        return None, f"{deaf}: --routing is 0"
+    try:
+        from engine.runtime.ears import Ears, find_whisper, load_whisper
+
+        ears = Ears()
+    except ModuleNotFoundError as error:
+        return None, f"{deaf}: {describe_missing(error)}"
+    try:
+        ears.write_down = load_whisper(find_whisper(config.transcribe, progress), names)
+    except (ModelError, OSError, RuntimeError, ValueError) as error:
+        return ears, f"voice activity only, spoken questions are not routed: {error}"
+    return ears, "whisper"
