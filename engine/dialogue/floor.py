@@ -57,7 +57,8 @@ class UserFloor:
         self.has_words = transcription is not None or words_come
         self.speaking = False  # user_speaking
         self.writing = False  # a turn is over, and its words are on their way
-        self.onset_frames = 0  # of sounding speech, since it started: a piece may come late
+        self.onset_frames = 0  # since sounding speech started: a piece may come late
+        self.speech_frames = 0  # of these, with speech
         self.turn_ended = False  # in this frame
         self.loud = False  # this frame, where loudness stands for words
         self.word: HeardWord | None = None  # that became worth an interruption in this frame
@@ -94,7 +95,7 @@ class UserFloor:
         if self.said_word(said):
             return self.frame - self.word.start
         enough = BARGE_IN_FRAMES_WITH_WORDS if self.has_words else BARGE_IN_FRAMES
-        return self.onset_frames - 1 if self.onset_frames >= enough else None
+        return self.onset_frames - 1 if self.speech_frames >= enough else None
 
     def take_frame(self, peak: float, heard: HeardRow) -> list[ev.UserText]:
         """One user frame: its peak (0 to 1) and the recogniser's step, if it ran."""
@@ -102,17 +103,18 @@ class UserFloor:
         self._ahead = 0
         self.word = None
         self.writing = heard.writing
-        speech = peak > LOUD if heard.speech is None else heard.speech
         if self._reader is None or heard.stt_text is None:
-            self._speech.take_frame(speech)
-            self.loud, self.turn_ended = self._speech.quiet_frames == 0, self._speech.turn_ended
-            self._set_speaking(self._speech.speaking, self._speech.speaking)
+            self.loud = self.turn_ended = False
+            for speech in (peak > LOUD,) if heard.speech is None else heard.speech:
+                self._speech.take_frame(speech)
+                self.loud, self.turn_ended = speech, self.turn_ended or self._speech.turn_ended
+                self._set_speaking(self._speech.speaking, self._speech.speaking, speech)
             over = self._reader and (self._closing_steps or self.turn_ended)
             return self._finish() if over else []  # its recogniser was switched off meanwhile
         self.loud = False
         events, piece = self._read(heard.stt_text)
-        self.turn_ended = self._rule.take_frame(peak, speech, piece, heard.pause)
-        self._set_speaking(self._rule.speaking, self._rule.sounding)
+        self.turn_ended = self._rule.take_frame(peak, piece, heard.pause)
+        self._set_speaking(self._rule.speaking, self._rule.sounding, self._rule.sounding)
         if self._closing_steps:
             self._only_silence = False
         elif self.turn_ended:
@@ -126,10 +128,15 @@ class UserFloor:
         events, _piece = self._read(heard.stt_text)
         return events + self._count_down()
 
-    def _set_speaking(self, speaking: bool, sounding: bool) -> None:
+    def _set_speaking(self, speaking: bool, sounding: bool, speech: bool) -> None:
         self.speaking = speaking
-        begun = self.onset_frames or START_LOUD - 1  # frames of it that had to come first
-        self.onset_frames = begun + 1 if sounding else 0
+        if not sounding:
+            self.onset_frames = self.speech_frames = 0
+        elif not self.onset_frames:
+            self.onset_frames = self.speech_frames = START_LOUD  # that had to come first
+        else:
+            self.onset_frames += 1
+            self.speech_frames += speech
 
     def _read(self, token: int) -> tuple[list[ev.UserText], bool]:
         """The turn as it is now, if this token added to it, and whether it is a piece."""
@@ -209,22 +216,19 @@ class TurnRule:
     last_piece: int = -PIECE_FRAMES  # frame
     hits: int = 0  # frames in a row in which the user was done
     talking: int = 0  # and still talking
-    quiet: int = 0  # and without speech
+    quiet: int = 0  # and not loud
 
-    def take_frame(self, peak: float, speech: bool, piece: bool, pause: np.ndarray | None) -> bool:
-        """One frame: its peak, whether it is speech, a piece was written; pause [4].
-
-        True: TURN_END.
-        """
+    def take_frame(self, peak: float, piece: bool, pause: np.ndarray | None) -> bool:
+        """One frame: its peak, whether a piece was written, pause [4]. True: TURN_END."""
         self.frames += 1
-        self.speech.take_frame(speech)
+        self.speech.take_frame(peak > LOUD)
         if piece:
             self.has_piece, self.has_ended, self.hits = True, False, 0
             self.last_piece = self.frames
         done = None if pause is None else float(pause[min(HEAD, len(pause) - 1)])
         self.hits = self.hits + 1 if done is not None and done > DONE else 0
         self.talking = self.talking + 1 if done is not None and done < TALKING else 0
-        self.quiet = self.quiet + 1 if not speech and not piece else 0
+        self.quiet = self.quiet + 1 if peak < LOUD and not piece else 0
         if done is None:
             self.sounding = self.speech.speaking
         else:

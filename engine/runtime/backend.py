@@ -80,7 +80,9 @@ class HeardRow:
 
     stt_text: int | None = None  # the recogniser's token; None: it did not run
     pause: np.ndarray | None = None  # [4] float32: its pause heads
-    speech: bool | None = None  # whether somebody speaks; None: there are no ears
+    # Whether somebody speaks, of each frame that the ears have heard since the last row: none
+    # while they lag behind, then several. None: there are no ears.
+    speech: tuple[bool, ...] | None = None
     writing: bool = False  # a turn is over, and the ears write it down
 
 

@@ -105,13 +105,13 @@ def load_ears(
     if config.transcribe == "auto" and not config.routing:
         return None, f"{deaf}: --routing is 0"
     try:
-        from engine.runtime.ears import Ears, find_whisper, load_whisper
+        from engine.runtime.ears import Ears, find_whisper
 
         ears = Ears()
     except ModuleNotFoundError as error:
         return None, f"{deaf}: {describe_missing(error)}"
     try:
-        ears.write_down = load_whisper(find_whisper(config.transcribe, progress), names)
+        ears.load(find_whisper(config.transcribe, progress), names)
     except (ModelError, OSError, RuntimeError, ValueError) as error:
         return ears, f"voice activity only, spoken questions are not routed: {error}"
     return ears, "whisper"

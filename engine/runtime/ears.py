@@ -6,6 +6,8 @@ another one writes turns down. Nothing here knows what the words are for.
 """
 
 import logging
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -59,12 +61,16 @@ class Ears:
         self.silero = onnxruntime.InferenceSession(
             str(model), options, providers=["CPUExecutionProvider"]
         )
-        self.writer = ThreadPoolExecutor(1, "words")
+        self.writer = ThreadPoolExecutor(1, "words", initializer=step_back)
         self._waiting: deque[Hearing] = deque()  # one entry a frame
         self._some = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ears", daemon=True)
         self._thread.start()
+
+    def load(self, folder: Path, names: str) -> None:
+        """Load a Whisper. Its threads come from the writer's, so that they step back too."""
+        self.write_down = self.writer.submit(load_whisper, folder, names).result()
 
     def open(self, deliver: Deliver) -> "Hearing":
         """A conversation's ears; `deliver` is called in a thread of theirs."""
@@ -95,13 +101,19 @@ class Ears:
                 logger.error("the ears failed: %s", type(error).__name__)
 
 
+def step_back() -> None:
+    """Let every other thread go first: frames before words. Linux counts this by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 class Hearing:
     """One conversation's ears: frames in, whether somebody speaks, words when a turn is over."""
 
     def __init__(self, ears: Ears, deliver: Deliver) -> None:
-        self.speech = False  # whether somebody speaks, as of the newest frames
         self._ears, self._deliver = ears, deliver
         self._frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MOST_WAITING_FRAMES)
+        self._speech: deque[bool] = deque()  # of the frames heard, not asked for yet
         self._generation = 0  # of the conversation: a restart voids what is on its way
         self.reset()
 
@@ -109,13 +121,18 @@ class Hearing:
         """Begin anew: what was heard so far belongs to nobody. Any thread."""
         self._generation += 1
         self._frames.clear()
+        self._speech.clear()
         self._state: HearingState | None = None
 
     @property
     def writing(self) -> bool:
         """Whether a turn is over, or may be, and its words are not there yet."""
         state = self._state
-        return state is not None and state.written is not None and not self.speech
+        return state is not None and state.written is not None
+
+    def take_speech(self) -> tuple[bool, ...]:
+        """Whether somebody speaks in each frame heard since the last call. Scheduler's thread."""
+        return tuple(self._speech.popleft() for _ in range(len(self._speech)))
 
     def push(self, user: np.ndarray, agent: np.ndarray) -> None:
         """One user frame, and the agent's frame before it: [1920] float32. Scheduler's thread."""
@@ -138,7 +155,7 @@ class Hearing:
         speech = state.listen(self._ears.silero, windows)
         for window, probability in zip(windows, speech, strict=True):
             self._take_window(state, window, probability, is_echo)
-        self.speech = state.speech
+        self._speech.append(state.speech)
 
     def _take_window(
         self, state: "HearingState", window: np.ndarray, probability: float, is_echo: bool
@@ -266,6 +283,7 @@ def load_whisper(folder: Path, hotwords: str) -> WriteDown:
     """A function from samples [n] at 16 kHz to words; int8, two threads of the CPU."""
     from faster_whisper import WhisperModel
 
+    logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it tells of every turn
     model: WhisperModel = WhisperModel(
         str(folder), device="cpu", compute_type="int8", cpu_threads=2
     )

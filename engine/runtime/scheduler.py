@@ -386,7 +386,7 @@ class Scheduler:
 def heard_row(heard: Heard, seat: Seat) -> HeardRow:
     """What one slot's director is shown beside the sampled token."""
     if seat.hearing:
-        return HeardRow(speech=seat.hearing.speech, writing=seat.hearing.writing)
+        return HeardRow(speech=seat.hearing.take_speech(), writing=seat.hearing.writing)
     slot = seat.slot
     if heard.stt_text is None or heard.stt_text[slot] < 0:
         return HeardRow()

@@ -69,10 +69,10 @@ def test_without_ears_loud_is_more_than_36_db_below_full_scale():
 def test_with_ears_loudness_counts_for_nothing():
     floor = UserFloor()
     for _ in range(10):
-        floor.take_frame(0.9, HeardRow(speech=False))
+        floor.take_frame(0.9, HeardRow(speech=(False,)))
     assert not floor.speaking
     for _ in range(10):
-        floor.take_frame(0.001, HeardRow(speech=True))
+        floor.take_frame(0.001, HeardRow(speech=(True,)))
     assert floor.speaking
 
 

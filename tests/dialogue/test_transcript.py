@@ -86,13 +86,9 @@ def test_the_first_steps_are_not_read():
 # -- the rule of turns -----------------------------------------------------------------------------
 
 
-def take(rule: TurnRule, peak, piece, pause) -> bool:
-    return rule.take_frame(peak, peak >= LOUD, piece, pause)
-
-
 def ends(rule: TurnRule, frames) -> list[int]:
     """The frames (from 1) in which a turn ends; frames are (peak, piece, pause)."""
-    return [rule.frames for frame in frames if take(rule, *frame)]
+    return [rule.frames for frame in frames if rule.take_frame(*frame)]
 
 
 def test_two_frames_in_a_row_above_0_6_end_a_turn():
@@ -119,7 +115,7 @@ def test_the_user_speaks_while_the_head_says_so_and_the_frame_is_audible():
     rule, seen = TurnRule(), []
     below = np.full(4, 0.3, np.float32)
     for peak, pause in ((LOUD, below), (LOUD, below), (SOFT, below), (LOUD, below), (LOUD, DONE)):
-        take(rule, peak, False, pause)
+        rule.take_frame(peak, False, pause)
         seen.append(rule.speaking)
     assert seen == [False, True, False, True, False]
 
@@ -127,7 +123,7 @@ def test_the_user_speaks_while_the_head_says_so_and_the_frame_is_audible():
 def test_a_piece_shows_speech_for_four_frames():
     rule, seen = TurnRule(), []
     for piece in (False, True, False, False, False, False):
-        take(rule, SOFT, piece, DONE)
+        rule.take_frame(SOFT, piece, DONE)
         seen.append(rule.speaking)
     assert seen == [False, True, True, True, True, False]
 
