@@ -128,8 +128,8 @@ class Session:
         if persona is None:
             persona = self._engine.personas[0].text
         ears = self._engine.ears if self.config.transcribe and not backend.transcribes else None
-        hearing = ears.open(self._take_words) if ears else None
-        has_words = hearing is not None and ears.write_down is not None
+        listener = ears.open(self._take_words) if ears else None
+        has_words = listener is not None and ears.write_down is not None
         self._opening = Opening(
             voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(persona, backend.tokenizer),
@@ -139,7 +139,7 @@ class Session:
         )
         self.director = self._new_director()
         seat = self._seat = self._scheduler.join(
-            self._opening, self.director, self._deliver, hearing
+            self._opening, self.director, self._deliver, listener
         )
         self._line.open(seat.post, backend.tokenizer)
         if self.routing:

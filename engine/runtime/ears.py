@@ -34,7 +34,7 @@ WRITE_WINDOWS = 8  # of silence (0.26 s): a turn may be over, it is written down
 END_WINDOWS = 18  # of silence (0.58 s): it is over
 PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
 MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
-MOST_WAITING_FRAMES = 375  # of one conversation (30 s); beyond them the oldest go unheard
+MOST_WAITING_FRAMES = 375  # of one conversation
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
 ECHO_STEP = SAMPLE_RATE // 100  # envelopes are compared in steps of 10 ms
@@ -62,7 +62,7 @@ class Ears:
             str(model), options, providers=["CPUExecutionProvider"]
         )
         self.writer = ThreadPoolExecutor(1, "words", initializer=step_back)
-        self._waiting: deque[Hearing] = deque()  # one entry a frame
+        self._waiting: deque[Listener] = deque()  # one entry a frame
         self._some = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ears", daemon=True)
@@ -72,9 +72,9 @@ class Ears:
         """Load a Whisper. Its threads come from the writer's, so that they step back too."""
         self.write_down = self.writer.submit(load_whisper, folder, names).result()
 
-    def open(self, deliver: Deliver) -> "Hearing":
+    def open(self, deliver: Deliver) -> "Listener":
         """A conversation's ears; `deliver` is called in a thread of theirs."""
-        return Hearing(self, deliver)
+        return Listener(self, deliver)
 
     def close(self) -> None:
         with self._some:
@@ -82,9 +82,9 @@ class Ears:
             self._some.notify()
         self.writer.shutdown(wait=False, cancel_futures=True)
 
-    def wake(self, hearing: "Hearing") -> None:
+    def wake(self, listener: "Listener") -> None:
         with self._some:
-            self._waiting.append(hearing)
+            self._waiting.append(listener)
             self._some.notify()
 
     def _run(self) -> None:
@@ -94,9 +94,9 @@ class Ears:
                     self._some.wait()
                 if self._closed:
                     return
-                hearing = self._waiting.popleft()
+                listener = self._waiting.popleft()
             try:
-                hearing.take_frame()
+                listener.take_frame()
             except Exception as error:  # the thread's boundary: one frame goes unheard
                 logger.error("the ears failed: %s", type(error).__name__)
 
@@ -107,58 +107,50 @@ def step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-class Hearing:
+class Listener:
     """One conversation's ears: frames in, whether somebody speaks, words when a turn is over."""
 
     def __init__(self, ears: Ears, deliver: Deliver) -> None:
         self._ears, self._deliver = ears, deliver
-        self._frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MOST_WAITING_FRAMES)
-        self._speech: deque[bool] = deque()  # of the frames heard, not asked for yet
-        self._generation = 0  # of the conversation: a restart voids what is on its way
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: what was heard so far belongs to nobody. Any thread."""
-        self._generation += 1
-        self._frames.clear()
-        self._speech.clear()
-        self._state: HearingState | None = None
+        """Begin anew: what was heard so far, and what is on its way, belongs to nobody."""
+        self._state = ListenerState()
 
     @property
     def writing(self) -> bool:
         """Whether a turn is over, or may be, and its words are not there yet."""
-        state = self._state
-        return state is not None and state.written is not None
+        return self._state.written is not None
 
     def take_speech(self) -> tuple[bool, ...]:
         """Whether somebody speaks in each frame heard since the last call. Scheduler's thread."""
-        return tuple(self._speech.popleft() for _ in range(len(self._speech)))
+        heard = self._state.heard
+        return tuple(heard.popleft() for _ in range(len(heard)))
 
     def push(self, user: np.ndarray, agent: np.ndarray) -> None:
         """One user frame, and the agent's frame before it: [1920] float32. Scheduler's thread."""
-        self._frames.append((user.copy(), agent))
+        self._state.frames.append((user.copy(), agent))
         self._ears.wake(self)
 
     # -- the ears' thread --------------------------------------------------------------------------
 
     def take_frame(self) -> None:
+        state = self._state
         try:
-            user, agent = self._frames.popleft()
+            user, agent = state.frames.popleft()
         except IndexError:
             return  # it went unheard, or the conversation began anew
-        if self._state is None:
-            self._state = HearingState(self._generation)
-        state = self._state
         state.seconds += FRAME_SECONDS
         is_echo = state.echo.take_frame(user, agent)
         windows = state.windows(user)
         speech = state.listen(self._ears.silero, windows)
         for window, probability in zip(windows, speech, strict=True):
             self._take_window(state, window, probability, is_echo)
-        self._speech.append(state.speech)
+        state.heard.append(state.speech)
 
     def _take_window(
-        self, state: "HearingState", window: np.ndarray, probability: float, is_echo: bool
+        self, state: "ListenerState", window: np.ndarray, probability: float, is_echo: bool
     ) -> None:
         state.speech = probability > (STILL_SPEECH if state.speech else SPEECH) and not is_echo
         state.turn.append(window)
@@ -180,13 +172,13 @@ class Hearing:
             state.parts.append(self._write(state))
             state.turn.clear()
 
-    def _write(self, state: "HearingState") -> "Future[str]":
+    def _write(self, state: "ListenerState") -> "Future[str]":
         write_down = self._ears.write_down or (lambda samples: "")
         return self._ears.writer.submit(write_down, np.concatenate(state.turn))
 
-    def _finish(self, state: "HearingState") -> None:
+    def _finish(self, state: "ListenerState") -> None:
         """The turn is over: deliver its words as soon as they are there."""
-        parts, last, generation = [*state.parts, state.written], state.written, state.generation
+        parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
         start = end - (len(state.turn) - state.quiet) * WINDOW_SECONDS
         state.turn = state.turn[-PRE_ROLL_WINDOWS:]
@@ -196,7 +188,7 @@ class Hearing:
         def deliver(_: "Future[str]") -> None:
             if state.written is last:
                 state.written = None
-            if generation != self._generation or any(part.cancelled() for part in parts):
+            if state is not self._state or any(part.cancelled() for part in parts):
                 return
             if any(part.exception() for part in parts):
                 logger.error("a turn could not be written down")
@@ -207,13 +199,15 @@ class Hearing:
         last.add_done_callback(deliver)  # the writer is one thread: the others are done before
 
 
-class HearingState:
-    """What the ears remember of one conversation. Ears' thread."""
+class ListenerState:
+    """What the ears remember of one conversation, and its two boxes. Ears' thread."""
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self) -> None:
         import soxr
 
-        self.generation = generation
+        # (user, agent), to be heard; beyond 30 s of them the oldest go unheard
+        self.frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MOST_WAITING_FRAMES)
+        self.heard: deque[bool] = deque()  # whether somebody speaks, not asked for yet
         self.seconds = 0.0  # of the user's audio
         self.speech = False
         self.spoken = self.quiet = 0  # windows of the turn with speech; without, in a row

@@ -29,12 +29,12 @@ ANSWER = (
 TRIES = 24
 
 
-class Listening:
+class Answering:
     """An agent that says a long answer, and the user's audio frame by frame."""
 
     def __init__(self, ears: Ears, words: bool = True) -> None:
         self.words: list[tuple[str, float, float]] = []
-        self.hearing = ears.open(lambda *turn: self.words.append(turn))
+        self.listener = ears.open(lambda *turn: self.words.append(turn))
         self.director = Director(TOKENIZER, floor=UserFloor(words_come=words))
         self.told: list[ev.Event] = []
         self.frame = 0
@@ -55,12 +55,12 @@ class Listening:
             user = sound[at : at + FRAME_SAMPLES]
             if agent is not None:
                 self.agent = agent[at : at + FRAME_SAMPLES]
-            self.hearing.push(user, self.agent)
-            self.hearing.take_frame()
+            self.listener.push(user, self.agent)
+            self.listener.take_frame()
             for text, start, end in self.words:
                 self.take(ev.UserText(text, start, end, final=True))
             self.words.clear()
-            row = HeardRow(speech=self.hearing.take_speech(), writing=self.hearing.writing)
+            row = HeardRow(speech=self.listener.take_speech(), writing=self.listener.writing)
             self.director.step(PAD, row, float(np.abs(user).max()), 0.5)
             self.told += self.director.events()
             self.frame += 1
@@ -75,7 +75,7 @@ class Listening:
 class QuietEars(Ears):
     """The real voice model; frames are taken by the test, and words by what it has prepared."""
 
-    def wake(self, hearing) -> None:
+    def wake(self, listener) -> None:
         pass
 
 
@@ -101,7 +101,7 @@ NOISES = {
 def test_a_noise_stops_nothing(ears, kind):
     stopped = 0
     for seed in range(TRIES):
-        call = Listening(ears)
+        call = Answering(ears)
         call.answer()
         call.hear(NOISES[kind](seed))
         call.hear(noises.silence(0.5))
@@ -127,7 +127,7 @@ def test_speech_stops_it_however_soft_and_over_a_fan(ears, over, level):
     )
     stopped = 0
     for index in range(TRIES):
-        call = Listening(ears)
+        call = Answering(ears)
         call.answer()
         speech = noises.set_level(noises.say(sentences[index % 6], VOICES[index // 6]), level)
         sound = np.concatenate([speech, noises.silence(0.4)])
@@ -144,7 +144,7 @@ def test_speech_stops_it_however_soft_and_over_a_fan(ears, over, level):
 def test_a_backchannel_stops_nothing(ears, said):
     assert is_backchannel(said)
     for voice in VOICES:
-        call = Listening(ears)
+        call = Answering(ears)
         call.answer()
         call.hear(noises.set_level(noises.say(said, voice), -26))
         call.hear(noises.silence(1.0))
@@ -156,7 +156,7 @@ def test_the_agents_own_echo_stops_nothing(ears):
     for delay in (0.05, 0.12, 0.2, 0.31):
         way = int(delay * 24_000)
         echo = np.concatenate([noises.silence(delay), agent[:-way] * 0.1])
-        call = Listening(ears)
+        call = Answering(ears)
         call.answer()
         seconds = slice(0, 4 * 24_000)
         call.hear(echo[seconds], agent[seconds])
@@ -174,8 +174,8 @@ def written(text: str) -> "Future[str]":
     [("", "resumed"), ("Okay, thanks.", "resumed"), ("No, the other one.", "cancelled")],
 )
 def test_what_was_stopped_for_nothing_goes_on_at_its_clause(ears, words, last, monkeypatch):
-    call = Listening(ears)
-    monkeypatch.setattr(call.hearing, "_write", lambda state: written(words))
+    call = Answering(ears)
+    monkeypatch.setattr(call.listener, "_write", lambda state: written(words))
     call.answer()
     call.hear(noises.silence(7.0))
     before = call.director.agenda.current.spoken
@@ -198,8 +198,8 @@ def test_what_was_stopped_for_nothing_goes_on_at_its_clause(ears, words, last, m
 
 
 def test_it_goes_on_once_only(ears, monkeypatch):
-    call = Listening(ears)
-    monkeypatch.setattr(call.hearing, "_write", lambda state: written(""))
+    call = Answering(ears)
+    monkeypatch.setattr(call.listener, "_write", lambda state: written(""))
     call.answer()
     long = noises.set_level(noises.say("well you know what I was always thinking"), -26)
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_it_goes_on_once_only(ears, monkeypatch):
 
 
 def test_a_turns_end_is_told_with_a_fan_running(ears):
-    call = Listening(ears)
+    call = Answering(ears)
     speech = noises.set_level(noises.say("How much is the premium plan?"), -20)
     sound = np.concatenate([noises.silence(1.0), speech, noises.silence(2.0)])
     sound += noises.set_level(noises.fan(len(sound) / 24_000 + 0.01, 1), -34)[: len(sound)]

@@ -414,7 +414,7 @@ def test_a_barge_in_stops_the_answer_within_the_current_word_and_one_frame(after
     rig.take(ev.Say(5, text, answer=1))
     rig.steps(after)
     rig.steps(2, peak_in=LOUD)
-    while rig.director.floor.onset_frames < BARGE_IN_FRAMES:
+    while rig.director.floor.speech_frames < BARGE_IN_FRAMES:
         rig.step(peak_in=LOUD)
     start = len(rig.fed)
     rig.run_until(lambda: rig.director.mode is Mode.TAIL or SayState.CANCELLED in rig.states(5))
