@@ -92,7 +92,9 @@ class ServerConfig:
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
     transcribe: str = setting(
-        "", "TRANSCRIBE", "recogniser for the user's words: a directory, a HF repository or 1"
+        "auto",
+        "TRANSCRIBE",
+        "who writes down the user's words: auto, 0 (nobody), 1, a directory or a HF repository",
     )
     device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
     slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
@@ -133,6 +135,17 @@ class ServerConfig:
             if text and entry.name not in given:
                 values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
         return cls(**values)
+
+
+def choose_recogniser(config: ServerConfig, environ: Mapping[str, str]) -> str:
+    """The recogniser that a model is to have: a directory, a repository, 1, or "" for none.
+
+    `auto` wants the usual one where its words have a use: with routing on, and a key.
+    """
+    if config.transcribe == "auto":
+        has_key = bool(DeepSeekConfig.from_environment(environ).api_key)
+        return "1" if config.routing and has_key else ""
+    return "" if config.transcribe == "0" else config.transcribe
 
 
 def parse_setting(name: str, text: str, default: Any) -> Any:

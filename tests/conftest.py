@@ -1,5 +1,6 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -8,6 +9,9 @@ import pytest
 
 from engine.runtime.load import Overload
 from tests.serving import ApiServer
+
+# Servers of tests have no ears unless a test gives them some: loading them takes a second.
+os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 
 
 @pytest.fixture(scope="module")

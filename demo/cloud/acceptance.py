@@ -25,7 +25,7 @@ from demo.cloud.volume import (
     pin_to_local,
     set_compile_cache,
 )
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, EngineError, ModelError
 from engine.runtime.choose import cuda_device_name, has_cuda
 from engine.weights import hub
@@ -113,8 +113,8 @@ def measure(
     results.mkdir(parents=True, exist_ok=True)
 
     def run(subject: str, name: str, options: list[str], model: Path, consequence: str) -> dict:
-        if config.transcribe:  # the recogniser has weights too, and takes its share
-            options = [*options, "--transcribe", config.transcribe]
+        if source := choose_recogniser(config, os.environ):  # it takes its share
+            options = [*options, "--transcribe", source]
         path = results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
         options = [*options, "--model", str(model), "--device", config.device]
@@ -215,10 +215,10 @@ def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> 
     yield f"verdict     {describe_mode(choose_precision(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {describe_mode(choose_precision(asked, folder, config.device))}{forced}"
-    if config.transcribe:
+    if source := choose_recogniser(config, os.environ):
         from engine.weights.loading import download_recogniser  # brings torch along
 
-        found = download_recogniser(config.transcribe)
+        found = download_recogniser(source)
         weights = choose_recogniser_precision(config.weights, folder, found, config.device)
         yield f"recogniser  weights {weights}"
 

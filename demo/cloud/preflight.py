@@ -40,7 +40,8 @@ def download(commit: Commit) -> None:
     started = time.monotonic()
     try:
         config = config_without_gpu()
-        config = replace(config, transcribe=config.transcribe or "1")  # it may be turned on later
+        if config.transcribe == "auto":
+            config = replace(config, transcribe="1")  # it may be turned on later
         fetched = fetch(config, make_progress_printer(), commit)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None

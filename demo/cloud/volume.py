@@ -5,12 +5,13 @@ Modal is unknown here. How a volume is committed comes in as a callable.
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, ModelError
 from engine.runtime.choose import choose_device, cuda_device_name
 from engine.weights import hub
@@ -48,8 +49,14 @@ def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
     if is_repository(config.model) and pin_to_local(config) is config:
         hub.fetch(config.model, config.revision or None, progress)
         fetched = True
-    if config.model != "embedded" and config.transcribe:
-        fetched |= fetch_recogniser(config.transcribe, progress)
+    recogniser = choose_recogniser(config, os.environ)
+    if config.model != "embedded" and recogniser:
+        try:
+            fetched |= fetch_recogniser(recogniser, progress)
+        except ModelError as error:
+            if config.transcribe != "auto":
+                raise
+            logger.warning("%s", error)  # nobody asked for it by name: the server does without
     if fetched:
         progress("saving the weights to the volume", 0.0)
         commit()
@@ -87,8 +94,8 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> N
     try:
         if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
             loading.quantise_checkpoint(folder, device, report)
-        if config.transcribe:
-            recogniser = loading.download_recogniser(config.transcribe, progress)
+        if source := choose_recogniser(config, os.environ):
+            recogniser = loading.download_recogniser(source, progress)
             if choose_recogniser_precision(config.weights, folder, recogniser, device) == "int8":
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:

@@ -18,6 +18,7 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "gpu": "engine.bench.gpu",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
+    "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
 }
 

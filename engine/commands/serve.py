@@ -15,7 +15,8 @@ from engine.dialogue.session import Limits
 from engine.errors import ConfigError
 from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
-from engine.runtime.choose import choose_model, load_backend
+from engine.runtime.choose import choose_model, load_backend, load_ears
+from engine.runtime.ears import Ears
 from engine.wire.server import add_routes
 
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
@@ -60,12 +61,18 @@ def build_service(
         prepare(progress)
         return load_backend(config, progress)
 
+    answers = build_answers(config, os.environ)
+
+    def open_ears(progress: Progress, backend: Backend) -> tuple[Ears | None, str]:
+        return load_ears(config, backend, answers.router.knowledge.names(), progress)
+
     service = Service(
         load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
-        answers=build_answers(config, os.environ),
+        answers=answers,
+        load_ears=open_ears,
     )
     service.default_voice = config.voice
     return service

@@ -14,6 +14,7 @@ from engine.lookup.question import HoldEnd, Route
 class SayState(StrEnum):
     QUEUED = "queued"
     SPEAKING = "speaking"
+    RESUMED = "resumed"  # after a stop for nothing: it is being spoken again
     DONE = "done"
     CANCELLED = "cancelled"
 

@@ -22,6 +22,7 @@ from engine.errors import BusyError, ClosingError
 from engine.lookup.handover import bang_table
 from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
+from engine.runtime.ears import Ears
 from engine.runtime.metrics import Metrics
 from engine.runtime.scheduler import Scheduler
 
@@ -32,6 +33,7 @@ CLOSE_SECONDS = 5.0  # for the last messages to leave
 
 Progress = Callable[[str, float], None]  # phase, percent
 Load = Callable[[Progress], Backend]
+LoadEars = Callable[[Progress, Backend], tuple[Ears | None, str]]  # ... and what is heard, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Service:
         personas: tuple[Persona, ...] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         answers: Answers | None = None,
+        load_ears: LoadEars | None = None,
     ) -> None:
         self.model = model  # what was asked for; the backend's own name once it is there
         self.limits = limits or Limits()
@@ -62,7 +65,9 @@ class Service:
         self.metrics = Metrics()
         self.waking: Waking | None = Waking()  # None: warm
         self.closing = False
-        self._load = load
+        self.ears: Ears | None = None  # of this CPU, where the model has no recogniser
+        self.hears = "energy only"  # for people
+        self._load, self._load_ears = load, load_ears
         self.on_death = on_death
         self._scheduler: Scheduler | None = None
         self._started = False
@@ -89,6 +94,9 @@ class Service:
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
                     _ = self.answers.router.knowledge.index  # made when it is first read
+            if self._load_ears:
+                self.ears, self.hears = self._load_ears(self._progress, backend)
+                logger.info("hears: %s", self.hears)
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
@@ -119,6 +127,8 @@ class Service:
         self.preparer.shutdown(wait=False, cancel_futures=True)
         if self._scheduler:
             self._scheduler.stop()
+        if self.ears:
+            self.ears.close()
 
     @property
     def scheduler(self) -> Scheduler:

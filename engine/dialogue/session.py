@@ -127,15 +127,20 @@ class Session:
         backend, persona = self._scheduler.backend, self.config.text_prompt
         if persona is None:
             persona = self._engine.personas[0].text
+        ears = self._engine.ears if self.config.transcribe and not backend.transcribes else None
+        listener = ears.open(self._take_words) if ears else None
+        has_words = listener is not None and ears.write_down is not None
         self._opening = Opening(
             voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(persona, backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
-            transcribe=backend.transcribes and self.config.transcribe,
+            transcribe=self.config.transcribe and (backend.transcribes or has_words),
         )
         self.director = self._new_director()
-        seat = self._seat = self._scheduler.join(self._opening, self.director, self._deliver)
+        seat = self._seat = self._scheduler.join(
+            self._opening, self.director, self._deliver, listener
+        )
         self._line.open(seat.post, backend.tokenizer)
         if self.routing:
             self.routing.transcribes = self.transcribes
@@ -145,7 +150,8 @@ class Session:
 
     def _new_director(self) -> Director:
         backend = self._scheduler.backend
-        floor = UserFloor(backend.transcription if self.transcribes else None)
+        recogniser = backend.transcription if self.transcribes and backend.transcribes else None
+        floor = UserFloor(recogniser, words_come=self.transcribes)
         if not self.routing:
             return Director(backend.tokenizer, floor=floor)
         own = self.routing.own_words(backend.tokenizer)
@@ -157,6 +163,7 @@ class Session:
 
     @property
     def transcribes(self) -> bool:
+        """Whether the user's turns come in words."""
         return self._opening is not None and self._opening.transcribe
 
     @property
@@ -252,6 +259,17 @@ class Session:
         """Scheduler's thread: hand outputs to the event loop."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._receive, outputs)
+
+    def _take_words(self, text: str, start: float, end: float) -> None:
+        """The ears' thread: a turn of the user is written down."""
+        if not self._loop.is_closed():
+            turn = ev.UserText(text, start, end, final=True)
+            self._loop.call_soon_threadsafe(self._post_words, turn)
+
+    def _post_words(self, turn: ev.UserText) -> None:
+        """A full inbox is a client's own flood; it loses its words."""
+        with contextlib.suppress(RefusedError):
+            self.post(turn)
 
     def _receive(self, outputs: list[Output]) -> None:
         for output in outputs:

@@ -178,7 +178,7 @@ class Probe:
             self.spoken_frames += 1
             self.padding_frames += token in (PAD, EPAD)
         # from the barge-in until the text is left: frames that are no piece of the word
-        if before is Mode.SPEAK and self.director.floor.onset_frames == BARGE_IN_FRAMES:
+        if before is Mode.SPEAK and self.director.floor.speech_frames == BARGE_IN_FRAMES:
             self._cancel = 0
         if self._cancel is None:
             return

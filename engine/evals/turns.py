@@ -3,20 +3,32 @@
 The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
 0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
 after their sound. They hold the rules of
-engine/dialogue/floor.py, not the recogniser's own hearing.
+engine/dialogue/floor.py, not the recogniser's own hearing. The CPU's ears are run for real, on
+spoken sentences in real time: how long after a turn its words are there.
 """
 
+import argparse
+import queue
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from engine.config import EPAD, FRAME_SECONDS, PAD
+from engine.bench.report import positive, save, table
+from engine.config import EPAD, FRAME_SAMPLES, FRAME_SECONDS, PAD, SAMPLE_RATE
 from engine.dialogue.floor import UserFloor
 from engine.runtime.backend import HeardRow, Transcription
 
 DELAY_FRAMES = 6
 WORD_FRAMES = 4  # 0.32 s a word
+SPOKEN = (  # each about five seconds long
+    "Could you tell me how much the premium plan costs, and whether there is a free trial of it?",
+    "I have a recording of two hours in which five people speak, is that something you can do?",
+    "Before I decide I would like to know what happens to my files when I cancel my contract.",
+)
+QUIET = 1e-3  # of full scale: below it a spoken sentence is over
 IN_TIME_FRAMES = 25  # 2 s: a turn's end found later counts as missed
 FIRST_ID = 10  # of the scripted words
 
@@ -144,3 +156,53 @@ def measure_turns() -> list[dict[str, Any]]:
         row = {"rule": rule, "turns": turns, "precision": precision, "recall": recall}
         rows.append({**row, "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3)})
     return rows
+
+
+def note_words(words: queue.SimpleQueue, text: str, _start: float, _end: float) -> None:
+    words.put((text, time.monotonic()))
+
+
+def measure_ears(source: str, turns: int) -> list[dict[str, Any]]:
+    """Seconds from the end of a spoken turn to its words, each turn in real time."""
+    from engine.runtime.ears import Ears, find_whisper
+    from engine.runtime.embedded import load_synthesizer
+
+    ears = Ears()
+    ears.load(find_whisper(source, lambda phase, percent: None), "")
+    silence, rows = np.full(3 * SAMPLE_RATE, 1e-5, np.float32), []
+    for number in range(turns):
+        sentence = SPOKEN[number % len(SPOKEN)]
+        said = load_synthesizer().say(sentence, "en-us", 50, 160)
+        sound = np.concatenate([silence[:SAMPLE_RATE], said, silence])
+        over = np.flatnonzero(np.abs(sound) > QUIET)[-1] / SAMPLE_RATE
+        words: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        listener = ears.open(partial(note_words, words))
+        start = time.monotonic()
+        for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
+            frame = sound[at : at + FRAME_SAMPLES]
+            time.sleep(max(0.0, start + (at + FRAME_SAMPLES) / SAMPLE_RATE - time.monotonic()))
+            listener.push(frame, np.zeros_like(frame))
+        text, at = words.get(timeout=30)
+        asked = [word for word in sentence.lower().split() if word.isalpha()]
+        right = sum(word in text.lower() for word in asked) / len(asked)
+        rows.append(
+            {"turn_s": round(len(said) / SAMPLE_RATE, 1), "words_after_s": at - start - over,
+             "words_right": right}
+        )  # fmt: skip
+    ears.close()
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--whisper", default="", help="a folder, or 1: the CPU's ears as well")
+    parser.add_argument("--turns", type=positive, default=3, help="spoken to the ears")
+
+
+def run(args: argparse.Namespace) -> int:
+    rules = measure_turns()
+    print(table(rules))
+    ears = measure_ears(args.whisper, args.turns) if args.whisper else []
+    if ears:
+        print(table(ears))
+    save("turns", {"rules": rules, "ears": ears}, args.json)
+    return 0

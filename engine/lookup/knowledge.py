@@ -6,6 +6,7 @@ section is searched but never sent. No model, no network; a search takes well un
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ KNOWLEDGE_FOLDER = Path(__file__).parents[2] / "assets" / "knowledge"
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 SUFFIXES = ("ies", "ing", "ed", "es", "e", "s")
 K1, B = 0.8, 0.25  # how much repetition counts; how much a long section is marked down
+NAMES = 12  # that a recogniser is told
 STOP_WORDS = re.compile(
     r"a|an|the|and|or|of|to|in|on|at|for|with|by|from|as|up|down|out|off|about|into|over|"
     r"is|are|was|were|be|been|am|do|does|did|have|has|had|can|could|will|would|should|may|might|"
@@ -103,6 +105,13 @@ class Knowledge:
         if not sections:
             raise ConfigError(f"knowledge: no ## section in {folder}/*.md; add one, or unset it")
         return cls(sections, everyday)
+
+    def names(self) -> str:
+        """What the facts are about: words that they never write without a capital."""
+        text = " ".join(f"{section.title}. {section.text}" for section in self.sections)
+        words = Counter(re.findall(r"[A-Za-z]{4,}", text))
+        names = [word for word, times in words.most_common() if times > 1 and word[0].isupper()]
+        return " ".join([name for name in names if name.lower() not in words][:NAMES])
 
     def find(self, question: str) -> Found:
         asked = [term for term in terms(question) if term in self._known]

@@ -7,6 +7,7 @@ for one conversation, in the session's event loop; `question.py` follows each qu
 """
 
 import itertools
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -29,6 +30,10 @@ from engine.lookup.textmodel import Answerer, Messages
 from engine.runtime.backend import Tokenizer
 
 MAX_QUESTION_CHARS = 2000
+DISMISSAL = re.compile(
+    r"\b(never ?mind|forget (it|that|about it)|stop|cancel( (it|that))?)\b", re.I
+)
+DISMISSAL_WORDS = 6  # at most, of a turn in which the user wants no answer any more
 MINUTE_SECONDS, DAY_SECONDS = 60.0, 86_400
 MAX_TURNS = 20  # kept
 SENT_TURNS = 8
@@ -76,7 +81,10 @@ class Routing:
         if not self.on:
             return
         self._turns_since += 1
-        if self.current and self.current.state is QuestionState.WAITING:  # for these words
+        asked = self.current and not self.current.is_over
+        if asked and DISMISSAL.search(text) and len(text.split()) <= DISMISSAL_WORDS:
+            self.current.give_up(INTERRUPTED)
+        elif self.current and self.current.state is QuestionState.WAITING:  # for these words
             self._try(text, self.current.source, self.current)
         elif self._answers.router.needs_facts(text, self._before):
             self._try(text, Source.USER)

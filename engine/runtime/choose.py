@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.install import describe_missing
 from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, repository_folder
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
+    from engine.runtime.ears import Ears
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,6 @@ def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -
     """Load what the configuration asks for. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":
-        if config.transcribe:
-            logger.warning("the embedded voice has no codec that a recogniser could read: no words")
         from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
 
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
@@ -73,5 +72,42 @@ def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
+    recogniser = choose_recogniser(config, os.environ)
+    if recogniser and config.transcribe == "auto":
+        from engine.weights.loading import download_recogniser
+
+        try:
+            recogniser = str(download_recogniser(recogniser, progress))
+        except ModelError as error:  # nobody asked for it by name: the CPU's ears may do
+            logger.warning("no recogniser in the model: %s", error)
+            recogniser = ""
     device = choose_device(config.device)
-    return load_personaplex(replace(config, model=source, device=device), progress)
+    config = replace(config, model=source, device=device, transcribe=recogniser)
+    return load_personaplex(config, progress)
+
+
+def load_ears(
+    config: ServerConfig, backend: "Backend", names: str, progress: Callable[[str, float], None]
+) -> "tuple[Ears | None, str]":
+    """The CPU's ears, where the model has no recogniser; and what is heard, for people.
+
+    names: what the facts are about, so that it is written as they write it.
+    """
+    if backend.transcribes:
+        return None, "kyutai stt"
+    deaf = "energy only, spoken questions are not routed"
+    if config.transcribe == "0":
+        return None, f"{deaf}: --transcribe is 0"
+    if config.transcribe == "auto" and not config.routing:
+        return None, f"{deaf}: --routing is 0"
+    try:
+        from engine.runtime.ears import Ears, find_whisper
+
+        ears = Ears()
+    except ModuleNotFoundError as error:
+        return None, f"{deaf}: {describe_missing(error)}"
+    try:
+        ears.load(find_whisper(config.transcribe, progress), names)
+    except (ModelError, OSError, RuntimeError, ValueError) as error:
+        return ears, f"voice activity only, spoken questions are not routed: {error}"
+    return ears, "whisper"

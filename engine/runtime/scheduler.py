@@ -22,6 +22,7 @@ import numpy as np
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
 from engine.errors import BusyError, EngineError, logged_fault
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
+from engine.runtime.ears import Listener
 from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
@@ -87,10 +88,14 @@ class Scheduler:
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
-        self, opening: Opening, director: FrameDirector, deliver: Callable[[list[Output]], None]
+        self,
+        opening: Opening,
+        director: FrameDirector,
+        deliver: Callable[[list[Output]], None],
+        listener: Listener | None = None,
     ) -> Seat:
         """Take the lowest free slot. Raises BusyError if there is none, or in overload."""
-        seat = Seat(opening, director, deliver, self.wake, self.metrics)
+        seat = Seat(opening, director, deliver, self.wake, self.metrics, listener)
         with self._wake:
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
             if not free:
@@ -249,6 +254,8 @@ class Scheduler:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
                 pcm[seat.slot], due[seat] = seat.take_frame(now)
+                if seat.listener:
+                    seat.listener.push(pcm[seat.slot], seat.pcm_out)
                 self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
         started = self.clock()
         heard = self.backend.listen(pcm, active)
@@ -285,7 +292,7 @@ class Scheduler:
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.peak_out = float(np.abs(pcm).max())
+            seat.pcm_out, seat.peak_out = pcm, float(np.abs(pcm).max())
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -358,7 +365,7 @@ class Scheduler:
             peak_in = float(np.abs(pcm[slot]).max())
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), heard_row(heard, slot), peak_in, seat.peak_out
+                    int(heard.text[slot]), hear(heard, seat), peak_in, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
@@ -376,8 +383,15 @@ class Scheduler:
             seat.deliver([Notice(events)])
 
 
+def hear(heard: Heard, seat: Seat) -> HeardRow:
+    """What one seat's director is shown beside the sampled token."""
+    if seat.listener:
+        return HeardRow(speech=seat.listener.take_speech(), writing=seat.listener.writing)
+    return heard_row(heard, seat.slot)
+
+
 def heard_row(heard: Heard, slot: int) -> HeardRow:
-    """What one slot's director is shown beside the sampled token."""
+    """The recogniser's part of it."""
     if heard.stt_text is None or heard.stt_text[slot] < 0:
         return HeardRow()
     pause = None if heard.pause is None else heard.pause[slot]

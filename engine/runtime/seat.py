@@ -16,6 +16,7 @@ import numpy as np
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
 from engine.errors import EngineError, RefusedError, TooFastError
 from engine.runtime.backend import HeardRow, Opening
+from engine.runtime.ears import Listener
 from engine.runtime.metrics import Dropped, Metrics
 
 MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
@@ -101,7 +102,9 @@ class Seat:
         deliver: Callable[[list[Output]], None],
         wake: Callable[[], None],
         metrics: Metrics,
+        listener: Listener | None = None,
     ) -> None:
+        self.listener = listener  # the CPU's ears for this conversation
         self.deliver = deliver  # thread-safe; called in the scheduler's thread
         self.slot = -1
         self.joined = 0  # counts up with every conversation of its scheduler
@@ -117,6 +120,9 @@ class Seat:
     def start(self, opening: Opening, director: FrameDirector) -> None:
         """Begin a conversation on this seat (again, for a restart)."""
         self.opening, self.director = opening, director
+        if self.listener:
+            self.listener.reset()
+        self.pcm_out = np.zeros(FRAME_SAMPLES, np.float32)  # the agent's last frame
         self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
         self.tuned: SamplingConfig | None = None  # came while its prompts were going in
         self.bootstrapping = False

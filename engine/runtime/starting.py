@@ -6,10 +6,11 @@ are obeyed, and the log says what came of it.
 
 import gc
 import logging
+import os
 
 import torch
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.runtime.load import TickTable
 from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
@@ -52,8 +53,8 @@ def load_personaplex(
         if device == "cpu" and checkpoint.lm.embedding.table.numel() < ONE_THREAD_WEIGHTS:
             torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
         recogniser = None
-        if config.transcribe:
-            found = download_recogniser(config.transcribe, progress)
+        if source := choose_recogniser(config, os.environ):
+            found = download_recogniser(source, progress)
             where = checkpoint.lm.embedding.table.device
             weights = choose_recogniser_precision(config.weights, folder, found, str(where))
             recogniser = load_recogniser(

@@ -73,6 +73,7 @@ async def healthz(request: web.Request) -> web.Response:
         "slots": service.slots,
         "free": service.free,
         "limited_by": service.limited_by,
+        "hears": service.hears,
     }
     status = 503 if service.closing else 200
     return web.json_response(body, status=status, headers=make_cors_headers(request))

@@ -2,22 +2,23 @@
 
 import pytest
 
-from engine.dialogue.floor import LOUD, EnergyRule
+from engine.dialogue.floor import LOUD, SpeechRule, UserFloor
 from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids
 from engine.dialogue.service import Service
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
 from engine.lookup.handover import PieceDecoder
+from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 
 # -- floor -----------------------------------------------------------------------------------------
 
 
-def run_energy_rule(pattern):
+def run_speech_rule(pattern):
     """A floor after frames written as `#` loud and `.` quiet, and its states."""
-    floor, states = EnergyRule(), []
+    floor, states = SpeechRule(), []
     for mark in pattern:
-        floor.take_frame(0.5 if mark == "#" else 0.001)
+        floor.take_frame(mark == "#")
         states.append((floor.speaking, floor.turn_ended))
     return floor, states
 
@@ -36,31 +37,43 @@ def run_energy_rule(pattern):
     ],
 )
 def test_speaking_starts_after_3_loud_frames_of_4_and_ends_after_5_quiet_ones(pattern, speaking):
-    assert run_energy_rule(pattern)[0].speaking is speaking
+    assert run_speech_rule(pattern)[0].speaking is speaking
 
 
 def test_a_turn_ends_once_after_4_loud_and_9_quiet_frames():
-    _floor, states = run_energy_rule("####" + "." * 20)
+    _floor, states = run_speech_rule("####" + "." * 20)
     assert [i for i, (_, ended) in enumerate(states) if ended] == [12]
 
 
 @pytest.mark.parametrize("pattern", ["###" + "." * 20, "." * 30, "####........" * 3, ""])
 def test_less_than_that_is_no_turn(pattern):
-    assert not any(ended for _, ended in run_energy_rule(pattern)[1])
+    assert not any(ended for _, ended in run_speech_rule(pattern)[1])
 
 
 def test_turns_end_one_after_the_other():
-    _floor, states = run_energy_rule(("######" + "." * 12) * 3)
+    _floor, states = run_speech_rule(("######" + "." * 12) * 3)
     assert sum(ended for _, ended in states) == 3
 
 
-def test_loud_is_more_than_36_db_below_full_scale():
-    floor = EnergyRule()
-    floor.take_frame(LOUD)
-    assert floor.loud_frames == 0
-    floor.take_frame(LOUD * 1.01)
-    assert floor.loud_frames == 1
+def test_without_ears_loud_is_more_than_36_db_below_full_scale():
     assert pytest.approx(0.0158, abs=1e-4) == LOUD
+    floor = UserFloor()
+    for _ in range(4):
+        floor.take_frame(LOUD, HeardRow())
+    assert not floor.speaking
+    for _ in range(4):
+        floor.take_frame(LOUD * 1.01, HeardRow())
+    assert floor.speaking
+
+
+def test_with_ears_loudness_counts_for_nothing():
+    floor = UserFloor()
+    for _ in range(10):
+        floor.take_frame(0.9, HeardRow(speech=(False,)))
+    assert not floor.speaking
+    for _ in range(10):
+        floor.take_frame(0.001, HeardRow(speech=(True,)))
+    assert floor.speaking
 
 
 # -- pieces ----------------------------------------------------------------------------------------

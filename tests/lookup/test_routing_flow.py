@@ -179,12 +179,13 @@ async def test_the_history_holds_what_was_spoken_and_not_what_was_planned():
     assert [route.state for route in talk.routes if route.id == 1][-1] is RouteState.STALE
 
 
-async def test_a_user_who_speaks_while_it_is_looked_up_gives_the_call_up():
+@pytest.mark.parametrize("dismissal", ["Never mind.", "stop", "oh forget it please"])
+async def test_a_user_who_dismisses_it_while_it_is_looked_up_gives_the_call_up(dismissal):
     async with standing(silent) as (api, answers):
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.until(lambda: api.requests)
-        await talk.frames(6, peak_in=LOUD)
+        await talk.turn(dismissal)
         await talk.settled()
         await asyncio.wait_for(api.hung_up.wait(), 5)
     assert talk.states == ["asking", "stale"]

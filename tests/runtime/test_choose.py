@@ -76,4 +76,4 @@ def test_every_setting_of_the_model_reaches_its_start(monkeypatch):
     monkeypatch.setattr(choose, "has_cuda", lambda: True)
     config = ServerConfig(model="someone/somewhere", slots=3, eager=True, revision="r")
     load_backend(config, progress=print)
-    assert asked == [replace(config, device="cuda"), print]
+    assert asked == [replace(config, device="cuda", transcribe=""), print]  # no key: no words

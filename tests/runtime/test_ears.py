@@ -1,0 +1,162 @@
+"""A CPU's ears: who hears when, what is said of it, and that nothing outlives a conversation."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config import FRAME_SAMPLES, ServerConfig, choose_recogniser
+from engine.runtime import ears as module
+from engine.runtime.choose import load_ears
+from engine.runtime.embedded import EmbeddedBackend
+from tests.dialogue import noises
+
+pytest.importorskip("faster_whisper", reason="the ears need faster-whisper")
+KEY = {"DEEPSEEK_API_KEY": "k"}
+FRAME = np.zeros(FRAME_SAMPLES, np.float32)
+
+
+def ignore(phase: str, percent: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "chosen"),
+    [
+        ({}, KEY, "1"),
+        ({}, {}, ""),
+        ({"routing": False}, KEY, ""),
+        ({"transcribe": "0"}, KEY, ""),
+        ({"transcribe": "a/b"}, {}, "a/b"),
+        ({"transcribe": "1", "routing": False}, {}, "1"),
+    ],
+)
+def test_a_model_gets_its_recogniser_where_words_have_a_use(settings, environ, chosen):
+    assert choose_recogniser(ServerConfig(**settings), environ) == chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"transcribe": "0"}, "energy only, spoken questions are not routed: --transcribe is 0"),
+        ({"routing": False}, "energy only, spoken questions are not routed: --routing is 0"),
+    ],
+)
+def test_where_nothing_is_heard_it_says_why(settings, said):
+    config = ServerConfig(model="embedded", **settings)
+    assert load_ears(config, EmbeddedBackend(1), "", ignore) == (None, said)
+
+
+def test_without_its_package_or_its_model_it_says_what_is_missing(monkeypatch, tmp_path):
+    config = ServerConfig(model="embedded", transcribe=str(tmp_path))
+    ears, said = load_ears(config, EmbeddedBackend(1), "", ignore)
+    assert said.startswith("voice activity only, spoken questions are not routed: ")
+    assert ears.write_down is None
+    ears.close()
+
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    monkeypatch.setattr(module.Ears, "__init__", missing)
+    ears, said = load_ears(config, EmbeddedBackend(1), "", ignore)
+    assert ears is None
+    assert "onnxruntime" in said
+
+
+@pytest.fixture
+def ears():
+    made = module.Ears(lambda samples: f"{len(samples)} samples")
+    yield made
+    made.close()
+
+
+def speak(listener: module.Listener, sound: np.ndarray) -> None:
+    for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
+        listener.push(sound[at : at + FRAME_SAMPLES], FRAME)
+
+
+def turn(text: str) -> np.ndarray:
+    said = noises.set_level(noises.say(text), -26)
+    return np.concatenate([noises.silence(0.5), said, noises.silence(1.0)])
+
+
+def test_each_turn_comes_once_with_its_times(ears):
+    turns, come = [], threading.Semaphore(0)
+    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    sound = [turn("This is the first turn."), turn("And this is another one.")]
+    for one in sound:
+        speak(listener, one)
+    for _ in sound:
+        assert come.acquire(timeout=60)
+    (_, start, end), (_, again, last) = turns
+    assert 0.3 < start < 0.7 < end < len(sound[0]) / 24_000 < again < last
+    assert not come.acquire(timeout=0.1)
+    assert not listener.writing
+
+
+def test_a_restart_voids_what_is_on_its_way(ears):
+    turns, written, go_on = [], threading.Event(), threading.Event()
+
+    def write_down(samples: np.ndarray) -> str:
+        written.set()
+        assert go_on.wait(60)
+        return "secret"
+
+    ears.write_down = write_down
+    listener = ears.open(lambda *said: turns.append(said))
+    speak(listener, turn("Nobody else may hear this."))
+    assert written.wait(60)
+    listener.reset()
+    go_on.set()
+    ears.writer.submit(lambda: None).result(60)
+    assert turns == []
+    assert listener.take_speech() == ()
+
+
+def test_a_turn_that_cannot_be_written_down_costs_its_words_alone(ears, caplog):
+    come = threading.Event()
+
+    def fail_once(samples: np.ndarray) -> str:
+        ears.write_down = lambda samples: "the next one"
+        raise ValueError("my secret words")
+
+    ears.write_down = fail_once
+    listener = ears.open(lambda *said: come.set())
+    speak(listener, turn("The first turn fails here."))
+    speak(listener, turn("The second one does not."))
+    assert come.wait(60)
+    assert "secret" not in caplog.text
+
+
+def test_a_turn_of_a_minute_is_written_in_pieces(ears):
+    lengths, come = [], threading.Event()
+    ears.write_down = lambda samples: str(lengths.append(len(samples)) or len(lengths))
+    texts = []
+    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    text = "one and two and three and four and five and six and seven and eight and nine " * 4
+    said = noises.set_level(noises.say(text), -26)
+    speak(listener, np.concatenate([said, said, said, noises.silence(1.0)]))
+    assert come.wait(60)
+    assert texts[0].split() == [str(n) for n in range(1, len(texts[0].split()) + 1)]
+    assert max(lengths) <= 26 * module.RATE
+    assert len(lengths) >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no priorities here")
+def test_writing_steps_back_behind_the_frames(ears):
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert ears.writer.submit(priority).result(60) >= min(19, priority() + 10)
+
+
+def test_the_usual_whisper_is_fetched_by_its_pinned_revision(monkeypatch):
+    fetched = []
+    monkeypatch.setattr(module, "fetch", lambda *what: fetched.append(what) or Path("here"))
+    assert module.find_whisper("auto", ignore) == Path("here")
+    ((repository, revision, _, files),) = fetched
+    assert repository == "Systran/faster-whisper-tiny.en"
+    assert len(revision) == 40
+    assert "model.bin" in files
