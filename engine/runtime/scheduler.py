@@ -56,7 +56,7 @@ class Scheduler:
         self._on_death = on_death
         self._loader = loader or ThreadPoolExecutor(1, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._between = SlackWork(backend, clock, self._give_up)
+        self._slack_work = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
@@ -179,16 +179,16 @@ class Scheduler:
             seats = self._sitting = list(self._seats.values())
         for seat in leavers:  # nothing is opened in a slot before this
             self._close(seat)
-        between = self._between
+        slack_work = self._slack_work
         more = self._carry_out_requests(until)
         more = self._read_inboxes(seats, until) or more
         now = self.clock()
-        if between.is_starving(seats, now) and between.piece(seats):
+        if slack_work.is_starving(seats, now) and slack_work.run_piece(seats):
             return self.clock()
         if ready := self._ready(now):
             self._tick(ready, now)
             return self.clock()
-        if self._flush(seats) or between.piece(seats) or more:
+        if self._flush(seats) or slack_work.run_piece(seats) or more:
             return self.clock()
         return self._next_at()
 
@@ -217,7 +217,7 @@ class Scheduler:
         return bool(self._requests)
 
     def _close(self, seat: Seat) -> None:
-        self._between.drop(seat)
+        self._slack_work.drop(seat)
         if seat.is_open:
             self.backend.close(seat.slot)
 
@@ -235,7 +235,7 @@ class Scheduler:
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
         """Whether this seat is worth a tick now. If another seat starts one, this one joins it."""
         if seat.bootstrapping:  # a newcomer makes nobody late
-            return self._between.slack.allows(now, next_due(others, now), seat, "tick")
+            return self._slack_work.slack.allows(now, next_due(others, now), seat, "tick")
         return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))
 
     def _tick(self, seats: list[Seat], now: float) -> None:
@@ -266,7 +266,8 @@ class Scheduler:
         self.metrics.took(Stage.CHOOSE, chosen - listened, live)
         self.metrics.took(Stage.SPEAK, ready - chosen, live)
         self.overload.add_tick(step)
-        self._between.slack.note("tick", step)
+        bucket = 1 << max(seat.slot for seat in seats).bit_length()
+        self._slack_work.slack.note("tick", step, ready, bucket)
         self._shed(self._sitting)
 
     def _deliver(

@@ -441,7 +441,7 @@ def test_a_slot_whose_prompts_go_in_is_tuned_when_they_are_in():
 def test_settings_that_come_while_prompts_wait_for_slack_keep_nobody_awake():
     rig = Rig(pieces=2, tick=0.06, piece=0.05)
     talking, newcomer = rig.join(), rig.join(ready=False)
-    rig.scheduler._between.slack.note("piece", 0.05)
+    rig.scheduler._slack_work.slack.note("piece", 0.05, rig.now)
     rig.hear(talking)
     rig.advance(0.1)
     for temperature in (0.3, 0.2):
