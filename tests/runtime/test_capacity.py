@@ -204,7 +204,7 @@ def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack.note("piece", 0.030, 1.0)
     slack.note("tick", 0.060, 1.0)
     rig = Rig()
-    one, other = rig.join(ready=False), rig.join(ready=False)
+    one = rig.join(ready=False)
     assert slack.allows(1.0, None, one)
     assert slack.allows(1.0, 1.0, one)
     assert slack.allows(1.019, 1.0, one)  # 30 + 60 ms, and 10 around them, are over in 120

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, PAD
-from engine.errors import BusyError, InternalError, ModelError, RefusedError, TooFastError
+from engine.errors import BusyError, InternalError, ModelError, RefusedError
 from engine.runtime.backend import Opening
+from engine.runtime.metrics import Dropped
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Ended, Ready
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig, ticks_within
@@ -220,11 +221,14 @@ def test_a_burst_is_dated_on_the_80_ms_clock_not_on_its_arrival(rig):
     assert due == pytest.approx([0, 0.08, 0.16, 0.24])
 
 
-def test_a_backlog_beyond_30_s_is_too_fast(rig):
+def test_of_a_backlog_beyond_30_s_the_oldest_is_dropped_and_nobody_is_blamed(rig):
     seat = rig.join()
-    rig.hear(seat, 370)
-    with pytest.raises(TooFastError, match=r"^too fast: "):
-        rig.hear(seat, 6)
+    for number in range(380):  # the scheduler makes no turn meanwhile
+        rig.hear(seat, level=number / 1000)
+    assert len(seat._audio) == 375
+    assert rig.dropped(Dropped.BEHIND) == 5
+    rig.turn()
+    assert rig.backend.heard[-1][0] == pytest.approx(0.005)
 
 
 # -- silent clients --------------------------------------------------------------------------------
