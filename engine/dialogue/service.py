@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,17 +19,19 @@ from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.dialogue.speech import prepare_phrase
 from engine.dialogue.text import prepare
-from engine.errors import BusyError, ClosingError
+from engine.errors import BusyError, ClosingError, InternalError, ModelError
 from engine.lookup.handover import bang_table
 from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
 from engine.runtime.metrics import Metrics
-from engine.runtime.scheduler import Scheduler
+from engine.runtime.scheduler import Scheduler, describe_place
 
 logger = logging.getLogger(__name__)
 
+STOPPED = "the model has stopped"
 GOODBYE = "the server is being stopped or updated; reconnect in a minute"
 CLOSE_SECONDS = 5.0  # for the last messages to leave
+LOOK_SECONDS = 1.0  # between two looks of the watchdog
 
 Progress = Callable[[str, float], None]  # phase, percent
 Load = Callable[[Progress], Backend]
@@ -42,6 +45,29 @@ class Waking:
     percent: float = 0.0
 
 
+class Pulse:
+    """For how long something that should go on has not: by signs of life and looks at them.
+
+    A pause of the whole process (a debugger, a frozen container) counts as one look, no more.
+    """
+
+    def __init__(self, limit_s: float, suspect_s: float) -> None:
+        self.limit_s, self.suspect_s = limit_s, suspect_s
+        self.still_s = 0.0
+        self._sign: int | None = None
+        self._looked_at: float | None = None
+
+    def look(self, sign: int | None, now: float, longest: float) -> float:
+        """Seconds for which the sign has not changed; None: nothing has to go on.
+
+        longest: that a look counts.
+        """
+        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, longest)
+        self.still_s = self.still_s + elapsed if sign is not None and sign == self._sign else 0.0
+        self._sign, self._looked_at = sign, now
+        return self.still_s
+
+
 class Service:
     """One process's shared things. Made in any thread; sessions belong to one event loop."""
 
@@ -53,6 +79,8 @@ class Service:
         personas: tuple[Persona, ...] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         answers: Answers | None = None,
+        hang_s: float = 30.0,
+        load_hang_s: float = 600.0,
     ) -> None:
         self.model = model  # what was asked for; the backend's own name once it is there
         self.limits = limits or Limits()
@@ -66,7 +94,17 @@ class Service:
         self.on_death = on_death
         self._scheduler: Scheduler | None = None
         self._started = False
+        self._stopped = threading.Event()
         self._warm = threading.Event()
+        self._signs = 0  # of life, while it loads
+        self._loader = threading.Thread(target=self._wake_up, name="loader", daemon=True)
+        self._look_s = min(LOOK_SECONDS, hang_s / 20, load_hang_s / 20)
+        # What must go on -> its pulse. Soon after it stands still, `/healthz` tells; then it ends.
+        self._turns = Pulse(hang_s, hang_s / 6)
+        self._reads = Pulse(hang_s, hang_s / 6)
+        self._loads = Pulse(load_hang_s, load_hang_s / 2)
+        self.stuck = ""  # what stands still, and for how long; "": nothing
+        self.hung = False  # for longer than it may: the process has to end
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
@@ -76,7 +114,8 @@ class Service:
         """Load in a thread; returns at once. Again: nothing."""
         if not self._started:
             self._started = True
-            threading.Thread(target=self._wake_up, name="loader", daemon=True).start()
+            self._loader.start()
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _wake_up(self) -> None:
         try:
@@ -106,7 +145,46 @@ class Service:
             self.on_death(error)
 
     def _progress(self, phase: str, percent: float) -> None:
+        self._signs += 1
         self.waking = Waking(phase, round(percent, 1))
+
+    # -- watchdog's thread -------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look until something hangs, or all is stopped."""
+        while not self._stopped.wait(self._look_s):
+            if self.look(time.monotonic()):
+                return
+
+    def look(self, now: float) -> bool:
+        """See what goes on; whether something hangs, in which case everybody was told."""
+        stuck, scheduler = "", self._scheduler
+        if scheduler:
+            looks = [
+                (self._turns, scheduler.turn_sign, f"no turn in {scheduler.describe_place()}"),
+                (self._reads, scheduler.read_sign, "a voice could not be read"),
+            ]
+        else:
+            loading = None if self._warm.is_set() else self._signs
+            place = describe_place(self._loader)
+            looks = [(self._loads, loading, f"no progress of {self.waking.phase!r} in {place}")]
+        for pulse, sign, what in looks:
+            still = pulse.look(sign, now, 2 * self._look_s)
+            if still > pulse.suspect_s:
+                stuck = f"{what} for {still:.0f} s"
+            self.hung = self.hung or still > pulse.limit_s
+        self.stuck = stuck
+        if self.hung:
+            self._give_up()
+        return self.hung
+
+    def _give_up(self) -> None:
+        """Something hangs: tell the callers, then the owner of the process."""
+        if self._scheduler:
+            self._scheduler.give_up(InternalError(STOPPED))
+        self._failure = ModelError(f"{STOPPED}: {self.stuck}")
+        self._warm.set()  # who waits for the load hears of it
+        self._died(self._failure)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the backend is warm. Raises what loading raised."""
@@ -114,11 +192,11 @@ class Service:
         if self._failure:
             raise self._failure
 
-    def stop(self) -> None:
-        """Stop the scheduler; what is live ends."""
+    def stop(self) -> bool:
+        """Stop the scheduler; what is live ends. False: something hangs and is left behind."""
+        self._stopped.set()
         self.preparer.shutdown(wait=False, cancel_futures=True)
-        if self._scheduler:
-            self._scheduler.stop()
+        return not self._scheduler or self._scheduler.stop()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -149,7 +227,9 @@ class Service:
         return Session(self, config)
 
     def check_open(self) -> None:
-        """Raises ClosingError once the server is going down."""
+        """Raises ClosingError once the server is going down, InternalError when it hangs."""
+        if self.hung:
+            raise InternalError(STOPPED)
         if self.closing:
             raise ClosingError(GOODBYE)
 

@@ -8,6 +8,7 @@ The clock rules follow public batched servers (docs/internals.md).
 
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -33,6 +34,9 @@ LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt or a held-back frame wait
 REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
 COMMANDS_A_TURN = 4  # of one seat
 BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
+READERS = 2  # threads that read voices: a slow file keeps one of them
+HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated
+JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 
 
 class Scheduler:
@@ -54,7 +58,7 @@ class Scheduler:
         self.metrics = metrics or Metrics()
         self.clock = clock
         self._on_death = on_death
-        self._loader = loader or ThreadPoolExecutor(1, "voices")
+        self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
         self._slack_work = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
@@ -66,6 +70,8 @@ class Scheduler:
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
+        self._turns, self._in_turn = 0, False  # for who watches over this thread
+        self._dead: EngineError | None = None  # what everybody is told who still comes
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     # -- any thread --------------------------------------------------------------------------------
@@ -73,12 +79,40 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread after the tick in progress."""
+    def stop(self) -> bool:
+        """End the thread after the turn in progress; False: it hangs, and is left behind."""
         self._stopping = True
         self.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
+        return not self._thread.is_alive() and self._reading() is None
+
+    @property
+    def turn_sign(self) -> int | None:
+        """It changes with every turn; None: there need not be any."""
+        return self._turns if (self._seats or self._in_turn) and not self._dead else None
+
+    @property
+    def read_sign(self) -> int | None:
+        """It changes with every voice that was read; None: nobody waits for one."""
+        return seat.joined if (seat := self._reading()) and not self._dead else None
+
+    def _reading(self) -> Seat | None:
+        """Who has waited longest for its voice to be read."""
+        with self._wake:
+            waiting = [seat for seat in self._seats.values() if not seat.prepared.done()]
+        return min(waiting, key=lambda seat: seat.joined, default=None)
+
+    def describe_place(self) -> str:
+        return describe_place(self._thread)
+
+    def give_up(self, error: EngineError) -> None:
+        """The thread has ended, or hangs: end every conversation, and admit nobody any more."""
+        with self._wake:
+            self._dead = error
+            seats = list(self._seats.values())
+        for seat in seats:
+            seat.deliver([Ended(error)])
 
     @property
     def free(self) -> int:
@@ -92,6 +126,8 @@ class Scheduler:
         """Take the lowest free slot. Raises BusyError if there is none, or in overload."""
         seat = Seat(opening, director, deliver, self.wake, self.metrics)
         with self._wake:
+            if self._dead:
+                raise self._dead
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
             if not free:
                 raise BusyError(
@@ -155,11 +191,7 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: the owner of the process must know
-            fault = logged_fault("the scheduler's thread died")
-            with self._wake:
-                seats = list(self._seats.values())
-            for seat in seats:
-                seat.deliver([Ended(fault)])
+            self.give_up(logged_fault("the scheduler's thread died"))
             if self._on_death:
                 self._on_death(error)
 
@@ -167,12 +199,20 @@ class Scheduler:
         """Sleep until woken or `until`."""
         with self._wake:
             if not self._awake:
-                timeout = None if until is None else max(0.0, until - self.clock())
+                timeout = HEARTBEAT_SECONDS if self._seats else None
+                if until is not None:
+                    timeout = min(max(0.0, until - self.clock()), HEARTBEAT_SECONDS)
                 self._wake.wait(timeout)
             self._awake = False
 
     def turn(self) -> float | None:
         """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
+        self._in_turn = True
+        wanted = self._take_turn()
+        self._turns, self._in_turn = self._turns + 1, False
+        return wanted
+
+    def _take_turn(self) -> float | None:
         until = self.clock() + BETWEEN_SECONDS
         with self._wake:
             leavers, self._leavers = self._leavers, []
@@ -375,6 +415,15 @@ class Scheduler:
             return
         if events:
             seat.deliver([Notice(events)])
+
+
+def describe_place(thread: threading.Thread) -> str:
+    """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame and "/engine/" not in frame.f_code.co_filename and frame.f_back:
+        frame = frame.f_back
+    code = frame.f_code if frame else None
+    return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
 
 
 def heard_row(heard: Heard, slot: int) -> HeardRow:
