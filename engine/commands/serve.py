@@ -123,8 +123,8 @@ async def serve_until(
         print(f"error: {error}", flush=True)
     await service.drain(config.drain_s)
     await runner.cleanup()
-    if not service.stop():
-        service.hung = True
+    service.stop()
+    if service.hung and error is None:
         print("error: the model's thread hangs and is left behind", flush=True)
     return int(error is not None or service.hung)
 

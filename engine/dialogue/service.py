@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ from engine.lookup.handover import bang_table
 from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
 from engine.runtime.metrics import Metrics
-from engine.runtime.scheduler import Scheduler, describe_place
+from engine.runtime.scheduler import STOPPED, Scheduler, Watchdog, describe_place
 
 logger = logging.getLogger(__name__)
 
-STOPPED = "the model has stopped"
 GOODBYE = "the server is being stopped or updated; reconnect in a minute"
 CLOSE_SECONDS = 5.0  # for the last messages to leave
-LOOK_SECONDS = 1.0  # between two looks of the watchdog
 
 Progress = Callable[[str, float], None]  # phase, percent
 Load = Callable[[Progress], Backend]
@@ -43,29 +40,6 @@ class Waking:
 
     phase: str = "starting"
     percent: float = 0.0
-
-
-class Pulse:
-    """For how long something that should go on has not: by signs of life and looks at them.
-
-    A pause of the whole process (a debugger, a frozen container) counts as one look, no more.
-    """
-
-    def __init__(self, limit_s: float, suspect_s: float) -> None:
-        self.limit_s, self.suspect_s = limit_s, suspect_s
-        self.still_s = 0.0
-        self._sign: int | None = None
-        self._looked_at: float | None = None
-
-    def look(self, sign: int | None, now: float, longest: float) -> float:
-        """Seconds for which the sign has not changed; None: nothing has to go on.
-
-        longest: that a look counts.
-        """
-        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, longest)
-        self.still_s = self.still_s + elapsed if sign is not None and sign == self._sign else 0.0
-        self._sign, self._looked_at = sign, now
-        return self.still_s
 
 
 class Service:
@@ -94,17 +68,11 @@ class Service:
         self.on_death = on_death
         self._scheduler: Scheduler | None = None
         self._started = False
-        self._stopped = threading.Event()
         self._warm = threading.Event()
-        self._signs = 0  # of life, while it loads
         self._loader = threading.Thread(target=self._wake_up, name="loader", daemon=True)
-        self._look_s = min(LOOK_SECONDS, hang_s / 20, load_hang_s / 20)
-        # What must go on -> its pulse. Soon after it stands still, `/healthz` tells; then it ends.
-        self._turns = Pulse(hang_s, hang_s / 6)
-        self._reads = Pulse(hang_s, hang_s / 6)
-        self._loads = Pulse(load_hang_s, load_hang_s / 2)
-        self.stuck = ""  # what stands still, and for how long; "": nothing
-        self.hung = False  # for longer than it may: the process has to end
+        self._reports = 0  # of progress, while it loads
+        self._hang_s = hang_s
+        self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
@@ -115,7 +83,7 @@ class Service:
         if not self._started:
             self._started = True
             self._loader.start()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._load_watch.start()
 
     def _wake_up(self) -> None:
         try:
@@ -128,7 +96,9 @@ class Service:
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
                     _ = self.answers.router.knowledge.index  # made when it is first read
-            self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
+            self._scheduler = Scheduler(
+                backend, self.metrics, on_death=self._died, hang_s=self._hang_s
+            )
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
             self._warm.set()
@@ -137,6 +107,7 @@ class Service:
         self.model = backend.name
         self.waking = None
         self._warm.set()
+        self._load_watch.stop()
         logger.info("model %s is warm: %d slots", backend.name, backend.slots)
 
     def _died(self, error: BaseException) -> None:
@@ -145,46 +116,29 @@ class Service:
             self.on_death(error)
 
     def _progress(self, phase: str, percent: float) -> None:
-        self._signs += 1
+        self._reports += 1
         self.waking = Waking(phase, round(percent, 1))
 
-    # -- watchdog's thread -------------------------------------------------------------------------
+    def _list_signs(self) -> list[tuple[str, int | None]]:
+        waking = self.waking or Waking()
+        what = f"no progress of {waking.phase!r} in {describe_place(self._loader)}"
+        return [(what, None if self._warm.is_set() else self._reports)]
 
-    def _watch(self) -> None:
-        """Look until something hangs, or all is stopped."""
-        while not self._stopped.wait(self._look_s):
-            if self.look(time.monotonic()):
-                return
-
-    def look(self, now: float) -> bool:
-        """See what goes on; whether something hangs, in which case everybody was told."""
-        stuck, scheduler = "", self._scheduler
-        if scheduler:
-            looks = [
-                (self._turns, scheduler.turn_sign, f"no turn in {scheduler.describe_place()}"),
-                (self._reads, scheduler.read_sign, "a voice could not be read"),
-            ]
-        else:
-            loading = None if self._warm.is_set() else self._signs
-            place = describe_place(self._loader)
-            looks = [(self._loads, loading, f"no progress of {self.waking.phase!r} in {place}")]
-        for pulse, sign, what in looks:
-            still = pulse.look(sign, now, 2 * self._look_s)
-            if still > pulse.suspect_s:
-                stuck = f"{what} for {still:.0f} s"
-            self.hung = self.hung or still > pulse.limit_s
-        self.stuck = stuck
-        if self.hung:
-            self._give_up()
-        return self.hung
-
-    def _give_up(self) -> None:
-        """Something hangs: tell the callers, then the owner of the process."""
-        if self._scheduler:
-            self._scheduler.give_up(InternalError(STOPPED))
-        self._failure = ModelError(f"{STOPPED}: {self.stuck}")
-        self._warm.set()  # who waits for the load hears of it
+    def _end_load(self, why: str) -> None:
+        """Watchdog's thread: the load hangs; who waits for it hears so, and the process's owner."""
+        self._failure = ModelError(why)
+        self._warm.set()
         self._died(self._failure)
+
+    @property
+    def stuck(self) -> str:
+        """What has stood still for so long that it may hang, and how long; "": nothing."""
+        return self._scheduler.watchdog.stuck if self._scheduler else self._load_watch.stuck
+
+    @property
+    def hung(self) -> bool:
+        """Whether something hangs or was left behind when it was to end: the process has to end."""
+        return self._load_watch.hung or bool(self._scheduler and self._scheduler.watchdog.hung)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the backend is warm. Raises what loading raised."""
@@ -192,11 +146,12 @@ class Service:
         if self._failure:
             raise self._failure
 
-    def stop(self) -> bool:
-        """Stop the scheduler; what is live ends. False: something hangs and is left behind."""
-        self._stopped.set()
+    def stop(self) -> None:
+        """Stop the scheduler; what is live ends. What hangs is left behind; `hung` tells."""
         self.preparer.shutdown(wait=False, cancel_futures=True)
-        return not self._scheduler or self._scheduler.stop()
+        self._load_watch.stop()
+        if self._scheduler:
+            self._scheduler.stop()
 
     @property
     def scheduler(self) -> Scheduler:

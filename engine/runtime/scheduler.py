@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, logged_fault
+from engine.errors import BusyError, EngineError, InternalError, ModelError, logged_fault
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
@@ -37,6 +37,8 @@ BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
 READERS = 2  # threads that read voices: a slow file keeps one of them
 HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
+LOOK_SECONDS = 1.0  # between two looks of a watchdog
+STOPPED = "the model has stopped"
 
 
 class Scheduler:
@@ -53,6 +55,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[BaseException], None] | None = None,
         loader: Executor | None = None,
+        hang_s: float = 30.0,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
@@ -70,7 +73,8 @@ class Scheduler:
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
-        self._turns, self._in_turn = 0, False  # for who watches over this thread
+        self._turns, self._in_turn = 0, False
+        self.watchdog = Watchdog(hang_s, 6, self._list_signs, self._end_hung)
         self._dead: EngineError | None = None  # what everybody is told who still comes
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -78,33 +82,32 @@ class Scheduler:
 
     def start(self) -> None:
         self._thread.start()
+        self.watchdog.start()
 
-    def stop(self) -> bool:
-        """End the thread after the turn in progress; False: it hangs, and is left behind."""
+    def stop(self) -> None:
+        """End the thread after the turn in progress. A thread that hangs is left behind."""
         self._stopping = True
+        self.watchdog.stop()
         self.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
-        return not self._thread.is_alive() and self._reading() is None
+            self.watchdog.hung |= self._thread.is_alive()
 
-    @property
-    def turn_sign(self) -> int | None:
-        """It changes with every turn; None: there need not be any."""
-        return self._turns if (self._seats or self._in_turn) and not self._dead else None
-
-    @property
-    def read_sign(self) -> int | None:
-        """It changes with every voice that was read; None: nobody waits for one."""
-        return seat.joined if (seat := self._reading()) and not self._dead else None
-
-    def _reading(self) -> Seat | None:
-        """Who has waited longest for its voice to be read."""
+    def _list_signs(self) -> list[tuple[str, int | None]]:
+        """Of turns, while somebody is seated or one is going on; of voices that are read."""
         with self._wake:
-            waiting = [seat for seat in self._seats.values() if not seat.prepared.done()]
-        return min(waiting, key=lambda seat: seat.joined, default=None)
+            reading = [seat.joined for seat in self._seats.values() if not seat.prepared.done()]
+            turning = bool(self._seats) or self._in_turn
+        return [
+            (f"no turn in {describe_place(self._thread)}", self._turns if turning else None),
+            ("a voice could not be read", min(reading, default=None)),
+        ]
 
-    def describe_place(self) -> str:
-        return describe_place(self._thread)
+    def _end_hung(self, why: str) -> None:
+        """Watchdog's thread."""
+        self.give_up(InternalError(STOPPED))
+        if self._on_death:
+            self._on_death(ModelError(why))
 
     def give_up(self, error: EngineError) -> None:
         """The thread has ended, or hangs: end every conversation, and admit nobody any more."""
@@ -191,6 +194,7 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: the owner of the process must know
+            self.watchdog.stop()
             self.give_up(logged_fault("the scheduler's thread died"))
             if self._on_death:
                 self._on_death(error)
@@ -417,6 +421,17 @@ class Scheduler:
             seat.deliver([Notice(events)])
 
 
+def heard_row(heard: Heard, slot: int) -> HeardRow:
+    """What one slot's director is shown beside the sampled token."""
+    if heard.stt_text is None or heard.stt_text[slot] < 0:
+        return HeardRow()
+    pause = None if heard.pause is None else heard.pause[slot]
+    return HeardRow(stt_text=int(heard.stt_text[slot]), pause=pause)
+
+
+# -- a hang is noticed -----------------------------------------------------------------------------
+
+
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
@@ -426,9 +441,52 @@ def describe_place(thread: threading.Thread) -> str:
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
 
 
-def heard_row(heard: Heard, slot: int) -> HeardRow:
-    """What one slot's director is shown beside the sampled token."""
-    if heard.stt_text is None or heard.stt_text[slot] < 0:
-        return HeardRow()
-    pause = None if heard.pause is None else heard.pause[slot]
-    return HeardRow(stt_text=int(heard.stt_text[slot]), pause=pause)
+class Watchdog:
+    """Looks at signs of life in a thread of its own; the first hang that it sees is its last.
+
+    `list_signs` names what has to go on and gives a number that changes while it does; None: it
+    need not. What stands still for a `share` of the limit is `stuck`, for all of it: `on_hang`. A
+    pause of the whole process (a debugger, a frozen container) counts as one look, no more.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        share: float,
+        list_signs: Callable[[], list[tuple[str, int | None]]],
+        on_hang: Callable[[str], None],
+    ) -> None:
+        self.stuck = ""  # what stands still, and for how long
+        self.hung = False
+        self._limit_s, self._suspect_s = limit_s, limit_s / share
+        self._list_signs, self._on_hang = list_signs, on_hang
+        self._period = min(LOOK_SECONDS, limit_s / 20)
+        self._looked_at: float | None = None
+        self._seen: dict[int, tuple[int | None, float]] = {}  # place -> (sign, for how long)
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._period) and not self.look(time.monotonic()):
+            pass
+
+    def look(self, now: float) -> bool:
+        """Whether something hangs, in which case `on_hang` was called."""
+        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, 2 * self._period)
+        self._looked_at, stuck = now, ""
+        for place, (what, sign) in enumerate(self._list_signs()):
+            before, still = self._seen.get(place, (None, 0.0))
+            still = still + elapsed if sign is not None and sign == before else 0.0
+            self._seen[place] = sign, still
+            if still > self._suspect_s:
+                stuck = f"{what} for {still:.0f} s"
+            self.hung |= still > self._limit_s
+        self.stuck = stuck
+        if self.hung:
+            self._on_hang(f"{STOPPED}: {stuck}")
+        return self.hung

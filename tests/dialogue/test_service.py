@@ -10,15 +10,25 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from engine.dialogue.service import Pulse, Service
+from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
 from engine.errors import InternalError, ModelError
 from engine.runtime.embedded import EmbeddedBackend
+from engine.runtime.scheduler import Watchdog
 from engine.runtime.seat import Ready
 from tests.wire.peer import connected
 from tests.wire.test_serve import free_port
 
 # -- the rules, on a fake clock --------------------------------------------------------------------
+
+
+@pytest.fixture
+def _by_hand(monkeypatch):
+    """The test looks; no watchdog does."""
+    monkeypatch.setattr(Watchdog, "start", lambda self: None)
+
+
+by_hand = pytest.mark.usefixtures("_by_hand")
 
 
 class HangingBackend(EmbeddedBackend):
@@ -44,7 +54,6 @@ class Watched:
         self.place, self.deaths, self.now = place, [], 1000.0
         self.backends: list[HangingBackend] = []
         self.service = Service(load or self._load, on_death=self.deaths.append)
-        self.service._watch = lambda: None
 
     def _load(self, _progress) -> EmbeddedBackend:
         backend = HangingBackend.__new__(HangingBackend)
@@ -55,7 +64,8 @@ class Watched:
     def look(self, seconds: int) -> bool:
         for _ in range(seconds):
             self.now += 1.0
-            if self.service.look(self.now):
+            scheduler = self.service._scheduler
+            if (scheduler.watchdog if scheduler else self.service._load_watch).look(self.now):
                 return True
         return False
 
@@ -78,6 +88,7 @@ async def reason_of(session: Session) -> str:
     return str(ended.value)
 
 
+@by_hand
 @pytest.mark.parametrize("place", ["open", "listen", "speak", "prepare"])
 async def test_a_hang_is_told_to_health_then_to_callers_then_to_the_owner(place):
     async with watched(place) as it, Session(it.service, SessionConfig()) as session:
@@ -98,6 +109,7 @@ async def test_a_hang_is_told_to_health_then_to_callers_then_to_the_owner(place)
             it.service.session(SessionConfig())
 
 
+@by_hand
 async def test_a_hang_in_close_is_noticed_though_nobody_is_seated():
     async with watched("close") as it:
         async with Session(it.service, SessionConfig()) as session:
@@ -111,6 +123,7 @@ async def test_a_hang_in_close_is_noticed_though_nobody_is_seated():
         assert "Scheduler._close" in str(it.deaths[0])
 
 
+@by_hand
 async def test_a_loader_that_hangs_is_noticed_and_told_to_who_waits():
     async with watched("load") as it:
         assert await asyncio.to_thread(it.backends[0].entered.wait, 60)
@@ -123,6 +136,7 @@ async def test_a_loader_that_hangs_is_noticed_and_told_to_who_waits():
             it.service.check_open()
 
 
+@by_hand
 def test_a_load_that_goes_on_slowly_is_no_hang():
     go, done, reports = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
 
@@ -147,6 +161,7 @@ def test_a_load_that_goes_on_slowly_is_no_hang():
     it.service.stop()
 
 
+@by_hand
 async def test_an_idle_server_and_a_quiet_conversation_are_no_hang():
     async with watched("") as it:
         assert not it.look(100)
@@ -156,28 +171,38 @@ async def test_an_idle_server_and_a_quiet_conversation_are_no_hang():
                 if isinstance(output, Ready):
                     break
             scheduler = it.service.scheduler
-            turns = scheduler.turn_sign
+            turns = scheduler._turns
             for _ in range(1000):
-                if scheduler.turn_sign != turns:  # its thread takes one though there is no audio
+                if scheduler._turns != turns:  # its thread takes one though there is no audio
                     break
                 await asyncio.sleep(0.05)
             assert not it.look(20)
-            assert scheduler.turn_sign > turns
+            assert scheduler._turns > turns
         assert it.deaths == []
 
 
-def test_a_turn_that_comes_back_is_forgiven():
-    pulse = Pulse(30.0, 5.0)
-    for second in range(28):
-        still = pulse.look(1, float(second), 2.0)
-    assert still == 27
-    assert pulse.look(2, 29.0, 2.0) == 0
+def watchdog(signs: list[int | None], told: list[str]) -> Watchdog:
+    """Whose n-th look sees the n-th sign, for ever the last one."""
+    seen = iter(signs)
+    return Watchdog(30.0, 6, lambda: [("no turn", next(seen, signs[-1]))], told.append)
+
+
+def test_a_turn_that_comes_back_in_time_is_forgiven():
+    told: list[str] = []
+    dog = watchdog([1] * 29 + [2] * 29 + [None] * 100 + [3] * 29 + [4], told)
+    stuck = {dog.stuck for second in range(188) if not dog.look(float(second))}
+    assert "no turn for 28 s" in stuck
+    assert not dog.hung
+    assert told == []
+    assert any(dog.look(200.0 + second) for second in range(40))
+    assert told == ["the model has stopped: no turn for 31 s"]
 
 
 def test_a_pause_of_the_whole_process_is_no_hang():
-    pulse = Pulse(30.0, 5.0)
-    assert pulse.look(1, 0.0, 2.0) == 0
-    assert pulse.look(1, 4000.0, 2.0) == 2
+    dog = watchdog([1], [])
+    assert not dog.look(0.0)
+    assert not dog.look(4000.0)
+    assert dog.stuck == ""
 
 
 # -- real processes --------------------------------------------------------------------------------
