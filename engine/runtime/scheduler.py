@@ -33,9 +33,9 @@ RETRY_SECONDS = 3  # what a refused client is told
 LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt or a held-back frame waits for it
 REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
 COMMANDS_A_TURN = 4  # of one seat
-BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
+COMMANDS_SECONDS = 0.002  # for requests and commands of all seats in one turn
 READERS = 2  # threads that read voices: a slow file keeps one of them
-HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated
+HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
 STOPPED = "the model has stopped"
@@ -44,8 +44,8 @@ STOPPED = "the model has stopped"
 class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
-    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader`
-    reads the files of a newcomer's voice.
+    `on_death` is called with the exception that ended the thread, or that says that it hangs: it
+    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Scheduler:
         self._awake = False
         self._stopping = False
         self._turns, self._in_turn = 0, False
+        self._heartbeat_s = min(HEARTBEAT_SECONDS, hang_s / 12)  # half of what is suspect
         self.watchdog = Watchdog(hang_s, 6, self._list_signs, self._end_hung)
         self._dead: EngineError | None = None  # what everybody is told who still comes
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -203,9 +204,9 @@ class Scheduler:
         """Sleep until woken or `until`."""
         with self._wake:
             if not self._awake:
-                timeout = HEARTBEAT_SECONDS if self._seats else None
+                timeout = self._heartbeat_s if self._seats else None
                 if until is not None:
-                    timeout = min(max(0.0, until - self.clock()), HEARTBEAT_SECONDS)
+                    timeout = min(max(0.0, until - self.clock()), self._heartbeat_s)
                 self._wake.wait(timeout)
             self._awake = False
 
@@ -217,7 +218,7 @@ class Scheduler:
         return wanted
 
     def _take_turn(self) -> float | None:
-        until = self.clock() + BETWEEN_SECONDS
+        until = self.clock() + COMMANDS_SECONDS
         with self._wake:
             leavers, self._leavers = self._leavers, []
             seats = self._sitting = list(self._seats.values())
@@ -245,9 +246,7 @@ class Scheduler:
                 seat = next(iter(self._requests))
                 del self._requests[seat]
             restart, sampling = seat.take_requests()
-            if (
-                restart
-            ):  # safe though its client may be leaving: its slot is reused only after this turn
+            if restart:  # its client may be leaving: its slot is reused only after this turn
                 self._close(seat)
                 seat.start(*restart)
             if sampling and (seat.bootstrapping or seat.live):
