@@ -131,13 +131,15 @@ async def serve_until(
 
 def leave_later(seconds: float) -> None:
     """End the process, whatever hangs in it, unless it ends by itself before."""
-    timer = threading.Timer(seconds, leave, [1])
+    timer = threading.Timer(seconds, leave, [1, "error: something hangs; the process ends"])
     timer.daemon = True
     timer.start()
 
 
-def leave(code: int) -> None:
+def leave(code: int, why: str = "") -> None:
     """End the process at once."""
+    if why:
+        print(why)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

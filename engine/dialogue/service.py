@@ -102,6 +102,7 @@ class Service:
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
             self._warm.set()
+            self._load_watch.stop()
             return self._died(error)
         self._scheduler.start()
         self.model = backend.name
