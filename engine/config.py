@@ -76,6 +76,7 @@ SERVER_BOUNDS = {
     "slots": Bounds(0, 256),
     **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
     "drain_s": Bounds(0, 20),
+    **dict.fromkeys(("hang_s", "load_hang_s"), Bounds(0.5, 86_400)),
     "marker_threshold": Bounds(2, 3),
     "asks_per_minute": Bounds(1, 600),
     "asks_per_day": Bounds(0, 10**9),
@@ -116,6 +117,10 @@ class ServerConfig:
     asks_per_minute: int = setting(10, "ASKS_PER_MINUTE", "questions looked up per conversation")
     asks_per_day: int = setting(2000, "ASKS_PER_DAY", "questions looked up per server and day")
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
+    hang_s: float = setting(30.0, "HANG_S", "end the process when a turn takes longer: it hangs")
+    load_hang_s: float = setting(
+        600.0, "LOAD_HANG_S", "end the process when loading makes no progress for this long"
+    )
 
     def __post_init__(self) -> None:
         for name, bounds in SERVER_BOUNDS.items():

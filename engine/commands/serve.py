@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -19,6 +21,7 @@ from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
 from engine.wire.server import add_routes
 
+END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -73,6 +76,8 @@ def build_service(
         on_death=on_death,
         answers=answers,
         load_ears=open_ears,
+        hang_s=config.hang_s,
+        load_hang_s=config.load_hang_s,
     )
     service.default_voice = config.voice
     return service
@@ -82,10 +87,18 @@ async def run_app(app: web.Application, service: Service, config: ServerConfig) 
     """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
     stop: Stop = loop.create_future()
+
+    def end(error: BaseException | None = None) -> None:
+        leave_later(config.drain_s + END_SECONDS)
+        loop.call_soon_threadsafe(request_stop, stop, error)
+
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, request_stop, stop)
-    service.on_death = lambda error: loop.call_soon_threadsafe(request_stop, stop, error)
-    return await serve_until(stop, app, service, config)
+        loop.add_signal_handler(name, end)
+    service.on_death = end
+    code = await serve_until(stop, app, service, config)
+    if service.hung:
+        leave(code)  # at its end the interpreter would wait for the thread that hangs
+    return code
 
 
 async def serve_until(
@@ -117,7 +130,25 @@ async def serve_until(
     await service.drain(config.drain_s)
     await runner.cleanup()
     service.stop()
-    return 0 if error is None else 1
+    if service.hung and error is None:
+        print("error: the model's thread hangs and is left behind", flush=True)
+    return int(error is not None or service.hung)
+
+
+def leave_later(seconds: float) -> None:
+    """End the process, whatever hangs in it, unless it ends by itself before."""
+    timer = threading.Timer(seconds, leave, [1, "error: something hangs; the process ends"])
+    timer.daemon = True
+    timer.start()
+
+
+def leave(code: int, why: str = "") -> None:
+    """End the process at once."""
+    if why:
+        print(why)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def request_stop(stop: Stop, error: BaseException | None = None) -> None:

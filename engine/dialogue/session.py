@@ -39,7 +39,7 @@ from engine.errors import (
 from engine.lookup.question import Route
 from engine.lookup.routing import Routing
 from engine.runtime.backend import Opening, Tokenizer
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Ended, Frame, Notice, Output, Ready, Seat
 from engine.weights.voices import choose_voice
@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
+LONG_WAIT_SECONDS = 5.0  # for the handshake: what is sent at once after it may be older than it
+AT_ONCE_SECONDS = 5.0  # after the handshake, in which such audio comes
+JITTER_SECONDS = 1.0  # ahead of real time; in that case what is more is older
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
 REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
 SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
@@ -100,8 +103,13 @@ class Session:
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
         self._new_say_id = itertools.count(1).__next__
-        self._heard_seconds = 0.0
+        self._heard_seconds = 0.0  # since the handshake, of all that the client sent
+        self._early_seconds = 0.0  # of audio that the client may have kept while it waited for it
+        self._dropped_early = False
+        self._handshake_at: float | None = None  # None: not yet, or a restart waits for it
         self._started = self._touched = self._active_at = time.monotonic()
+        self._waiting_since = self._started  # for the handshake
+        self._unread = False  # there was too much that the client had not read, a second ago
         self.routing: Routing | None = None
         if engine.answers:
             voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
@@ -144,8 +152,7 @@ class Session:
         self._line.open(seat.post, backend.tokenizer)
         if self.routing:
             self.routing.transcribes = self.transcribes
-        self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
-        self._started = self._active_at = time.monotonic()
+        self._started = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 
     def _new_director(self) -> Director:
@@ -184,16 +191,39 @@ class Session:
     def push_audio(self, pcm: np.ndarray) -> int:
         """Take user samples [n] float32, 24 kHz; how many frames they complete.
 
-        Raises TooFastError.
+        Audio from before the handshake is dropped: what comes before it, and what a client kept
+        while it waited long and sends at once after it. Raises TooFastError beyond 30 s ahead of
+        real time since then, by the client's own pace.
         """
-        self._heard_seconds += len(pcm) / SAMPLE_RATE
-        ahead = self._heard_seconds - (time.monotonic() - self._started)
+        seconds = len(pcm) / SAMPLE_RATE
+        if self._handshake_at is None:
+            return self._drop_early(seconds)
+        talked = time.monotonic() - self._handshake_at
+        ahead = self._heard_seconds + seconds - talked
+        if ahead > JITTER_SECONDS and self._early_seconds > 0 and talked < AT_ONCE_SECONDS:
+            self._early_seconds -= seconds
+            return self._drop_early(seconds)
+        self._heard_seconds += seconds
         if ahead > MAX_BURST_SECONDS:
             raise TooFastError(
                 f"audio is {ahead:.0f} s ahead of real time; send at most "
                 f"{MAX_BURST_SECONDS:.0f} s ahead"
             )
-        return self._seat.push_audio(pcm, self._scheduler.clock()) if self._seat else 0
+        return self._seat.push_audio(pcm, self._scheduler.clock())
+
+    def _drop_early(self, seconds: float) -> int:
+        self._engine.metrics.dropped(seconds / FRAME_SECONDS, Dropped.EARLY)
+        if not self._dropped_early:
+            self._dropped_early = True
+            logger.info("session %s: audio older than the handshake is dropped", self.id)
+        return 0
+
+    def _note_handshake(self) -> None:
+        """The client is told to talk: its pace and its idle time count from now on."""
+        now = self._handshake_at = self._touched = self._active_at = time.monotonic()
+        waited = now - self._waiting_since
+        self._early_seconds = waited if waited > LONG_WAIT_SECONDS else 0.0
+        self._heard_seconds = 0.0
 
     def say(self, text: str, replace: bool = False) -> int:
         """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long.
@@ -231,6 +261,7 @@ class Session:
         self._line.clear()
         self._waiting_texts.clear()
         if self._seat:
+            self._handshake_at, self._waiting_since = None, time.monotonic()
             self.director = self._new_director()
             self._opening = replace(self._opening, sampling=self._sampling)
             self._scheduler.restart(self._seat, self._opening, self.director)
@@ -299,6 +330,8 @@ class Session:
                 said = any(isinstance(event, ev.Text) for event in output.events)
                 if said or self.director.floor.speaking or self.director.wants_frames:
                     self._active_at = time.monotonic()
+            if isinstance(output, Ready):
+                self._note_handshake()
             yield output
             if isinstance(output, Ready):
                 ready = True
@@ -327,7 +360,9 @@ class Session:
         """Raise the EndError of the first limit that is reached."""
         warned = False
         while True:
+            slept_at = time.monotonic()
             await asyncio.sleep(WATCH_SECONDS)
+            self._forgive(time.monotonic() - slept_at - WATCH_SECONDS)
             left = self._started + limits.session_s - time.monotonic()
             if self._seat and left < WARNING_SECONDS and not warned:
                 warned = True
@@ -335,15 +370,24 @@ class Session:
             if error := self._limit_reached(limits, time.monotonic()):
                 raise error
 
+    def _forgive(self, lag: float) -> None:
+        """This server was frozen: what waits since then waits for us and not for the client."""
+        if lag > WATCH_SECONDS:
+            self._touched += lag
+            self._active_at += lag
+            self._unread = False
+
     def _limit_reached(self, limits: Limits, now: float) -> EndError | None:
         unread = self._unread_frames * FRAME_SECONDS
-        if unread > MAX_UNREAD_SECONDS:
+        # Twice in a row: in the second between them all of it was offered to a socket that drains.
+        before, self._unread = self._unread, unread > MAX_UNREAD_SECONDS
+        if before and self._unread:
             return TooFastError(f"{unread:.0f} s of agent audio wait to be read; read faster")
         if not self._seat:
             return None
         if now - self._started > limits.session_s:
             return TimeLimitError(f"a conversation lasts at most {limits.session_s / 60:g} minutes")
-        if self.director.wants_frames:
+        if self._handshake_at is None or self.director.wants_frames:
             return None
         if now - self._touched > limits.unheard_s:
             return IdleError(f"nothing was received for {limits.unheard_s:g} s; send audio or 0x06")

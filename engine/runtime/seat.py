@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
-from engine.errors import EngineError, RefusedError, TooFastError
+from engine.errors import EngineError, RefusedError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.ears import Listener
 from engine.runtime.metrics import Dropped, Metrics
 
-MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
+MAX_WAITING_FRAMES = 375  # 30 s of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
@@ -142,7 +142,8 @@ class Seat:
     def push_audio(self, pcm: np.ndarray, now: float) -> int:
         """Take user samples [n] float32; the number of frames they complete.
 
-        Raises TooFastError beyond 30 s ahead of real time.
+        Of more than 30 s that wait the oldest are dropped: the session knows whether its client
+        sends too fast, so here it is the scheduler that is far behind.
         """
         with self._lock:
             if not self.live:
@@ -150,12 +151,9 @@ class Seat:
             before = len(self._audio)
             complete = self._audio.push(pcm, now)
             self._forget_late_audio(now, before)
-            waiting = self._audio.seconds
-        if waiting > MAX_AHEAD_SECONDS:
-            raise TooFastError(
-                f"{waiting:.1f} s of audio are waiting; send at most real time, "
-                f"{MAX_AHEAD_SECONDS} s ahead"
-            )
+            dropped = self._audio.drop(MAX_WAITING_FRAMES, only_quiet=False)
+        if dropped:
+            self._metrics.dropped(dropped, Dropped.BEHIND)
         if complete:  # a piece of a frame gives the scheduler nothing to do
             self._wake()
         return complete
@@ -306,7 +304,8 @@ class FrameQueue:
     """
 
     def __init__(self) -> None:
-        self._frames: deque[tuple[float, np.ndarray]] = deque()  # (when it was due, [1920])
+        # (when it was due, [1920], whether it is quiet)
+        self._frames: deque[tuple[float, np.ndarray, bool]] = deque()
         self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
 
@@ -318,11 +317,6 @@ class FrameQueue:
     def due(self) -> float:
         """When the oldest frame was due; there must be one."""
         return self._frames[0][0]
-
-    @property
-    def seconds(self) -> float:
-        """Of audio that waits."""
-        return (len(self._frames) * FRAME_SAMPLES + self._filled) / SAMPLE_RATE
 
     @property
     def missing_seconds(self) -> float:
@@ -339,7 +333,8 @@ class FrameQueue:
             at += len(piece)
             if self._filled == FRAME_SAMPLES:
                 self._last_due = max(now, self._last_due + FRAME_SECONDS)
-                self._frames.append((self._last_due, self._take_begun()))
+                frame = self._take_begun()
+                self._frames.append((self._last_due, frame, np.abs(frame).max() < QUIET_PEAK))
         return len(self._frames) - before
 
     def pop(self) -> np.ndarray:
@@ -357,10 +352,12 @@ class FrameQueue:
         only_quiet: of those in which nobody speaks, as far as there are any.
         """
         before, excess, waiting = len(self._frames), len(self._frames) - kept, deque()
-        for due, frame in self._frames:
-            if excess > 0 and (not only_quiet or np.abs(frame).max() < QUIET_PEAK):
+        if excess <= 0:
+            return 0
+        for due, frame, is_quiet in self._frames:
+            if excess > 0 and (is_quiet or not only_quiet):
                 excess -= 1
             else:
-                waiting.append((due, frame))
+                waiting.append((due, frame, is_quiet))
         self._frames = waiting
         return before - len(waiting)

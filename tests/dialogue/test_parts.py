@@ -1,15 +1,13 @@
-"""The small parts of a conversation: floor, pieces, prompt, personas, limits."""
+"""The small parts of a conversation: floor, pieces, prompt, personas."""
 
 import pytest
 
 from engine.dialogue.floor import LOUD, SpeechRule, UserFloor
 from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids
-from engine.dialogue.service import Service
-from engine.dialogue.session import Limits, Session, SessionConfig
-from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
+from engine.errors import ConfigError
 from engine.lookup.handover import PieceDecoder
 from engine.runtime.backend import HeardRow
-from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
+from engine.runtime.embedded import ByteTokenizer
 
 # -- floor -----------------------------------------------------------------------------------------
 
@@ -151,62 +149,3 @@ def test_a_broken_persona_file_is_refused_with_its_place(tmp_path, toml, reason)
     with pytest.raises(ConfigError, match=reason) as error:
         load_personas(path)
     assert "personas.toml" in str(error.value)
-
-
-# -- limits ----------------------------------------------------------------------------------------
-
-
-class Quiet:
-    wants_frames = False
-
-
-@pytest.fixture
-def session():
-    session = Session(Service(lambda _progress: EmbeddedBackend()), config=SessionConfig())
-    session._seat, session.director = object(), Quiet()
-    session._started = session._touched = session._active_at = 1000.0
-    return session
-
-
-LIMITS = Limits(unheard_s=60, silence_s=300, session_s=1800)
-
-
-def reached(session, now, **touched):
-    for name, value in touched.items():
-        setattr(session, f"_{name}", value)
-    return session._limit_reached(LIMITS, now)
-
-
-def test_within_its_limits_a_conversation_goes_on(session):
-    assert reached(session, 1060.0) is None
-    assert reached(session, 1300.0, touched=1299.0) is None
-    assert reached(session, 2800.0, touched=2799.0, active_at=2790.0) is None
-
-
-def test_a_minute_without_any_message_is_idle(session):
-    error = reached(session, 1060.1)
-    assert isinstance(error, IdleError)
-    assert "60 s" in str(error)
-    assert "0x06" in str(error)
-
-
-def test_five_minutes_without_anybody_speaking_are_idle(session):
-    error = reached(session, 1300.1, touched=1300.0)
-    assert isinstance(error, IdleError)
-    assert "5 minutes" in str(error)
-
-
-def test_what_is_still_to_be_said_keeps_it_alive_but_not_beyond_the_session(session):
-    session.director.wants_frames = True
-    assert reached(session, 2000.0) is None
-    assert isinstance(reached(session, 2800.1), TimeLimitError)
-
-
-def test_five_seconds_that_nobody_reads_are_too_fast(session):
-    session._unread_frames = 63
-    assert isinstance(reached(session, 1001.0), TooFastError)
-
-
-def test_before_the_handshake_no_limit_counts(session):
-    session._seat = None
-    assert reached(session, 9999.0) is None

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, PAD
-from engine.errors import BusyError, InternalError, ModelError, RefusedError, TooFastError
+from engine.errors import BusyError, InternalError, ModelError, RefusedError
 from engine.runtime.backend import Opening
+from engine.runtime.metrics import Dropped
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Ended, Ready
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig, ticks_within
@@ -220,11 +221,14 @@ def test_a_burst_is_dated_on_the_80_ms_clock_not_on_its_arrival(rig):
     assert due == pytest.approx([0, 0.08, 0.16, 0.24])
 
 
-def test_a_backlog_beyond_30_s_is_too_fast(rig):
+def test_of_a_backlog_beyond_30_s_the_oldest_is_dropped_and_nobody_is_blamed(rig):
     seat = rig.join()
-    rig.hear(seat, 370)
-    with pytest.raises(TooFastError, match=r"^too fast: "):
-        rig.hear(seat, 6)
+    for number in range(380):  # the scheduler makes no turn meanwhile
+        rig.hear(seat, level=number / 1000)
+    assert len(seat._audio) == 375
+    assert rig.dropped(Dropped.BEHIND) == 5
+    rig.turn()
+    assert rig.backend.heard[-1][0] == pytest.approx(0.005)
 
 
 # -- silent clients --------------------------------------------------------------------------------
@@ -441,7 +445,7 @@ def test_a_slot_whose_prompts_go_in_is_tuned_when_they_are_in():
 def test_settings_that_come_while_prompts_wait_for_slack_keep_nobody_awake():
     rig = Rig(pieces=2, tick=0.06, piece=0.05)
     talking, newcomer = rig.join(), rig.join(ready=False)
-    rig.scheduler._between.slack.note("piece", 0.05)
+    rig.scheduler._slack_work.slack.note("piece", 0.05, rig.now)
     rig.hear(talking)
     rig.advance(0.1)
     for temperature in (0.3, 0.2):
