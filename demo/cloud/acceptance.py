@@ -250,7 +250,8 @@ def describe_drift(drift: dict) -> Iterator[str]:
         yield f"{row['what']:<20}  {numbers}      {doubt}  {good}"
     most = drift["limits"]
     yield (
-        f"asked for: the same in {most['top1']:.0%} of the frames, a rise of at most "
+        f"asked for: the same in {most['top1']:.0%} of the frames, {most['words top1']:.0%} of "
+        f"those with words, a KL of at most {most['kl']:g}, a rise of at most "
         f"{most['rise of mean']:g} of KL, or {most['rise']:g},\nor {most['rise of error']:g} times "
         f"what it is in doubt by; {drift['spoken']:.0%} of the frames have text"
     )

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.transformer import Linear, quantise_weight
+from engine.model.transformer import Linear, quantise_columns, quantise_weight
 from engine.weights.checkpoint import Report, TensorFile, check, parameters
 from engine.weights.hub import INT8_SUFFIX
 from engine.weights.names import Pieces, TensorSlice
@@ -140,9 +140,9 @@ def fingerprint(path: Path) -> str:
 
 
 def quantiser_hash(device: torch.device, dtype: torch.dtype) -> str:
-    """What the quantiser makes of a fixed weight here: devices round differently, code changes."""
-    probe = torch.randn(PROBE, generator=torch.Generator().manual_seed(0))
-    made = quantise_weight(probe.to(device, dtype))
+    """What the quantisers make of a probe here: devices round differently, code changes."""
+    probe = torch.randn(PROBE, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    made = *quantise_weight(probe), *quantise_columns(probe)
     content = b"".join(value.cpu().numpy().tobytes() for value in made)
     return hashlib.sha256(str(dtype).encode() + content).hexdigest()
 
