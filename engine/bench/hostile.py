@@ -366,6 +366,7 @@ class Target:
         """All is prepared: wait until the neighbours talk."""
         self.ready.set()
         await asyncio.to_thread(self.go.wait)
+        self.count.value = 0
 
     def note(self) -> None:
         self.count.value += 1

@@ -76,25 +76,25 @@ def test_the_table_has_a_row_for_each_scenario_and_a_red_one_makes_the_exit_code
     tmp_path, monkeypatch, capsys
 ):
     path = tmp_path / "hostile.json"
-    args = parsed("--scenarios", "opus", "slow", "--json", str(path))
+    args = parsed("--scenarios", "slow", "--json", str(path))
     for name in ("LAG_SECONDS", "GAP_RATIO", "LATE_SHARE"):  # no machine's mood decides
         monkeypatch.setattr(hostile, name, 1000.0)
     assert hostile.run(args) == 0
-    alone, *attacked = json.loads(path.read_text())["rows"]
-    assert [row["scenario"] for row in (alone, *attacked)] == ["alone", "opus", "slow"]
-    assert all(row["attacks"] > 0 for row in attacked)
-    assert all(row["server_answer_p99"] > 0 for row in (alone, *attacked))
+    alone, attacked = json.loads(path.read_text())["rows"]
+    assert (alone["scenario"], attacked["scenario"]) == ("alone", "slow")
+    assert attacked["attacks"] > 0
+    assert min(row["server_answer_p99"] for row in (alone, attacked)) > 0
     assert "RED" not in capsys.readouterr().out
     monkeypatch.setattr(hostile, "run_scenario", lambda _args, name: {**WELL, "scenario": name})
     monkeypatch.setattr(hostile, "run_rows", lambda *_: [{**WELL, "lost": 2}])
     assert hostile.run(args) == 1
     said = capsys.readouterr().out
-    assert said.count("RED") == 2
+    assert said.count("RED") == 1
     assert "ping: frames lost" in said
 
 
 def test_newcomers_are_timed_after_each_slow_moment(monkeypatch):
-    monkeypatch.setattr(hostile, "WAITED_SECONDS", 3.0)
+    monkeypatch.setattr(hostile, "WAITED_SECONDS", 1.5)
     rows = run_outliers(parsed())
     assert [row["scenario"] for row in rows] == ["slow open", "slow tick", "slow piece"]
     assert all(row["slow_s"] >= hostile.SLOW_SECONDS for row in rows)
@@ -102,6 +102,6 @@ def test_newcomers_are_timed_after_each_slow_moment(monkeypatch):
 
 
 @pytest.mark.timeout(120)
-def test_the_page_is_loaded_and_its_routes_are_attacked():
-    row = run_scenario(parsed("--scenarios", "pages"), "pages")
+def test_the_page_is_loaded_with_all_that_it_links():
+    row = run_scenario(parsed("--neighbours", "1"), "pages")
     assert row["attacks"] > 3
