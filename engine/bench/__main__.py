@@ -14,6 +14,7 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "capacity": "engine.bench.capacity",
     "soak": "engine.bench.capacity:SOAK",
     "server": "engine.bench.capacity:SERVER",
+    "hostile": "engine.bench.hostile",
     "drift": "engine.bench.drift",
     "gpu": "engine.bench.gpu",
     "verify": "engine.bench.gpu:VERIFY",

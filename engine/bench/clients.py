@@ -28,6 +28,8 @@ LAG_PERIOD_SECONDS = 0.01
 class PacedTalk:
     latencies: list[float] = field(default_factory=list)  # seconds, per frame
     sent_at: list[float] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)  # each piece of agent audio
+    late_by_server: int = 0  # frames so far, by the server's clock
     ready: asyncio.Event = field(default_factory=asyncio.Event)  # or over before it was
     began: bool = False  # the server said: start talking
     error: str = ""  # the last 0x05
@@ -85,7 +87,10 @@ async def hear(client: Client, talk: PacedTalk) -> None:
             talk.ready.set()
         elif message.kind is Kind.ERROR:
             talk.error = message.text
+        elif message.data.get("type") == "stats":
+            talk.late_by_server = message.data["late_frames"]
         elif message.pcm is not None:
+            talk.heard_at.append(message.at)
             samples += len(message.pcm)
             frame = int(samples / FRAME_SAMPLES + 0.5) - 1
             if len(talk.latencies) <= frame < len(talk.sent_at):

@@ -108,8 +108,8 @@ def perform(script: tuple[tuple[str, Any], ...]) -> tuple[list[Scripted], list[i
             if index > 0 and script[index - 1][0] == SAY:
                 head[:3] = (0.3, 0.6, 0.85)[:amount]
         done += list(head)
-    written = [tokens.get(i, PAD) for i in range(len(peaks))]
-    return list(zip(peaks, written, done, strict=True)), ends
+    heads = [tokens.get(frame, PAD) for frame in range(len(peaks))]
+    return list(zip(peaks, heads, done, strict=True)), ends
 
 
 RULES = {  # name -> what of the recogniser's row is there

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.transformer import Linear, quantise_weight
+from engine.model.transformer import Linear, quantise_columns, quantise_weight
 from engine.weights.checkpoint import TensorFile, match_sources, read_parameters, usual_dtype
 from engine.weights.hub import INT8_SUFFIX, Report
 from engine.weights.names import TensorSlice
@@ -128,9 +128,9 @@ def fingerprint(path: Path) -> str:
 
 
 def quantiser_hash(device: torch.device, dtype: torch.dtype) -> str:
-    """What the quantiser makes of a fixed weight here: devices round differently, code changes."""
-    probe = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0))
-    made = quantise_weight(probe.to(device, dtype))
+    """What the quantisers make of a probe here: devices round differently, code changes."""
+    probe = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    made = *quantise_weight(probe), *quantise_columns(probe)
     content = b"".join(value.cpu().numpy().tobytes() for value in made)
     return hashlib.sha256(str(dtype).encode() + content).hexdigest()
 
