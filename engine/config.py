@@ -107,6 +107,9 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = setting(
         ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
     )
+    frame_ancestors: str = setting(
+        "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
+    )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
@@ -130,6 +133,10 @@ class ServerConfig:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
+        if not self.frame_ancestors.isprintable() or set(self.frame_ancestors) & set(",;"):
+            raise ConfigError(
+                f"frame_ancestors is {self.frame_ancestors!r}; use addresses with blanks between"
+            )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":

@@ -21,6 +21,7 @@ TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
 SAY_MAX = 2000  # characters (docs/api.md)
+IMPORT = "import(new URL('pp/main.js', document.baseURI))"
 PRIVATE = {"queue": False, "api_visibility": "private"}
 SENDS = (
     "While this is on, questions about the product and the last turns of both sides go to "
@@ -76,7 +77,7 @@ class Widgets:
             elem_id="pp-state",
             js_on_load="const events = ['refresh', 'voices'];"
             f" const config = {config.json()};"
-            " import('/pp/main.js').then(m => m.page.mountState(element, trigger, config));",
+            f" {IMPORT}.then(m => m.page.mountState(element, trigger, config));",
         )
         with gr.Row(elem_classes="pp-tight"):
             self.connect = gr.Button(
@@ -90,7 +91,7 @@ class Widgets:
             html_template=look.CONVERSATION,
             apply_default_css=False,
             elem_id="pp-conversation",
-            js_on_load="import('/pp/main.js').then(m => m.page.mountConversation(element));",
+            js_on_load=f"{IMPORT}.then(m => m.page.mountConversation(element));",
         )
         with gr.Row(elem_classes=["pp-line", "pp-tight"]):
             self.say = make_line("Say", "Text for the agent to speak", "pp-say")

@@ -7,7 +7,7 @@ import hmac
 import logging
 from urllib.parse import urlsplit
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, web, web_response
 
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
@@ -16,6 +16,9 @@ from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
 
 logger = logging.getLogger(__name__)
+
+# The Server header of every answer, also of those that aiohttp makes itself: it names no versions.
+web_response.SERVER_SOFTWARE = "PersonaPlex"
 
 SERVICE = web.AppKey("service", Service)
 CONFIG = web.AppKey("config", ServerConfig)
