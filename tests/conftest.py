@@ -1,5 +1,6 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -8,6 +9,11 @@ import pytest
 
 from engine.runtime.load import Overload
 from tests.serving import ApiServer
+
+# One thread for every model, in servers too: they are tiny, and many run side by side. PyTorch
+# reads it when it is imported, which nothing above does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+LONGEST = ("test_install.py", "test_gpu.py", "test_capacity.py", "test_soak.py", "test_runtime.py")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +37,13 @@ def never_overloaded() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    """Files that take long first, browsers last: playwright's event loop stays in the thread."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("browser") is not None,
+            item.path.name not in LONGEST,
+        )
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
