@@ -42,7 +42,7 @@ ENDS = sorted({min(OWN, *OTHERS), max(OWN, *OTHERS)} - {OWN}) if OTHERS else []
 
 @pytest.fixture(scope="module")
 def dry_pip(tmp_path_factory) -> list[str]:
-    """A pip whose dry run fetches no wheel if the index serves metadata: 25.3 and newer."""
+    """A pip whose dry run fetches metadata and no wheels: 25.3 and newer, with `fast-deps`."""
     folder = tmp_path_factory.mktemp("pip")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--target", str(folder), "pip==26.3"], check=True)
@@ -57,8 +57,8 @@ def test_the_lists_resolve_to_wheels_with_other_pythons(version, dry_pip, tmp_pa
     report = tmp_path / "report.json"
     done = subprocess.run(
         [*dry_pip, "--python", OTHERS[version], "install", "--dry-run", "--ignore-installed",
-         "--only-binary", ":all:", "--quiet", "--report", str(report),
-         "-r", str(ROOT / LISTS["test"])],
+         "--only-binary", ":all:", "--use-feature", "fast-deps", "--quiet",
+         "--report", str(report), "-r", str(ROOT / LISTS["test"])],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
