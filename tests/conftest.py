@@ -10,9 +10,9 @@ import pytest
 from engine.runtime.load import Overload
 from tests.serving import ApiServer
 
-# One thread for every model, in servers too: they are tiny, and many run side by side. PyTorch
-# reads it when it is imported, which nothing above does.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread for every model, in servers too: they are tiny, and what several compute is rounded
+# differently from run to run. PyTorch reads it when it is imported, which nothing above does.
+os.environ["OMP_NUM_THREADS"] = "1"
 LONGEST = ("test_install.py", "test_gpu.py", "test_capacity.py", "test_soak.py", "test_runtime.py")
 
 
