@@ -38,12 +38,9 @@ def never_overloaded() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long first, browsers last: playwright's event loop stays in the thread."""
-    items.sort(
-        key=lambda item: (
-            item.get_closest_marker("browser") is not None,
-            item.path.name not in LONGEST,
-        )
-    )
+    for name in reversed(LONGEST):
+        items.sort(key=lambda item, name=name: item.path.name != name)
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
