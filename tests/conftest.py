@@ -12,6 +12,10 @@ from tests.serving import ApiServer
 
 # Servers of tests have no ears unless a test gives them some: loading them takes a second.
 os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
+# One thread for every model, in servers too: they are tiny, and what several compute is rounded
+# differently from run to run. PyTorch reads it when it is imported, which nothing above does.
+os.environ["OMP_NUM_THREADS"] = "1"
+LONGEST = ("test_install.py", "test_gpu.py", "test_capacity.py", "test_soak.py", "test_runtime.py")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,9 @@ def never_overloaded() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
+    """Files that take long first, browsers last: playwright's event loop stays in the thread."""
+    for name in reversed(LONGEST):
+        items.sort(key=lambda item, name=name: item.path.name != name)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 

@@ -43,7 +43,7 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     tab.page.click("#pp-connect")
     tab.see("Conversation ended")
     expect(tab.page.locator("#pp-connect")).to_have_text("Connect")
-    tab.until(lambda: not engine.sessions, 5)
+    tab.until(lambda: not engine.sessions)
     assert tab.level("mic") == 0
 
 

@@ -44,4 +44,4 @@ def test_three_tabs_talk_with_the_model_at_once(browser, tiny_server, open_tab, 
     for tab in tabs:
         tab.page.click("#pp-connect")
         tab.see("Conversation ended")
-    tabs[0].until(lambda: not tiny_server.engine.sessions, 5)
+    tabs[0].until(lambda: not tiny_server.engine.sessions)

@@ -154,11 +154,14 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 
 
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
-    """Real benches in this process, but for bf16's; how fast this machine is does not count."""
+    """Real benches in this process, but for bf16's; how fast this machine is does not count.
+
+    Nor how it rounds: any drift is small enough, or the verdict were another one elsewhere.
+    """
     monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(STT))
     monkeypatch.setenv("PERSONAPLEX_SLOTS", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
-    monkeypatch.setattr(drift, "LEAST_FRAMES", 60)  # enough for these weights to pass
+    for name, value in {"LEAST_FRAMES": 60, "LEAST_TOP1": 0.0, "SMALL_RISE": 1e9}.items():
+        monkeypatch.setattr(drift, name, value)
     for name, value in {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0}.items():
         monkeypatch.setattr(capacity, name, value)
     stand_in = Benches(snapshot_of(cache), good=True, held={"bf16": 1})
@@ -182,10 +185,11 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     assert not committed[0]
     assert committed[-1]
     allowed = choose_precision(AUTO, snapshot_of(cache), "cpu")
+    assert allowed == ("int8", "int8")
     assert tried == ["capacity-auto-auto", "capacity-bf16-bf16"]
     said = capfd.readouterr().out
     assert "next start  weights {}, keys and values {}".format(*allowed) in said
-    assert re.search(r"^recogniser  weights (bf16|int8)$", said, re.MULTILINE)
+    assert re.search(r"^recogniser  weights int8$", said, re.MULTILINE)
     assert precision(start()) == tuple(name.replace("bf16", "plain") for name in allowed)
 
 

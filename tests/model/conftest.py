@@ -62,7 +62,6 @@ def expected():
 
 @pytest.fixture(autouse=True)
 def _inference():
-    torch.set_num_threads(1)  # so small a model gains nothing from two
     with torch.inference_mode():
         yield
 
