@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -17,8 +18,13 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend
 from engine.weights.voices import Voices
-from engine.wire.server import add_routes
+from engine.wire.server import add_routes, listening
 
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+OPEN_TO_ALL = (
+    "warning: whoever reaches this port may talk; "
+    "set PERSONAPLEX_TOKEN, or use --host 127.0.0.1 for this machine only"
+)
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -45,6 +51,15 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig.from_environment(os.environ, **given)
 
 
+def tell(line: str) -> None:
+    """Print a line for the operator. Raises ConfigError where it cannot be written."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"stdout cannot be written ({why}); send it elsewhere") from None
+
+
 def build_service(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
@@ -55,7 +70,7 @@ def build_service(
     `prepare` runs before the load, in the loader's thread. What it raises ends the service.
     """
     source, why = choose_model(config.model)
-    print(f"model: {source} ({why})", flush=True)
+    tell(f"model: {source} ({why})")
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
@@ -93,23 +108,22 @@ async def serve_until(
 
     The port opens at once, and `opened` is called. The model loads behind it. Any thread's loop.
     """
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        why = os.strerror(error.errno or 0)
-        where = f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-    print(f"listening on http://localhost:{config.port}", flush=True)
-    opened()
-    service.start()
-    error = await stop
-    if error is not None:
-        print(f"error: {error}", flush=True)
-    await service.drain(config.drain_s)
-    await runner.cleanup()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(listening(app, config.host, config.port))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            where = f"{config.host}:{config.port}"
+            raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
+        tell(f"listening on http://localhost:{config.port}")
+        if not config.token and config.host not in LOCAL_HOSTS:
+            tell(OPEN_TO_ALL)
+        opened()
+        service.start()
+        error = await stop
+        if error is not None:
+            tell(f"error: {error}")
+        await service.drain(config.drain_s)
     service.stop()
     return 0 if error is None else 1
 

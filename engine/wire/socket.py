@@ -6,6 +6,7 @@ then a close code.
 
 import asyncio
 import logging
+import time
 import uuid
 from typing import Any
 
@@ -26,6 +27,7 @@ from engine.errors import (
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
 from engine.wire.audio import make_codec
+from engine.wire.limits import UNREAD_SECONDS, Connection, Pace, Unread
 from engine.wire.protocol import (
     FIELDS,
     MAX_MESSAGE_BYTES,
@@ -45,6 +47,12 @@ logger = logging.getLogger(__name__)
 
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks at what the client has not read
+TURN_SECONDS = 0.002  # of one turn of the loop for the audio of one message
+# For how many messages one counts at the pace: by what it costs the server.
+COMMAND_COST, RESTART_COST = 10, 300
+BYTES_PER_MESSAGE = 1024
+LETTERS_PER_MESSAGE = 50  # bytes of a text or of JSON
 CLOSE_BYTES = 120  # of the reason in a close frame
 CLOSE_SECONDS = 1.0  # for a goodbye; a client that does not read loses it
 
@@ -56,8 +64,18 @@ class ClientLeftError(Exception):
 class ChatSocket:
     """Speaks the protocol on one accepted socket."""
 
-    def __init__(self, ws: web.WebSocketResponse, service: Service, query: Query) -> None:
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        service: Service,
+        query: Query,
+        connection: Connection,
+    ) -> None:
         self.ws = ws
+        self.connection = connection
+        self.pace = Pace(time.monotonic, lambda: connection.doors.stood_still)
+        self.unread = Unread()
+        self.restarting = False  # and no command has come since
         self.service = service
         self.query = query
         self.codec = make_codec(query.format)
@@ -71,6 +89,7 @@ class ChatSocket:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._receive())
                     group.create_task(self._send())
+                    group.create_task(self._watch_reading())
                     group.create_task(self.session.watch(self.service.limits))
             except* (ClientLeftError, ConnectionError):
                 pass
@@ -90,34 +109,54 @@ class ChatSocket:
     # -- from the client ---------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        """Handle messages until the client leaves. Raises ClientLeftError then."""
-        async for message in self.ws:
-            self.session.touch()
-            if message.type is WSMsgType.TEXT:
-                await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
-            elif message.type is WSMsgType.BINARY:
-                await self._handle(message.data)
-            # aiohttp returns queued messages without yielding: give other conversations a turn.
-            await asyncio.sleep(0)
-        raise ClientLeftError
+        """Handle messages until the client leaves. Raises ClientLeftError then.
 
-    async def _handle(self, data: bytes) -> None:
+        Who sends faster than it may is not read from: aiohttp's queue fills, then the kernel's, and
+        then the client waits.
+        """
+        while True:
+            message = await self.ws.receive()
+            self.session.touch()
+            samples, cost, size = 0, 1, 0
+            match message.type:
+                case WSMsgType.BINARY:
+                    cost, size = find_cost(message.data), len(message.data)
+                    samples = await self._handle(message.data)
+                case WSMsgType.TEXT:
+                    await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
+                    cost, size = COMMAND_COST, len(message.data)
+                case WSMsgType.PING:
+                    self.unread.written += len(message.data) + 2
+                    await self.ws.pong(message.data)
+                case WSMsgType.PONG:
+                    pass
+                case _:
+                    raise ClientLeftError
+            try:
+                rest = self.pace.take(max(cost, size / BYTES_PER_MESSAGE), samples)
+            except TooFastError:
+                self.connection.hold()  # what still comes is not even read
+                raise
+            # aiohttp returns queued messages without yielding: give other conversations a turn.
+            await asyncio.sleep(rest)
+
+    async def _handle(self, data: bytes) -> int:
+        """Carry out one message; how many samples of audio it brought."""
         if len(data) > MAX_MESSAGE_BYTES:
             raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
         try:
             kind, payload = decode(data)
         except ProtocolError:
             self.service.metrics.ignored()
-            return
+            return 0
+        if kind in (Kind.SAY, Kind.METADATA):
+            self.restarting = False  # a restart after it has something to drop
         try:
             match kind:
                 case Kind.AUDIO:
-                    metrics, received = self.service.metrics, self.service.metrics.clock()
-                    for pcm in self.codec.decode(payload):
-                        seconds = metrics.clock() - received
-                        metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+                    return await self._on_audio(payload)
                 case Kind.PING:
-                    await self.ws.send_bytes(encode(Kind.PING, payload))
+                    await self._send_bytes(encode(Kind.PING, payload))
                 case Kind.SAY:
                     self._on_say(payload)
                 case Kind.CONTROL:
@@ -128,6 +167,20 @@ class ChatSocket:
                     self.service.metrics.ignored()
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
+        return 0
+
+    async def _on_audio(self, payload: bytes) -> int:
+        """Decode a message, in several turns of the loop if it takes long."""
+        metrics, samples = self.service.metrics, 0
+        received = turned = metrics.clock()
+        for pcm in self.codec.decode(payload):
+            seconds = metrics.clock() - received
+            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+            samples += len(pcm)
+            if metrics.clock() - turned > TURN_SECONDS:
+                await asyncio.sleep(0)
+                turned = metrics.clock()
+        return samples
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -141,14 +194,17 @@ class ChatSocket:
             raise RefusedError(
                 f"control is {payload[:4].hex() or 'empty'}; send one byte, 00 to 03"
             )
-        match Control(payload[0]):
+        control = Control(payload[0])
+        again = control is Control.RESTART and self.restarting
+        self.restarting = control is Control.RESTART
+        match control:
             case Control.START:
                 self.session.post(ev.Resume())
             case Control.END_TURN:
                 self.session.post(ev.EndTurn())
             case Control.PAUSE:
                 self.session.post(ev.Pause())
-            case Control.RESTART:
+            case Control.RESTART if not again:  # or nothing has changed since the last one
                 self.session.restart()
 
     def _on_metadata(self, payload: bytes) -> None:
@@ -204,6 +260,7 @@ class ChatSocket:
             await asyncio.sleep(WAKING_SECONDS)
 
     async def _send_ready(self) -> None:
+        self.restarting = False
         await self._send_metadata(
             "ready",
             0,
@@ -215,13 +272,13 @@ class ChatSocket:
             format=self.query.format,
             transcript=self.session.transcribes,
         )
-        await self.ws.send_bytes(encode(Kind.HANDSHAKE))
+        await self._send_bytes(encode(Kind.HANDSHAKE))
 
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
         if data := self.codec.encode(frame.pcm):
-            await self.ws.send_bytes(encode(Kind.AUDIO, data))
+            await self._send_bytes(encode(Kind.AUDIO, data))
         now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
@@ -230,7 +287,7 @@ class ChatSocket:
 
     async def _send_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.Text):
-            await self.ws.send_bytes(encode(Kind.TEXT, event.text.encode()))
+            await self._send_bytes(encode(Kind.TEXT, event.text.encode()))
         elif isinstance(event, ev.Refused):
             await self._refuse(event.message)
         elif type(event) in FIELDS:
@@ -240,7 +297,7 @@ class ChatSocket:
 
     async def _send_metadata(self, name: str, seconds: float, **fields: Any) -> None:
         if self.query.events:
-            await self.ws.send_bytes(encode_metadata(name, seconds, **fields))
+            await self._send_bytes(encode_metadata(name, seconds, **fields))
 
     async def _send_stats(self) -> None:
         metrics = self.service.metrics
@@ -256,8 +313,35 @@ class ChatSocket:
             context_used=round(self.session.context_used, 4),
         )
 
+    async def _send_bytes(self, data: bytes) -> None:
+        self.unread.written += len(data)
+        await self.ws.send_bytes(data)
+
+    async def _watch_reading(self) -> None:
+        """Raise TooFastError when a client does not take what it is sent.
+
+        It must be so twice: after a pause of our own the first look sees what we have not sent.
+        """
+        late = False
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            waiting = self.unread.look(self.connection.count_unsent())
+            if waiting > UNREAD_SECONDS and late:
+                raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
+            late = waiting > UNREAD_SECONDS
+
     async def _refuse(self, text: str) -> None:
-        await self.ws.send_bytes(encode(Kind.ERROR, text.encode()))
+        await self._send_bytes(encode(Kind.ERROR, text.encode()))
+
+
+def find_cost(data: bytes) -> int:
+    """For how many messages one counts, however it is answered."""
+    match data[0] if data else None:
+        case Kind.SAY | Kind.METADATA:
+            return COMMAND_COST + len(data) // LETTERS_PER_MESSAGE
+        case Kind.CONTROL:
+            return RESTART_COST if data[1:] == bytes([Control.RESTART]) else COMMAND_COST
+    return 1
 
 
 def _first_of(group: BaseExceptionGroup) -> EndError:
