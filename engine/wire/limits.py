@@ -27,6 +27,7 @@ MESSAGES_PER_SECOND = 1500.0  # audio in pieces of 1 ms is 1000
 MESSAGES_AT_ONCE = 4000.0  # 30 s of audio in pieces of 10 ms is 3000
 CALM_MESSAGES = 400.0  # who has so many left again is no longer above the rate
 TOO_FAST_SECONDS = 5.0  # above the rate
+MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
 PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
 REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
 GUESSES_PER_MINUTE = 10  # wrong tokens from one address
@@ -53,9 +54,14 @@ class Bucket:
     @property
     def level(self) -> float:
         now = self._clock()
-        self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+        if self._level < self.burst:
+            self._level = min(self.burst, self._level + (now - self._at) * self.rate)
         self._at = now
         return self._level
+
+    def give(self, tokens: float, most: float) -> None:
+        """Add tokens beyond the burst, up to `most` in all."""
+        self._level = max(self.level, min(self.level + tokens, most))
 
     def take(self, cost: float) -> float:
         """Take tokens; the seconds after which the debt is paid (0: there is none)."""
@@ -79,8 +85,7 @@ class Pace:
         self._clock, self._stood_still = clock, stood_still
         self._still = stood_still()
         self._over_since: float | None = None
-        self._excess = 0.0  # what came since then and is not excused
-        self._excused = 0.0  # messages that our own pauses have held up
+        self._excess = 0.0  # what came since then and no audio excuses
 
     def take(self, cost: float, samples: int = 0) -> float:
         """Count a message and its audio; the seconds to wait before the next is read.
@@ -88,8 +93,10 @@ class Pace:
         Raises TooFastError.
         """
         still = self._stood_still()
-        self._excused += (still - self._still) * MESSAGES_PER_SECOND
-        self._still = still
+        if still > self._still:
+            most = MESSAGES_AT_ONCE + MOST_EXCUSED_SECONDS * MESSAGES_PER_SECOND
+            self._bucket.give((still - self._still) * MESSAGES_PER_SECOND, most)
+            self._still = still
         if self._bucket.level > CALM_MESSAGES:
             self._over_since = None
         wait = self._bucket.take(cost)
@@ -100,12 +107,11 @@ class Pace:
             self._over_since, self._excess = now, 0.0
         self._excess += cost - samples / PIECE_SAMPLES
         if now - self._over_since > TOO_FAST_SECONDS:
-            if self._excess > self._excused:
+            if self._excess > 0:
                 raise TooFastError(
                     f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
                     f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
                 )
-            self._excused -= max(0.0, self._excess)
             self._over_since, self._excess = now, 0.0
         return max(wait, REST_SECONDS) if wait else 0.0
 
