@@ -5,11 +5,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import fields
+from typing import TextIO
 
 from aiohttp import web
 
+from engine.cli import silence
 from engine.config import ServerConfig, parse_setting
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
@@ -51,13 +54,29 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig.from_environment(os.environ, **given)
 
 
-def tell(line: str) -> None:
-    """Print a line for the operator. Raises ConfigError where it cannot be written."""
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Print a line for the operator, to stdout or `stream`.
+
+    Raises ConfigError where it cannot be written.
+    """
+    stream = stream or sys.stdout
     try:
-        print(line, flush=True)
+        print(line, file=stream, flush=True)
     except OSError as error:
+        silence(stream)
         why = os.strerror(error.errno or 0)
-        raise ConfigError(f"stdout cannot be written ({why}); send it elsewhere") from None
+        raise ConfigError(f"{stream.name} cannot be written ({why}); send it elsewhere") from None
+
+
+def check_output() -> None:
+    """Raises ConfigError if stdout or stderr is closed, or stderr full.
+
+    What a server has to say would be lost, and its first socket would be taken for the closed one.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            raise ConfigError(f"{name} is closed; send it to a file or to /dev/null")
+    tell(f"process {os.getpid()} starts", sys.stderr)
 
 
 def build_service(
@@ -69,6 +88,7 @@ def build_service(
 
     `prepare` runs before the load, in the loader's thread. What it raises ends the service.
     """
+    check_output()
     source, why = choose_model(config.model)
     tell(f"model: {source} ({why})")
 
