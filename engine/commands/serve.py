@@ -130,12 +130,12 @@ async def serve_until(
     """
     async with contextlib.AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(listening(app, config.host, config.port))
+            port = await stack.enter_async_context(listening(app, config.host, config.port))
         except OSError as error:
             why = os.strerror(error.errno or 0)
             where = f"{config.host}:{config.port}"
             raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-        tell(f"listening on http://localhost:{config.port}")
+        tell(f"listening on http://localhost:{port}")
         if not config.token and config.host not in LOCAL_HOSTS:
             tell(OPEN_TO_ALL)
         opened()
