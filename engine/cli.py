@@ -51,10 +51,13 @@ def complain(error: object) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Let a stream that cannot be written end in nothing: Python flushes it once more at exit."""
+    """Give a stream up that cannot be written; Python flushes it once more at exit, to nothing."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is stream:
+            setattr(sys, name, None)
 
 
 def main(argv: list[str] | None = None) -> int:

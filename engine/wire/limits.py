@@ -1,136 +1,31 @@
-"""What one connection, one address and all of them together may take of the server.
-
-First the arithmetic, on any clock; then aiohttp's connections, counted and kept to their time.
-Nobody is judged here by how long the server took: only by what came from the other side, and when.
+"""How many connections one address and all together may have, for how long, and how often it may
+guess a token. What happens on a conversation's socket, `socket` limits itself.
 """
 
 import asyncio
-import fcntl
 import ipaddress
 import logging
 import socket
-import struct
-import termios
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from engine.config import SAMPLE_RATE, ServerConfig
-from engine.errors import TooFastError
+from engine.config import ServerConfig
+from engine.wire.socket import Bucket, FrameGuard
 
 logger = logging.getLogger(__name__)
 
-MESSAGES_PER_SECOND = 1500.0  # audio in pieces of 1 ms is 1000
-MESSAGES_AT_ONCE = 4000.0  # 30 s of audio in pieces of 10 ms is 3000
-CALM_MESSAGES = 400.0  # who has so many left again is no longer above the rate
-TOO_FAST_SECONDS = 5.0  # above the rate
-MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
-PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
-REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
 GUESSES_PER_MINUTE = 10  # wrong tokens from one address
 MOST_ADDRESSES = 10_000  # whose wrong tokens are remembered
-UNREAD_SECONDS = 20.0  # a network may stall for this long, and the call goes on
 SEND_BUFFER_BYTES = 64 * 1024  # of the kernel, which doubles it
 REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its headers, or body
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
-MAX_FRAGMENTS = 1024  # of one WebSocket message
 PULSE_SECONDS = 0.1
 LOG_SECONDS = 60.0  # between two lines about the same thing
-
-
-class Bucket:
-    """Tokens that come back at a rate, up to a burst. Taking may leave a debt."""
-
-    def __init__(
-        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.rate, self.burst, self._clock = rate, burst, clock
-        self._level, self._at = burst, clock()
-
-    @property
-    def level(self) -> float:
-        now = self._clock()
-        if self._level < self.burst:
-            self._level = min(self.burst, self._level + (now - self._at) * self.rate)
-        self._at = now
-        return self._level
-
-    def give(self, tokens: float, most: float) -> None:
-        """Add tokens beyond the burst, up to `most` in all."""
-        self._level = max(self.level, min(self.level + tokens, most))
-
-    def take(self, cost: float) -> float:
-        """Take tokens; the seconds after which the debt is paid (0: there is none)."""
-        self._level = self.level - cost
-        return max(0.0, -self._level / self.rate)
-
-
-class Pace:
-    """How fast one client may send: who is above the rate waits, who stays above it is sent away.
-
-    A client whose messages came late and all at once is not above the rate for long: its audio
-    excuses its messages, and so does the time in which our own loop stood still.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        stood_still: Callable[[], float] = lambda: 0.0,  # seconds so far, of our loop
-    ) -> None:
-        self._bucket = Bucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, clock)
-        self._clock, self._stood_still = clock, stood_still
-        self._still = stood_still()
-        self._over_since: float | None = None
-        self._excess = 0.0  # what came since then and no audio excuses
-
-    def take(self, cost: float, samples: int = 0) -> float:
-        """Count a message and its audio; the seconds to wait before the next is read.
-
-        Raises TooFastError.
-        """
-        still = self._stood_still()
-        if still > self._still:
-            most = MESSAGES_AT_ONCE + MOST_EXCUSED_SECONDS * MESSAGES_PER_SECOND
-            self._bucket.give((still - self._still) * MESSAGES_PER_SECOND, most)
-            self._still = still
-        if self._bucket.level > CALM_MESSAGES:
-            self._over_since = None
-        wait = self._bucket.take(cost)
-        if not wait and self._over_since is None:
-            return 0.0
-        now = self._clock()
-        if self._over_since is None:
-            self._over_since, self._excess = now, 0.0
-        self._excess += cost - samples / PIECE_SAMPLES
-        if now - self._over_since > TOO_FAST_SECONDS:
-            if self._excess > 0:
-                raise TooFastError(
-                    f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
-                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
-                )
-            self._over_since, self._excess = now, 0.0
-        return max(wait, REST_SECONDS) if wait else 0.0
-
-
-class Unread:
-    """For how long the oldest byte has waited that a client has not taken from us."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.written = 0  # bytes, ever
-        self._marks: deque[tuple[float, int]] = deque()  # (when, bytes written by then)
-
-    def look(self, unsent: int) -> float:
-        """Note the bytes that are still on our side; seconds. Call it about once a second."""
-        now, taken = self._clock(), self.written - unsent
-        self._marks.append((now, self.written))
-        while self._marks and self._marks[0][1] <= taken:
-            self._marks.popleft()
-        return now - self._marks[0][0] if self._marks else 0.0
 
 
 class Guesses:
@@ -324,20 +219,9 @@ class Connection(web.RequestHandler):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
-    def count_unsent(self) -> int:
-        """Bytes that the other side's kernel has not confirmed: in the transport and in ours."""
-        if self.transport is None:
-            return 0
-        unsent = self.transport.get_write_buffer_size()
-        sock = self.transport.get_extra_info("socket")
-        try:  # Linux; elsewhere only what the transport holds is known
-            answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
-            return unsent
-        return unsent + struct.unpack("i", answer)[0]
-
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        super().set_parser(FrameGuard(parser, self.doors.log), data_received_cb)
+        super().set_parser(FrameGuard(parser, self.doors.log.note), data_received_cb)
+        self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:
         def close() -> None:
@@ -355,56 +239,3 @@ class Connection(web.RequestHandler):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class FrameGuard:
-    """Looks at WebSocket frames before aiohttp's reader, which takes some that it should not.
-
-    Unmasked ones (RFC 6455, 5.1, has them closed), and messages of endless pieces, of which the
-    receive loop would never hear. It hands the reader a frame that this refuses with code 1002.
-    """
-
-    REFUSED = b"\xf0\x80"  # reserved bits
-
-    def __init__(self, reader: Any, log: MinuteLog) -> None:
-        self._reader, self._log = reader, log
-        self._head = b""  # of a frame, not complete
-        self._skip = 0  # bytes of payload still to come
-        self._pieces = 0  # of the message that has begun
-        self._refused = False
-
-    def feed_eof(self) -> None:
-        self._reader.feed_eof()
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        if self._refused:
-            return False, b""
-        whole = self._head + data
-        at, refused = self._walk(whole)
-        passed = whole[: min(at, len(whole))]
-        self._head, self._skip = whole[len(passed) :], max(0, at - len(whole))
-        if refused:
-            self._refused = True
-            self._log.note("a connection was closed: its frames are unmasked or endless")
-            passed += self.REFUSED
-        return self._reader.feed_data(passed) if passed else (False, b"")
-
-    def _walk(self, whole: bytes) -> tuple[int, bool]:
-        """Go from frame to frame: where the first one begins whose head is not complete, or that is
-        refused. Beyond the end: some of the last one's payload is still to come.
-        """
-        at, end = self._skip, len(whole)
-        while at + 2 <= end:
-            first, second = whole[at], whole[at + 1]
-            length, size = second & 0x7F, 6
-            if length > 125:
-                size = 8 if length == 126 else 14
-                if at + size - 4 > end:
-                    break
-                length = int.from_bytes(whole[at + 2 : at + size - 4], "big")
-            if first & 0x0F < 8:  # a piece of a message; control frames may stand between them
-                self._pieces = 0 if first & 0x80 else self._pieces + 1
-            if second < 0x80 or self._pieces > MAX_FRAGMENTS:
-                return at, True
-            at += size + length
-        return at, False

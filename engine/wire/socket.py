@@ -1,14 +1,19 @@
-"""One conversation's messages on one socket: three tasks that live and end together.
+"""One conversation's messages on one socket: tasks that live and end together.
 
 A refused request is one 0x05, and the conversation goes on. A fault that ends it is one 0x05 and
 then a close code.
 """
 
 import asyncio
+import fcntl
 import logging
+import struct
+import termios
 import time
 import uuid
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
@@ -27,7 +32,6 @@ from engine.errors import (
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
 from engine.wire.audio import make_codec
-from engine.wire.limits import UNREAD_SECONDS, Connection, Pace, Unread
 from engine.wire.protocol import (
     FIELDS,
     MAX_MESSAGE_BYTES,
@@ -42,6 +46,9 @@ from engine.wire.protocol import (
     parse_sampling,
     read_text,
 )
+
+if TYPE_CHECKING:
+    from engine.wire.limits import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +76,11 @@ class ChatSocket:
         ws: web.WebSocketResponse,
         service: Service,
         query: Query,
-        connection: Connection,
+        connection: "Connection",
     ) -> None:
         self.ws = ws
         self.connection = connection
-        self.pace = Pace(time.monotonic, lambda: connection.doors.stood_still)
+        self.pace = ClientPace(time.monotonic, lambda: connection.doors.stood_still)
         self.unread = Unread()
         self.restarting = False  # and no command has come since
         self.service = service
@@ -325,7 +332,7 @@ class ChatSocket:
         late = False
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            waiting = self.unread.look(self.connection.count_unsent())
+            waiting = self.unread.look(count_unsent(self.connection.transport))
             if waiting > UNREAD_SECONDS and late:
                 raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
             late = waiting > UNREAD_SECONDS
@@ -361,3 +368,175 @@ async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass
+
+
+# -- how fast a client may send, and that it reads -------------------------------------------------
+#
+# Nobody is judged by how long the server took: only by what came from the other side, and when.
+
+MESSAGES_PER_SECOND = 1500.0  # audio in pieces of 1 ms is 1000
+MESSAGES_AT_ONCE = 4000.0  # 30 s of audio in pieces of 10 ms is 3000
+CALM_MESSAGES = 400.0  # who has so many left again is no longer above the rate
+TOO_FAST_SECONDS = 5.0  # above the rate
+MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
+PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
+REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
+UNREAD_SECONDS = 20.0  # a network may stall for this long, and the call goes on
+MAX_FRAGMENTS = 1024  # of one WebSocket message
+
+
+class Bucket:
+    """Tokens that come back at a rate, up to a burst. Taking may leave a debt."""
+
+    def __init__(
+        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rate, self.burst, self._clock = rate, burst, clock
+        self._level, self._at = burst, clock()
+
+    @property
+    def level(self) -> float:
+        now = self._clock()
+        if self._level < self.burst:
+            self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+        self._at = now
+        return self._level
+
+    def give(self, tokens: float, most: float) -> None:
+        """Add tokens beyond the burst, up to `most` in all."""
+        self._level = max(self.level, min(self.level + tokens, most))
+
+    def take(self, cost: float) -> float:
+        """Take tokens; the seconds after which the debt is paid (0: there is none)."""
+        self._level = self.level - cost
+        return max(0.0, -self._level / self.rate)
+
+
+class ClientPace:
+    """How fast one client may send: who is above the rate waits, who stays above it is sent away.
+
+    A client whose messages came late and all at once is not above the rate for long: its audio
+    excuses its messages, and so does the time in which our own loop stood still.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        stood_still: Callable[[], float] = lambda: 0.0,  # seconds so far, of our loop
+    ) -> None:
+        self._bucket = Bucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, clock)
+        self._clock, self._stood_still = clock, stood_still
+        self._still = stood_still()
+        self._over_since: float | None = None
+        self._excess = 0.0  # what came since then and no audio excuses
+
+    def take(self, cost: float, samples: int = 0) -> float:
+        """Count a message and its audio; the seconds to wait before the next is read.
+
+        Raises TooFastError.
+        """
+        still = self._stood_still()
+        if still > self._still:
+            most = MESSAGES_AT_ONCE + MOST_EXCUSED_SECONDS * MESSAGES_PER_SECOND
+            self._bucket.give((still - self._still) * MESSAGES_PER_SECOND, most)
+            self._still = still
+        if self._bucket.level > CALM_MESSAGES:
+            self._over_since = None
+        wait = self._bucket.take(cost)
+        if not wait and self._over_since is None:
+            return 0.0
+        now = self._clock()
+        if self._over_since is None:
+            self._over_since, self._excess = now, 0.0
+        self._excess += cost - samples / PIECE_SAMPLES
+        if now - self._over_since > TOO_FAST_SECONDS:
+            if self._excess > 0:
+                raise TooFastError(
+                    f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
+                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
+                )
+            self._over_since, self._excess = now, 0.0
+        return max(wait, REST_SECONDS) if wait else 0.0
+
+
+class Unread:
+    """For how long the oldest byte has waited that a client has not taken from us."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.written = 0  # bytes, ever
+        self._marks: deque[tuple[float, int]] = deque()  # (when, bytes written by then)
+
+    def look(self, unsent: int) -> float:
+        """Note the bytes that are still on our side; seconds. Call it about once a second."""
+        now, taken = self._clock(), self.written - unsent
+        self._marks.append((now, self.written))
+        while self._marks and self._marks[0][1] <= taken:
+            self._marks.popleft()
+        return now - self._marks[0][0] if self._marks else 0.0
+
+
+def count_unsent(transport: asyncio.Transport | None) -> int:
+    """Bytes that the other side's kernel has not confirmed: in the transport and in ours."""
+    if transport is None:
+        return 0
+    unsent = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    try:  # Linux; elsewhere only what the transport holds is known
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return unsent
+    return unsent + struct.unpack("i", answer)[0]
+
+
+class FrameGuard:
+    """Looks at WebSocket frames before aiohttp's reader, which takes some that it should not.
+
+    Unmasked ones (RFC 6455, 5.1, has them closed), and messages of endless pieces, of which the
+    receive loop would never hear. It hands the reader a frame that this refuses with code 1002.
+    """
+
+    REFUSED = b"\xf0\x80"  # reserved bits
+
+    def __init__(self, reader: Any, note: Callable[[str], None]) -> None:
+        self._reader, self._note = reader, note
+        self._head = b""  # of a frame, not complete
+        self._skip = 0  # bytes of payload still to come
+        self._pieces = 0  # of the message that has begun
+        self._refused = False
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        if self._refused:
+            return False, b""
+        whole = self._head + data
+        at, refused = self._walk(whole)
+        passed = whole[: min(at, len(whole))]
+        self._head, self._skip = whole[len(passed) :], max(0, at - len(whole))
+        if refused:
+            self._refused = True
+            self._note("a connection was closed: its frames are unmasked or endless")
+            passed += self.REFUSED
+        return self._reader.feed_data(passed) if passed else (False, b"")
+
+    def _walk(self, whole: bytes) -> tuple[int, bool]:
+        """Go from frame to frame: where the first one begins whose head is not complete, or that is
+        refused. Beyond the end: some of the last one's payload is still to come.
+        """
+        at, end = self._skip, len(whole)
+        while at + 2 <= end:
+            first, second = whole[at], whole[at + 1]
+            length, size = second & 0x7F, 6
+            if length > 125:
+                size = 8 if length == 126 else 14
+                if at + size - 4 > end:
+                    break
+                length = int.from_bytes(whole[at + 2 : at + size - 4], "big")
+            if first & 0x0F < 8:  # a piece of a message; control frames may stand between them
+                self._pieces = 0 if first & 0x80 else self._pieces + 1
+            if second < 0x80 or self._pieces > MAX_FRAGMENTS:
+                return at, True
+            at += size + length
+        return at, False

@@ -19,7 +19,7 @@ from engine.wire.protocol import Kind
 from tests.wire.raw import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, Raw, frame, raw, request
 
 PARALLEL = 8
-LETTERS = "aé漢😀²⁰₃①\u202e\u0000\u2028 !.,0123456789$%€\n\ud7ff"
+LETTERS = "aé漢😀\u202e\u0000\u2028 !.,0123456789$%€\n\ud7ff"
 QUERIES = (
     *("", "format=pcm16", "events=1&format=pcm16", "format=mp3", "seed=-1&routing=1", "%ff=%00&&="),
     *("voice_prompt=../../x", "text_prompt=" + "x" * 900, "text_topk=1e99", "events=1"),

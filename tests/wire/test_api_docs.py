@@ -12,6 +12,7 @@ from engine.config import ServerConfig
 from engine.runtime.metrics import Metrics, Stage
 from engine.wire import limits, protocol
 from engine.wire import protocol as query
+from engine.wire import socket as conversation
 from engine.wire.socket import COMMAND_COST, LETTERS_PER_MESSAGE, RESTART_COST
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -75,8 +76,12 @@ def test_the_limits_and_who_may_talk_are_documented_as_they_are():
     access = DOC.split("## Access")[1].split("## Plain HTTP")[0]
     config = ServerConfig()
     for number in (
-        *(limits.MESSAGES_PER_SECOND, limits.MESSAGES_AT_ONCE, limits.TOO_FAST_SECONDS),
-        *(limits.UNREAD_SECONDS, limits.REQUEST_SECONDS, limits.IDLE_SECONDS),
+        *(
+            conversation.MESSAGES_PER_SECOND,
+            conversation.MESSAGES_AT_ONCE,
+            conversation.TOO_FAST_SECONDS,
+        ),
+        *(conversation.UNREAD_SECONDS, limits.REQUEST_SECONDS, limits.IDLE_SECONDS),
         *(config.max_sockets_per_address, config.max_sockets_total),
         *(COMMAND_COST, RESTART_COST, LETTERS_PER_MESSAGE),
     ):

@@ -16,9 +16,9 @@ from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
 from engine.wire import socket as conversation
-from engine.wire.limits import Bucket, Guesses, MinuteLog, Pace, Unread, find_address
+from engine.wire.limits import Guesses, MinuteLog, find_address
 from engine.wire.protocol import Kind
-from engine.wire.socket import RESTART_COST, find_cost
+from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
 
@@ -56,7 +56,7 @@ def play(clock, messages, lost=()):
     began = clock.now
     still = [0.0]
     lost = list(lost)
-    pace = Pace(clock, lambda: still[0])
+    pace = ClientPace(clock, lambda: still[0])
     for at, cost, samples in messages:
         clock.now = max(clock.now, began + at)
         while lost and clock.now >= began + lost[0][0]:
@@ -123,7 +123,7 @@ def test_who_stays_above_the_rate_is_sent_away_and_not_before_5_s(clock, name):
 
 
 def test_who_is_above_the_rate_for_less_than_5_s_is_only_slowed_down(clock):
-    at_most = limits.MESSAGES_AT_ONCE + 4.5 * limits.MESSAGES_PER_SECOND
+    at_most = conversation.MESSAGES_AT_ONCE + 4.5 * conversation.MESSAGES_PER_SECOND
     assert play(clock, at_once(int(at_most))) == pytest.approx(4.5, abs=0.05)
 
 
@@ -242,10 +242,10 @@ def test_a_message_counts_for_what_it_costs(message, cost):
 @pytest.fixture
 def narrow(monkeypatch):
     """Limits that a flood reaches at once."""
-    monkeypatch.setattr(limits, "MESSAGES_PER_SECOND", 100.0)
-    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 50.0)
-    monkeypatch.setattr(limits, "CALM_MESSAGES", 10.0)
-    monkeypatch.setattr(limits, "TOO_FAST_SECONDS", 0.5)
+    monkeypatch.setattr(conversation, "MESSAGES_PER_SECOND", 100.0)
+    monkeypatch.setattr(conversation, "MESSAGES_AT_ONCE", 50.0)
+    monkeypatch.setattr(conversation, "CALM_MESSAGES", 10.0)
+    monkeypatch.setattr(conversation, "TOO_FAST_SECONDS", 0.5)
 
 
 KINDS = {
