@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import ServerConfig
-from engine.wire.socket import Bucket, FrameGuard
+from engine.wire.socket import Bucket, FrameGuard, Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ SEND_BUFFER_BYTES = 64 * 1024  # of the kernel, which doubles it
 REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its headers, or body
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
-PULSE_SECONDS = 0.1
 LOG_SECONDS = 60.0  # between two lines about the same thing
 
 
@@ -96,14 +95,14 @@ def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address |
 
 
 class Doors:
-    """The connections of one server: how many from where, and for how long its loop stood still."""
+    """The connections of one server: how many from where, and who has guessed."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._open: Counter[str] = Counter()
         self.log = MinuteLog()
         self.guesses = Guesses()
-        self.stood_still = 0.0  # seconds
+        self.pulse = Pulse()
 
     def find_address(self, peer: str, forwarded: str = "") -> str:
         return find_address(peer, forwarded, self._config.trusted_proxies)
@@ -124,17 +123,6 @@ class Doors:
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
-
-    def beat(self, due: float | None = None) -> None:
-        """Notice every 100 ms how late this loop is. Event loop only."""
-        loop = asyncio.get_running_loop()
-        if due is not None:
-            self.stood_still += max(0.0, loop.time() - due - PULSE_SECONDS)
-        due = loop.time() + PULSE_SECONDS
-        self._pulse = loop.call_at(due, self.beat, due)
-
-    def stop(self) -> None:
-        self._pulse.cancel()
 
 
 FULL = (
@@ -173,6 +161,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
+        vars(self).pop("data_received", None)  # it would keep this object until the next collection
         if self.address is not None:
             self.doors.leave(self.address)
             self.address = None

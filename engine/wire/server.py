@@ -73,12 +73,12 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
 
     try:
         server = await loop.create_server(connect, host, port, backlog=128)
-        doors.beat()
+        doors.pulse.beat()
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
-            doors.stop()
+            doors.pulse.stop()
     finally:
         await runner.cleanup()
 

@@ -80,7 +80,7 @@ class ChatSocket:
     ) -> None:
         self.ws = ws
         self.connection = connection
-        self.pace = ClientPace(time.monotonic, lambda: connection.doors.stood_still)
+        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
         self.unread = Unread()
         self.restarting = False  # and no command has come since
         self.service = service
@@ -382,6 +382,7 @@ MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may 
 PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
 REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
 UNREAD_SECONDS = 20.0  # a network may stall for this long, and the call goes on
+PULSE_SECONDS = 0.1
 MAX_FRAGMENTS = 1024  # of one WebSocket message
 
 
@@ -410,6 +411,24 @@ class Bucket:
         """Take tokens; the seconds after which the debt is paid (0: there is none)."""
         self._level = self.level - cost
         return max(0.0, -self._level / self.rate)
+
+
+class Pulse:
+    """For how long an event loop stood still, in seconds so far."""
+
+    def __init__(self) -> None:
+        self.stood_still = 0.0
+
+    def beat(self, due: float | None = None) -> None:
+        """Notice every 100 ms how late the loop is. Event loop only."""
+        loop = asyncio.get_running_loop()
+        if due is not None:
+            self.stood_still += max(0.0, loop.time() - due - PULSE_SECONDS)
+        due = loop.time() + PULSE_SECONDS
+        self._timer = loop.call_at(due, self.beat, due)
+
+    def stop(self) -> None:
+        self._timer.cancel()
 
 
 class ClientPace:
