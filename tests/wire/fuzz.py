@@ -137,9 +137,11 @@ async def fuzz_once(url: str, rng: random.Random, messages: int, faults: list[st
     return max(1, sent)
 
 
-async def fuzz(url: str, seed: int, messages: int, connections: int) -> tuple[Counter, list[str]]:
+async def fuzz(
+    url: str, seed: int, messages: int, connections: int, counts: Counter[str] | None = None
+) -> tuple[Counter[str], list[str]]:
     """(what was sent, faults), in at least so many connections and messages."""
-    counts: Counter[str] = Counter()
+    counts = Counter() if counts is None else counts
     faults: list[str] = []
     each = max(1, messages // connections)
 
@@ -157,13 +159,14 @@ async def fuzz(url: str, seed: int, messages: int, connections: int) -> tuple[Co
 async def measure(server: Server, seed: int, messages: int, connections: int) -> bool:
     """Fuzz beside one paced talk; whether everything held."""
     before, sizes = server.sizes(), []
-    fuzzing = asyncio.create_task(fuzz(server.url, seed, messages, connections))
+    counts: Counter[str] = Counter()
+    fuzzing = asyncio.create_task(fuzz(server.url, seed, messages, connections, counts))
     talks = []
     while not fuzzing.done():
         talks.append(await converse(server.url, 10.0, 0.0, voice()))
         sizes.append(server.sizes())
-        print(f"{sizes[-1]['rss_mb']:.0f} MB, {talks[-1].late} late frames", flush=True)
-    counts, faults = await fuzzing
+        print(f"{sizes[-1]['rss_mb']:.0f} MB, {talks[-1].late} late, {dict(counts)}", flush=True)
+    _counts, faults = await fuzzing
     left = server.wait_until_empty()
     after = server.sizes()
     log = os.pread(server.log.fileno(), 1 << 30, 0).decode(errors="replace")
