@@ -5,7 +5,7 @@ import asyncio
 import logging
 import sys
 
-from engine.cli import LOG_FORMAT
+from engine.cli import LOG_FORMAT, complain
 from engine.errors import EngineError
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:  # started by hand before `make run` has set up
         if (error.name or "").split(".")[0] in ("demo", "engine"):
             raise
-        print(f"error: the package {error.name} is not installed; use `make run`", file=sys.stderr)
+        complain(f"the package {error.name} is not installed; use `make run`")
         return 1
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     serve.add_arguments(parser)
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         service = serve.build_service(config)
         return asyncio.run(serve.run_app(build_app(service, config), service, config))
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
 
 

@@ -7,7 +7,9 @@ with one clear line, 2 wrong usage.
 import argparse
 import importlib
 import logging
+import os
 import sys
+from typing import TextIO
 
 from engine.errors import EngineError
 from engine.install import describe_missing
@@ -37,6 +39,27 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def complain(error: object) -> None:
+    """Print one line of error where one can be written. Never raises."""
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            if stream is not None:
+                print(f"error: {error}", file=stream, flush=True)
+                return
+        except OSError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Give a stream up that cannot be written; Python flushes it once more at exit, to nothing."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is stream:
+            setattr(sys, name, None)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = argv[0] if argv and argv[0] in COMMANDS else None
@@ -45,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         return importlib.import_module(COMMANDS[command][0]).run(args)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {describe_missing(error)}", file=sys.stderr)
+        complain(describe_missing(error))
         return 1
     except KeyboardInterrupt:
         return 1

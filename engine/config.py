@@ -3,6 +3,7 @@
 Not a global settings object: what needs a setting is given it.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -81,6 +82,8 @@ SERVER_BOUNDS = {
     "asks_per_minute": Bounds(1, 600),
     "asks_per_day": Bounds(0, 10**9),
     "renewal_frames": Bounds(0, 2900),
+    "max_sockets_total": Bounds(1, 100_000),
+    "max_sockets_per_address": Bounds(1, 100_000),
 }
 
 
@@ -105,7 +108,17 @@ class ServerConfig:
     renewal_frames: int = setting(1000, "RENEWAL_FRAMES", "frames kept past the context; 0: off")
     token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")
     allowed_origins: tuple[str, ...] = setting(
-        ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
+        ("*",),
+        "ALLOWED_ORIGINS",
+        "origins whose pages may read /healthz and /voices and, if named, use the page's cookie",
+    )
+    open_metrics: bool = setting(False, "OPEN_METRICS", "1: /metrics needs no token")
+    max_sockets_total: int = setting(1000, "MAX_SOCKETS_TOTAL", "open connections, of all clients")
+    max_sockets_per_address: int = setting(
+        200, "MAX_SOCKETS_PER_ADDRESS", "open connections of one address"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        ("127.0.0.0/8", "::1"), "TRUSTED_PROXIES", "networks whose X-Forwarded-For is believed"
     )
     frame_ancestors: str = setting(
         "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
@@ -131,6 +144,13 @@ class ServerConfig:
         for name in ("weights", "kv"):
             if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
+        for proxy in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise ConfigError(
+                    f"trusted_proxies has {proxy!r}; use addresses or networks such as 10.0.0.0/8"
+                ) from None
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
         if not self.frame_ancestors.isprintable() or set(self.frame_ancestors) & set(",;"):

@@ -7,7 +7,8 @@ import os
 
 from aiohttp import web
 
-from engine.wire.server import COOKIE, is_same_token
+from engine.errors import UnauthorizedError
+from engine.wire.server import COOKIE, is_right_token
 
 COOKIE_SECONDS = 30 * 24 * 3600
 
@@ -28,18 +29,24 @@ input { width: 100%; box-sizing: border-box; margin: .25rem 0 1rem; }
 """
 FIRST = "This server is for invited guests. Enter the token you were given."
 WRONG = "That token is not the right one. Check it and try again."
+TOO_MANY = "Too many wrong tokens came from your address. Wait a minute and try again."
 
 
 def ask_for_token(request: web.Request, token: str) -> web.Response | None:
     """What a visitor gets instead of a file: the cookie, or the form. None: it has the cookie."""
     given = request.query.get("token") if request.path == "/" else None
-    if given is not None and is_same_token(given, token):
-        return hand_out_cookie(request, token)
-    if given is None and is_same_token(request.cookies.get(COOKIE, ""), token):
-        return None
-    page = ASK.replace("NOTE", WRONG if given else FIRST)
+    cookie = request.cookies.get(COOKIE, "") if given is None else ""
+    status, note = 401, WRONG if given else FIRST
+    try:
+        if given and is_right_token(request, given):
+            return hand_out_cookie(request, token)
+        if cookie and is_right_token(request, cookie):
+            return None
+    except UnauthorizedError:
+        status, note = 429, TOO_MANY
     headers = {"Cache-Control": "no-store"}
-    return web.Response(status=401, text=page, content_type="text/html", headers=headers)
+    page = ASK.replace("NOTE", note)
+    return web.Response(status=status, text=page, content_type="text/html", headers=headers)
 
 
 def hand_out_cookie(request: web.Request, token: str) -> web.Response:

@@ -2,15 +2,18 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields
+from typing import TextIO
 
 from aiohttp import web
 
+from engine.cli import silence
 from engine.config import ServerConfig, parse_setting
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
@@ -19,9 +22,14 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
-from engine.wire.server import add_routes
+from engine.wire.server import add_routes, listening
 
 END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+OPEN_TO_ALL = (
+    "warning: whoever reaches this port may talk; "
+    "set PERSONAPLEX_TOKEN, or use --host 127.0.0.1 for this machine only"
+)
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -48,6 +56,31 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig.from_environment(os.environ, **given)
 
 
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Print a line for the operator, to stdout or `stream`.
+
+    Raises ConfigError where it cannot be written.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        silence(stream)
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"{stream.name} cannot be written ({why}); send it elsewhere") from None
+
+
+def check_output() -> None:
+    """Raises ConfigError if stdout or stderr is closed, or stderr full.
+
+    What a server has to say would be lost, and its first socket would be taken for the closed one.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            raise ConfigError(f"{name} is closed; send it to a file or to /dev/null")
+    tell(f"process {os.getpid()} starts", sys.stderr)
+
+
 def build_service(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
@@ -57,8 +90,9 @@ def build_service(
 
     `prepare` runs before the load, in the loader's thread. What it raises ends the service.
     """
+    check_output()
     source, why = choose_model(config.model)
-    print(f"model: {source} ({why})", flush=True)
+    tell(f"model: {source} ({why})")
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
@@ -112,26 +146,25 @@ async def serve_until(
 
     The port opens at once, and `opened` is called. The model loads behind it. Any thread's loop.
     """
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        why = os.strerror(error.errno or 0)
-        where = f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-    print(f"listening on http://localhost:{config.port}", flush=True)
-    opened()
-    service.start()
-    error = await stop
-    if error is not None:
-        print(f"error: {error}", flush=True)
-    await service.drain(config.drain_s)
-    await runner.cleanup()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(listening(app, config.host, config.port))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            where = f"{config.host}:{config.port}"
+            raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
+        tell(f"listening on http://localhost:{port}")
+        if not config.token and config.host not in LOCAL_HOSTS:
+            tell(OPEN_TO_ALL)
+        opened()
+        service.start()
+        error = await stop
+        if error is not None:
+            tell(f"error: {error}")
+        await service.drain(config.drain_s)
     service.stop()
     if service.hung and error is None:
-        print("error: the model's thread hangs and is left behind", flush=True)
+        tell("error: the model's thread hangs and is left behind")
     return int(error is not None or service.hung)
 
 
@@ -145,9 +178,9 @@ def leave_later(seconds: float) -> None:
 def leave(code: int, why: str = "") -> None:
     """End the process at once."""
     if why:
-        print(why)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        tell(why)
+    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+        sys.stderr.flush()
     os._exit(code)
 
 

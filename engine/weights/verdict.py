@@ -148,8 +148,11 @@ def _write(path: Path, text: str) -> None:
     """Whole or not at all: a start may look at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a full disk
 
 
 def _ignored(path: Path, why: str) -> dict[str, Any]:

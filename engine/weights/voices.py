@@ -3,7 +3,9 @@
 Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
 """
 
+import atexit
 import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -65,6 +67,7 @@ def find_or_unpack(model_folder: Path) -> Path:
         return folder
     if not os.access(model_folder, os.W_OK):
         scratch = Path(tempfile.mkdtemp(prefix="voices-"))
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # whole or not
         unpack(archive, scratch)
         return scratch / "voices"
     with tempfile.TemporaryDirectory(prefix=".voices-", dir=model_folder) as scratch:

@@ -9,6 +9,7 @@ from unittest.mock import patch
 from aiohttp import web
 
 from engine.dialogue.service import Service
+from engine.wire.server import listening
 
 
 def warm(engine: Service) -> Service:
@@ -49,11 +50,6 @@ class Served:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        runner = web.AppRunner(self._make_app(), handler_cancellation=True, shutdown_timeout=2)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = runner.addresses[0][1]
-        self._ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        async with listening(self._make_app(), "127.0.0.1", 0) as self.port:
+            self._ready.set()
+            await self._stop.wait()
