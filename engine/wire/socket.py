@@ -5,8 +5,6 @@ then a close code.
 """
 
 import asyncio
-import logging
-import uuid
 from typing import Any
 
 from aiohttp import WSMsgType, web
@@ -18,10 +16,10 @@ from engine.errors import (
     BadParameterError,
     ConfigError,
     EndError,
-    InternalError,
     ProtocolError,
     RefusedError,
     TooFastError,
+    logged_fault,
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
@@ -40,8 +38,6 @@ from engine.wire.protocol import (
     parse_sampling,
     read_text,
 )
-
-logger = logging.getLogger(__name__)
 
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
@@ -76,10 +72,8 @@ class ChatSocket:
                 pass
             except* EndError as group:
                 raise self._note(_first_of(group)) from None
-            except* Exception as group:  # the conversation's boundary: the client hears an id
-                error_id = uuid.uuid4().hex[:8]
-                logger.exception("conversation failed, error %s", error_id, exc_info=group)
-                raise self._note(InternalError(f"{error_id}; the server's log has it")) from None
+            except* Exception:  # the conversation's boundary: the client hears an id
+                raise self._note(logged_fault("conversation failed")) from None
             finally:
                 self.service.leave(self.session)
 
