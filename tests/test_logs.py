@@ -116,7 +116,8 @@ def test_what_a_servers_loop_could_not_hand_to_anybody_tells_no_words(written, k
         loop = asyncio.get_running_loop()
         guard_faults(loop)
         if kind == "task":
-            _ = loop.create_task(fail_later())
+            lost = loop.create_task(fail_later())
+            del lost
         elif kind == "callback":
             loop.call_soon(fail)
         else:
