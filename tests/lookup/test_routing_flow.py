@@ -109,7 +109,7 @@ async def test_an_answer_cut_mid_stream_is_spoken_as_far_as_it_came():
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
-    assert talk.given == "Premium costs fourteen dollars a month, Sorry, I lost the rest of that."
+    assert talk.given == "Premium costs $14 a month, Sorry, I lost the rest of that."
     assert talk.states == ["asking", "answering", "failed"]
     assert talk.routes[-1].reason == "cut off"
 
