@@ -30,7 +30,7 @@ from engine.config import DeepSeekConfig
 
 logger = logging.getLogger(__name__)
 
-FIRST_WORD_SECONDS = 10.0  # from the question on; the director's two fillers come before
+FIRST_WORD_SECONDS = 12.0  # from the question on, retry included; both fillers come before
 RETRY_SECONDS = (0.2, 0.6)  # jitter before the one retry, unless the service says how long
 BREAKER_FAILURES = 3  # in a row
 BREAKER_SECONDS = 30.0

@@ -1,6 +1,8 @@
 """What is written short is said as a person would say it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,24 @@ def test_every_row_of_the_table_reads_some_text_of_a_table():
             used.add(number)
     dead = [READINGS[n][0].pattern for n in range(len(READINGS)) if n not in used]
     assert dead == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "printed"),
+    [
+        (["$14/month"], "", "fourteen dollars a month\n"),
+        (["--", "-5°C"], "", "minus five degrees Celsius\n"),
+        (
+            ["-"],
+            "$1.5 million\n\n5²\n\xff\n",
+            "one point five million dollars\n\nfive squared\nÿ\n",
+        ),
+    ],
+)
+def test_the_command_prints_the_words_of_a_text_or_of_each_line(arguments, given, printed):
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "spell", *arguments],
+        input=given, capture_output=True, text=True, check=True, encoding="utf-8",
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout == printed

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from engine.config import DeepSeekConfig
+from engine.config import FRAME_RATE, DeepSeekConfig
+from engine.dialogue.director import FILLER_FRAMES, PATIENCE_FRAMES
+from engine.dialogue.text import prepare
 from engine.errors import ConfigError
 from engine.evals.standin import Manner, Reply, StandIn
 from engine.lookup import textmodel as module
+from engine.lookup.handover import load_phrases
 from engine.lookup.textmodel import (
     Answerer,
     AnswerError,
@@ -21,6 +24,7 @@ from engine.lookup.textmodel import (
     read_event,
     read_retry_after,
 )
+from engine.runtime.embedded import ByteTokenizer
 
 KEY = "sk-very-secret"
 QUESTION = [{"role": "user", "content": "How much is it?"}]
@@ -259,6 +263,14 @@ async def test_the_next_question_finds_the_connection_still_open(heard):
             await asyncio.gather(*a._draining)
     assert len(api.requests) == 3
     assert len(api.peers) == 1
+
+
+def test_both_fillers_come_before_the_first_word_is_given_up():
+    fillers = load_phrases().fillers
+    spoken = sum(word.need for word in prepare(fillers[0], ByteTokenizer()))  # frames, at least
+    second = (FILLER_FRAMES + spoken + PATIENCE_FRAMES) / FRAME_RATE
+    assert len(fillers) == 2
+    assert second < module.FIRST_WORD_SECONDS == Deadlines().first_token < Deadlines().total
 
 
 # -- odd answers: bounded in size and in time ------------------------------------------------------
