@@ -186,9 +186,10 @@ def test_every_character_is_prepared_alone_and_beside_digits_and_signs(part):
         text = " ".join(
             BESIDE.format(c) if is_odd(c) else f"{c} 1{c} ${c}2" for c in batch
         )  # fmt: skip
-        clauses = Clauses()
-        clauses.feed(text)
-        clauses.finish()
+        for char in filter(is_odd, batch):
+            clauses = Clauses()
+            clauses.feed(f"{char} 1{char} -{char}2. {char}")
+            clauses.finish()
         for word in prepare(text, NoPieces()):
             assert word.spoken.strip()
 
