@@ -2,11 +2,11 @@
 
 import argparse
 import asyncio
-import logging
 import sys
 
-from engine.cli import LOG_FORMAT, complain
+from engine.cli import complain
 from engine.errors import EngineError
+from engine.logs import set_up_logs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     serve.add_arguments(parser)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    set_up_logs()
     try:
         config = serve.server_config(args)
         service = serve.build_service(config)

@@ -6,15 +6,14 @@ with one clear line, 2 wrong usage.
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from typing import TextIO
 
 from engine.errors import EngineError
 from engine.install import describe_missing
+from engine.logs import set_up_logs
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMANDS = {
     "serve": ("engine.commands.serve", "serve /api without the page"),
     "talk": ("engine.commands.talk", "talk to a server from the terminal (wav or microphone)"),
@@ -22,6 +21,7 @@ COMMANDS = {
     "offline": ("engine.commands.offline", "wav in, wav and text json out"),
     "trace": ("engine.commands.trace", "like offline, with every token and tensor in one file"),
     "voices": ("engine.commands.voices", "list the voices of a model"),
+    "spell": ("engine.commands.spell", "print the words by which a text is said"),
     "download": ("engine.commands.download", "fetch or resume the checkpoint"),
     "quantise": ("engine.commands.quantise", "write int8 weights beside a checkpoint, once"),
     "bench": ("engine.bench.__main__", "benchmarks: python -m engine bench SUBJECT"),
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     command = argv[0] if argv and argv[0] in COMMANDS else None
     try:
         args = build_parser(command).parse_args(argv)
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+        set_up_logs()
         return importlib.import_module(COMMANDS[command][0]).run(args)
     except EngineError as error:
         complain(error)

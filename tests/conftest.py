@@ -1,13 +1,14 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from unittest.mock import patch
 
 import pytest
 
 from engine.runtime.load import Overload
+from tests.planted import SWEEP, LogSweep
 from tests.serving import ApiServer
 
 # Servers of tests have no ears unless a test gives them some: loading them takes a second.
@@ -36,6 +37,24 @@ def never_overloaded() -> Iterator[None]:
     """Servers that take every machine for a quick one: a busy machine refuses and sheds nothing."""
     with patch.object(Overload, "add_tick", lambda overload, seconds: None):
         yield
+
+
+def pytest_configure() -> None:
+    SWEEP.start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """A test that has written a planted word into the log fails; so does the last one for all."""
+    yield
+    SWEEP.check()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept_log() -> Iterator[LogSweep]:
+    """The whole log of the run, and at its end a last look: servers of a module live longer."""
+    yield SWEEP
+    SWEEP.check()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

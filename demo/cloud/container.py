@@ -22,10 +22,10 @@ from demo.cloud.volume import (
     pin_to_local,
     set_compile_cache,
 )
-from engine.cli import LOG_FORMAT
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.dialogue.service import Progress, Service
 from engine.errors import EngineError
+from engine.logs import LOG_FORMAT, set_up_logs
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Container:
         """Return when the port answers. For a snapshot: when the model is warm."""
         task = self._environ.get("MODAL_TASK_ID", "")  # the platform mixes the lines of all
         log_format = f"{LOG_FORMAT} [{task}]" if task else LOG_FORMAT
-        logging.basicConfig(level=logging.INFO, format=log_format)
+        set_up_logs(log_format)
         try:
             self._config = container_config(self._environ, self._port)
             if self._cache:

@@ -18,6 +18,7 @@ from engine.config import ServerConfig, parse_setting
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
+from engine.logs import guard_faults
 from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
@@ -146,6 +147,7 @@ async def serve_until(
 
     The port opens at once, and `opened` is called. The model loads behind it. Any thread's loop.
     """
+    guard_faults(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         try:
             port = await stack.enter_async_context(listening(app, config.host, config.port))

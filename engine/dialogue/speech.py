@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from engine.dialogue import events as ev
 from engine.dialogue.events import SayState
-from engine.dialogue.text import SpokenWord, prepare, spell_text
+from engine.dialogue.text import SpokenWord, clean, prepare
 from engine.runtime.backend import Tokenizer
 
 QUEUE_LIMIT = 10  # texts waiting to be said
@@ -33,8 +33,7 @@ def prepare_command(
     """The command with the words of its texts. Any thread but the scheduler's."""
     match command:
         case ev.Say(text=text, growing=True) | ev.More(text=text):
-            text = spell_text(text)  # an answer of ours: what is shown is what is said
-            return replace(command, text=text, words=prepare(text, tokenizer, rest))
+            return replace(command, text=clean(text), words=prepare(text, tokenizer, rest))
         case ev.Say(text=text):
             return replace(command, words=prepare(text, tokenizer, rest))
         case ev.Hold(fillers=fillers, apology=apology):

@@ -6,11 +6,9 @@ then a close code.
 
 import asyncio
 import fcntl
-import logging
 import struct
 import termios
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,10 +22,10 @@ from engine.errors import (
     BadParameterError,
     ConfigError,
     EndError,
-    InternalError,
     ProtocolError,
     RefusedError,
     TooFastError,
+    logged_fault,
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
@@ -49,8 +47,6 @@ from engine.wire.protocol import (
 
 if TYPE_CHECKING:
     from engine.wire.limits import Connection
-
-logger = logging.getLogger(__name__)
 
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
@@ -102,10 +98,8 @@ class ChatSocket:
                 pass
             except* EndError as group:
                 raise self._note(_first_of(group)) from None
-            except* Exception as group:  # the conversation's boundary: the client hears an id
-                error_id = uuid.uuid4().hex[:8]
-                logger.exception("conversation failed, error %s", error_id, exc_info=group)
-                raise self._note(InternalError(f"{error_id}; the server's log has it")) from None
+            except* Exception:  # the conversation's boundary: the client hears an id
+                raise self._note(logged_fault("conversation failed")) from None
             finally:
                 self.service.leave(self.session)
 

@@ -109,19 +109,19 @@ async def test_an_answer_cut_mid_stream_is_spoken_as_far_as_it_came():
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
-    assert talk.given == "Premium costs fourteen dollars a month, Sorry, I lost the rest of that."
+    assert talk.given == "Premium costs $14 a month, Sorry, I lost the rest of that."
     assert talk.states == ["asking", "answering", "failed"]
     assert talk.routes[-1].reason == "cut off"
 
 
-async def test_an_endless_answer_is_cut_at_three_sentences_and_the_api_is_left():
+async def test_an_endless_answer_is_cut_at_25_words_and_the_api_is_left():
     reply = replying("It goes on and on.", manner=Manner.ENDLESS)
     async with standing(reply) as (api, answers):
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
         await asyncio.wait_for(api.hung_up.wait(), 5)
-    assert talk.given == " ".join(["It goes on and on."] * 3)
+    assert talk.given == " ".join(["It goes on and on."] * 5)
     assert talk.states[-1] == "done"
 
 

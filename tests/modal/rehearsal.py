@@ -14,6 +14,7 @@ from typing import Any
 from modal_proto import api_pb2
 
 from tests.modal.platform import Platform
+from tests.planted import SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"huggingface-secret": ["HF_TOKEN"], "deepseek-secret": ["DEEPSEEK_API_KEY"]}
@@ -136,6 +137,7 @@ class Process:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait(10)
+        assert SWEEP.search(self.output) == [], "the server's output holds planted words"
 
     def wait_until_ready(self) -> None:
         """Until /healthz says 200."""
