@@ -102,6 +102,7 @@ class Director:
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
+        self._held_back = 0  # the id of a hold that begins with the agent's next word; 0: none
         self.hush = False
         self._events: list[ev.Event] = []
         self.agenda = Agenda(self._events)
@@ -196,7 +197,10 @@ class Director:
                 self.paused = True
             case ev.Resume():
                 self.paused = False
+            case ev.HoldBack(id):
+                self._held_back = id
             case ev.Hold():
+                self._held_back = 0
                 if not self.held or self.held.claimed:
                     self._own.latch.fire()
                     self.held = Held(command.id)
@@ -204,6 +208,11 @@ class Director:
                 if self.mode in (Mode.FREE, Mode.TAIL):
                     self._enter(Mode.HOLD)
             case ev.Release(id):
+                if self._held_back == id:  # the agent may go on as if nothing had been
+                    self._held_back = 0
+                    if self.held and self.held.id == id:
+                        self.held = None
+                        self._enter(Mode.FREE)
                 if self.held and self.held.id == id:
                     self._release()
             case ev.SetRouting(on):
@@ -230,6 +239,10 @@ class Director:
         self._end_hold()
 
     def _choose_free(self, sampled: int, _peak_out: float) -> int:
+        if self._held_back and sampled != PAD:
+            self.held = Held(self._held_back, claimed=True)
+            self._enter(Mode.HOLD)
+            return PAD
         own = self._own.take(sampled)
         self._show(own.shown)
         if own.ignored:

@@ -440,6 +440,9 @@ class SessionVoice:
         said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
         self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
 
+    def hold_back(self, id: int) -> None:
+        self._post(ev.HoldBack(id))
+
     def release(self, id: int) -> None:
         self._post(ev.Release(id))
 

@@ -8,16 +8,19 @@ held and spoken is not seen here (dialogues.py).
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.lookup.evidence import Turn
 from engine.lookup.question import Route
-from engine.lookup.routing import Answers, Routing
+from engine.lookup.router import Band
+from engine.lookup.routing import Answers, History, Routing
 
 FORM = '{"dialogues": [{"id": …, "turns": [{"speaker": "user", "text": …, "expect": "routed"}]}]}'
+DECIDED = {Band.YES: "routed", Band.DOUBT: "doubt", Band.NO: "left"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +52,46 @@ def as_heard(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s']", " ", text.lower().replace("’", "'")).split())
 
 
-def play(dialogues: Sequence[dict[str, Any]], answers: Answers, raw: bool) -> Iterator[Verdict]:
+def turns_of(dialogue: dict[str, Any], write: Callable[[str], str]) -> Iterator[tuple[Turn, str]]:
+    """Each turn of the user with what was said before it, and what is expected of it."""
+    history = History()
+    for turn in dialogue["turns"]:
+        if turn["speaker"] == "user":
+            yield history.add_user_turn(write(turn["text"])), turn["expect"]
+        else:
+            history.add_agent_text(f" {write(turn['text'])}")
+
+
+async def play(dialogues: Sequence[dict[str, Any]], answers: Answers, raw: bool) -> list[Verdict]:
+    """Without a key, so that nothing is asked: a doubt stays one."""
+    verdicts = []
     for number, dialogue in enumerate(dialogues):
-        voice = SilentVoice()
-        routing = Routing(answers, voice, on=True)
+        routing = Routing(answers, SilentVoice(), on=True)
         for turn in dialogue["turns"]:
             text = as_heard(turn["text"]) if raw else turn["text"]
             if turn["speaker"] != "user":
                 routing.note_agent_text(f" {text}")
                 continue
-            voice.routes.clear()
             routing.note_turn(text)
-            decided = "routed" if voice.routes else "left"
-            yield Verdict(str(dialogue.get("id", number)), text, turn["expect"], decided)
+            await routing.settle()
+            name = str(dialogue.get("id", number))
+            verdicts.append(Verdict(name, text, turn["expect"], DECIDED[routing.band]))
+        await routing.close()
+    return verdicts
 
 
 class SilentVoice:
-    """An `AgentVoice` (lookup/question.py) that only remembers what is routed."""
+    """An `AgentVoice` (lookup/question.py) that says nothing and holds nothing."""
 
-    def __init__(self) -> None:
-        self.routes: list[Route] = []
-
-    def show(self, route: Route) -> None:
-        self.routes.append(route)
+    def show(self, route: Route) -> None: ...
 
     def refuse(self, message: str) -> None: ...
 
     def watch(self, on: bool) -> None: ...
 
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None: ...
+
+    def hold_back(self, id: int) -> None: ...
 
     def release(self, id: int) -> None: ...
 

@@ -95,17 +95,24 @@ def run(args: argparse.Namespace) -> int:
 
 def judge_written(args: argparse.Namespace) -> int:
     """Written dialogues only: precision, recall, what is left alone, what is in doubt."""
-    logging.getLogger("engine").setLevel(logging.WARNING)
     dialogues = read_dialogues(args.dialogues)
     answers = build_answers(ServerConfig(knowledge=args.knowledge or ""), {})
     # an unlimited number of questions: limits are not what is measured
     answers = replace(answers, cap=DailyCap(sys.maxsize), asks_per_minute=sys.maxsize)
-    figures = measure(list(play(dialogues, answers, args.raw)))
+    if not answers.router.wait():
+        raise ConfigError(
+            "no sentence vectors here, see the warning; install requirements-page.txt"
+        )
+    figures = measure(asyncio.run(play(dialogues, answers, args.raw)))
     misses = figures["misses"]
-    shown = [{"figure": name, "value": value} for name, value in figures.items() if name != "misses"]
+    shown = [
+        {"figure": name, "value": value} for name, value in figures.items() if name != "misses"
+    ]
     print(table(shown))
     for miss in misses:
-        print(f"{miss['dialogue']}: should be {miss['expected']}, is {miss['decided']}: {miss['text']}")
+        print(
+            f"{miss['dialogue']}: should be {miss['expected']}, is {miss['decided']}: {miss['text']}"
+        )
     save("routing", figures, args.json)
     return 0
 
