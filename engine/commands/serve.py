@@ -10,6 +10,7 @@ from dataclasses import fields
 from aiohttp import web
 
 from engine.config import ServerConfig, parse_setting
+from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
@@ -61,12 +62,15 @@ def build_service(
         prepare(progress)
         return load_backend(config, progress, Voices)
 
+    personas = load_personas()
+    folders = {persona.facts for persona in personas if persona.facts}
     service = Service(
         load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
-        answers=build_answers(config, os.environ),
+        personas=personas,
+        answers=build_answers(config, os.environ, folders),
     )
     service.default_voice = config.voice
     return service

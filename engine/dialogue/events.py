@@ -119,8 +119,18 @@ class UserText:
 
 
 Command = (
-    Say | More | Refuse | Cancel | EndTurn | Pause | Resume | Hold | HoldBack | Release
-    | SetRouting | UserText
+    Say
+    | More
+    | Refuse
+    | Cancel
+    | EndTurn
+    | Pause
+    | Resume
+    | Hold
+    | HoldBack
+    | Release
+    | SetRouting
+    | UserText
 )
 
 

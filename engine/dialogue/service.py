@@ -88,7 +88,7 @@ class Service:
                 for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
-                    _ = self.answers.router.knowledge.index  # made when it is first read
+                    self.answers.prepare()  # decisions are by words until vectors are there
             self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error

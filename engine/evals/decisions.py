@@ -1,9 +1,9 @@
-"""How well the router tells what to look up, by dialogues in writing: no audio, no clock, no network.
+"""How well the router tells what to look up, by dialogues in writing.
 
-`python -m engine bench routing --dialogues FILE` plays them through `Routing`, as a conversation
-does. FILE is JSON: `{"dialogues": [{"id", "turns": [{"speaker": "user"|"agent", "text", "expect":
-"routed"|"left"}]}]}`; `expect` stands with the turns of the user. How a routed question is then
-held and spoken is not seen here (dialogues.py).
+No audio, no clock, no network. `python -m engine bench routing --dialogues FILE` plays them through
+`Routing`, as a conversation does. FILE is JSON: `{"dialogues": [{"id", "turns": [{"speaker":
+"user"|"agent", "text", "expect": "routed"|"left"}]}]}`; `expect` stands with the turns of the user.
+How a routed question is then held and spoken is not seen here (dialogues.py).
 """
 
 import json

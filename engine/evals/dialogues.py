@@ -110,9 +110,8 @@ def judge_written(args: argparse.Namespace) -> int:
     ]
     print(table(shown))
     for miss in misses:
-        print(
-            f"{miss['dialogue']}: should be {miss['expected']}, is {miss['decided']}: {miss['text']}"
-        )
+        wanted, got = miss["expected"], miss["decided"]
+        print(f"{miss['dialogue']}: should be {wanted}, is {got}: {miss['text']}")
     save("routing", figures, args.json)
     return 0
 
@@ -289,7 +288,9 @@ class ActedDialogue:
 
     async def run(self, engine: Service, number: int) -> "ActedDialogue":
         """Act it out, turn by turn."""
-        async with engine.session(SessionConfig(seed=number, text_prompt="")) as session:
+        async with engine.session(
+            SessionConfig(seed=number, text_prompt="", routing=True)
+        ) as session:
             ready = asyncio.Event()
             session.connect()
             self.probe.director = session.director

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.errors import ConfigError
 from engine.lookup.knowledge import Found, Knowledge, terms
-from engine.lookup.vectors import SentenceVectors
+from engine.lookup.vectors import WIDTH, SentenceVectors
 
 TALK_FILE = Path(__file__).parents[2] / "assets" / "talk.toml"
 SENTENCES_EACH = 4000  # of a base of facts; a larger one is known by its sections
@@ -40,8 +40,8 @@ ASKS_ANYWHERE = re.compile(
     r"would i|isn't it|right$|or not$)"
 )
 ASKS_LAST = re.compile(
-    r"\b(?:isn't it|aren't you|don't you|do you|does it|can you|can't you|is it|right|or what|or no|"
-    r"or)\W*$"
+    r"\b(?:isn't it|aren't you|don't you|do you|does it|can you|can't you|is it|right|or what|"
+    r"or no|or)\W*$"
 )
 CLAUSE_QUESTION = re.compile(
     r"(?<=\s)(?=(?:what|what's|whats|how|how's|where|where's|when|when's|who|who's|which|why|why's|"
@@ -216,7 +216,8 @@ class Evidence:
         asks = float(form.asks)
         clauses = self._vectors.embed(split_clauses(folded)) if form.asks else whole[None]
         by_clause = [self._mean_of_best(self._customers, clause, 3) for clause in clauses]
-        agent_facts, user_facts = self._best(self._facts, agent), self._best_folded(before)
+        agent_facts = self._best(self._facts, agent)
+        user_facts = self._best(self._facts, self._embed(before))
         near = max(agent_facts, user_facts)
         short = form.words <= SHORT_WORDS
         tiny = form.words <= TINY_WORDS
@@ -273,14 +274,7 @@ class Evidence:
 
     def _embed(self, text: str) -> np.ndarray:
         """[384]; zero for nothing: it is near to nothing."""
-        return self._vectors.embed([text])[0] if text else np.zeros(self._topic_width, np.float32)
-
-    @property
-    def _topic_width(self) -> int:
-        return self._knows_not.shape[1]
-
-    def _best_folded(self, text: str) -> float:
-        return self._best(self._facts, self._embed(text))
+        return self._vectors.embed([text])[0] if text else np.zeros(WIDTH, np.float32)
 
     def _near(self, bank: np.ndarray, vector: np.ndarray) -> np.ndarray:
         cosines = bank @ vector

@@ -39,9 +39,11 @@ class Names:
         for title in titles:
             for word in re.findall(r"[A-Za-z]+", title):
                 lower = word.lower()
-                if len(lower) >= LEAST_LETTERS and not COMMON.fullmatch(lower):
-                    if len(sound := sound_of(lower)) >= LEAST_SOUNDS:
-                        self._by_sound.setdefault(sound, word)
+                sound = sound_of(lower)
+                if len(lower) < LEAST_LETTERS or COMMON.fullmatch(lower):
+                    continue
+                if len(sound) >= LEAST_SOUNDS:
+                    self._by_sound.setdefault(sound, word)
 
     def fold(self, text: str) -> tuple[str, bool]:
         """The text with its names written as in the facts, and whether one was heard."""

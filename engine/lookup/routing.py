@@ -42,9 +42,15 @@ class Routing:
     """One conversation's triggers, its questions, and what it remembers for them."""
 
     def __init__(
-        self, answers: "Answers", voice: AgentVoice, on: bool | None = None, facts: str = ""
+        self,
+        answers: "Answers",
+        voice: AgentVoice,
+        on: bool | None = None,
+        facts: str = "",
+        watches: bool = True,
     ) -> None:
-        self.on = answers.on if on is None else on
+        self.on = answers.on if on is None else on  # off: nothing is sent to anybody
+        self._watches = watches  # off: only what the client asks is looked up
         self.transcribes = False  # whether the user's turns come in words; set on connecting
         self.new_id = itertools.count(1).__next__  # also the director draws here: it is atomic
         self.current: Question | None = None  # the newest one
@@ -60,7 +66,7 @@ class Routing:
 
     def own_words(self, tokenizer: Tokenizer) -> OwnWords:
         """What a new director of this conversation watches the model's words with."""
-        return OwnWords(tokenizer, self._answers.rules, self.on)
+        return OwnWords(tokenizer, self._answers.rules, self.on and self._watches)
 
     # -- triggers ----------------------------------------------------------------------------------
 
@@ -88,11 +94,13 @@ class Routing:
             return
         if self.current and self.current.state is QuestionState.WONDERING:
             self.current.give_up("another turn")
-        self._last_turn = self._history.add_user_turn(text)
-        self.band = None
+        turn = self._history.add_user_turn(text)
+        if not self._watches:
+            return
+        self._last_turn, self.band = turn, None
         if self.current and self.current.state is QuestionState.WAITING:  # for these words
             self._handed_over = self.current
-        self._judging = asyncio.create_task(self._judge(self._last_turn, self._judging))
+        self._judging = asyncio.create_task(self._judge(turn, self._judging))
 
     async def settle(self) -> None:
         """Until the last turn is judged."""
@@ -233,7 +241,7 @@ class Routing:
 
     def switch(self, on: bool) -> None:
         """On or off from now on; off forgets what was said, so that it is never sent."""
-        self.on = on
+        self.on = self._watches = on
         if not on:
             self.drop("switched off")
         self._voice.watch(on)
@@ -283,8 +291,8 @@ class History:
     def messages(self, but_last: bool = False) -> Messages:
         """The newest turns, the oldest first, in the form of the chat API.
 
-        What does not fit whole is cut to its last sentences; before a cut nothing is sent. but_last:
-        without the user's last turn, and without what the agent said after it.
+        What does not fit whole is cut to its last sentences; before a cut nothing is sent.
+        but_last: without the user's last turn, and without what the agent said after it.
         """
         turns = list(self._turns)
         if but_last:

@@ -82,7 +82,8 @@ def read_vectors(file: Path) -> dict[bytes, np.ndarray]:
     try:
         with np.load(file) as saved:
             keys, vectors = saved["keys"], saved["vectors"]
-        assert keys.shape[1:] == (KEY_BYTES,) and vectors.shape == (len(keys), WIDTH)
+        if keys.shape[1:] != (KEY_BYTES,) or vectors.shape != (len(keys), WIDTH):
+            raise ValueError("other shapes than ours")
     except FileNotFoundError:
         return {}
     except Exception as error:  # a damaged archive raises what it likes
