@@ -329,6 +329,9 @@ class Director:
         return PAD
 
     def _end_hold(self) -> None:
+        if self._held_back and not self.held:
+            self._events.append(ev.HoldEnded(self._held_back, HoldEnd.STALE))
+        self._held_back = 0
         if self.held:
             self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()

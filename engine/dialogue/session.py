@@ -112,6 +112,8 @@ class Session:
             watches = bool(config.routing or (persona and persona.looks_up))
             facts = persona.facts if persona else ""
             self.routing = Routing(engine.answers, voice, config.routing, facts, watches)
+            if self.routing.on and watches:
+                engine.answers.router_of(facts).prepare()
 
     async def __aenter__(self) -> "Session":
         self._loop = asyncio.get_running_loop()

@@ -6,9 +6,11 @@ the two thresholds. Until the vectors are there, and where they cannot be had, w
 without doubt. English only.
 """
 
+import contextlib
 import json
 import logging
 import math
+import os
 import threading
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -19,12 +21,13 @@ import numpy as np
 from engine.errors import ConfigError
 from engine.lookup.evidence import RELATIONS, Evidence, Turn, is_question, load_talk
 from engine.lookup.knowledge import Found, Knowledge, Section, terms
-from engine.lookup.vectors import SentenceVectors
+from engine.lookup.vectors import load_vectors
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = Path(__file__).parents[2] / "assets" / "router.json"
 LEAST_SCORE = 0.9  # BM25 of the facts; below it words alone have found nothing
+LOW_PRIORITY = 10  # of the loading: a large base takes minutes, and frames come first
 SLACK = 1.3  # how much nearer to everyday talk a follow-up may be
 FOLLOW_UP_WORDS = 9  # longer turns speak for themselves
 
@@ -120,9 +123,11 @@ class Router:
         return self.knowledge.find(f"{before} {question}").score > 0
 
     def _load(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # where threads have no priorities
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
             _ = self.knowledge.index  # made when it is first read
-            self._evidence = Evidence(self.knowledge, SentenceVectors(), load_talk())
+            self._evidence = Evidence(self.knowledge, load_vectors(), load_talk())
         except Exception as error:  # the thread's boundary: words alone decide from now on
             what = f"{type(error).__name__}: {error}"
             logger.warning("routing decides by words alone: no sentence vectors (%s)", what)

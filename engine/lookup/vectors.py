@@ -23,6 +23,7 @@ WIDTH = 384
 MAX_TOKENS = 128  # of a sentence; the rest is not read
 REMEMBERED = 4096  # sentences, 6 MB: a turn's neighbours are asked for again and again
 KEY_BYTES = 16
+SAVED_EACH = 1000  # sentences
 
 
 class SentenceVectors:
@@ -56,13 +57,13 @@ class SentenceVectors:
         keys = [hashlib.sha256(text.encode()).digest()[:KEY_BYTES] for text in texts]
         known = read_vectors(file)
         fresh = [i for i, key in enumerate(keys) if key not in known]
-        for i in fresh:
+        for count, i in enumerate(fresh, 1):
             known[keys[i]] = self._embed_one(texts[i])
-        vectors = np.array([known[key] for key in keys], np.float32).reshape(len(keys), WIDTH)
-        if fresh:
-            with contextlib.suppress(OSError):  # a read-only disk: they are computed again
-                write_vectors(file, keys, vectors)
-        return vectors
+            if count == len(fresh) or count % SAVED_EACH == 0:  # a broken start loses little
+                done = [key for key in dict.fromkeys(keys) if key in known]
+                with contextlib.suppress(OSError):  # a read-only disk: they are computed again
+                    write_vectors(file, done, np.array([known[key] for key in done]))
+        return np.array([known[key] for key in keys], np.float32).reshape(len(keys), WIDTH)
 
     def _embed_one(self, text: str) -> np.ndarray:
         ids = np.array([self._tokenizer.encode(text).ids], np.int64)  # [1, T]
@@ -70,6 +71,12 @@ class SentenceVectors:
         hidden = self._model.run(None, given | {"token_type_ids": np.zeros_like(ids)})[0]
         mean = hidden[0].mean(axis=0)  # [T, 384] -> [384]
         return mean / np.linalg.norm(mean)
+
+
+@functools.cache
+def load_vectors() -> SentenceVectors:
+    """The process's one model."""
+    return SentenceVectors()
 
 
 def cache_folder() -> Path:
