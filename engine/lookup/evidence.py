@@ -67,6 +67,9 @@ TAKES_NOTE = re.compile(
 )
 OF_MYSELF = re.compile(r"\b(?:i|my|me|we|our|i'm|i've|i'd|he|she|his|her)\b")
 OF_YOU = re.compile(r"\b(?:you|your|yours|you're|you've)\b")
+CORRECTS = re.compile(
+    r"\b(?:i meant?|i was asking|i asked|i said|no wait|not the|not that|sorry not|actually)\b"
+)
 OPINION = re.compile(
     r"\b(?:do you (?:think|believe|like|dream|sleep|know how|ever|get (?:tired|cold))|"
     r"have you (?:ever|seen|read|heard)|did you (?:see|watch|hear|know)|would you rather|"
@@ -80,8 +83,8 @@ RELATIONS = (
     "written_question", "asks_anywhere", "wishes", "follows", "short", "asks_you", "asks_for_me",
     "opinion", "asks_as_customer",  # form
     "agent_facts", "user_facts", "user_everyday", "joined_facts", "joined_everyday",
-    "joined_customers", "joined_agent", "begins", "shared_terms", "agent_knew_not", "agent_asked",
-    "note_after", "question_after", "tiny_after", "tiny_question_after", "myself_after",  # before
+    "joined_customers", "begins", "shared_terms", "agent_knew_not", "agent_asked", "note_after",
+    "correction_after", "question_after", "tiny_after", "tiny_question_after", "myself_after",
 )  # fmt: skip
 
 
@@ -102,6 +105,7 @@ class Form:
     asks_anywhere: bool
     wishes: bool
     follows: bool
+    corrects: bool
     takes_note: bool
     of_myself: bool
     of_you: bool
@@ -125,6 +129,7 @@ def read_form(text: str) -> Form:
         asks_anywhere=anywhere,
         wishes=bool(WISHES.search(lower)),
         follows=bool(FOLLOWS.match(lower)),
+        corrects=bool(CORRECTS.search(lower)),
         takes_note=bool(TAKES_NOTE.match(lower)),
         of_myself=bool(OF_MYSELF.search(lower)),
         of_you=bool(OF_YOU.search(lower)),
@@ -211,11 +216,8 @@ class Evidence:
         agent, user = self._embed(turn.agent_before), self._embed(turn.user_before)
         whole = self._embed(folded)
         joined = self._embed(f"{turn.user_before} {folded}".strip())
-        answered = self._embed(f"{turn.agent_before} {folded}".strip())
         form, found = read_form(turn.text), self.knowledge.find(folded)
         asks = float(form.asks)
-        clauses = self._vectors.embed(split_clauses(folded)) if form.asks else whole[None]
-        by_clause = [self._mean_of_best(self._customers, clause, 3) for clause in clauses]
         agent_facts = self._best(self._facts, agent)
         user_facts = self._best(self._facts, self._embed(before))
         near = max(agent_facts, user_facts)
@@ -242,19 +244,19 @@ class Evidence:
                 asks * form.of_you,
                 asks * form.of_myself,
                 form.opinion,
-                asks * max(by_clause),
+                asks * self._mean_of_best(self._customers, whole, 3),
                 agent_facts,
                 user_facts,
                 self._best(self._everyday, user),
                 self._best(self._facts, joined),
                 self._best(self._everyday, joined),
                 self._best(self._customers, joined),
-                self._best(self._facts, answered),
                 not turn.user_before,
                 shared,
                 self._best(self._knows_not, agent),
                 agent_asked,
                 form.takes_note * near,
+                form.corrects * near,
                 asks * near,
                 tiny * near,
                 short * max(0.0, form.mark) * near,

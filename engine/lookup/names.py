@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 
 LEAST_LETTERS = 4
-LEAST_SOUNDS = 4  # consonants: shorter ones sound like too many words
-MOST_LETTERS_OFF = 3
+LEAST_SOUNDS = 3  # consonants: shorter ones sound like too many words
+FEW_SOUNDS_OFF, MOST_LETTERS_OFF = 1, 3  # letters more or less, with three sounds and with more
 COMMON = re.compile(
     r"(?:what|when|where|which|with|your|from|about|that|this|they|them|there|have|does|will|more|"
     r"files?|plans?|things?|who|how|and|the|for)"
@@ -64,5 +64,6 @@ class Names:
     def _match(self, heard: str) -> str | None:
         if not heard.isalpha() or len(heard) < LEAST_LETTERS:
             return None
-        name = self._by_sound.get(sound_of(heard))
-        return name if name and abs(len(name) - len(heard)) <= MOST_LETTERS_OFF else None
+        name = self._by_sound.get(sound := sound_of(heard))
+        most = MOST_LETTERS_OFF if len(sound) > LEAST_SOUNDS else FEW_SOUNDS_OFF
+        return name if name and abs(len(name) - len(heard)) <= most else None

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -123,8 +124,9 @@ class Router:
         return self.knowledge.find(f"{before} {question}").score > 0
 
     def _load(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):  # where threads have no priorities
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+        if sys.platform == "linux":  # elsewhere threads have no such priority
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
             _ = self.knowledge.index  # made when it is first read
             self._evidence = Evidence(self.knowledge, load_vectors(), load_talk())

@@ -125,7 +125,7 @@ def find_thresholds(chances: np.ndarray, wanted: np.ndarray) -> tuple[float, flo
                 continue
             worse = min(shares["precision"], shares["recall"])
             score = worse + 0.2 * (shares["precision"] + shares["recall"])
-            score += 0.3 * min(shares["left_alone"], 0.985)
+            score += min(shares["left_alone"], 0.975)  # a hijacked talk is worse than a miss
             best = max(best, (score, low, high))
     return float(best[1]), float(best[2])
 

@@ -21,7 +21,7 @@ def test_both_sides_are_told_in_order_and_the_agents_pieces_are_one_turn():
 
 def test_what_does_not_fit_is_cut_to_its_last_sentences_and_nothing_older_is_told():
     history = History()
-    for text in ("old", "The beginning. " + "x" * (SENT_CHARS - 30) + ". The end.", "new"):
+    for text in ("old", "The beginning. " + "x" * (SENT_CHARS - 10) + ". The end.", "new"):
         history.add_user_turn(text)
     cut, new = contents(history)
     assert new == "new"

@@ -280,9 +280,11 @@ async def test_a_hand_over_beside_a_question_lets_go_of_its_own_hold_only():
 
 async def test_a_phrase_of_the_agent_asks_without_a_filler():
     async with standing(replying("At nine.", delay=0.1)) as (_api, answers):
-        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)), transcribes=True)
+        await talk.frames(8, peak_in=LOUD)
+        await talk.frames(9)
+        await talk.say("Let me check.")  # before the turn's words are there
         await talk.turn("When do you open?")
-        await talk.say("Let me check.")
         await talk.settled()
     assert talk.given == "At nine."
     assert talk.routes[0].source is Source.PHRASE
