@@ -37,7 +37,7 @@ from engine.errors import ConfigError
 from engine.evals.decisions import measure, play, read_dialogues
 from engine.evals.standin import Reply, StandIn, by_heart
 from engine.evals.turns import measure_turns
-from engine.lookup.question import RouteState
+from engine.lookup.question import PASS, RouteState
 from engine.lookup.routing import DailyCap, build_answers
 from engine.lookup.textmodel import Answerer
 from engine.runtime.backend import Opening
@@ -135,7 +135,11 @@ async def act(scripts: Sequence[Script], at_once: int) -> tuple[list["ActedDialo
     turns = [turn for script in scripts for turn in script.turns]
     slow = {turn["user"]: turn["api"] for turn in turns if "api" in turn}  # seconds
 
+    asked_for = {turn["user"] for turn in turns if turn.get("routed") or turn.get("source")}
+
     def reply(question: str) -> Reply:
+        if question not in asked_for:  # the router was in doubt, the text model is not
+            return Reply(PASS, delay=API_SECONDS)
         return replace(by_heart(question), delay=slow.get(question, API_SECONDS))
 
     async with StandIn(reply) as api:
