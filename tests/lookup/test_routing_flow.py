@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.dialogue import events as ev
 from engine.dialogue.director import Mode
 from engine.dialogue.persona import load_personas
 from engine.errors import RefusedError
@@ -491,6 +492,19 @@ async def test_a_persona_that_looks_nothing_up_answers_what_the_client_asks_only
         talk.routing.ask("How much is the premium plan?")
         await talk.settled()
     assert talk.given == PREMIUM
+
+
+async def test_a_cancel_ends_a_doubt_before_the_agent_was_held():
+    async with standing(silent) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("And the dearer one, then.")
+        await talk.until(lambda: api.requests)
+        talk._post(ev.Cancel())
+        await talk.frames(2)
+        assert talk.routing.current.is_over
+        await talk.say("Which one?")
+        await talk.close()
+    assert talk.own == "Which one?"
 
 
 def test_one_persona_carries_the_rule_once():
