@@ -129,7 +129,7 @@ class ServerConfig:
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
-    knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (*.md); empty: our own")
+    knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (.md, .txt); empty: our own")
     asks_per_minute: int = setting(10, "ASKS_PER_MINUTE", "questions looked up per conversation")
     asks_per_day: int = setting(2000, "ASKS_PER_DAY", "questions looked up per server and day")
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")

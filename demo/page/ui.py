@@ -44,7 +44,9 @@ class PageConfig:
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
-        personas = [{"title": one.title, "text": one.text} for one in self.personas]
+        personas = [
+            {"title": one.title, "text": one.text, "looksUp": one.looks_up} for one in self.personas
+        ]
         whole = {"voices": list(self.voices), "personas": personas, "routing": self.can_ask}
         return json.dumps(whole).replace("<", "\\u003c")
 
@@ -117,7 +119,10 @@ class Widgets:
             list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
         )
         self.routing = gr.Checkbox(
-            bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
+            bool(config.routing and first.looks_up),
+            label="Look things up",
+            info=SENDS,
+            visible=config.can_ask,
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
             base = SamplingConfig()
@@ -203,7 +208,7 @@ def connect_widgets(widgets: Widgets) -> None:
     widgets.preset.change(
         None,
         [widgets.preset],
-        [widgets.persona],
+        [widgets.persona, widgets.routing],
         js="title => window.PersonaPlex.persona(title)",
         **PRIVATE,
     )

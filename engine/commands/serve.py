@@ -15,6 +15,7 @@ from aiohttp import web
 
 from engine.cli import silence
 from engine.config import ServerConfig, parse_setting
+from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
@@ -25,6 +26,7 @@ from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
 from engine.wire.server import add_routes, listening
 
+HOT_WORDS = 12  # of the facts' names, that the ears are told
 END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 OPEN_TO_ALL = (
@@ -99,16 +101,20 @@ def build_service(
         prepare(progress)
         return load_backend(config, progress)
 
-    answers = build_answers(config, os.environ)
+    personas = load_personas()
+    folders = {persona.facts for persona in personas if persona.facts}
+    answers = build_answers(config, os.environ, folders)
 
     def open_ears(progress: Progress, backend: Backend) -> tuple[Ears | None, str]:
-        return load_ears(config, backend, answers.router.knowledge.names(), progress)
+        names = " ".join(answers.router.knowledge.names.words[:HOT_WORDS])
+        return load_ears(config, backend, names, progress)
 
     service = Service(
         load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
+        personas=personas,
         answers=answers,
         load_ears=open_ears,
         hang_s=config.hang_s,

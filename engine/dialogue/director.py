@@ -104,6 +104,7 @@ class Director:
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
+        self._held_back = 0  # the id of a hold that begins with the agent's next word; 0: none
         self.hush = False
         self._events: list[ev.Event] = []
         self.agenda = Agenda(self._events)
@@ -204,8 +205,11 @@ class Director:
                 self.paused = True
             case ev.Resume():
                 self.paused = False
+            case ev.HoldBack(id):
+                self._held_back = id
             case ev.Hold():
                 self._believe_interruption()
+                self._held_back = 0
                 if not self.held or self.held.claimed:
                     self._own.latch.fire()
                     self.held = Held(command.id)
@@ -213,6 +217,11 @@ class Director:
                 if self.mode in (Mode.FREE, Mode.TAIL):
                     self._enter(Mode.HOLD)
             case ev.Release(id):
+                if self._held_back == id:  # the agent may go on as if nothing had been
+                    self._held_back = 0
+                    if self.held and self.held.id == id:
+                        self.held = None
+                        self._enter(Mode.FREE)
                 if self.held and self.held.id == id:
                     self._release()
             case ev.SetRouting(on):
@@ -240,6 +249,10 @@ class Director:
         self._end_hold()
 
     def _choose_free(self, sampled: int, _peak_out: float) -> int:
+        if self._held_back and sampled != PAD:
+            self.held = Held(self._held_back, claimed=True)
+            self._enter(Mode.HOLD)
+            return PAD
         own = self._own.take(sampled)
         self._show(own.shown)
         if own.ignored:
@@ -352,6 +365,9 @@ class Director:
         self._doubted = False
 
     def _end_hold(self) -> None:
+        if self._held_back and not self.held:
+            self._events.append(ev.HoldEnded(self._held_back, HoldEnd.STALE))
+        self._held_back = 0
         if self.held:
             self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()

@@ -100,7 +100,7 @@ class Service:
                 for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
-                    _ = self.answers.router.knowledge.index  # made when it is first read
+                    self.answers.prepare()  # decisions are by words until vectors are there
             if self._load_ears:
                 self.ears, self.hears = self._load_ears(self._progress, backend)
                 logger.info("hears: %s", self.hears)

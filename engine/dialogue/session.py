@@ -26,7 +26,7 @@ from engine.dialogue import events as ev
 from engine.dialogue.director import Director
 from engine.dialogue.events import SayState
 from engine.dialogue.floor import UserFloor
-from engine.dialogue.persona import prompt_ids
+from engine.dialogue.persona import find_persona, prompt_ids
 from engine.dialogue.speech import QUEUE_FULL, QUEUE_LIMIT, prepare_command
 from engine.errors import (
     EndError,
@@ -70,7 +70,7 @@ class SessionConfig:
     voice: str | None = None  # None: the default voice
     seed: int = -1  # -1: random
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    routing: bool | None = None  # None: the server's default
+    routing: bool | None = None  # None: as the server and the persona say
     transcribe: bool = True  # write down the user, where there is a recogniser
 
 
@@ -100,6 +100,7 @@ class Session:
         self._seat: Seat | None = None
         self._line = CommandLine(engine.preparer, self._refuse, self.finish)
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
+        self._open_texts: dict[int, str] = {}  # queued or spoken: a client waits for their end
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
         self._new_say_id = itertools.count(1).__next__
@@ -113,7 +114,14 @@ class Session:
         self.routing: Routing | None = None
         if engine.answers:
             voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
-            self.routing = Routing(engine.answers, voice, config.routing)
+            persona = engine.personas[0]
+            if config.text_prompt is not None:
+                persona = find_persona(config.text_prompt, engine.personas)
+            watches = bool(config.routing or (persona and persona.looks_up))
+            facts = persona.facts if persona else ""
+            self.routing = Routing(engine.answers, voice, config.routing, facts, watches)
+            if self.routing.on and watches:
+                engine.answers.router_of(facts).prepare()
 
     async def __aenter__(self) -> "Session":
         self._loop = asyncio.get_running_loop()
@@ -240,6 +248,7 @@ class Session:
             return say_id
         self.post(ev.Say(say_id, text, replace=replace))
         self._waiting_texts.add(say_id)
+        self._open_texts[say_id] = text
         return say_id
 
     def ask(self, text: str) -> None:
@@ -260,6 +269,9 @@ class Session:
         """The same persona, voice and seed from the beginning; `Ready` comes again."""
         self._line.clear()
         self._waiting_texts.clear()
+        for say_id, text in self._open_texts.items():
+            self.announce(ev.Saying(say_id, SayState.CANCELLED, text))
+        self._open_texts.clear()
         if self._seat:
             self._handshake_at, self._waiting_since = None, time.monotonic()
             self.director = self._new_director()
@@ -282,6 +294,7 @@ class Session:
         """A command that had to wait is not carried out."""
         if isinstance(command, ev.Say):
             self._waiting_texts.discard(command.id)
+            self._open_texts.pop(command.id, None)
         self.announce(ev.Refused(message))
 
     # -- to the client -----------------------------------------------------------------------------
@@ -308,8 +321,15 @@ class Session:
             self._unread_frames += isinstance(output, Frame)
             for event in output.events if isinstance(output, Notice | Frame) else ():
                 match event:
+                    case ev.Saying(id, SayState.QUEUED, text):
+                        self._open_texts[id] = text
+                    case ev.Saying(id, SayState.DONE):
+                        self._open_texts.pop(id, None)
+                match event:
                     case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
                         self._waiting_texts.discard(id)
+                        if not isinstance(event, ev.TakenUp):
+                            self._open_texts.pop(id, None)
                 if self.routing and self._sits:
                     note_event(self.routing, event, self._engine.metrics)
 
@@ -501,6 +521,9 @@ class SessionVoice:
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
         said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
         self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
+
+    def hold_back(self, id: int) -> None:
+        self._post(ev.HoldBack(id))
 
     def release(self, id: int) -> None:
         self._post(ev.Release(id))

@@ -73,6 +73,9 @@ def test_an_asked_price_is_spoken_and_an_interrupted_answer_is_shown_as_such(
     browser, asking_server, open_tab, words_spoken, artifacts
 ):
     tab = open_tab(browser, f"{asking_server.url}?raw=1")
+    box = tab.page.get_by_label("Look things up")
+    expect(box).not_to_be_checked()  # the first persona looks nothing up
+    box.check()
     tab.connect()
     tab.mute()
     ask(tab, "How much is the premium plan?")

@@ -130,6 +130,7 @@ def test_the_personas_are_the_five_we_promise():
     assert [p.id for p in personas] == ["teacher", "service", "casual", "astronaut", "transgate"]
     assert all(p.title and 40 < len(p.text) < 1000 for p in personas)
     assert all("\n" not in p.text for p in personas)
+    assert [p.id for p in personas if p.looks_up] == ["transgate"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,8 @@ def test_the_personas_are_the_five_we_promise():
         ('[a]\ntitle = 3\ntext = "x"', r"\[a\] needs a title and a text"),
         ("a = 3", r"\[a\] needs a title and a text"),
         (f'[a]\ntitle = "A"\ntext = "{"x" * 4001}"', "4001 characters"),
+        ('[a]\ntitle = "A"\ntext = "x"\nlooks_up = 1', r"\[a\] looks_up is true or false"),
+        ('[a]\ntitle = "A"\ntext = "x"\nfacts = "none"', "no such folder"),
     ],
 )
 def test_a_broken_persona_file_is_refused_with_its_place(tmp_path, toml, reason):
