@@ -202,7 +202,7 @@ def measure_steps(quantise: Callable[[Tensor], tuple[Tensor, Tensor]], device: s
     """The most steps of int8 by which a quantiser moves a number of a probe."""
     exact = torch.randn(256, 128, generator=torch.Generator().manual_seed(0)).to(device)
     steps, scale = quantise(exact)
-    step = exact.abs().amax(-1, keepdim=True) / transformer.MOST
+    step = exact.abs().amax(-1, keepdim=True) / transformer.INT8_MAX
     return float(((steps.float() * scale.float()[:, None] - exact) / step).abs().max())
 
 

@@ -102,6 +102,7 @@ class EmbeddedConversation:
         self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
         self.pieces: deque[int] = deque()  # of the script's current word
         self.delay = GREETING_DELAY_FRAMES
+        self.greeted = False  # its first word was begun
         self.bootstrapped = False
         self.sampled = PAD
         self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
@@ -110,8 +111,8 @@ class EmbeddedConversation:
         """Take a user frame [1920]; the text token that would be fed next."""
         if self.bootstrapped:
             utterance = self.user.add(pcm)
-            if self.user.onset >= ONSET_FRAMES:  # the user speaks: neither greet nor play back
-                self.script.clear()
+            if self.user.onset >= ONSET_FRAMES:  # the user speaks: greet no more, play nothing back
+                self._cut_greeting()
                 if self.mouth.playback:
                     self.mouth.stop()
             if utterance is not None:
@@ -120,6 +121,11 @@ class EmbeddedConversation:
                 self.heard = None
         self.sampled = self._sample()
         return self.sampled
+
+    def _cut_greeting(self) -> None:
+        """Its first word is said even to a user who speaks at once: somebody is there."""
+        while len(self.script) > (not self.greeted):
+            self.script.pop()
 
     def _sample(self) -> int:
         """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
@@ -132,6 +138,7 @@ class EmbeddedConversation:
                 self.delay -= 1
                 return PAD
             self.pieces.extend(self.script.popleft())
+            self.greeted = True
         return EPAD
 
     def speak(self, token: int, hush: bool) -> np.ndarray:

@@ -8,8 +8,10 @@ from unittest.mock import patch
 
 from aiohttp import web
 
+from engine.config import ServerConfig
 from engine.dialogue.service import Service
-from engine.wire.server import listening
+from engine.wire.limits import Doors
+from engine.wire.server import DOORS, listening
 
 
 def warm(engine: Service) -> Service:
@@ -50,6 +52,9 @@ class Served:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        async with listening(self._make_app(), "127.0.0.1", 0) as self.port:
+        app = self._make_app()
+        if DOORS not in app:  # a page without our own routes, before a scripted socket
+            app[DOORS] = Doors(ServerConfig())
+        async with listening(app, "127.0.0.1", 0) as self.port:
             self._ready.set()
             await self._stop.wait()

@@ -219,8 +219,6 @@ async def test_the_engines_answers_have_the_headers_too_and_name_no_versions(who
         async with whole.get(path) as response:
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Server"] == "PersonaPlex"
-    async with whole.ws_connect("/api") as ws:
-        assert ws._response.headers["Server"] == "PersonaPlex"
 
 
 async def test_the_token_in_the_address_becomes_a_cookie(whole):
