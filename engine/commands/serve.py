@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -99,7 +100,10 @@ def build_service(
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
-        return load_backend(config, progress)
+        backend = load_backend(config, progress)
+        gc.collect()
+        gc.freeze()  # what is here stays: a collection over all of it would hold every thread
+        return backend
 
     personas = load_personas()
     folders = {persona.facts for persona in personas if persona.facts}
