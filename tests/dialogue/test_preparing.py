@@ -129,12 +129,12 @@ async def test_a_text_that_is_begun_makes_room_for_another(preparing):
 
 async def test_what_waits_is_void_after_a_restart(preparing):
     async with talking() as session:
-        session.say(LONG)
-        session.say("short")
+        before = [session.say(LONG), session.say("short")]
         session.restart()
         after = session.say("after")
-        (queued,) = await events(session, 1)
-    assert (queued.id, str(queued.state)) == (after, "queued")
+        told = await events(session, 3)
+    states = [(event.id, str(event.state)) for event in told]
+    assert states == [*((say_id, "cancelled") for say_id in before), (after, "queued")]
 
 
 async def test_a_long_text_that_cannot_be_prepared_ends_its_own_conversation(monkeypatch, caplog):
