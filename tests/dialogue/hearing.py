@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from engine.config import EPAD, PAD
-from engine.evals.turns import SPELLING
 from engine.runtime.backend import HeardRow, Transcription
+from tests.dialogue.turns import SPELLING
 
 STT_TINY = Path(__file__).parents[1] / "golden" / "stt_tiny"
 WANT = load_file(STT_TINY / "expected" / "stt.safetensors")

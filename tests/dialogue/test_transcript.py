@@ -5,10 +5,10 @@ import pytest
 
 from engine.config import EPAD, PAD
 from engine.dialogue.floor import HeardWord, TurnRule, UserFloor, WordReader
-from engine.evals.turns import SCRIPTS, SPELLING, find_turn_ends, measure_turns, perform
 from engine.runtime.backend import HeardRow, Transcription
 from engine.weights.loading import SentencePieceTokenizer
 from tests.dialogue.hearing import EXPECTED, STT_TINY, TRANSCRIPTION, WANT, Heard, quiet, spoken
+from tests.dialogue.turns import SCRIPTS, SPELLING, find_turn_ends, measure_turns, perform
 
 LOUD, SOFT = 0.3, 0.003  # peaks: -10 and -50 dBFS
 TALKING, DONE = np.full(4, 0.02, np.float32), np.full(4, 0.99, np.float32)

@@ -2,8 +2,8 @@
 
 The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
 0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
-after their sound. They hold the rules of
-engine/dialogue/floor.py, not the recogniser's own hearing.
+after their sound. They hold the rules of floor.py, not the recogniser's own hearing.
+All of it is drawn from a seed, so the figures are the same on every machine: a test, not a bench.
 """
 
 from collections.abc import Iterator
