@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.bench.device import count_launches
-from engine.bench.gpu import play, play_on
+from engine.bench.gpu import play
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks, buckets_for
@@ -60,7 +60,7 @@ def test_a_neighbour_changes_no_token_and_an_idle_slot_does_not_move(loop):
     among, alone = play(ticks, [0, 1, 2, 3], FRAMES)[0], play(ticks, [2], FRAMES)[0]
     assert np.array_equal(among[:, 2], alone[:, 0])
     before = [t.clone() for t in loop.state(1)]
-    play_on(ticks, [2], 2)
+    play(ticks, [2], 2, anew=False)
     assert all(torch.equal(a, b) for a, b in zip(before, loop.state(1), strict=True))
 
 
