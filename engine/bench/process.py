@@ -25,7 +25,6 @@ LOG_LINES = 5  # of a server that ended, to find out why
 LOG_BYTES = 1 << 20  # of a start, at most
 PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
 EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -113,12 +112,6 @@ class Server:
 
     def counts(self) -> "Counts":
         return Counts.of(self._read("/metrics"))
-
-    def cpu_seconds(self) -> float:
-        """Processor time the process has used, user and system."""
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
-            entries = file.read().rsplit(")", 1)[1].split()
-        return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
 
     def sizes(self) -> dict[str, float]:
         """Megabytes that are resident, and of them its own (no mapped files); files and threads."""

@@ -1,8 +1,8 @@
 """Models of generated weights, for measuring and testing where no checkpoint is at hand.
 
 The shapes are a checkpoint's, the numbers a seeded draw: speed and memory are real, words are not.
-`generated` and `generated_recogniser` make models on a device, `write_checkpoint` a folder that
-loads like any other. Nothing here is for talking to people.
+`generated` makes models on a device, `write_checkpoint` a folder that loads like any other.
+Nothing here is for talking to people.
 """
 
 import json
@@ -21,13 +21,11 @@ from engine.model.config import (
     MimiConfig,
     ModelConfig,
     QuantizerConfig,
-    SttConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM, ZERO_ROW, Temporal
+from engine.model.lm import LM, ZERO_ROW
 from engine.model.mimi import Mimi
 from engine.model.prompt import RING
-from engine.model.stt import Recogniser
 from engine.weights.checkpoint import set_parameter, usual_dtype
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.loading import SentencePieceTokenizer
@@ -83,25 +81,10 @@ def generated(
         set_parameter(mimi, name, value)
     mimi.prepare()
     mimi.use_fused_kernels()
-    fill_language_model(lm, weights, generator)
+    for name, value in draw_values(lm, usual_dtype(generator.device), generator):
+        set_parameter(lm, name, value, int8=weights == "int8")
+    lm.use_fused_kernels()
     return lm, mimi
-
-
-def generated_recogniser(
-    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
-) -> Recogniser:
-    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
-    with torch.device("meta"):
-        stt = Recogniser(config)
-    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
-    return stt
-
-
-def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
-    """Give a model on the meta device its weights, on the generator's device."""
-    for name, value in draw_values(model, usual_dtype(generator.device), generator):
-        set_parameter(model, name, value, int8=weights == "int8")
-    model.use_fused_kernels()
 
 
 # -- checkpoints on disk ---------------------------------------------------------------------------
