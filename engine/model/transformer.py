@@ -250,9 +250,9 @@ class Rings:
 
 
 class RingPush:
-    """One push of T columns (1, or 2 in the codec) for every active slot of rings on a CPU.
+    """One push of T columns (1, or 2 in the codec) for every active slot of the rings.
 
-    On a GPU `Decode` (gpu/kernels_attention.py) does it.
+    The host must know the slots: in a GPU's graphs `Decode` (gpu/kernels_attention.py) does it.
     """
 
     def __init__(self, rings: Rings, active: Active, columns: int = 1) -> None:
@@ -284,7 +284,7 @@ class RingPush:
         length = min(pushed + columns, capacity)
         if columns == 1:
             return slot, length, None
-        mask = torch.ones(columns, length, dtype=torch.bool)
+        mask = torch.ones(columns, length, dtype=torch.bool, device=self.target.device)
         for later in range(1, columns):
             mask[:later, (pushed + later) % capacity] = False
         return slot, length, mask
