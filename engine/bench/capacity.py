@@ -170,9 +170,8 @@ def measure_row(server: Server, conversations: int, seconds: float) -> dict[str,
     """Talk to the server in that many conversations; the row of the table. Raises EngineError."""
     if taken := server.wait_until_empty():
         raise EngineError(f"{taken} slots of the server were not given back; see its log")
-    before, cpu, started = server.counts(), server.cpu_seconds(), time.monotonic()
+    before = server.counts()
     talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds))
-    cores = (server.cpu_seconds() - cpu) / (time.monotonic() - started)
     server.check_alive()
     counts = server.counts().since(before)
     answers = np.array([value for talk in talks for value in talk.latencies]) * 1e3
@@ -185,7 +184,7 @@ def measure_row(server: Server, conversations: int, seconds: float) -> dict[str,
         "ticks_in_time": counts.share_within(TICK_SECONDS), "dropped": counts.dropped,
         "refused": sum(talk.over and not talk.began for talk in talks),
         "hung_up": sum(talk.over and talk.began for talk in talks),
-        "server_cores": cores, "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
+        "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
     }  # fmt: skip
     return {**row, "verdict": judge_row(row)}
 
@@ -328,20 +327,12 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
 
 
 def describe_soak(result: Mapping[str, Any]) -> str:
-    rows = [
-        {
-            "watched": name,
-            "before": float(result["before"][name]),
-            "after": float(result["after"][name]),
-            "most": float(max(each[name] for each in result["samples"])),
-            "grown": result["grown"].get(name, ""),
-        }
-        for name in result["before"]
-    ]
+    """Its single numbers; how memory and handles went stands in the json."""
     numbers = {name: value for name, value in result.items() if isinstance(value, (int, float))}
+    grown = {f"{name} grown": value for name, value in result["grown"].items()}
     lagged = result["client_lag_ms_p99"] > LAG_SECONDS * 1e3
     void = f"\nlate frames: {LAGGED}" if lagged else ""
-    return f"{table(rows)}\n{table([numbers])}{void}"
+    return f"{table([numbers | grown])}{void}"
 
 
 SOAK = Subject(add_soak_arguments, run_soak, {"slots": 2, "minutes": 0.5})

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ from engine.model.loop import Loop
 from engine.model.mimi import Mimi
 from engine.model.transformer import Rings
 from engine.weights.generated import FULL, SMALL, generated
-from engine.weights.loading import Checkpoint
-from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
 CPU_COPY_BYTES = 256 << 20
@@ -158,32 +156,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors; memory that several share counts once."""
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(seen.values())
-
-
-def plan_memory(lm: LM, mimi: Mimi, mode: Precision) -> Memory | None:
-    """The arithmetic of a server's start for loaded models; None on a CPU: nothing limits it."""
-    release_memory()
-    free = free_bytes(lm.embedding.table.device)
-    if free is None:
-        return None
-    return Memory(Checkpoint("generated", lm, mimi, None, None), None, mode, free)
-
-
-def check_room(memory: Memory | None, slots: int) -> None:
-    """Raises torch.OutOfMemoryError where a server would not start with that many slots."""
-    if memory is None or memory.slots(most=slots) == slots:
-        return
-    needed = slots * memory.slot_bytes(memory.mode)
-    there = max(0, needed + memory.left(slots))
-    raise torch.OutOfMemoryError(
-        f"{needed / 1e9:.2f} GB of {there / 1e9:.2f} GB beside the weights and the reserve"
-    )
 
 
 @contextlib.contextmanager

@@ -54,12 +54,6 @@ PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 
     "capacity": ["--step-seconds", "4", "--seconds", "180", "--holds", "1"],
 }
 READING = ("load", "capacity")  # they share one generated checkpoint on disk
-MINUTES = 9  # for all of it
-# `capacity`, the last, holds its calls for a shorter time if the suite would else not end in time.
-# What it takes before and after the hold: 54 s on an H200 (2026-11-25), its kernels compiled by
-# the parts before.
-CLIMB_SECONDS = 70.0
-LEAST_SECONDS = 30.0  # of calls, however late it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,14 +68,11 @@ def run(args: argparse.Namespace) -> int:
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     pick_config(args)  # raises ConfigError where the full size cannot be run
-    target, end = result_path("gpu", args.json), time.monotonic() + 60 * MINUTES
-    results: dict[str, Any] = {}
+    target, results = result_path("gpu", args.json), {}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
         for part in args.parts:
             options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
             options += ["--folder", folder] if part in READING else []
-            if "--seconds" in options:
-                shorten_hold(end, options)
             begun = time.perf_counter()
             print(f"== {part}", flush=True)
             result = run_guarded(part, [*options, "--json", f"{folder}/{part}.json"])
@@ -90,15 +81,6 @@ def run(args: argparse.Namespace) -> int:
             results[part] = {"seconds": seconds} | result
             save("gpu", results, str(target))  # at once: what is measured is kept
     return max(result["code"] for result in results.values())
-
-
-def shorten_hold(end: float, options: list[str]) -> None:
-    """A hold ends when the time of the suite is over (`time.monotonic`)."""
-    at = options.index("--seconds") + 1
-    left = max(LEAST_SECONDS, end - time.monotonic() - CLIMB_SECONDS)
-    if left < float(options[at]):
-        print(f"the hold is {left:.0f} s, not {options[at]}: the time is over then", flush=True)
-        options[at] = f"{left:.0f}"
 
 
 def run_guarded(part: str, options: list[str]) -> dict[str, Any]:
@@ -201,10 +183,12 @@ def check_teacher_forcing(device: str) -> Iterator[Check]:
     yield "teacher forced bf16", off <= allowed, f"{off:.4f} of {allowed:.4f}"
 
 
-def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.ndarray]:
+def play(
+    ticks: Ticks, slots: list[int], frames: int, anew: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """A few frames of these slots: tokens [T, S, 1 + Q], pcm [T, S, 1920]; the rest is idle."""
     loop, rng = ticks.loop, np.random.default_rng(3)
-    for slot in range(loop.slots):
+    for slot in range(loop.slots) if anew else ():
         loop.clear(slot)
         loop.sampler.tune(slot, GREEDY if slot % 2 else SamplingConfig())
         loop.sampler.seed(slot, slot)
@@ -236,17 +220,9 @@ def check_paths(args: argparse.Namespace) -> Iterator[Check]:
         good = bool((among[:, 15] == alone[:, 0]).all())
         yield f"slot 15 alone = among 16, {weights}/{kv}", good, ""
         idle = [t.clone() for t in loop.state(3)]
-        play_on(quick, [15], 4)
+        play(quick, [15], 4, anew=False)
         good = all(torch.equal(a, b) for a, b in zip(idle, loop.state(3), strict=True))
         yield f"an idle slot does not move, {weights}/{kv}", good, ""
-
-
-def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
-    """More frames, without starting anew."""
-    active = np.isin(np.arange(ticks.loop.slots), slots)
-    for _ in range(frames):
-        text, *_ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
-        ticks.speak(np.where(active, text, PAD), np.zeros(len(active), bool))
 
 
 def check_prompts(args: argparse.Namespace) -> Iterator[Check]:

@@ -27,7 +27,6 @@ LOG_BYTES = 1 << 20  # of a start, at most
 PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
 EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
 OPERATORS = ("PERSONAPLEX_", "DEEPSEEK_")  # settings, by how their names begin
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -114,12 +113,6 @@ class Server:
 
     def counts(self) -> "Counts":
         return Counts.of(self._read("/metrics"))
-
-    def cpu_seconds(self) -> float:
-        """Processor time the process has used, user and system."""
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
-            entries = file.read().rsplit(")", 1)[1].split()
-        return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
 
     def sizes(self) -> dict[str, float]:
         """Megabytes resident, of them its own (no mapped files); files; threads; its log."""

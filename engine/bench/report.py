@@ -16,11 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import PRECISIONS, VOICE_NAMES
+from engine.config import PRECISIONS
 from engine.errors import ConfigError
 from engine.runtime.choose import has_cuda
-
-VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +175,13 @@ def choose_model(args: argparse.Namespace) -> Iterator[str]:
 
 
 def write_generated(folder: Path, args: argparse.Namespace) -> str:
-    """Put a generated checkpoint into a folder unless one is there; returns the folder.
-
-    With a saved voice as the public ones have them, so that no sound must be read.
-    """
-    import torch
-
+    """Put a generated checkpoint into a folder unless one is there; returns the folder."""
     from engine.bench.device import pick_config, pick_device, release_memory  # loads torch
-    from engine.model.prompt import RING
     from engine.weights.generated import write_checkpoint
     from engine.weights.hub import CONFIG
     from engine.weights.loading import read_config
 
-    config, saved = pick_config(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
+    config = pick_config(args)
     if not (folder / CONFIG).exists():
         start = time.monotonic()
         write_checkpoint(folder, config, pick_device(args), 0)
@@ -198,12 +190,4 @@ def write_generated(folder: Path, args: argparse.Namespace) -> str:
     written = read_config(folder)
     if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
         raise ConfigError(f"--folder {folder} holds a model of another size; give another folder")
-    if not saved.exists():
-        generator = torch.Generator().manual_seed(0)
-        rows = [3, *config.lm.silence_tokens, *config.lm.sine_tokens]
-        voice = {
-            "embeddings": torch.randn(VOICE_FRAMES, 1, 1, config.lm.dim, generator=generator),
-            "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
-        }
-        torch.save(voice, saved)
     return str(folder)

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
+from statistics import median
 
 import numpy as np
 import torch
@@ -20,8 +21,6 @@ from engine.bench.device import (
     Row,
     Work,
     add_model_arguments,
-    check_room,
-    count_bytes,
     count_launches,
     fill_context,
     generate_models,
@@ -29,7 +28,6 @@ from engine.bench.device import (
     measure_bandwidth,
     pick_config,
     pick_device,
-    plan_memory,
     release_memory,
     rewind,
     run_tick,
@@ -40,13 +38,12 @@ from engine.bench.device import (
 )
 from engine.bench.report import BenchRecord, Subject, add_precisions, positive, table
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
-from engine.model.gpu.graphs import Block, Ticks
+from engine.model.gpu.graphs import Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop, PromptState
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.transformer import Active, Linear, Rings
-from engine.runtime.personaplex import CPU_SLOTS
-from engine.weights.sizing import Precision
+from engine.weights.sizing import bytes_of, free_bytes
 
 
 def run_modes(
@@ -96,7 +93,6 @@ def add_tick_rows(args: argparse.Namespace, record: BenchRecord, weights: str) -
     for kv, slots in product(args.kv, args.slots):
         head = {"weights": weights, "kv": kv, "slots": slots}
         with skip_if_full(head, record.add):
-            check_room(plan_memory(lm, mimi, Precision(weights, kv)), slots)
             add_context_rows(args, record, head, make_loop(lm, mimi, slots, kv))
 
 
@@ -181,14 +177,13 @@ def add_stages_rows(args: argparse.Namespace, record: BenchRecord, weights: str)
     for slots in args.slots:
         head: Row = {"weights_and_kv": weights, "slots": slots}
         with skip_if_full(head, record.add):
-            check_room(plan_memory(lm, mimi, Precision(weights, weights)), slots)
             loop, columns = make_loop(lm, mimi, slots, weights), lm.config.context - 1
             fill_context(loop, columns)
             before, row = partial(rewind, loop, columns), {}
             for name, work in list_stages(loop).items():
-                # the copies wait for the host, which no graph can hold
-                captured = loop.device.type == "cuda" and name != "copies"
-                row[f"{name}_ms"] = time_work(work, args.times, before, captured) * 1e3
+                row[f"{name}_ms"] = (
+                    time_work(work, args.times, before, loop.device.type == "cuda") * 1e3
+                )
             row["sum_ms"] = sum(row.values())
             row["tick_ms"] = float(np.median(measure(Ticks(loop), columns, args.times)))
             record.add(head | row)
@@ -212,29 +207,7 @@ def list_stages(loop: Loop) -> dict[str, Work]:
         "text": loop.pick_text,
         "depformer": lambda: loop.step_depth(text, hush, busy),
         "decode": lambda: loop.mimi.decode(codes, loop.decoder, busy),
-        "copies": make_copies(loop),
     }
-
-
-def make_copies(loop: Loop) -> Work:
-    """What both halves of a tick carry up and down: samples, draws, tokens, from pinned memory."""
-    slots, q, nobody = loop.slots, loop.lm.config.codebooks, loop.active([])
-
-    def block(columns: int, dtype: torch.dtype = torch.float32) -> Block:
-        return Block(slots, columns, dtype, loop.device)
-
-    up, up_text = block(FRAME_SAMPLES + 3), block(2, torch.int64)
-    heard, spoken = block(1 + q), block(FRAME_SAMPLES + q)
-
-    def carry() -> None:
-        up.send(slots)
-        loop.sampler.draw(nobody)  # drawn while the tick before ran: here they are only copied
-        heard.host.copy_(heard.device, non_blocking=True)
-        synchronize()
-        up_text.send(slots)
-        spoken.host.copy_(spoken.device, non_blocking=True)
-
-    return carry
 
 
 STAGES = Subject(add_stages_arguments, run_stages, {"slots": [1], "times": 3})
@@ -268,7 +241,6 @@ def run_connect(args: argparse.Namespace) -> int:
 def add_connect_rows(args: argparse.Namespace, record: BenchRecord, weights: str) -> None:
     """One row a length of the prompt; only the first of them has a cold start."""
     generating, (lm, mimi) = time_once(lambda: generate_models(args, weights))
-    check_room(plan_memory(lm, mimi, Precision(weights, weights)), CONNECT_SLOTS)
     capturing, ticks = time_once(lambda: Ticks(make_loop(lm, mimi, CONNECT_SLOTS, weights)))
     for index, columns in enumerate(args.columns):
         row = {"weights_and_kv": weights} | measure_openings(ticks, columns)
@@ -281,18 +253,12 @@ def measure_openings(ticks: Ticks, columns: int) -> Row:
     """Milliseconds; `first` is the first opening of this size, with whatever it compiles."""
     prompt = make_prompt(ticks.loop, columns)
     first, kept = open_slot(ticks, prompt)
-    new = pick_median([open_slot(ticks, prompt)[0] for _ in range(NEW)])
-    known = pick_median([open_slot(ticks, prompt, kept)[0] for _ in range(KEPT)])
     return {
-        "columns": columns, "prefill_ms": sum(new["pieces"]),
-        "longest_piece_ms": max(new["pieces"]), "restore_ms": known["ready"],
-        "first_audio_first_ms": first["first_audio"], "first_audio_new_ms": new["first_audio"],
-        "first_audio_kept_ms": known["first_audio"],
-    }  # fmt: skip
-
-
-def pick_median(openings: list[Row]) -> Row:
-    return sorted(openings, key=lambda each: each["first_audio"])[len(openings) // 2]
+        "columns": columns,
+        "first_audio_first_ms": first,
+        "first_audio_new_ms": median(open_slot(ticks, prompt)[0] for _ in range(NEW)),
+        "first_audio_kept_ms": median(open_slot(ticks, prompt, kept)[0] for _ in range(KEPT)),
+    }
 
 
 def make_prompt(loop: Loop, columns: int) -> Prompt:
@@ -304,13 +270,12 @@ def make_prompt(loop: Loop, columns: int) -> Prompt:
 
 def open_slot(
     ticks: Ticks, prompt: Prompt, kept: PromptState | None = None
-) -> tuple[Row, PromptState]:
-    """Open slot 0 until it speaks, from the kept state of the prompt or anew; what to keep.
+) -> tuple[float, PromptState]:
+    """Open slot 0 from the kept state of the prompt or anew; milliseconds, and what to keep.
 
-    Milliseconds of each piece of the prompt, until the slot is ready for its bootstrap tick, and
-    until the first tick that hears the user has given its frame.
+    The time ends when the first tick that hears the user has given its frame.
     """
-    loop, pieces = ticks.loop, []
+    loop = ticks.loop
     pcm = np.zeros((loop.slots, FRAME_SAMPLES), np.float32)
 
     def prepare() -> PromptState:
@@ -318,7 +283,7 @@ def open_slot(
         if not kept:
             embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
             for piece in embedded.split(loop.prefill_columns):
-                pieces.append(time_once(lambda piece=piece: ticks.prefill.run(0, piece))[0] * 1e3)
+                ticks.prefill.run(0, piece)
         state = kept or loop.save_prompt(0, prompt)
         loop.start(0, state)
         loop.sampler.seed(0, 0)
@@ -326,8 +291,7 @@ def open_slot(
         return state
 
     ready, state = time_once(prepare)
-    first_audio = ready + run_tick(ticks, 1, pcm) + run_tick(ticks, 1, pcm)
-    return {"pieces": pieces, "ready": ready * 1e3, "first_audio": first_audio * 1e3}, state
+    return 1e3 * (ready + run_tick(ticks, 1, pcm) + run_tick(ticks, 1, pcm)), state
 
 
 CONNECT = Subject(add_connect_arguments, run_connect, {"columns": [80]})
@@ -343,7 +307,7 @@ SERVING_TICKS = 3
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--slots", type=positive, help="as many as fit, at most 16, unless given")
+    parser.add_argument("--slots", type=positive, default=4)
     add_precisions(parser, ("weights", "kv"))
 
 
@@ -354,66 +318,33 @@ def run_memory(args: argparse.Namespace) -> int:
 
 
 def add_memory_rows(args: argparse.Namespace, record: BenchRecord, weights: str, kv: str) -> None:
-    slots, sizes = measure_items(args, Precision(weights, kv))
-    for item, size in sizes.items():
-        head = {"weights": weights, "kv": kv, "slots": slots}
+    for item, size in measure_items(args, weights, kv).items():
+        head = {"weights": weights, "kv": kv, "slots": args.slots}
         record.add({**head, "item": item, "measured_gb": size / 1e9})
 
 
-def measure_items(args: argparse.Namespace, mode: Precision) -> tuple[int, dict[str, int]]:
-    """Slots, and bytes by item; on a CPU only the items that are tensors.
-
-    Raises torch.OutOfMemoryError where the slots that were asked for do not fit.
-    """
-    begin_peak()
-    lm, mimi = generate_models(args, mode.weights)
-    loading = read_peak()
-    memory = plan_memory(lm, mimi, mode)
-    slots = args.slots or (max(1, memory.slots()) if memory else CPU_SLOTS)
-    check_room(memory, slots)
-    begin_peak()
-    loop = make_loop(lm, mimi, slots, mode.kv)
-    before = device_bytes()
+def measure_items(args: argparse.Namespace, weights: str, kv: str) -> dict[str, int]:
+    """Bytes by item; on a GPU also all that it takes to serve, graphs among it."""
+    release_memory()
+    before = free_bytes(torch.device(pick_device(args)))
+    lm, mimi = generate_models(args, weights)
+    loop = make_loop(lm, mimi, args.slots, kv)
     ticks = Ticks(loop)
-    graphs = device_bytes() - before
     fill_context(loop, loop.rings.capacity)  # from here on what a full server does
-    pcm, embeddings = np.zeros((slots, FRAME_SAMPLES), np.float32), lm.embedding.table
+    pcm, embeddings = np.zeros((args.slots, FRAME_SAMPLES), np.float32), lm.embedding.table
     for _ in range(SERVING_TICKS):
-        run_tick(ticks, slots, pcm)
+        run_tick(ticks, args.slots, pcm)
     loop.rings.set_position(0, max(0, loop.rings.capacity - loop.prefill_columns))
     ticks.prefill.run(0, embeddings.new_zeros(loop.prefill_columns, embeddings.shape[1]))
-    rings, scale = loop.rings.kv, loop.rings.scale
     sizes = {
-        "language model": parameter_bytes(lm), "codec": parameter_bytes(mimi),
-        "rings": count_bytes([rings] if scale is None else [rings, scale]),
-        "codec's state": count_bytes([*loop.encoder.tensors(), *loop.decoder.tensors()]),
-        "graphs": graphs, "peak of loading": loading, "peak of serving": read_peak(),
-    }  # fmt: skip
-    return slots, {item: size for item, size in sizes.items() if size or ticks.cuda}
-
-
-def device_bytes() -> int:
-    """Bytes of the GPU that are taken; 0 without one.
-
-    The allocator is not asked: a graph's intermediates lie in a private pool, which it calls free.
-    """
-    release_memory()
-    if not torch.cuda.is_available():
-        return 0
-    free, total = torch.cuda.mem_get_info()
-    return total - free
-
-
-def begin_peak() -> None:
-    release_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def read_peak() -> int:
-    """The most bytes that PyTorch has held of the GPU since `begin_peak`; 0 without one."""
-    synchronize()
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+        "language model": parameter_bytes(lm),
+        "codec": parameter_bytes(mimi),
+        "rings": bytes_of(loop.rings.tensors()),
+        "codec's state": bytes_of([*loop.encoder.tensors(), *loop.decoder.tensors()]),
+    }
+    if before is not None:
+        sizes["all of it"] = before - free_bytes(loop.device)
+    return sizes
 
 
 def parameter_bytes(model: torch.nn.Module) -> int:

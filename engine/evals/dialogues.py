@@ -5,8 +5,7 @@ session, scheduler, director and router, with an answerer over real HTTP. Three 
 stand-ins. The model's text head reads from a script, and wants to say its line whether or not it
 may, as the model would; no speech is made, a frame is loud while words sound. The user's words come
 as a transcript would bring them. The text model's API answers on loopback after half a second. A
-probe beside each director sees every token that is really fed. How well the end of a turn is found
-stands in turns.py.
+probe beside each director sees every token that is really fed.
 """
 
 import argparse
@@ -36,7 +35,6 @@ from engine.dialogue.text import prepare
 from engine.errors import ConfigError
 from engine.evals.decisions import measure, play, read_dialogues
 from engine.evals.standin import Reply, StandIn, by_heart
-from engine.evals.turns import measure_turns
 from engine.lookup.question import PASS, RouteState
 from engine.lookup.routing import DailyCap, build_answers
 from engine.lookup.textmodel import Answerer
@@ -79,15 +77,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"{len(scripts)} dialogues, {AT_ONCE} at once, in real time …", flush=True)
     talks, asked = asyncio.run(act(scripts, AT_ONCE))
     turns = [turn for talk in talks for turn in talk.turns]
-    by_kind, figures, ends = count_handovers(turns), measure_talks(talks), measure_turns()
+    by_kind, figures = count_handovers(turns), measure_talks(talks)
     print(table(by_kind), end="\n\n")
-    print(table(ends), end="\n\n")
     print(table([{"figure": name, "value": value} for name, value in figures.items()]))
     for turn in turns:
         if turn.handed_over != turn.expected:
             wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
             print(f"wanted {wanted}, was {got}: {turn.user}")
-    result = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
+    result = {"rows": by_kind, "summary": figures, "asked": asked}
     result["turns"] = [asdict(turn) for turn in turns]
     save("routing", result, args.json)
     return 0

@@ -23,7 +23,6 @@ from engine.model.transformer import (
     RMSNorm,
     Transformer,
     attend_few,
-    fused_kernels,
 )
 
 ZERO_ROW = 0  # of the embedding table: what token -1 stands for
@@ -70,7 +69,7 @@ class Temporal(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
-        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, on a GPU
 
     def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
         """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
@@ -106,8 +105,11 @@ class Temporal(nn.Module):
         return self.text_linear(hidden).float()
 
     def use_fused_kernels(self) -> None:
-        """Take the fused kernels from now on, where they can run."""
-        self.fused = fused_kernels(self.embedding.table)
+        """Take the fused kernels from now on, if the weights lie on a GPU."""
+        if self.embedding.table.is_cuda:
+            from engine.model.gpu import fused  # triton, which every PyTorch for a GPU brings
+
+            self.fused = fused
 
 
 # -- depformer -------------------------------------------------------------------------------------

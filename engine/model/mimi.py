@@ -25,7 +25,6 @@ from engine.model.transformer import (
     Linear,
     RingPush,
     Transformer,
-    fused_kernels,
 )
 
 Tails = dict[nn.Module, Tensor]  # what each convolution remembers, [S, C, P]
@@ -276,7 +275,7 @@ class Mimi(nn.Module):
         self.downsample = Conv(dim, dim, 2 * stride, stride, replicate=True)
         self.upsample = ConvTranspose(dim, dim, stride, depthwise=True)
         self.quantizer = Quantizer(config)
-        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, on a GPU
         self.filters: dict[nn.Module, Any] = {}  # its weights
 
     def prepare(self) -> None:
@@ -285,8 +284,10 @@ class Mimi(nn.Module):
         self.quantizer.rvq_rest.prepare()
 
     def use_fused_kernels(self) -> None:
-        """Take the fused kernels from now on, where they can run."""
-        if fused := fused_kernels(self.downsample.conv.weight):
+        """Take the fused kernels from now on, if the weights lie on a GPU."""
+        if self.downsample.conv.weight.is_cuda:
+            from engine.model.gpu import fused  # as in lm.py
+
             self.fused, self.filters = fused, fused.filters(self)
 
     def encoder_stream(self, slots: int) -> Stream:

@@ -11,13 +11,10 @@
 lm.py builds the language models of these, mimi.py the codec, gpu/fused.py runs them by kernels.
 """
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -131,13 +128,6 @@ class Linear(nn.Module):
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
-def fused_kernels(weight: Tensor) -> ModuleType | None:
-    """The module of fused steps, if a weight lies on a GPU that triton knows."""
-    if weight.is_cuda and importlib.util.find_spec("triton"):
-        return importlib.import_module("engine.model.gpu.fused")
-    return None
-
-
 # -- attention -------------------------------------------------------------------------------------
 #
 # A ring of capacity N is written first, then read wherever a column is not newer than the query.
@@ -199,7 +189,6 @@ class Rings:
         self.scale = torch.zeros(shape[:-1], device=device, dtype=torch.half) if int8 else None
         self.position = torch.zeros(slots, dtype=torch.int64, device=device)
         self.slots = torch.arange(slots, device=device)[:, None]  # [S, 1]
-        self.column = torch.arange(columns, device=device)
         self.pushed = [0] * slots
 
     def advance(self, active: Active, columns: int) -> None:
@@ -261,43 +250,33 @@ class Rings:
 
 
 class RingPush:
-    """One push of T columns (1, or 2 in the codec) for every active slot of the rings."""
+    """One push of T columns (1, or 2 in the codec) for every active slot of the rings.
+
+    The host must know the slots: in a GPU's graphs `Decode` (gpu/kernels_attention.py) does it.
+    """
 
     def __init__(self, rings: Rings, active: Active, columns: int = 1) -> None:
         self.rings, self.columns, capacity = rings, columns, rings.capacity
         positions = rings.position[:, None] + torch.arange(columns, device=rings.position.device)
         self.turn = rings.rotation.turn(positions)  # [S, T, 1, 1, D/2]
         self.target = torch.where(active.mask[:, None], positions % capacity, capacity)  # [S, T]
-        if rings.kv.device.type == "cpu":
-            self._attend = self._by_slot
-            self.spans = [self._span(slot) for slot in active.slots]
-        else:
-            self._attend = self._masked
-            self.visible = self._visible()
+        self.spans = [self._span(slot) for slot in active.slots]
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """qkv [S, T, 3, H, D] -> [S, T, H * D]; writes the keys and values first."""
+        """qkv [S, T, 3, H, D] -> [S, T, H * D]; writes the keys and values first.
+
+        Each active slot over its own length: neighbours cannot change a bit, nor cost time.
+        """
         rotate_(qkv[:, :, :2], self.turn)
         self.rings.write(layer, self.target, qkv[:, :, 1:])
-        return self._attend(qkv[:, :, 0], layer).flatten(2)
-
-    def _by_slot(self, query: Tensor, layer: int) -> Tensor:
-        """Each active slot over its own length: neighbours cannot change a bit, nor cost time."""
+        query = qkv[:, :, 0]
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)  # [S, T, H, D]
         for slot, length, mask in self.spans:
             one = query[slot].transpose(0, 1)[None].clone()  # [1, H, T, D], on a 64-byte border
             keys, values = self.rings.read(layer, slot, length, query.dtype)
             attended = F.scaled_dot_product_attention(one, keys, values, attn_mask=mask)
             out[slot] = attended[0].transpose(0, 1)
-        return out
-
-    def _masked(self, query: Tensor, layer: int) -> Tensor:
-        """All slots over the whole ring: fixed shapes, no length known to the host."""
-        kv, scale = self.rings.kv[layer], self.rings.scale
-        kv = kv if scale is None else dequantise_columns(kv, scale[layer], query.dtype)
-        query = query.transpose(1, 2)  # [S, H, T, D]
-        attended = F.scaled_dot_product_attention(query, kv[0], kv[1], attn_mask=self.visible)
-        return attended.transpose(1, 2)
+        return out.flatten(2)
 
     def _span(self, slot: int) -> tuple[int, int, Tensor | None]:
         """Slot, columns to read, and for T > 1 which of them each query sees [T, n]."""
@@ -305,19 +284,10 @@ class RingPush:
         length = min(pushed + columns, capacity)
         if columns == 1:
             return slot, length, None
-        mask = torch.ones(columns, length, dtype=torch.bool)
+        mask = torch.ones(columns, length, dtype=torch.bool, device=self.target.device)
         for later in range(1, columns):
             mask[:later, (pushed + later) % capacity] = False
         return slot, length, mask
-
-    def _visible(self) -> Tensor:
-        """[S, 1, T, columns] bool. An inactive slot sees its spare column: no row is empty."""
-        rings, columns = self.rings, self.columns
-        length = (rings.position + columns).clamp(max=rings.capacity)  # [S]
-        filled = rings.column < length[:, None]  # [S, columns]
-        hit = rings.column == self.target[..., None]  # [S, T, columns]: what this push wrote
-        rows = [filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)]
-        return torch.stack(rows, 1)[:, None]
 
 
 class Chunk:
@@ -358,9 +328,7 @@ class Chunk:
 
 
 def attend_few(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """query [S, H, D], keys [S, H, n, D]. Plain sums on a CPU: fused bits depend on threads."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query[:, :, None], keys, values)[:, :, 0]
+    """query [S, H, D], keys [S, H, n, D]. Plain sums: bits of the fused ones depend on threads."""
     if keys.shape[2] == 1:
         return values[:, :, 0]
     scores = (query[:, :, None] * keys).sum(-1).mul_(query.shape[-1] ** -0.5)  # [S, H, n]
@@ -445,10 +413,6 @@ class CodecLayer(nn.Module):
 
     def forward(self, x: Tensor, push: Attends, layer: int) -> Tensor:
         attended = self.self_attn(self.norm1(x), push, layer)
-        if x.is_cuda:  # one launch each, where launches cost
-            x = torch.addcmul(x, attended, self.layer_scale_1)
-            hidden = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-            return torch.addcmul(x, hidden, self.layer_scale_2)
         x = x + attended * self.layer_scale_1
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x)))) * self.layer_scale_2
 

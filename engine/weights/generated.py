@@ -1,13 +1,12 @@
 """Models of generated weights, for measuring and testing where no checkpoint is at hand.
 
 The shapes are a checkpoint's, the numbers a seeded draw: speed and memory are real, words are not.
-`generated` and `generated_recogniser` make models on a device, `write_checkpoint` a folder that
-loads like any other. Nothing here is for talking to people.
+`generated` makes models on a device, `write_checkpoint` a folder that loads like any other.
+Nothing here is for talking to people.
 """
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,17 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from engine.config import PAD, VOICE_NAMES
 from engine.model.config import (
     LMConfig,
     MimiConfig,
     ModelConfig,
     QuantizerConfig,
-    SttConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM, ZERO_ROW, Temporal
+from engine.model.lm import LM, ZERO_ROW
 from engine.model.mimi import Mimi
-from engine.model.stt import Recogniser
+from engine.model.prompt import RING
 from engine.weights.checkpoint import set_parameter, usual_dtype
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.loading import SentencePieceTokenizer
@@ -82,41 +81,32 @@ def generated(
         set_parameter(mimi, name, value)
     mimi.prepare()
     mimi.use_fused_kernels()
-    fill_language_model(lm, weights, generator)
+    for name, value in draw_values(lm, usual_dtype(generator.device), generator):
+        set_parameter(lm, name, value, int8=weights == "int8")
+    lm.use_fused_kernels()
     return lm, mimi
-
-
-def generated_recogniser(
-    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
-) -> Recogniser:
-    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
-    with torch.device("meta"):
-        stt = Recogniser(config)
-    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
-    return stt
-
-
-def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
-    """Give a model on the meta device its weights, on the generator's device."""
-    for name, value in draw_values(model, usual_dtype(generator.device), generator):
-        set_parameter(model, name, value, int8=weights == "int8")
-    model.use_fused_kernels()
 
 
 # -- checkpoints on disk ---------------------------------------------------------------------------
 #
-# In the layout of the public files of 8 depth steps. The vocabulary and the voice are those of the
-# tests' tiny checkpoint.
+# In the layout of the public files of 8 depth steps. The vocabulary is that of the tests' tiny
+# checkpoint; the voice is a saved one as the public ones are, so that no sound must be read.
 
 TINY = Path("tests/golden/tiny")
-VOICE = "TINYM0.wav"
+VOICE_FRAMES = 50  # four seconds
 FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never needs one
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
     """A folder that loads like any checkpoint and equals `generated`; holds the model twice."""
     (folder / "voices").mkdir(parents=True, exist_ok=True)
-    shutil.copy(TINY / "voices" / VOICE, folder / "voices")
+    rows = [PAD, *config.lm.silence_tokens, *config.lm.sine_tokens]
+    size = (VOICE_FRAMES, 1, 1, config.lm.dim)
+    voice = {
+        "embeddings": torch.randn(size, generator=torch.Generator().manual_seed(seed)),
+        "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
+    }
+    torch.save(voice, folder / "voices" / f"{VOICE_NAMES[0]}.pt")
     write_tokenizer(folder / TEXT_FILE, config.lm.text_card)
     generator = torch.Generator(torch.device(device)).manual_seed(seed)
     lm, mimi = on_meta(config)

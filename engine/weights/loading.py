@@ -128,7 +128,6 @@ def load_checkpoint(
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), Voices(folder)
-    torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
     load(mimi, folder / MIMI_FILE, where, torch.float32, partial(progress, f"loading {MIMI_FILE}"))
@@ -263,7 +262,7 @@ def quantise_recogniser(
 
 
 def _empty_recogniser(folder: Path) -> Recogniser:
-    """A recogniser on the meta device; some sizes are read off its tensors. Raises ModelError."""
+    """A recogniser on the meta device; its pause heads are read off the file. Raises ModelError."""
     raw = read_json(folder)
     if raw.get("model_type", "stt") != "stt":
         raise ModelError(
@@ -277,8 +276,6 @@ def _empty_recogniser(folder: Path) -> Recogniser:
             *(file.path, DEFAULT_RECOGNISER),
         )
     values = file.shape(PAUSE_HEAD.format(0))[0] if heads else config.pause_values
-    gate = "transformer.layers.0.gating.linear_in.weight"
-    hidden = file.shape(gate)[0] // 2 if gate in file.names else config.hidden
-    config = replace(config, pause_heads=heads, pause_values=values, hidden=hidden)
+    config = replace(config, pause_heads=heads, pause_values=values)
     with torch.device("meta"):
         return Recogniser(config)

@@ -203,9 +203,6 @@ class ScriptedServer:
     def check_alive(self) -> None:
         pass
 
-    def cpu_seconds(self) -> float:
-        return 0.0
-
     def counts(self) -> Counts:
         return Counts.of(Metrics().text().decode())
 

@@ -91,30 +91,3 @@ def test_a_part_that_fails_does_not_stop_the_others_and_is_told(
     assert (kept["memory"]["code"], kept["memory"]["rows"]) == (0, [1])
     assert list(tmp_path.iterdir()) == [path]
     assert "Traceback" in capfd.readouterr().out
-
-
-@pytest.mark.usefixtures("_whole")
-@pytest.mark.parametrize(("minutes", "held"), [(9, 180), (3, 110), (1, 30)])
-def test_the_calls_held_at_the_end_give_way_so_that_the_suite_ends_in_time(
-    minutes, held, tmp_path, monkeypatch, capfd
-):
-    seconds = []
-    monkeypatch.setattr(gpu, "MINUTES", minutes)
-
-    class Capacity(Part):
-        @staticmethod
-        def add_arguments(parser: argparse.ArgumentParser) -> None:
-            for option in ("--folder", "--step-seconds", "--seconds", "--holds"):
-                parser.add_argument(option)
-
-        @classmethod
-        def run(cls, args: argparse.Namespace) -> int:
-            seconds.append(float(args.seconds))
-            assert args.holds == "1"  # a second one would not end in time
-            return super().run(args)
-
-    monkeypatch.setattr(gpu, "load_subject", lambda name: subject_of(Capacity))
-    path = tmp_path / "gpu.json"
-    assert run(parsed("--parts", "capacity", "--json", str(path))) == 0
-    assert seconds == [pytest.approx(held, abs=2)]
-    assert ("not 180" in capfd.readouterr().out) == (held < 180)

@@ -12,4 +12,3 @@ def test_a_server_is_measured_with_so_many_conversations(tmp_path):
     assert SERVER.run(parse_options(SERVER, options)) == 0
     (row,) = json.loads(path.read_text())["rows"]
     assert (row["n"], row["frames"], row["refused"], row["hung_up"]) == (2, 50, 0, 0)
-    assert row["server_cores"] > 0

@@ -9,10 +9,9 @@ import torch
 
 from engine.bench import device, tick
 from engine.bench.__main__ import load_subject
-from engine.bench.device import count_launches, make_loop, plan_memory
+from engine.bench.device import count_launches, make_loop
 from engine.bench.report import parse_options, table
 from engine.weights.generated import FULL, SMALL, generated, on_meta
-from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES, Precision
 
 NUMBERS = 7_374_635_008  # that a tick reads of the public weights
 H200 = 4.8e12  # bytes a second
@@ -63,27 +62,7 @@ def test_every_tick_of_a_row_reads_the_columns_that_the_row_states(ran, monkeypa
     assert codec[:each] == [40] * each  # two columns a frame
 
 
-def test_slots_that_do_not_fit_get_a_row_that_says_so_and_the_others_are_measured(
-    ran, monkeypatch, small, capsys
-):
-    each = plan_with(monkeypatch, small, 10**9).slot_bytes(Precision())
-    plan_with(monkeypatch, small, RESERVE_BYTES + WORK_BYTES + int(1.5 * each))
-    told = ran("--slots", "2", "1", "--kv", "bf16", "int8", "--context", "20")
-    large, one, *int8 = told["rows"]
-    note = f"does not fit: {2 * each / 1e9:.2f} GB of {1.5 * each / 1e9:.2f} GB beside the weights"
-    assert large["note"].startswith(note)
-    assert (large["kv"], large["slots"]) == ("bf16", 2)
-    assert f"slots 2, {note}" in capsys.readouterr().out
-    assert [row["p50_ms"] > 0 for row in (one, *int8)] == [True] * 3
-
-
-def plan_with(monkeypatch, models, free: int):
-    """The arithmetic of a device with so many bytes free, from now on."""
-    monkeypatch.setattr(device, "free_bytes", lambda _device: free)
-    return plan_memory(*models, Precision())
-
-
-def test_a_device_that_runs_out_of_memory_costs_one_row(ran, monkeypatch):
+def test_a_device_that_runs_out_of_memory_costs_one_row(ran, monkeypatch, capsys):
     real = tick.make_loop
 
     def make_loop(lm, mimi, slots, kv):
@@ -97,6 +76,7 @@ def test_a_device_that_runs_out_of_memory_costs_one_row(ran, monkeypatch):
         "weights": "bf16", "kv": "bf16", "slots": 2,
         "note": "does not fit: CUDA out of memory. Tried to allocate 9 GiB.",
     }  # fmt: skip
+    assert f"slots 2, {first['note']}" in capsys.readouterr().out
     assert second["p50_ms"] > 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from engine.config import GREEDY
+from engine.config import GREEDY, VOICE_NAMES
 from engine.model.config import LMConfig, MimiConfig, ModelConfig
 from engine.model.config import QuantizerConfig as Quantizer
 from engine.model.config import TransformerConfig as Transformer
@@ -94,4 +94,4 @@ def test_a_vocabulary_below_the_tiny_one_is_refused(tmp_path):
 
 def test_a_conversation_runs_on_a_generated_folder(folder):
     backend = PersonaPlexBackend(load_checkpoint(str(folder)), slots=1)
-    assert play(backend, 0, Opening("TINYM0", (5, 6), GREEDY), frames=3).tokens
+    assert play(backend, 0, Opening(VOICE_NAMES[0], (5, 6), GREEDY), frames=3).tokens
