@@ -132,7 +132,7 @@ class Answerer:
             except GeneratorExit:  # the listener has heard enough
                 self._drain(response)
                 raise
-            except BaseException:
+            except BaseException:  # cancelled, or broken: the connection is of no more use
                 response.close()
                 raise
             self._drain(response)
