@@ -128,6 +128,7 @@ def load_checkpoint(
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
     config, voices = read_config(folder), Voices(folder)
+    torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
     load(mimi, folder / MIMI_FILE, where, torch.float32, partial(progress, f"loading {MIMI_FILE}"))

@@ -150,6 +150,8 @@ class Ticks:
         self._taking: dict[int, list[int]] = {ACTIVE: [], ENCODING: [], WRITING: []}
         self._flushing: list[int] = []
         self._size = self.buckets[-1]
+        if cuda:
+            torch.backends.cudnn.allow_tf32 = False  # the codec is float32
         self.prefill = Prefill(loop.lm, loop.rings, loop.prefill_columns, self.graphs, self.pool)
         if self.graphs:
             self.capture()
