@@ -40,7 +40,7 @@ if modal.is_local():
     image, secrets = deploying.build_image(CACHE), deploying.choose_secrets()
 else:  # Modal pairs them by position with what was deployed: only their number counts
     image = modal.Image.debian_slim(python_version="3.11")
-    secrets = [modal.Secret.from_dict({}) for _ in range(3)]
+    secrets = [modal.Secret.from_dict({}), modal.Secret.from_dict({})]
 
 app = modal.App(APP)
 weights = modal.Volume.from_name(VOLUME, create_if_missing=True)

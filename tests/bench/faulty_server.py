@@ -4,7 +4,6 @@ leak, error and slot are for `soak`. stall: a ping stops all for 0.4 s. chatter:
 length. handles: a ping opens a file for ever. grudge: a ping loses the others a frame.
 """
 
-import logging
 import sys
 import threading
 import time
@@ -72,7 +71,7 @@ if "slot" in faults:
 if "stall" in faults:
     on_ping(lambda: time.sleep(0.4), times=4)
 if "chatter" in faults:
-    on_ping(lambda: logging.getLogger("engine").warning("x" * 1000), times=1000)
+    on_ping(lambda: print("x" * 1000, file=sys.stderr), times=1000)
 if "handles" in faults:
     on_ping(lambda: LEAKED.append(open("/dev/null")), times=50)  # noqa: SIM115
 if "grudge" in faults:

@@ -23,7 +23,6 @@ from engine.weights import int8
 from engine.weights.int8 import quantiser_hash
 from engine.weights.loading import load_checkpoint
 from engine.weights.verdict import VERDICT, choose_precision, choose_recogniser_precision
-from engine.weights.voices import Voices
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = 30
@@ -362,7 +361,7 @@ def test_a_kl_that_is_large_is_refused_though_it_does_not_rise(monkeypatch):
 def conversation():
     """The tiny model, what it reads in a conversation, and what it makes of it."""
     torch.set_num_threads(1)
-    base = load_checkpoint(str(GOLDEN / "tiny"), Voices)
+    base = load_checkpoint(str(GOLDEN / "tiny"))
     said = drift.hold_conversation(base, 40, SamplingConfig())
     return said, drift.force_columns(base.lm, said.columns, None, said.before)
 
@@ -384,7 +383,7 @@ RUBBISH = {
 def judge_int8(conversation, change=lambda lm: None) -> dict:
     """The row of the tiny model's int8 weights, quantised as the quantiser now does."""
     said, plain = conversation
-    lm = load_checkpoint(str(GOLDEN / "tiny"), Voices, int8=True).lm
+    lm = load_checkpoint(str(GOLDEN / "tiny"), int8=True).lm
     change(lm)
     forced = drift.force_columns(lm, said.columns, None, said.before)
     return drift.compare("int8", plain.text, forced.text)

@@ -1,6 +1,7 @@
 """What of the page can be reached: its own files. All that Gradio mounts beside them is closed."""
 
 import asyncio
+import contextlib
 import re
 import socket
 import time
@@ -229,7 +230,9 @@ def test_every_other_path_is_closed(server, path):
 
 
 def test_a_path_beyond_all_measure_is_no_request(server):
-    assert ask(server, "/" + "a" * 100_000)[0] in (400, 414)
+    with contextlib.suppress(ConnectionResetError):  # the line is cut with the rest unread
+        assert ask(server, "/" + "a" * 100_000)[0] in (400, 414)
+    assert ask(server, "/")[0] == 200
 
 
 @pytest.mark.parametrize(

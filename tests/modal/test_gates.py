@@ -160,7 +160,9 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     """
     monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(STT))
     monkeypatch.setenv("PERSONAPLEX_SLOTS", "1")
-    for name, value in {"LEAST_FRAMES": 60, "LEAST_TOP1": 0.0, "SMALL_RISE": 1e9}.items():
+    anything = {"LEAST_TOP1": 0.0, "LEAST_WORDS_TOP1": 0.0, "LEAST_SPOKEN": 0.0, "MOST_KL": 1e9}
+    anything |= {"SMALL_RISE": 1e9, "MOST_SLOPE_OFF": 1e9, "MOST_STEPS_OFF": 1e9}
+    for name, value in {"LEAST_FRAMES": 60, **anything}.items():
         monkeypatch.setattr(drift, name, value)
     for name, value in {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0}.items():
         monkeypatch.setattr(capacity, name, value)

@@ -85,6 +85,7 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     assert done.stdout.splitlines() == [
         "smart routing: off: Modal gave no answer; "
         "PERSONAPLEX_DEEPSEEK_SECRET=deepseek-secret insists",
+        "hears: whisper, on the CPU",
         "2",
     ]
 
