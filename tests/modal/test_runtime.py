@@ -79,7 +79,7 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
 
 
 def test_the_import_needs_nothing_but_the_file(tmp_path):
-    """Alone in a folder, environment empty, not local: three secrets and one volume as deployed."""
+    """Alone in a folder, environment empty, not local: two secrets and one volume as deployed."""
     shutil.copy(ROOT / "modal_app.py", tmp_path)
     code = (
         "import modal\n"
@@ -90,4 +90,4 @@ def test_the_import_needs_nothing_but_the_file(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True
     )
-    assert done.stdout == "3 1\n", done.stderr
+    assert done.stdout == "2 1\n", done.stderr
