@@ -3,7 +3,6 @@
 A request's body is never read. Whoever sends one gets the answer at once, and then the line is cut.
 """
 
-import asyncio
 import gc
 
 from aiohttp import web
@@ -13,7 +12,6 @@ from demo.page.login import ask_for_token
 from demo.page.ui import PageConfig
 
 METHODS = ("GET", "HEAD")
-TURNS = 4  # answers in one round of the loop: pages come in floods of 80 requests, sockets wait
 OPEN_PATHS = ("/pp/", "/favicon.ico")  # with a token, too: a tab without cookie still says why
 
 POLICY = (  # Content-Security-Policy
@@ -44,7 +42,6 @@ class PageRoutes:
     def __init__(self, files: PageFiles, token: str, frame_ancestors: str) -> None:
         self._files, self._token, self._frame_ancestors = files, token, frame_ancestors
         self._headers: dict[str, str] = {}
-        self._turns = asyncio.Semaphore(TURNS)
 
     async def start(self, _: web.Application) -> None:
         await self._files.render()
@@ -64,9 +61,7 @@ class PageRoutes:
         response.headers.update(self._headers)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        async with self._turns:
-            await asyncio.sleep(0)  # keep the turn until the sockets' next round
-            response = self._answer(request)
+        response = self._answer(request)
         if request.body_exists:
             await response.prepare(request)
             await response.write_eof()

@@ -453,8 +453,11 @@ class CommandLine:
             self._send()
 
     def clear(self) -> None:
+        """Drop what waits, also in the executor: others wait behind it there."""
         self._waiting.clear()
-        self._preparing = None
+        preparing, self._preparing = self._preparing, None
+        if preparing:
+            preparing.cancel()
 
     def _send(self) -> None:
         """Deliver what waits, up to the first text that takes too long to prepare here."""

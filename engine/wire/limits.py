@@ -25,6 +25,8 @@ REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its he
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
 LOG_SECONDS = 60.0  # between two lines about the same thing
+TURNS = 4  # requests that begin in one round of the loop
+REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
 
 
 class Guesses:
@@ -103,6 +105,8 @@ class Doors:
         self.log = MinuteLog()
         self.guesses = Guesses()
         self.pulse = Pulse()
+        self._turns = asyncio.Semaphore(TURNS)
+        self._reports = Bucket(1 / REPORT_SECONDS, 1)
 
     def find_address(self, peer: str, forwarded: str = "") -> str:
         return find_address(peer, forwarded, self._config.trusted_proxies)
@@ -118,6 +122,15 @@ class Doors:
             return False
         self._open[address] += 1
         return True
+
+    async def take_turn(self) -> None:
+        """Wait until a request may begin: requests come in floods, and sockets do not wait."""
+        async with self._turns:
+            await asyncio.sleep(0)  # keep the turn until the sockets' next round
+
+    async def take_report(self) -> None:
+        """Wait until it is the turn of one more answer that takes long to make."""
+        await asyncio.sleep(self._reports.take(1))
 
     def leave(self, address: str) -> None:
         self._open[address] -= 1

@@ -45,7 +45,7 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
 async def note_request(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Tell a connection when its request has begun and is answered."""
+    """Tell a connection when its request has begun and is answered; let it wait for its turn."""
     connection = request.protocol
     if not isinstance(connection, Connection):  # of an application that is served otherwise
         return await handler(request)
@@ -54,6 +54,7 @@ async def note_request(
         response.force_close()
         return response
     try:
+        await connection.doors.take_turn()
         return await handler(request)
     finally:
         connection.end()
@@ -155,6 +156,7 @@ async def metrics(request: web.Request) -> web.Response:
         except UnauthorizedError as error:
             may_try = request.app[DOORS].guesses.may_try(find_address(request))
             return web.Response(status=401 if may_try else 429, text=f"{error}\n")
+    await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     return web.Response(body=request.app[SERVICE].metrics.text(), headers=headers)
 

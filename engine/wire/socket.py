@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
 LOOK_SECONDS = 1.0  # between two looks at what the client has not read
-TURN_SECONDS = 0.002  # of one turn of the loop for the audio of one message
+TURN_SECONDS = 0.002  # of one turn of the loop for one client's audio
 # For how many messages one counts at the pace: by what it costs the server.
 COMMAND_COST, RESTART_COST = 10, 300
 BYTES_PER_MESSAGE = 1024
@@ -115,6 +115,7 @@ class ChatSocket:
         Who sends faster than it may is not read from: aiohttp's queue fills, then the kernel's, and
         then the client waits.
         """
+        turned = time.monotonic()
         while True:
             message = await self.ws.receive()
             self.session.touch()
@@ -139,7 +140,11 @@ class ChatSocket:
                 self.connection.hold()  # what still comes is not even read
                 raise
             # aiohttp returns queued messages without yielding: give other conversations a turn.
-            await asyncio.sleep(rest)
+            # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
+            # one piece in a round a client would be heard ever later.
+            if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
+                await asyncio.sleep(rest)
+                turned = time.monotonic()
 
     async def _handle(self, data: bytes) -> int:
         """Carry out one message; how many samples of audio it brought."""

@@ -1,7 +1,6 @@
 """What of the page can be reached: its own files. All that Gradio mounts beside them is closed."""
 
 import asyncio
-import contextlib
 import re
 import socket
 import time
@@ -9,7 +8,7 @@ import time
 import pytest
 from aiohttp import web
 
-from demo.page.routes import METHODS, TURNS, add_page
+from demo.page.routes import METHODS, add_page
 from demo.page.ui import PageConfig, build_page, mount
 from engine.config import VOICE_NAMES
 from engine.dialogue.persona import load_personas
@@ -230,9 +229,8 @@ def test_every_other_path_is_closed(server, path):
 
 
 def test_a_path_beyond_all_measure_is_no_request(server):
-    with contextlib.suppress(ConnectionResetError):  # the line is cut with the rest unread
-        assert ask(server, "/" + "a" * 100_000)[0] in (400, 414)
-    assert ask(server, "/")[0] == 200
+    # more than is read at once may be reset before its answer is
+    assert ask(server, "/" + "a" * 9000)[0] in (400, 414)
 
 
 @pytest.mark.parametrize(
@@ -265,31 +263,6 @@ def test_the_page_repeats_nothing_of_the_request(server, header):
     assert status == 200
     assert "evil" not in head
     assert b"evil" not in body
-
-
-# -- beside talks ----------------------------------------------------------------------------------
-
-
-def test_requests_that_come_together_are_answered_a_few_in_each_round_of_the_loop(server):
-    """Else 30 pages with six lines each would make every socket wait for 180 answers."""
-    lines = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(60)]
-    for line in lines:  # every line is known to the server before the flood begins
-        line.sendall(b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n")
-        line.recv(1 << 16)
-    per_round: list[int] = []
-
-    async def flood():
-        for line in lines:  # in the loop itself, so that all of them wait when it looks again
-            line.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-        while sum(per_round) < len(lines):
-            before = server.answers
-            await asyncio.sleep(0)
-            per_round.append(server.answers - before)
-
-    asyncio.run_coroutine_threadsafe(flood(), server.loop).result(PATIENCE)
-    for line in lines:
-        line.close()
-    assert max(per_round) <= 2 * TURNS
 
 
 # -- headers ---------------------------------------------------------------------------------------

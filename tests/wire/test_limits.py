@@ -330,6 +330,19 @@ async def test_one_client_has_one_message_in_a_turn_however_many_have_come(serve
     assert max(counts.values()) == 1
 
 
+async def test_audio_that_has_come_is_taken_in_one_turn(server, monkeypatch):
+    """Else a client whose pieces are shorter than a round of the loop is heard ever later."""
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 60.0)
+    with counting_turns(server, monkeypatch, conversation.ChatSocket._handle) as counts:
+        async with raw(server.url) as line:
+            await line.upgrade()
+            await line.until(BINARY, b"\0")
+            await line.send(frame(b"\x01" + bytes(48)) * 100 + frame(b"\x06last"))
+            await line.until(BINARY, b"\x06last")
+    assert sum(counts.values()) == 101
+    assert max(counts.values()) > 20
+
+
 async def test_pings_of_the_protocol_below_leave_the_others_their_turns(server, monkeypatch):
     turns = []
 
@@ -416,6 +429,41 @@ async def small(**config):
     app[routes.DOORS] = limits.Doors(ServerConfig(**config))
     async with routes.listening(app, "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
+
+
+async def test_requests_that_come_together_begin_a_few_in_each_round_of_the_loop(monkeypatch):
+    """Else all sockets wait for 180 answers while 30 pages load, or somebody floods."""
+    answered, per_round = [], []
+    monkeypatch.setattr(limits.Connection, "end", lambda self: answered.append(self))
+    async with small() as url, contextlib.AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(raw(url)) for _ in range(60)]
+        for line in lines:  # every line is known to the server before the flood begins
+            await line.send(request("/read"))
+            await line.read_head()
+        answered.clear()
+        for line in lines:
+            line.writer.write(request("/read"))
+        async with asyncio.timeout(20):
+            while sum(per_round) < len(lines):
+                before = len(answered)
+                await asyncio.sleep(0)
+                per_round.append(len(answered) - before)
+    assert max(per_round) <= 2 * limits.TURNS
+
+
+async def test_what_takes_long_to_make_is_not_made_at_full_speed(monkeypatch):
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    doors = limits.Doors(ServerConfig())
+    monkeypatch.setattr(doors._reports, "_clock", Clock())
+    doors._reports._at = doors._reports._clock()
+    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
+    for _ in range(3):
+        await doors.take_report()
+    assert slept == pytest.approx([0, limits.REPORT_SECONDS, 2 * limits.REPORT_SECONDS])
 
 
 async def drip(line, data):
