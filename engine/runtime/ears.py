@@ -175,6 +175,7 @@ class Listener:
             self._finish(state)
         elif len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
             state.parts.append(self._write(state))
+            state.earlier += len(state.turn)
             state.turn.clear()
 
     def _write(self, state: "ListenerState") -> "Future[str]":
@@ -185,9 +186,9 @@ class Listener:
         """The turn is over: deliver its words as soon as they are there."""
         parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
-        start = end - (len(state.turn) - state.quiet) * WINDOW_SECONDS
+        start = end - (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
         state.turn = state.turn[-PRE_ROLL_WINDOWS:]
-        state.spoken = state.quiet = 0
+        state.spoken = state.quiet = state.earlier = 0
         state.parts = []
 
         def deliver(_: "Future[str]") -> None:
@@ -218,6 +219,7 @@ class ListenerState:
         self.spoken = self.quiet = 0  # windows of the turn with speech; without, in a row
         self.turn: list[np.ndarray] = []  # windows [512]
         self.parts: list[Future[str]] = []  # of a turn too long for one piece
+        self.earlier = 0  # windows of these
         self.written: Future[str] | None = None
         self.echo = EchoFinder()
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, RATE, 1, dtype="float32")

@@ -213,3 +213,17 @@ def test_who_stops_sending_after_a_question_has_asked_it(ears):
         director.step(PAD, row, float(np.abs(frame).max()), 0.0)
     assert written.wait(10)
     assert 5 < silence < 50  # and then the client is left alone
+
+
+def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
+    monkeypatch.setattr(module, "MOST_SECONDS", 1.0)
+    turns, come = [], threading.Event()
+    listener = ears.open(lambda *said: (turns.append(said), come.set()))
+    sound = turn(
+        "This is a turn that goes on and on for more than one or two seconds, does it not?"
+    )
+    speak(listener, sound)
+    assert come.wait(20)
+    (words, start, end) = turns[0]
+    assert words.count("samples") > 1
+    assert start < 1.0 < 3.0 < end
