@@ -124,6 +124,11 @@ class Director:
         """Whether a client that sends no audio must get frames all the same (docs/api.md)."""
         return self._has_business or self._silent_frames < SILENT_CLIENT_FRAMES
 
+    @property
+    def awaits_words(self) -> bool:
+        """Whether the user's turn needs silence after it: who stops sending ends a turn as well."""
+        return self.floor.in_turn
+
     def take(self, command: ev.Command) -> list[ev.Event]:
         """Obey a command; the events that belong to no frame (queued, refused, dropped)."""
         count = len(self._events)

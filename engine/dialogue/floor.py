@@ -78,6 +78,14 @@ class UserFloor:
         return self._frames - 1
 
     @property
+    def in_turn(self) -> bool:
+        """Whether words are coming: somebody speaks, or what was said is not written to its end."""
+        unwritten = self._rule.has_piece and not self._rule.has_ended
+        return self.has_words and (
+            self.speaking or self.writing or unwritten or self._closing_steps > 0
+        )
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether steps on silence would bring out the rest of a turn now."""
         return self._closing_steps > 0 and self._only_silence

@@ -135,6 +135,8 @@ UNITS = {  # one, many; written with its capitals
     "pts": ("point", "points"), "qt": ("quart", "quarts"), "tbsp": ("tablespoon", "tablespoons"),
     "tsp": ("teaspoon", "teaspoons"), "ct": ("carat", "carats"), "pp": ("percentage point",
     "percentage points"), "°C": ("degree Celsius", "degrees Celsius"),
+    "° C": ("degree Celsius", "degrees Celsius"),
+    "° F": ("degree Fahrenheit", "degrees Fahrenheit"),
     "°F": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"),
     "°K": ("kelvin", "kelvins"), "%": ("percent", "percent"), "‰": ("per mille", "per mille"),
 }  # fmt: skip
@@ -182,6 +184,10 @@ RULERS = (
     "Urban|Boniface|Victoria|Anne|Robert|David|Malcolm|Alfonso|Albert|Leopold|Christian|Gustav|"
     "Haakon|Olav|Oscar|Victor|Umberto|Mehmed|Murad|Selim|Suleiman|Amenhotep|Thutmose|Xerxes|Darius"
 )
+PRICED = (  # what a price is put before
+    "plan|subscription|fee|bill|coupon|discount|credit|deposit|tier|package|rate|voucher|gift card"
+)
+COUNTED = "ID|PIN|PIN code|code|account|order|ticket|invoice|reference|card|tracking|zip|error|HTTP"
 WORDLY_PAIRS = {"and/or": "and or", "either/or": "either or", "on/off": "on off"}
 SIDES = {"input", "read", "client", "start", "push", "before", "stop", "on", "owner", "import"}
 VERSIONED = (
@@ -319,6 +325,8 @@ def read_price(match: re.Match) -> str:
     number, upto = match["number"], match["upto"]
     size, size_upto = match["size"], match["size_upto"]
     period = read_periods(match["per"] or "")
+    if is_before_noun(match):
+        many, small_many = one, small_one
     if upto:
         low = say_number(number) + (f" {MAGNITUDES[size.lower()]}" if size else "")
         high = say_number(upto) + (f" {MAGNITUDES[size_upto.lower()]}" if size_upto else "")
@@ -337,6 +345,14 @@ def read_price(match: re.Match) -> str:
         return f"{sign_of(match)}{small}{period}"
     major = f"{sign_of(match)}{say_number(whole)} {one if whole == '1' else many}"
     return f"{major} {format_number(cents)}{period}" if period else f"{major} and {small}"
+
+
+def is_before_noun(match: re.Match) -> bool:
+    """`a $14 plan`, `the $5 coupons`: what is counted is named by its one."""
+    after = match.string[match.end() :]
+    if re.search(r"\b[Aa]n? [$€£]?$", match.string[: match.start()]):
+        return bool(re.match(r" (?!a\b|an\b|or\b|and\b|to\b|per\b)[A-Za-z]", after))
+    return bool(re.match(rf" (?:[A-Z]\w* )?(?:{PRICED})s?\b", after))
 
 
 def read_periods(per: str) -> str:
@@ -471,6 +487,11 @@ def read_phone(match: re.Match) -> str:
     return plus + ", ".join(spoken)
 
 
+def read_groups(match: re.Match) -> str:
+    """`4111 1111 1111 1111`: the number of a card."""
+    return ", ".join(say_digits(group) for group in re.findall(r"\d+", match[0]))
+
+
 def say_address(text: str) -> str:
     """`foo_bar@x.io` -> `foo underscore bar at x dot io`."""
     words = []
@@ -544,6 +565,17 @@ def read_decade(match: re.Match) -> str:
     return f"{format_number(int(head))} {tens}" if head else tens
 
 
+def say_many(digit: str) -> str:
+    """`MP3s` -> `threes`."""
+    return say_number(digit) + ("es" if digit == "6" else "s")
+
+
+def read_many(text: str) -> str:
+    """`mp3/wav` -> `mp three or wav`."""
+    words = [word.lstrip(".") for word in text.split("/")]
+    return " or ".join(re.sub(r"\d", lambda m: f" {DIGITS[int(m[0])]}", word) for word in words)
+
+
 def parse_roman(text: str) -> int:
     """0: it is none."""
     values = dict(zip("IVXLCDM", (1, 5, 10, 50, 100, 500, 1000), strict=True))
@@ -573,7 +605,7 @@ def read_range(match: re.Match) -> str:
     low, high = match["number"], match["upto"]
     is_years = re.fullmatch(r"1[1-9]\d\d|20\d\d", low) and re.fullmatch(r"1[1-9]\d\d|20\d\d", high)
     say = say_year if is_years else say_number
-    return f"{sign_of(match)}{say(low)} to {say(high)}"
+    return f"{sign_of(match)}{say(low)} {'' if low == high else 'to '}{say(high)}"
 
 
 def read_inches(match: re.Match) -> str:
@@ -625,7 +657,7 @@ def read_pair(match: re.Match) -> str:
         return known
     if words[-1].lower() in PERIODS and (len(words[-1]) > 1 or len(words[0]) > 2):
         return f"{words[0]} per {PERIODS[words[-1].lower()]}"
-    if match[0].isupper() or words[0].lower() in SIDES:
+    if match[0].isupper() or all(len(word) == 1 for word in words) or words[0].lower() in SIDES:
         return " ".join(words)
     return " or ".join(words)
 
@@ -633,7 +665,7 @@ def read_pair(match: re.Match) -> str:
 def read_by(match: re.Match) -> str:
     """`2x2` -> `two by two`, `1920×1080` -> `nineteen twenty by ten eighty`, `7 × 8` -> times."""
     numbers = [match[name] for name in ("left", "right", "third") if match[name]]
-    if " × " in match[0]:
+    if " × " in match[0] or match.string[match.end() :].startswith(" ="):
         return " times ".join(say_number(number) for number in numbers)
     pairs = all(len(number) in (3, 4) and number.isdecimal() for number in numbers)
     return " by ".join(map(say_pairs if pairs else say_number, numbers))
@@ -664,12 +696,13 @@ def _row(pattern: str, say: Callable[[re.Match], str], flags: int = 0) -> Readin
     return re.compile(pattern, flags | re.ASCII), say
 
 
+PAYER = "user|seat|person|member|license"
 PER = (
-    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/])|-(?:a|per)-(?:{PERIOD})\b"
-    r"|/(?:user|seat|person|member|license)(?=/))*)"
+    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/])(?:\.(?=[,;)]))?"
+    rf"|-(?:a|per)-(?:{PERIOD})\b|/(?:{PAYER})(?=/)|/(?:{PERIOD})(?=/(?:{PAYER})\b))*)"
 )
 MONEY = (
-    rf"(?P<number>{NUMBER})(?:\s?(?P<size>(?i:{MAGNITUDE}))(?![\w/]|\s?/\s?\d))?"
+    rf"(?P<number>{NUMBER})(?:\s?(?P<size>(?i:{MAGNITUDE}))(?!\w|\s?/\s?\d))?"
     rf"(?:{DASH}(?:{CURRENCY})?(?P<upto>{NUMBER})(?:\s?(?P<size_upto>(?i:{MAGNITUDE}))\b)?)?"
 )
 UNIT = one_of(UNITS)
@@ -701,6 +734,14 @@ READINGS: tuple[Reading, ...] = (
     _row(r"(?<![\w#&])#(?P<tag>[A-Za-z]\w*)", read_hashtag),
     _row(r"(?<![\w@.])@(?=[A-Za-z_])(?P<name>\w+)", lambda m: say_address(m[0])),
     _row(r"\blocalhost:(?P<port>\d{2,5})\b", lambda m: f"localhost port {say_number(m['port'])}"),
+    # numbers that only name something
+    _row(r"(?<![\w.,-])\d{4}(?:[ -]\d{4}){2,4}(?![\w-])", read_groups),
+    _row(
+        rf"\b(?P<word>{COUNTED})(?P<more>:? #?|:? (?:number|no\.|code|is) )(?P<digits>\d{{3,12}})"
+        r"(?<!000)(?![\w/]|[.,]\d|-\d)",
+        lambda m: f"{m['word']}{m['more'].replace('#', 'number ').replace('no.', 'number')}"
+        f"{say_digits(m['digits'])}", re.IGNORECASE,
+    ),
     # names with signs
     _row(r"\bWWI\b", lambda _: "World War one"),
     _row(r"\bWWII\b", lambda _: "World War two"),
@@ -752,6 +793,20 @@ READINGS: tuple[Reading, ...] = (
         lambda m: find_day(m["day"]),
     ),
     _row(
+        rf"\b(?:{DAY})\b\.?(?:(?:, and |, or |, | and | or | & |/)(?:{DAY})\b(?:\.(?=[ ,]))?)+",
+        lambda m: re.sub(rf"\b({DAY})\b\.?", lambda day: find_day(day[1]), m[0]),
+    ),
+    _row(
+        r"(?i:(?<=\bon )|(?<=\bby )|(?<=\bevery )|(?<=\buntil ))"
+        rf"(?P<day>{DAY})\b(?:\.(?=[ ,]))?",
+        lambda m: find_day(m["day"]),
+    ),
+    _row(
+        r"(?i:(?<=\bon )|(?<=\bby )|(?<=\buntil )|(?<=\bsince )|(?<=\bdue ))(?!9/11)"
+        r"(?P<month>1[0-2]|0?[1-9])/(?P<day>3[01]|[12]\d|0?[1-9])(?![\w/]| (?:of|an?)\b)",
+        lambda m: read_date(None, int(m["month"]), int(m["day"])),
+    ),
+    _row(
         rf"(?<![\w:.])(?P<hour>{CLOCK}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?:\s?"
         rf"(?P<half>{HALF}))?"
         rf"(?:{DASH}(?P<hour2>{CLOCK}):(?P<minute2>[0-5]\d)(?:\s?(?P<half2>{HALF}))?)?(?![\w:])",
@@ -768,6 +823,11 @@ READINGS: tuple[Reading, ...] = (
         r"(?![\w:])",
         read_time,
     ),
+    _row(
+        rf"\b(?P<first>noon|midnight){DASH}(?=\d|noon\b|midnight\b)",
+        lambda m: f"{m['first']} to ", re.IGNORECASE,
+    ),
+    _row(rf"(?<=\d|m|M){DASH}(?P<last>noon|midnight)\b", lambda m: f" to {m['last']}"),
     _row(
         r"\b(?P<zone>UTC|GMT)(?P<offset>[+−-]\d{1,2})\b",
         lambda m: f"{m['zone']} {read_offset(m['offset'])}",
@@ -788,8 +848,12 @@ READINGS: tuple[Reading, ...] = (
     _row(rf"{SIGN}(?<![\w$])(?P<before>{CURRENCY})\s?{MONEY}(?P<after>){PER}(?!\d)", read_price),
     _row(rf"{START}{SIGN}(?P<before>){MONEY}\s?(?P<after>{CURRENCY}){PER}(?!\w)", read_price),
     _row(
-        rf"{START}(?P<number>{NUMBER})\s?¢",
-        lambda m: f"{say_number(m['number'])} cent{'' if m['number'] == '1' else 's'}",
+        rf"{START}(?P<number>{NUMBER})\s?¢{PER}",
+        lambda m: f"{say_count(m['number'], 'cent')}{read_periods(m['per'])}",
+    ),
+    _row(
+        rf"(?<=\bper )(?P<per>{PERIOD})\b(?:\.(?=[ ,;)]))?",
+        lambda m: PERIODS[m["per"]],
     ),
     # decades
     _row(r"(?<![\w.])['’]?(?P<head>1[1-9]|20)(?P<tail>\d0)'?s\b", read_decade),
@@ -825,13 +889,13 @@ READINGS: tuple[Reading, ...] = (
     ),
     _row(rf"[{''.join(FRACTIONS)}]", lambda m: say_fraction(*FRACTIONS[m[0]])),
     _row(
-        rf"(?<![\w.,])(?P<a>[Aa]n? )?{SIGN}(?<![\d.,])(?P<number>{NUMBER})(?:{DASH}"
-        rf"(?P<upto>{NUMBER}))?"
+        rf"(?<![\w.,])(?P<a>[Aa]n? )?{SIGN}(?<![\d.,])(?P<number>{NUMBER})(?:"
+        rf"(?:\s?(?:%|°[CF]?))?{DASH}(?P<upto>{NUMBER}))?"
         rf"(?:\s?(?P<unit>{FREE_UNIT})|(?P<close>{UNIT}))(?:/(?P<per>{UNIT}))?"
         r"(?![\w^°]|/\w)\.?(?<!\.)",
         read_quantity,
     ),
-    _row(rf"(?<![\w/])(?P<unit>{UNIT})/(?P<per>{UNIT})(?![\w/])", read_rate),
+    _row(rf"(?<![\w/])(?![A-Z]/[A-Z]\b)(?P<unit>{UNIT})/(?P<per>{UNIT})(?![\w/])", read_rate),
     _row(rf"{START}(?P<number>[248])K\b", lambda m: f"{say_number(m['number'])} K"),
     _row(
         rf"{START}{SIGN}(?P<number>{NUMBER})(?P<size>[kKMB]|bn|mn)\b(?!/)",
@@ -846,11 +910,19 @@ READINGS: tuple[Reading, ...] = (
         r"(?: ?[x×] ?(?P<third>\d+))?(?!\w)(?<! )",
         read_by,
     ),
-    _row(rf"{START}(?P<number>{NUMBER})[x×](?!\w)", lambda m: f"{say_number(m['number'])} times"),
+    _row(
+        rf"{START}(?P<number>{NUMBER})(?:{DASH}(?P<upto>{NUMBER}))?[x×](?!\w)",
+        lambda m: f"{say_number(m['number'])}"
+        f"{' to ' + say_number(m['upto']) if m['upto'] else ''} times",
+    ),
     # ordinals, Roman numerals
     _row(
         r"(?<!\w)(?P<number>\d{1,3}(?:,\d{3})+|\d{1,9})(?:st|nd|rd|th)\b",
         lambda m: format_number(int(m["number"].replace(",", "")), to="ordinal"), re.IGNORECASE,
+    ),
+    _row(
+        r"(?<=\d(?:st|nd|rd|th))\s?[-–—]\s?(?=\d{1,3}(?:st|nd|rd|th)\b)",
+        lambda _: " to ", re.IGNORECASE,
     ),
     _row(rf"\b(?P<name>{NUMBERED}) (?P<roman>[IVXLCDM]+)\b(?!['’])", read_roman),
     _row(rf"\b(?P<name>{RULERS}) (?P<roman>[IVX]{{2,6}}|V|X)\b", read_roman),
@@ -859,6 +931,14 @@ READINGS: tuple[Reading, ...] = (
         r"\b(?P<name>[A-Z][a-z]+) (?P<roman>"
         r"(?:I{2,3}|IV|VI{1,3}|IX|XI{0,3}|XI?V|XV|XVI{0,3}))\b(?<! X)",
         read_roman,
+    ),
+    _row(
+        r"\b(?P<name>[A-Z]{1,4})(?P<digit>[1-9])s\b",
+        lambda m: f"{m['name']} {say_many(m['digit'])}",
+    ),
+    _row(
+        r"(?<![\w/.])(?=[A-Za-z./]*\d)\.?[A-Za-z]{2,}\d?(?:/\.?[A-Za-z]{2,}\d?){1,3}(?![\w/])",
+        lambda m: read_many(m[0]),
     ),
     # numbers with signs
     _row(
@@ -918,15 +998,23 @@ READINGS: tuple[Reading, ...] = (
         read_code,
     ),
     _row(r"(?<!\w)(?=[0-9a-f]*\d[a-f]+\d)[0-9a-f]{7,64}(?!\w)", read_code),
-    _row(rf"{START}{SIGN}(?P<number>{NUMBER})[-–—](?P<upto>{NUMBER})(?![\w-]|[.,]\d)", read_range),
+    _row(
+        rf"{START}(?<![A-Za-z]-){SIGN}(?P<number>{NUMBER})[-–—](?P<upto>{NUMBER})(?![\w-]|[.,]\d)",
+        read_range,
+    ),
     _row(
         rf"{START}{SIGN}(?P<number>{NUMBER})\s[–—]\s(?P<upto>{NUMBER})(?![\w-]|[.,]\d)",
         read_range,
     ),
+    _row(r"(?<=\d) / (?=\d+(?:\.\d+)? =)", lambda _: " divided by "),
     _row(r"(?<=[\w)]) (?P<op>[-−+*]) (?=[\w(.]*\d|[a-z]\b)(?<=\d . |\w . |\) . )", read_operator),
     _row(rf"(?<=[\w)]) ?(?P<op>{OPERATORS}) ?(?=[\w(.$€£-])", read_operator),
     _row(r"(?<=\d)(?P<op>[+*])(?=\d)", read_operator),
     _row(r"(?P<op>>=|≥|<=|≤|>|<|≈|±) ?(?=[$€£.\d])", read_bound),
+    _row(
+        r"(?i:(?<=\babout )|(?<=\baround )|(?<=\broughly ))~ ?(?=[$€£.\d])",
+        lambda _: "",
+    ),
     _row(r"(?<!\w)~ ?(?=[$€£.\d])", lambda _: "about "),
     _row(r"√ ?(?=[\w(])", lambda _: "square root of "),
     _row(r"(?<=\d)\+(?![\w+])", lambda _: " plus"),
@@ -939,7 +1027,10 @@ READINGS: tuple[Reading, ...] = (
     _row(rf"(?<![\w)])\+(?P<number>{NUMBER})(?!\w)", lambda m: f"plus {say_number(m['number'])}"),
     _row(rf"(?<![\d.,])(?P<number>{NUMBER})", lambda m: say_number(m["number"])),
     # abbreviations
-    _row(rf"\b(?P<title>{one_of(TITLES)})\. (?=[A-Z])", lambda m: f"{TITLES[m['title']]} "),
+    _row(
+        rf"\b(?P<title>{one_of(TITLES)})\. (?=[A-Z]|and [A-Z])",
+        lambda m: f"{TITLES[m['title']]} ",
+    ),
     _row(r"(?<=[a-z] )St\.(?= [a-z]|$|,)", lambda _: "Street"),
     _row(
         rf"(?<![\w.])(?P<word>{one_of(BEFORE_NUMBERS)})\.\s?(?=\d)",

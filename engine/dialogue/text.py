@@ -193,6 +193,10 @@ def _simplify_char(char: str) -> str:
     plain = unicodedata.normalize("NFKC", char) if not char.isalpha() or char > "\uf900" else char
     if plain == "μ":
         return "µ"
+    if char == "№":
+        return "No."
+    if plain[-2:] in ("m2", "m3"):  # `㎡`
+        return f"{plain[:-1]}^{plain[-1]}"
     if char.isnumeric() and plain == char and not char.isalpha():  # old and foreign digits
         return f" {unicodedata.numeric(char):g} "
     return "".join(plain.split()) or char

@@ -40,9 +40,15 @@ def read_dialogues(path: Path) -> list[dict[str, Any]]:
         for dialogue in dialogues:
             for turn in dialogue["turns"]:
                 turn["text"].strip()
+                if turn["speaker"] not in ("user", "agent"):
+                    raise ValueError(f"speaker is {turn['speaker']!r}; use user or agent")
                 if turn["speaker"] == "user" and turn["expect"] not in ("routed", "left"):
                     raise ValueError(f"expect is {turn['expect']!r}; use routed or left")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not any(turn["speaker"] == "user" for one in dialogues for turn in one["turns"]):
+            raise ValueError("it has no turn of a user")
+    except KeyError as error:
+        raise ConfigError(f"--dialogues {path}: {error} is missing; the form is {FORM}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"--dialogues {path}: {error}; the form is {FORM}") from None
     return dialogues
 

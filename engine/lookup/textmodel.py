@@ -13,6 +13,7 @@ Source: api-docs.deepseek.com, chat completions (streaming), rate limits, error 
 """
 
 import asyncio
+import codecs
 import contextlib
 import email.utils
 import json
@@ -108,6 +109,7 @@ class Answerer:
         self._http: aiohttp.ClientSession | None = None
         self._addresses = list_addresses(config.base_url)  # the first one that is there stays
         self._draining: set[asyncio.Task] = set()
+        self._thinks_first = False  # its answers begin in a thought whose opening tag is not sent
 
     @property
     def has_key(self) -> bool:
@@ -122,19 +124,24 @@ class Answerer:
             raise AnswerError("paused after failures")
         begun = asyncio.get_running_loop().time()
         over_at = begun + self.deadlines.total
+        thoughts = Thoughts(self._thinks_first)
         due = min(over_at, begun + self.deadlines.first_token)
         try:
             response = await self._ask(messages, due)
             try:
-                async with contextlib.aclosing(read_answer(response, due, over_at)) as pieces:
+                answer = read_answer(response, due, over_at, thoughts)
+                async with contextlib.aclosing(answer) as pieces:
                     async for piece in pieces:
                         yield piece
+                self._thinks_first = thoughts.began_inside
             except GeneratorExit:  # the listener has heard enough
                 self._drain(response)
                 raise
             except BaseException:  # cancelled, or broken: the connection is of no more use
                 response.close()
                 raise
+            finally:
+                self._thinks_first |= thoughts.began_inside
             self._drain(response)
         except ServiceError as error:
             self.failures += 1
@@ -247,13 +254,13 @@ async def _read_to_end(response: aiohttp.ClientResponse) -> None:
 
 
 async def read_answer(
-    response: aiohttp.ClientResponse, due: float, over_at: float
+    response: aiohttp.ClientResponse, due: float, over_at: float, thoughts: "Thoughts"
 ) -> AsyncIterator[str]:
     """The words of a stream of events, or of one JSON text. Raises AnswerError.
 
     due: when the first word must be there, by the loop's clock; over_at: the last one.
     """
-    thoughts, left = Thoughts(), MAX_ANSWER_BYTES
+    left = MAX_ANSWER_BYTES
     plain: list[bytes] = []  # the lines of one JSON text
     lines = AnswerLines(response, due)
     async for line in lines:
@@ -277,7 +284,10 @@ async def read_answer(
     if not plain:
         raise ServiceError("cut off")
     piece = read_json(b"\n".join(plain))
-    if said := thoughts.feed(piece.text) + thoughts.finish():
+    said = thoughts.feed(piece.text)
+    if thoughts.began_inside:
+        said = Thoughts(inside=True).feed(piece.text)
+    if said := said + thoughts.finish():
         yield said
 
 
@@ -331,7 +341,7 @@ class Piece:
 
 def read_event(line: bytes) -> Piece:
     """One line of server-sent events. Raises AnswerError."""
-    kind, _, data = line.strip().partition(b":")
+    kind, _, data = line.removeprefix(codecs.BOM_UTF8).strip().partition(b":")
     if kind != b"data" or not data.strip():
         return Piece()  # a blank line or a keep-alive comment
     if data.strip() == b"[DONE]":
@@ -362,14 +372,21 @@ def read_json(data: bytes) -> Piece:
 
 
 class Thoughts:
-    """Drops `<think>…</think>` from an answer, however it is split; the rest goes through."""
+    """Drops `<think>…</think>` from an answer, however it is split; the rest goes through.
+
+    inside: the answer begins in a thought. Some services keep its opening tag to themselves, which
+    only the closing one shows: then `began_inside` tells it for the next answer.
+    """
 
     TAGS = ("<think>", "<thinking>", "<reasoning>")
+    ENDS = tuple(f"</{tag[1:]}" for tag in TAGS)
     LONGEST = len("</reasoning>")
 
-    def __init__(self) -> None:
+    def __init__(self, inside: bool = False) -> None:
         self._held = ""  # what may be the beginning of a tag
-        self._closing = ""  # the tag that ends a thought
+        self._closing = self.ENDS if inside else ()  # the tags that end a thought
+        self._opened = False  # by a tag
+        self.began_inside = False
 
     def feed(self, text: str) -> str:
         """What is surely to be said."""
@@ -382,29 +399,27 @@ class Thoughts:
 
     def _take(self, text: str) -> Iterator[str]:
         at, self._held, small = 0, "", text.lower()
-        while at < len(text):
-            if self._closing:
-                end = small.find(self._closing, at)
-                if end < 0:
-                    self._held = text[max(at, len(text) - self.LONGEST) :]
-                    return
-                at, self._closing = end + len(self._closing), ""
-                continue
-            begin = small.find("<", at)
-            if begin < 0:
-                yield text[at:]
-                return
-            yield text[at:begin]
+        while (begin := small.find("<", at)) >= 0:
+            if not self._closing:
+                yield text[at:begin]
+            at = begin
             tag = small[begin : begin + self.LONGEST]
-            opened = next((known for known in self.TAGS if tag.startswith(known)), "")
-            if opened:
-                at, self._closing = begin + len(opened), f"</{opened[1:]}"
-            elif any(known.startswith(tag) for known in self.TAGS):
+            ends = self._closing or self.ENDS
+            if closed := next((end for end in ends if tag.startswith(end)), ""):
+                self.began_inside = self.began_inside or not self._opened
+                self._closing, at = (), begin + len(closed)
+            elif opened := next((t for t in self.TAGS if tag.startswith(t)), ""):
+                at, self._opened = begin + len(opened), True
+                self._closing = self._closing or (f"</{opened[1:]}",)
+            elif any(known.startswith(tag) for known in (*self.TAGS, *self.ENDS)):
                 self._held = text[begin:]
                 return
             else:
-                yield "<"
+                if not self._closing:
+                    yield "<"
                 at = begin + 1
+        if not self._closing:
+            yield text[at:]
 
 
 class Clauses:

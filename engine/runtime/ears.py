@@ -39,7 +39,10 @@ NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
 ECHO_STEP = SAMPLE_RATE // 100  # envelopes are compared in steps of 10 ms
 ECHO_SPAN, ECHO_DELAY = 50, 60  # steps that are compared, and the longest way through the air
-ECHO = 0.75  # correlation above which the microphone hears the agent
+ECHO = 0.8  # correlation above which the microphone may hear the agent
+ECHO_FRAMES = 4  # for which it does, always as late: two who speak at once are alike by chance
+ECHO_KNOWN_FRAMES = 8  # after which that is the call's way through the air
+ECHO_DRIFT = 2  # steps by which the way may vary
 
 WriteDown = Callable[[np.ndarray], str]  # samples [n] float32 at 16 kHz -> their words
 Deliver = Callable[[str, float, float], None]  # words, start, end (seconds of the user's audio)
@@ -104,7 +107,9 @@ class Ears:
 def step_back() -> None:
     """Let every other thread go first: frames before words. Linux counts this by thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        priority = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, priority + 10))
 
 
 class Listener:
@@ -170,6 +175,7 @@ class Listener:
             self._finish(state)
         elif len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
             state.parts.append(self._write(state))
+            state.earlier += len(state.turn)
             state.turn.clear()
 
     def _write(self, state: "ListenerState") -> "Future[str]":
@@ -180,9 +186,9 @@ class Listener:
         """The turn is over: deliver its words as soon as they are there."""
         parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
-        start = end - (len(state.turn) - state.quiet) * WINDOW_SECONDS
+        start = end - (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
         state.turn = state.turn[-PRE_ROLL_WINDOWS:]
-        state.spoken = state.quiet = 0
+        state.spoken = state.quiet = state.earlier = 0
         state.parts = []
 
         def deliver(_: "Future[str]") -> None:
@@ -213,6 +219,7 @@ class ListenerState:
         self.spoken = self.quiet = 0  # windows of the turn with speech; without, in a row
         self.turn: list[np.ndarray] = []  # windows [512]
         self.parts: list[Future[str]] = []  # of a turn too long for one piece
+        self.earlier = 0  # windows of these
         self.written: Future[str] | None = None
         self.echo = EchoFinder()
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, RATE, 1, dtype="float32")
@@ -241,11 +248,16 @@ class ListenerState:
 
 
 class EchoFinder:
-    """Whether the microphone hears the agent: its loudness follows the agent's, some time later."""
+    """Whether the microphone hears the agent: its loudness follows the agent's, some time later.
+
+    That time stays the same. Once it is known, what follows the agent by another one is no echo.
+    """
 
     def __init__(self) -> None:
         self._user = np.zeros(ECHO_SPAN, np.float32)  # envelopes, in steps of 10 ms
         self._agent = np.zeros(ECHO_SPAN + ECHO_DELAY, np.float32)
+        self._alike = np.zeros(ECHO_DELAY + 1, int)  # frames in a row, for each way
+        self._way: int | None = None  # of this call
 
     def take_frame(self, user: np.ndarray, agent: np.ndarray) -> bool:
         """One frame [1920] of each side, of the same time."""
@@ -259,7 +271,18 @@ class EchoFinder:
         ways = ways - ways.mean(axis=1, keepdims=True)
         user = self._user - self._user.mean()
         size = np.linalg.norm(ways, axis=1) * np.linalg.norm(user)
-        return bool((ways @ user > ECHO * np.maximum(size, 1e-9)).any())
+        alike = self._widen(ways @ user > ECHO * np.maximum(size, 1e-9), 1)
+        self._alike = np.where(alike, self._alike + 1, 0)
+        if self._alike.max() >= ECHO_KNOWN_FRAMES:
+            self._way = int(self._alike.argmax())
+        if self._way is None:
+            return bool(self._alike.max() >= ECHO_FRAMES)
+        return bool(self._widen(alike, ECHO_DRIFT)[self._way])
+
+    @staticmethod
+    def _widen(ways: np.ndarray, steps: int) -> np.ndarray:
+        """[61] bool, with the neighbours of each."""
+        return np.convolve(ways, np.ones(2 * steps + 1), "same") > 0
 
 
 def find_whisper(source: str, progress: Callable[[str, float], None]) -> Path:

@@ -22,6 +22,7 @@ from engine.runtime.metrics import Dropped, Metrics
 MAX_WAITING_FRAMES = 375  # 30 s of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
+CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall
 FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
 HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
@@ -33,6 +34,9 @@ class FrameDirector(Protocol):
 
     @property
     def wants_frames(self) -> bool: ...
+
+    @property
+    def awaits_words(self) -> bool: ...
 
     def take(self, command: Any) -> list[Any]: ...
 
@@ -225,11 +229,13 @@ class Seat:
                 if self._owed and len(self._audio) > 1:
                     return max(now, self._next_silence)
                 return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
-            if not self.director.wants_frames:
+            if not self.director.wants_frames and not self.director.awaits_words:
                 return None
             if self._last_heard is None:
                 return self._next_silence
-            return max(self._next_silence, self._last_heard + SILENT_AFTER_SECONDS)
+            wanted = self.director.wants_frames
+            patience = SILENT_AFTER_SECONDS if wanted else CUT_OFF_AFTER_SECONDS
+            return max(self._next_silence, self._last_heard + patience)
 
     def take_frame(self, now: float) -> tuple[np.ndarray, float]:
         """The user frame [1920] of this tick and when it was due."""

@@ -44,7 +44,9 @@ def test_raw_is_what_a_plain_recogniser_writes():
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"dialogues": [{"turns": [{"speaker": "user", "text": "x"}]}]}',
-     '{"dialogues": [{"turns": [{"speaker": "user", "text": "x", "expect": "maybe"}]}]}'],
+     '{"dialogues": [{"turns": [{"speaker": "user", "text": "x", "expect": "maybe"}]}]}',
+     '{"dialogues": [{"turns": [{"speaker": "bot", "text": "x"}]}]}',
+     '{"dialogues": []}', '{"dialogues": [{"turns": []}]}'],
 )  # fmt: skip
 def test_a_file_of_another_form_is_one_clear_error(tmp_path, text):
     (tmp_path / "d.json").write_text(text)

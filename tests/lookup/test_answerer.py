@@ -364,6 +364,34 @@ def test_thoughts_are_dropped_however_they_are_split(text, said):
         assert heard + thoughts.finish() == said
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "again"),
+    [
+        ("hm, so</think>Yes.", "Yes.", True),
+        ("hm <b> so</thinking>Yes. </b>", "Yes. </b>", True),
+        ("<think>hm</think>Yes.", "Yes.", False),  # it sends its tags by now
+        ("no tags", "", False),
+    ],
+)
+def test_an_answer_that_begins_inside_a_thought_begins_with_its_end(text, said, again):
+    rng = random.Random(text)
+    for _ in range(30):
+        thoughts = Thoughts(inside=True)
+        heard = "".join(thoughts.feed(piece) for piece in split(text, rng))
+        assert (heard + thoughts.finish(), thoughts.began_inside) == (said, again)
+
+
+async def test_a_service_that_hides_its_opening_tag_is_understood_from_its_second_answer_on():
+    thought = "Cost is asked.</think> It is $14."
+    async with asking(lambda _: Reply(thought, pace=0)) as (_, answerer):
+        assert await whole(answerer) == "Cost is asked. It is $14."  # nothing showed it before
+        async with contextlib.aclosing(answerer.stream(QUESTION)) as pieces:
+            await anext(pieces)  # one that is left early teaches nothing
+        assert await whole(answerer) == "It is $14."
+    async with asking(lambda _: Reply(thought, manner=Manner.PLAIN)) as (_, answerer):
+        assert [await whole(answerer) for _ in range(2)] == ["It is $14."] * 2
+
+
 async def test_a_cancelled_question_hangs_up_and_is_no_failure():
     async with asking(lambda _: Reply("One two", manner=Manner.STALL)) as (api, answerer):
         asked = asyncio.create_task(whole(answerer))
@@ -418,6 +446,7 @@ def test_events_of_another_form_are_invalid(line):
 @pytest.mark.parametrize(
     ("line", "piece"),
     [
+        (b'\xef\xbb\xbfdata: {"choices":[{"delta":{"content":"Hi"}}]}', Piece("Hi")),
         (b": keep-alive", Piece()),
         (b"", Piece()),
         (b"data:", Piece()),

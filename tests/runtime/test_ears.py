@@ -2,15 +2,19 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.config import FRAME_SAMPLES, ServerConfig, choose_recogniser
+from engine.config import FRAME_SAMPLES, PAD, ServerConfig, choose_recogniser
+from engine.dialogue.director import Director
+from engine.dialogue.floor import UserFloor
 from engine.runtime import ears as module
+from engine.runtime.backend import HeardRow
 from engine.runtime.choose import load_ears
-from engine.runtime.embedded import EmbeddedBackend
+from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
 from tests.dialogue import noises
 
 pytest.importorskip("faster_whisper", reason="the ears need faster-whisper")
@@ -160,3 +164,66 @@ def test_the_usual_whisper_is_fetched_by_its_pinned_revision(monkeypatch):
     assert repository == "Systran/faster-whisper-tiny.en"
     assert len(revision) == 40
     assert "model.bin" in files
+
+
+def test_two_who_speak_at_once_are_no_echo():
+    agent = noises.set_level(
+        noises.say("It costs fourteen dollars a month, with twenty hours."), -20
+    )
+    flagged = counted = 0
+    for text in (
+        "Never mind.",
+        "Wait, how much is the business plan?",
+        "Okay, and the yearly price?",
+    ):
+        user = noises.set_level(noises.say(text, "en-us+m3"), -26)
+        for seconds in (0.3, 0.7, 1.1):
+            finder, start = module.EchoFinder(), int(seconds * 24_000)
+            size = min(len(agent), start + len(user))
+            heard = np.concatenate([np.zeros(start, np.float32), user])[:size]
+            for at in range(0, size - FRAME_SAMPLES, FRAME_SAMPLES):
+                frame = slice(at, at + FRAME_SAMPLES)
+                is_echo = finder.take_frame(heard[frame], agent[frame])
+                if at >= start:
+                    flagged, counted = flagged + is_echo, counted + 1
+    assert flagged / counted < 0.12  # a third, when any likeness of half a second was an echo
+
+
+def test_who_stops_sending_after_a_question_has_asked_it(ears):
+    floor = UserFloor(words_come=True)
+    director = Director(ByteTokenizer(), floor=floor)
+    listener = ears.open(lambda *said: None)
+    said = np.concatenate(
+        [noises.silence(0.5), noises.set_level(noises.say("How much is it?"), -26)]
+    )
+    frames = [said[at : at + FRAME_SAMPLES] for at in range(0, len(said) - 2 * FRAME_SAMPLES, 1920)]
+    written = threading.Event()
+    listener._deliver = lambda *turn: written.set()
+    silence = 0
+    for frame in [*frames, *[FRAME] * 100]:
+        if frame is FRAME:
+            if not director.awaits_words:
+                break
+            silence += 1
+        listener.push(frame, FRAME)
+        while listener._state.frames:
+            time.sleep(0.001)
+        time.sleep(0.002)  # for the frame that was taken last
+        row = HeardRow(speech=listener.take_speech(), writing=listener.writing)
+        director.step(PAD, row, float(np.abs(frame).max()), 0.0)
+    assert written.wait(10)
+    assert 5 < silence < 50  # and then the client is left alone
+
+
+def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
+    monkeypatch.setattr(module, "MOST_SECONDS", 1.0)
+    turns, come = [], threading.Event()
+    listener = ears.open(lambda *said: (turns.append(said), come.set()))
+    sound = turn(
+        "This is a turn that goes on and on for more than one or two seconds, does it not?"
+    )
+    speak(listener, sound)
+    assert come.wait(20)
+    (words, start, end) = turns[0]
+    assert words.count("samples") > 1
+    assert start < 1.0 < 3.0 < end

@@ -533,3 +533,16 @@ def test_stopping_twice_and_before_the_start_is_harmless():
     scheduler = Scheduler(NotingBackend(1))
     scheduler.stop()
     scheduler.stop()
+
+
+def test_a_client_that_stops_sending_in_its_turn_gets_the_silence_that_ends_it(rig):
+    director = NotingDirector()
+    seat = rig.join(director)
+    rig.hear(seat)
+    rig.advance(0)
+    director.awaits_words = True
+    assert ticks_within(rig, 0.46) == 0  # a network may stall for so long
+    assert ticks_within(rig, 0.04) == 1
+    assert ticks_within(rig, 5 * FRAME_SECONDS) == 5
+    director.awaits_words = False
+    assert ticks_within(rig, 5) == 0
