@@ -7,17 +7,21 @@ another one writes turns down. Nothing here knows what the words are for.
 
 import logging
 import os
+import socket
 import sys
 import threading
+import urllib.request
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
-from engine.weights.hub import fetch
+from engine.errors import ModelError
+from engine.weights.hub import fetch, repository_folder
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
 MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
 MOST_WAITING_FRAMES = 375  # of one conversation
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
+
+HUB_SECONDS = 5.0  # for a connection
 
 ECHO_STEP = SAMPLE_RATE // 100  # envelopes are compared in steps of 10 ms
 ECHO_SPAN, ECHO_DELAY = 50, 60  # steps that are compared, and the longest way through the air
@@ -293,7 +299,30 @@ def find_whisper(source: str, progress: Callable[[str, float], None]) -> Path:
     if Path(source).is_dir():
         return Path(source)
     usual = source in ("auto", "1")
+    here = repository_folder(REPOSITORY) / "snapshots" / REVISION / "model.bin"
+    if usual and not here.is_file():
+        find_hub()
     return fetch(REPOSITORY if usual else source, REVISION if usual else None, progress, FILES)
+
+
+def find_hub() -> None:
+    """Raises ModelError where the hub cannot be reached, at once: its client tries half a minute.
+
+    A proxy is left to the client.
+    """
+    if urllib.request.getproxies():
+        return
+    from huggingface_hub.constants import ENDPOINT
+
+    hub = urlsplit(ENDPOINT)
+    try:
+        port = hub.port or (443 if hub.scheme == "https" else 80)
+        socket.create_connection((hub.hostname, port), HUB_SECONDS).close()
+    except OSError as error:
+        raise ModelError(
+            f"{hub.hostname} cannot be reached ({type(error).__name__}), and {REPOSITORY} is not "
+            "here yet: connect once, or give a folder that has it (--transcribe DIR)"
+        ) from None
 
 
 def load_whisper(folder: Path, hotwords: str) -> WriteDown:

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from engine.config import FRAME_SAMPLES, PAD, ServerConfig, choose_recogniser
 from engine.dialogue.director import Director
 from engine.dialogue.floor import UserFloor
+from engine.errors import ModelError
 from engine.runtime import ears as module
 from engine.runtime.backend import HeardRow
 from engine.runtime.choose import load_ears
@@ -156,8 +158,18 @@ def test_writing_steps_back_behind_the_frames(ears):
     assert ears.writer.submit(priority).result(60) >= min(19, priority() + 10)
 
 
+def test_without_a_network_it_says_so_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(module.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(module.socket, "create_connection", Mock(side_effect=OSError("no route")))
+    monkeypatch.setattr(module, "fetch", lambda *_: pytest.fail("it would try for half a minute"))
+    with pytest.raises(ModelError, match=r"huggingface\.co cannot be reached .*--transcribe DIR"):
+        module.find_whisper("auto", ignore)
+
+
 def test_the_usual_whisper_is_fetched_by_its_pinned_revision(monkeypatch):
     fetched = []
+    monkeypatch.setattr(module, "find_hub", lambda: None)
     monkeypatch.setattr(module, "fetch", lambda *what: fetched.append(what) or Path("here"))
     assert module.find_whisper("auto", ignore) == Path("here")
     ((repository, revision, _, files),) = fetched
