@@ -90,7 +90,8 @@ class Router:
         """Load the vectors in a thread of their own; again: nothing."""
         if not self._started:
             self._started = True
-            threading.Thread(target=self._load, name="facts", daemon=True).start()
+            # No daemon: one that is inside the model at the process's end would abort it.
+            threading.Thread(target=self._load, name="facts", daemon=False).start()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until decisions are as good as they will be; whether they are by meaning."""

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,8 @@ class SentenceVectors:
         return np.array([known[key] for key in keys], np.float32).reshape(len(keys), WIDTH)
 
     def _embed_one(self, text: str) -> np.ndarray:
+        if not threading.main_thread().is_alive():  # of a large base there are minutes to go
+            raise RuntimeError("the process ends")
         ids = np.array([self._tokenizer.encode(text).ids], np.int64)  # [1, T]
         given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         hidden = self._model.run(None, given | {"token_type_ids": np.zeros_like(ids)})[0]

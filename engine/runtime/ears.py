@@ -89,6 +89,7 @@ class Ears:
         with self._some:
             self._closed = True
             self._some.notify()
+        self._thread.join(1.0)  # inside the model at the process's end it would abort it
         self.writer.shutdown(wait=False, cancel_futures=True)
 
     def wake(self, listener: "Listener") -> None:

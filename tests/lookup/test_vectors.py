@@ -1,5 +1,9 @@
 """Sentence vectors: meaning, and what is kept on disk. The weights are a package's."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -53,3 +57,21 @@ def test_a_disk_that_cannot_be_written_is_no_fault(vectors, tmp_path, monkeypatc
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert vectors.embed_facts(["one lamp"], tmp_path).shape == (1, module.WIDTH)
+
+
+def test_a_process_that_ends_while_vectors_are_made_waits_for_none_and_ends_well(tmp_path):
+    """A thread that is inside the model when the interpreter goes would abort the process."""
+    facts = "".join(
+        f"## Section {n}\nThe plan number {n} costs {n} dollars.\n" for n in range(4000)
+    )
+    (tmp_path / "facts.md").write_text(facts)
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from engine.lookup.knowledge import Knowledge; from engine.lookup.router import Router\n"
+        "Router(Knowledge.load(Path(sys.argv[1]))).prepare(); time.sleep(2)\n"
+    )
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environ, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert not list(tmp_path.glob("cache/**/*.npz"))  # it was in the midst of them
