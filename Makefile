@@ -8,8 +8,9 @@ FIND_PYTHON = for python in $(if $(PYTHON),"$(PYTHON)",$(BIN)/python python3.14 
 	"$$python" -c '$(FITS)' 2>/dev/null && break; python=; done; \
 	if [ -z "$$python" ]; then echo '$(if $(PYTHON),PYTHON=$(PYTHON) does not fit: )Python 3.11 to 3.14 with its venv module is needed' >&2; exit 1; fi
 SET_UP = @$(FIND_PYTHON); "$$python" -m engine.install
-# Rooms whose tests need no server; they run side by side, as do servers' files. A browser runs alone: it fills two cores.
-UNIT := tests/model tests/weights tests/runtime tests/dialogue tests/lookup
+# What needs no server fills a core; servers and browsers wait much of the time, so three of them share two cores.
+UNIT := tests/model tests/weights tests/runtime tests/dialogue tests/lookup \
+	$(filter-out tests/test_install.py,$(wildcard tests/test_*.py))
 
 .PHONY: setup run test bench lint browsers
 
@@ -24,10 +25,8 @@ run:
 test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 $(UNIT) tests/test_*.py --ignore=tests/test_install.py $(ARGS)
-	$(BIN)/pytest -n 2 --dist loadfile $(UNIT:%=--ignore=%) --ignore=tests/browser \
-		$(patsubst %,--ignore=%,$(filter-out tests/test_install.py,$(wildcard tests/test_*.py))) $(ARGS)
-	$(BIN)/pytest tests/browser $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(UNIT) $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(UNIT:%=--ignore=%) $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

@@ -8,6 +8,7 @@ demo/cloud/container.py.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import modal
@@ -68,11 +69,11 @@ class PersonaPlexServer:
     @modal.enter(snap=snapshot)
     def start(self) -> None:
         from demo.cloud.container import Container
-        from demo.cloud.growing import ModalSpare
+        from demo.cloud.growing import keep_modal_spares
 
-        spare = ModalSpare(APP, SERVER)
+        spares = partial(keep_modal_spares, APP, SERVER)
         self.container = Container(
-            port=PORT, cache=Path(CACHE), commit=weights.commit, spare=spare, snapshot=snapshot
+            port=PORT, cache=Path(CACHE), commit=weights.commit, spares=spares, snapshot=snapshot
         )
         self.container.start()
 

@@ -2,11 +2,11 @@
 
 import argparse
 import asyncio
-import logging
 import sys
 
-from engine.cli import LOG_FORMAT
+from engine.cli import complain
 from engine.errors import EngineError
+from engine.logs import set_up_logs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,18 +17,18 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:  # started by hand before `make run` has set up
         if (error.name or "").split(".")[0] in ("demo", "engine"):
             raise
-        print(f"error: the package {error.name} is not installed; use `make run`", file=sys.stderr)
+        complain(f"the package {error.name} is not installed; use `make run`")
         return 1
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     serve.add_arguments(parser)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    set_up_logs()
     try:
         config = serve.server_config(args)
         service = serve.build_service(config)
         return asyncio.run(serve.run_app(build_app(service, config), service, config))
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
 
 

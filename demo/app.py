@@ -15,5 +15,6 @@ def build_app(service: Service, config: ServerConfig) -> web.Application:
     add_routes(app, service, config)
     voice = config.voice if config.voice in service.voices else service.voices[0]
     routing = service.answers.on if service.answers else None
-    add_page(app, PageConfig(service.voices, service.personas, voice, routing), config.token)
+    page = PageConfig(service.voices, service.personas, voice, routing)
+    add_page(app, page, config.token, config.frame_ancestors)
     return app

@@ -6,13 +6,14 @@ with one clear line, 2 wrong usage.
 
 import argparse
 import importlib
-import logging
+import os
 import sys
+from typing import TextIO
 
 from engine.errors import EngineError
 from engine.install import describe_missing
+from engine.logs import set_up_logs
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMANDS = {
     "serve": ("engine.commands.serve", "serve /api without the page"),
     "talk": ("engine.commands.talk", "talk to a server from the terminal (wav or microphone)"),
@@ -20,6 +21,7 @@ COMMANDS = {
     "offline": ("engine.commands.offline", "wav in, wav and text json out"),
     "trace": ("engine.commands.trace", "like offline, with every token and tensor in one file"),
     "voices": ("engine.commands.voices", "list the voices of a model"),
+    "spell": ("engine.commands.spell", "print the words by which a text is said"),
     "download": ("engine.commands.download", "fetch or resume the checkpoint"),
     "quantise": ("engine.commands.quantise", "write int8 weights beside a checkpoint, once"),
     "bench": ("engine.bench.__main__", "benchmarks: python -m engine bench SUBJECT"),
@@ -37,18 +39,39 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def complain(error: object) -> None:
+    """Print one line of error where one can be written. Never raises."""
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            if stream is not None:
+                print(f"error: {error}", file=stream, flush=True)
+                return
+        except OSError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Give a stream up that cannot be written; Python flushes it once more at exit, to nothing."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is stream:
+            setattr(sys, name, None)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = argv[0] if argv and argv[0] in COMMANDS else None
     try:
         args = build_parser(command).parse_args(argv)
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+        set_up_logs()
         return importlib.import_module(COMMANDS[command][0]).run(args)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {describe_missing(error)}", file=sys.stderr)
+        complain(describe_missing(error))
         return 1
     except KeyboardInterrupt:
         return 1

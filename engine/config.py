@@ -3,6 +3,7 @@
 Not a global settings object: what needs a setting is given it.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -76,10 +77,13 @@ SERVER_BOUNDS = {
     "slots": Bounds(0, 256),
     **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
     "drain_s": Bounds(0, 20),
+    **dict.fromkeys(("hang_s", "load_hang_s"), Bounds(0.5, 86_400)),
     "marker_threshold": Bounds(2, 3),
     "asks_per_minute": Bounds(1, 600),
     "asks_per_day": Bounds(0, 10**9),
     "renewal_frames": Bounds(0, 2900),
+    "max_sockets_total": Bounds(1, 100_000),
+    "max_sockets_per_address": Bounds(1, 100_000),
 }
 
 
@@ -92,7 +96,9 @@ class ServerConfig:
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
     transcribe: str = setting(
-        "", "TRANSCRIBE", "recogniser for the user's words: a directory, a HF repository or 1"
+        "auto",
+        "TRANSCRIBE",
+        "who writes down the user's words: auto, 0 (nobody), 1, a directory or a HF repository",
     )
     device: str = setting("auto", "DEVICE", "auto, cuda or cpu")
     slots: int = setting(0, "SLOTS", "conversations at once; 0: as many as fit")
@@ -102,7 +108,20 @@ class ServerConfig:
     renewal_frames: int = setting(1000, "RENEWAL_FRAMES", "frames kept past the context; 0: off")
     token: str = setting("", "TOKEN", "shared secret of page and /api; empty: open to everybody")
     allowed_origins: tuple[str, ...] = setting(
-        ("*",), "ALLOWED_ORIGINS", "origins that may read /healthz and /voices, comma separated"
+        ("*",),
+        "ALLOWED_ORIGINS",
+        "origins whose pages may read /healthz and /voices and, if named, use the page's cookie",
+    )
+    open_metrics: bool = setting(False, "OPEN_METRICS", "1: /metrics needs no token")
+    max_sockets_total: int = setting(1000, "MAX_SOCKETS_TOTAL", "open connections, of all clients")
+    max_sockets_per_address: int = setting(
+        200, "MAX_SOCKETS_PER_ADDRESS", "open connections of one address"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        ("127.0.0.0/8", "::1"), "TRUSTED_PROXIES", "networks whose X-Forwarded-For is believed"
+    )
+    frame_ancestors: str = setting(
+        "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
     )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
@@ -110,10 +129,14 @@ class ServerConfig:
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
-    knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (*.md); empty: our own")
+    knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (.md, .txt); empty: our own")
     asks_per_minute: int = setting(10, "ASKS_PER_MINUTE", "questions looked up per conversation")
     asks_per_day: int = setting(2000, "ASKS_PER_DAY", "questions looked up per server and day")
     drain_s: float = setting(3.0, "DRAIN_S", "what live conversations get when the server stops")
+    hang_s: float = setting(30.0, "HANG_S", "end the process when a turn takes longer: it hangs")
+    load_hang_s: float = setting(
+        600.0, "LOAD_HANG_S", "end the process when loading makes no progress for this long"
+    )
 
     def __post_init__(self) -> None:
         for name, bounds in SERVER_BOUNDS.items():
@@ -121,8 +144,19 @@ class ServerConfig:
         for name in ("weights", "kv"):
             if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
+        for proxy in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise ConfigError(
+                    f"trusted_proxies has {proxy!r}; use addresses or networks such as 10.0.0.0/8"
+                ) from None
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device is {self.device!r}; use auto, cuda or cpu")
+        if not self.frame_ancestors.isprintable() or set(self.frame_ancestors) & set(",;"):
+            raise ConfigError(
+                f"frame_ancestors is {self.frame_ancestors!r}; use addresses with blanks between"
+            )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":
@@ -133,6 +167,17 @@ class ServerConfig:
             if text and entry.name not in given:
                 values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
         return cls(**values)
+
+
+def choose_recogniser(config: ServerConfig, environ: Mapping[str, str]) -> str:
+    """The recogniser that a model is to have: a directory, a repository, 1, or "" for none.
+
+    `auto` wants the usual one where its words have a use: with routing on, and a key.
+    """
+    if config.transcribe == "auto":
+        has_key = bool(DeepSeekConfig.from_environment(environ).api_key)
+        return "1" if config.routing and has_key else ""
+    return "" if config.transcribe == "0" else config.transcribe
 
 
 def parse_setting(name: str, text: str, default: Any) -> Any:

@@ -4,9 +4,17 @@ Our own faults are `assert`. For those a client gets `internal error: ` and an i
 """
 
 import logging
+import sys
+import traceback
 import uuid
+from pathlib import Path
+from types import FrameType
 
 logger = logging.getLogger(__name__)
+
+ROOT = str(Path(__file__).parents[1])
+MOST_PLACES = 12  # of one exception
+DEEPEST_CAUSE = 5  # of chained and grouped exceptions
 
 
 class EngineError(Exception):
@@ -78,7 +86,42 @@ class InternalError(EndError):
 
 
 def logged_fault(what: str) -> InternalError:
-    """Log the current exception under an id; the error that tells a client that id."""
+    """Log the current exception under an id; the error that tells a client that id.
+
+    Its message stays out of the log: it may hold what the user wrote.
+    """
     error_id = uuid.uuid4().hex[:8]
-    logger.exception("%s, error %s", what, error_id)
+    error = sys.exception()
+    assert error, "no exception is being handled"
+    logger.error("%s, error %s: %s", what, error_id, describe_fault(error))
     return InternalError(f"{error_id}; the server's log has the details")
+
+
+def describe_fault(error: BaseException, depth: int = 0) -> str:
+    """An exception's type and where it came from: our own files, and the line that raised it.
+
+    Causes and the parts of a group follow. No message, no value.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    last = frames[-1:]
+    places = [
+        f"{shorten_path(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
+        for frame, line in [pair for pair in frames[:-1] if _is_ours(pair[0])] + last
+    ]
+    told = f"{type(error).__name__} at {' > '.join(places[-MOST_PLACES:]) or 'an unknown place'}"
+    if depth < DEEPEST_CAUSE:
+        parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        told += "".join(f" [{describe_fault(part, depth + 1)}]" for part in parts[:DEEPEST_CAUSE])
+        if cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+            told += f"; after {describe_fault(cause, depth + 1)}"
+    return told
+
+
+def _is_ours(frame: FrameType) -> bool:
+    path = frame.f_code.co_filename
+    return path.startswith(ROOT) and "site-packages" not in path
+
+
+def shorten_path(path: str) -> str:
+    """A file as a log names it: from our root on, or from the package on."""
+    return path.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/")

@@ -25,7 +25,6 @@ LISTS = {  # each holds the one before it
     "model": "requirements.txt",
     "test": "requirements-dev.txt",
 }
-# What comes with each list, and what one should know before it comes (measured on Linux x86-64).
 BIG = "on Linux with CUDA, about 2.7 GB to fetch, 5.1 GB on disk"
 CONTENTS = {  # as measured on Linux x86-64 with Python 3.12
     "page": "the page and the built-in voice (about 110 MB to fetch, 490 MB on disk)",
@@ -34,27 +33,24 @@ CONTENTS = {  # as measured on Linux x86-64 with Python 3.12
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Set up for one purpose; 0 if all is there, 1 with one line that says what is wrong."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
+    """Set up for one purpose. Raises SystemExit with one line that says what is wrong."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         oldest, newest = ("{}.{}".format(*version) for version in (OLDEST, NEWEST))
-        return _fail(
-            f"this is Python {sys.version.split()[0]}; use Python {oldest} to {newest} "
+        sys.exit(
+            f"set-up: this is Python {sys.version.split()[0]}; use Python {oldest} to {newest} "
             "with its venv module, for example PYTHON=python3.12"
         )
     if argv[:1] not in (["run"], ["page"], ["model"], ["test"]):
-        return _fail(
-            "usage: python3 -m engine.install run [options of the server] | page | model | test"
-        )
+        sys.exit("set-up: usage: python3 -m engine.install run [options] | page | model | test")
     kind = kind_for_run(argv[1:]) if argv[0] == "run" else argv[0]
     venv = ROOT / ".venv"
     if is_ready(venv, kind):
-        return 0
+        return
     if venv.exists() and not venv.is_dir():
-        return _fail(f"{venv} is not a folder; remove it")
+        sys.exit(f"set-up: {venv} is not a folder; remove it")
     if not os.access(ROOT, os.W_OK):
-        return _fail(f"{ROOT} cannot be written to; use a copy of the project that is yours")
+        sys.exit(f"set-up: {ROOT} cannot be written to; use a copy of the project that is yours")
     try:
         with lock(ROOT):
             if not is_ready(venv, kind):  # somebody else may have done it meanwhile
@@ -63,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
         what = "pip could not install everything"
         if "venv" in error.cmd:
             what = "the virtual environment could not be made"
-        return _fail(
-            f"{what} (its own words are above); what is there stays, the next call goes on"
+        sys.exit(
+            f"set-up: {what} (its own words are above); what is there stays, the next call goes on"
         )
     except OSError as error:  # a full disk, for example
-        return _fail(f"{error.filename or venv}: {error.strerror}; make room, and call again")
+        what = f"{error.filename or venv}: {error.strerror}"
+        sys.exit(f"set-up: {what}; make room, and call again")
     except KeyboardInterrupt:
-        return _fail("broken off; the next call goes on from here")
-    return 0
+        sys.exit("set-up: broken off; the next call goes on from here")
 
 
 def kind_for_run(args: list[str]) -> str:
@@ -101,10 +97,7 @@ def requirements(name: str) -> list[str]:
 
 
 def describe_missing(error: ModuleNotFoundError) -> str:
-    """What to do about a package that `make run` without a model leaves out.
-
-    Raises the error again where it is about a module of our own: that is a fault of ours.
-    """
+    """What to do about a package that is not installed. Raises it again for our own modules."""
     package = (error.name or "").split(".")[0]
     if package in ("engine", "demo", ""):
         raise error
@@ -133,7 +126,7 @@ def _digest(kind: str) -> str:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """One set-up of a folder at a time; the system frees the lock of a process that was killed."""
-    import fcntl  # here: who only reads the lists (modal deploy) may be on Windows
+    import fcntl  # here: `modal deploy` only reads the lists, and may do so on Windows
 
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -178,10 +171,7 @@ def _is_usable(python: Path) -> bool:
 
 
 def remove_broken(venv: Path) -> None:
-    """Forget packages that were being written when pip was killed: pip would take them for whole.
-
-    When all else is there, pip writes RECORD once more, with its own INSTALLER in it.
-    """
+    """Forget packages that pip had not finished, which it would take for whole."""
     for folder in venv.glob("lib/python*/site-packages/*.dist-info"):
         record = folder / "RECORD"
         if not record.exists() or "INSTALLER" not in record.read_text(encoding="utf-8"):
@@ -202,17 +192,11 @@ def _run(*command: str, quiet: bool = False) -> None:
 
 
 def _say(text: str) -> None:
-    """Progress; who has closed the output goes without."""
+    """Print progress, if the output is open."""
     with contextlib.suppress(OSError, ValueError):
         if text and sys.stdout:
             print(f"set-up: {text}", flush=True)
 
 
-def _fail(text: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        print(f"set-up: {text}", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

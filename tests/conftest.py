@@ -1,13 +1,22 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from unittest.mock import patch
 
 import pytest
 
 from engine.runtime.load import Overload
+from tests.planted import SWEEP, LogSweep
 from tests.serving import ApiServer
+
+# Servers of tests have no ears unless a test gives them some: loading them takes a second.
+os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
+# One thread for every model, in servers too: they are tiny, and what several compute is rounded
+# differently from run to run. PyTorch reads it when it is imported, which nothing above does.
+os.environ["OMP_NUM_THREADS"] = "1"
+LONGEST = ("test_install.py", "test_gpu.py", "test_capacity.py", "test_soak.py", "test_runtime.py")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +39,28 @@ def never_overloaded() -> Iterator[None]:
         yield
 
 
+def pytest_configure() -> None:
+    SWEEP.start()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """A test that has written a planted word into the log fails; so does the last one for all."""
+    yield
+    SWEEP.check()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept_log() -> Iterator[LogSweep]:
+    """The whole log of the run, and at its end a last look: servers of a module live longer."""
+    yield SWEEP
+    SWEEP.check()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests last: playwright's own event loop stays in the thread from its first use on."""
+    """Files that take long first, browsers last: playwright's event loop stays in the thread."""
+    for name in reversed(LONGEST):
+        items.sort(key=lambda item, name=name: item.path.name != name)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 

@@ -31,22 +31,33 @@ def interpreters() -> dict[str, str]:
         code = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
         done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
         found.setdefault(done.stdout.strip(), str(path))
-    own = "{}.{}".format(*sys.version_info[:2])
-    return {v: p for v, p in found.items() if v in ("3.11", "3.12", "3.13", "3.14") and v != own}
+    return {v: p for v, p in found.items() if v in ("3.11", "3.12", "3.13", "3.14")}
 
 
-OTHERS = interpreters()
+OWN = "{}.{}".format(*sys.version_info[:2])
+OTHERS = {version: path for version, path in interpreters().items() if version != OWN}
+# Set-up has tried our own. Who has wheels for the oldest and the newest has them for the others.
+ENDS = sorted({min(OWN, *OTHERS), max(OWN, *OTHERS)} - {OWN}) if OTHERS else []
+
+
+@pytest.fixture(scope="module")
+def dry_pip(tmp_path_factory) -> list[str]:
+    """A pip whose dry run fetches metadata and no wheels: 25.3 and newer, with `fast-deps`."""
+    folder = tmp_path_factory.mktemp("pip")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", "--target", str(folder), "pip==26.3"], check=True)
+    return [sys.executable, str(folder / "pip"), "--disable-pip-version-check"]
 
 
 @pytest.mark.timeout(PATIENCE)
-@pytest.mark.skipif(not OTHERS, reason="there is no second Python from 3.11 to 3.14 here")
-@pytest.mark.parametrize("version", OTHERS)
-def test_the_lists_resolve_to_wheels_with_other_pythons(version, tmp_path):
+@pytest.mark.skipif(not ENDS, reason="there is no second Python from 3.11 to 3.14 here")
+@pytest.mark.parametrize("version", ENDS)
+def test_the_lists_resolve_to_wheels_with_other_pythons(version, dry_pip, tmp_path):
     """The lists hold each other, so the longest one shows that each of them resolves."""
     report = tmp_path / "report.json"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", OTHERS[version]]
     done = subprocess.run(
-        [*pip, "install", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--quiet",
+        [*dry_pip, "--python", OTHERS[version], "install", "--dry-run", "--ignore-installed",
+         "--only-binary", ":all:", "--use-feature", "fast-deps", "--quiet",
          "--report", str(report), "-r", str(ROOT / LISTS["test"])],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -211,6 +222,21 @@ def project(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory) -> Path:
+    """A virtual environment with pip alone, as the first half of a set-up leaves it."""
+    folder = tmp_path_factory.mktemp("project") / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture
+def half_way(project, venv) -> Path:
+    """The project with an environment in which nothing is installed yet."""
+    shutil.copytree(venv, project / ".venv", symlinks=True)
+    return project
+
+
 def set_up(project: Path, kind: str = "page") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "engine.install", kind], cwd=project, text=True,
@@ -261,13 +287,13 @@ def test_a_set_up_that_was_killed_goes_on(project):
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_an_environment_whose_python_has_gone_is_made_anew(project):
-    assert set_up(project).communicate()[0]
-    (project / ".venv/bin/python").unlink()
-    (project / ".venv/bin/python").symlink_to("/no/such/python")
-    done = set_up(project)
+def test_an_environment_whose_python_has_gone_is_made_anew(half_way):
+    assert set_up(half_way).communicate()[0]
+    (half_way / ".venv/bin/python").unlink()
+    (half_way / ".venv/bin/python").symlink_to("/no/such/python")
+    done = set_up(half_way)
     said = done.communicate()[0]
-    assert (done.returncode, works(project)) == (0, True), said
+    assert (done.returncode, works(half_way)) == (0, True), said
 
 
 def test_what_stands_in_the_way_is_named(project):
@@ -278,10 +304,10 @@ def test_what_stands_in_the_way_is_named(project):
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_a_closed_output_ends_no_set_up(project):
+def test_a_closed_output_ends_no_set_up(half_way):
     command = f"{sys.executable} -m engine.install page >&- 2>/dev/full"
-    assert subprocess.run(["sh", "-c", command], cwd=project, check=False).returncode == 0
-    assert works(project)
+    assert subprocess.run(["sh", "-c", command], cwd=half_way, check=False).returncode == 0
+    assert works(half_way)
 
 
 def test_the_page_without_its_packages_says_what_to_do():
@@ -296,9 +322,9 @@ def test_the_page_without_its_packages_says_what_to_do():
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_a_pin_that_cannot_be_had_is_one_line_at_the_end(project):
-    (project / "requirements-page.txt").write_text("./not-here.whl\n")
-    done = set_up(project)
+def test_a_pin_that_cannot_be_had_is_one_line_at_the_end(half_way):
+    (half_way / "requirements-page.txt").write_text("./not-here.whl\n")
+    done = set_up(half_way)
     said = done.communicate()[0]
     assert done.returncode == 1
     assert said.splitlines()[-1].startswith("set-up: pip could not install everything")

@@ -1,7 +1,7 @@
 """Is int8 good enough here? `modal run modal_app.py::gates`, on the server's own GPU and weights.
 
-Nothing is measured in this file. Two benches run, each in a process of its own, because its end
-gives the GPU's memory back. A drift that is too large is a result, and bf16 stays. The verdict
+Nothing is measured in this file. Two benches run and print what they find, each in a process of its
+own, because its end gives the GPU's memory back. A drift that is too large is a result. The verdict
 first lies among the results. Only when capacity has passed too does it move beside the weights,
 where every later start looks for it.
 """
@@ -21,18 +21,16 @@ from demo.cloud.preflight import make_progress_printer
 from demo.cloud.volume import (
     Commit,
     container_config,
-    device_name,
     fetch,
     pin_to_local,
-    set_compile_caches,
+    set_compile_cache,
 )
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, EngineError, ModelError
-from engine.runtime.choose import has_cuda
+from engine.runtime.choose import cuda_device_name, has_cuda
 from engine.weights import hub
 from engine.weights.verdict import (
     VERDICT,
-    apply_recogniser_verdict,
     apply_verdict,
     choose_precision,
     choose_recogniser_precision,
@@ -104,112 +102,80 @@ def model_with_verdict(folder: Path, verdict: Path) -> Iterator[Path]:
         yield model
 
 
-class Judge:
-    """One run of the benches. Call `drift` once, then `capacities` once."""
+def measure(
+    folder: Path, config: ServerConfig, commit: Commit, effort: Effort, bench: Bench
+) -> tuple[Measured, Path]:
+    """Run the benches, and publish the verdict if int8 holds somebody, and no fewer than bf16.
 
-    def __init__(
-        self,
-        folder: Path,
-        config: ServerConfig,
-        commit: Commit,
-        effort: Effort = WHOLE,
-        bench: Bench = run_bench,
-    ) -> None:
-        self._folder, self._config, self._effort = folder, config, effort
-        self._commit, self._bench = commit, bench
-        self.results = folder / RESULTS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        self.results.mkdir(parents=True, exist_ok=True)
+    Until then no start obeys it. The second value is the folder of the results. Raises ModelError.
+    """
+    results = folder / RESULTS / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    results.mkdir(parents=True, exist_ok=True)
 
-    def drift(self) -> dict:
-        """Measure how far int8 drifts (rows) and what is allowed (limits). No start obeys it yet.
-
-        Raises ModelError, and then the verdict is what it was.
-        """
-        options = ["--frames", str(self._effort.frames), "--verdict", str(self.results)]
-        result = self._run("drift", "drift", options, self._folder, "the verdict is what it was")
-        self._commit()  # capacity may still fail
-        return result
-
-    def capacities(self) -> Measured:
-        """Measure what the device holds, and publish drift's verdict if its int8 is worth it here.
-
-        int8 must run here, hold somebody, and hold no fewer than bf16. Raises ModelError.
-        """
-        known = read(self.results)
-        mode, recogniser = apply_verdict(AUTO, known), apply_recogniser_verdict("auto", known)
-        with model_with_verdict(self._folder, self.results / VERDICT) as model:
-            plain, int8 = self._capacity(FAITHFUL, model, "nothing is changed"), None
-            if (mode, recogniser) != (FAITHFUL, "bf16"):
-                try:  # everything as the next start will take it
-                    int8 = self._capacity(AUTO, model, "there is no verdict now, so bf16 stays")
-                except ModelError:
-                    self._withdraw()
-                    raise
-        measured = Measured(plain, int8, mode, recogniser)
-        if measured.lost:
-            self._withdraw()
-        else:
-            publish(self.results / VERDICT, self._folder)
-            self._commit()
-        return measured
-
-    def _capacity(self, mode: Mode, model: Path, consequence: str) -> Capacity:
-        weights, kv = mode
-        options = ["--weights", weights, "--kv", kv, "--seconds", f"{self._effort.seconds:g}"]
-        options += ["--step-seconds", f"{self._effort.step_seconds:g}"]
-        name = f"capacity-{weights}-{kv}"
-        (server,) = self._run("capacity", name, options, model, consequence)["servers"]
-        return Capacity(server["held"], server["slots"])
-
-    def _run(
-        self, subject: str, name: str, options: list[str], model: Path, consequence: str
-    ) -> dict:
-        if self._config.transcribe:  # the recogniser has weights too, and takes its share
-            options = [*options, "--transcribe", self._config.transcribe]
-        path = self.results / f"{name}.json"
+    def run(subject: str, name: str, options: list[str], model: Path, consequence: str) -> dict:
+        if source := choose_recogniser(config, os.environ):  # it takes its share
+            options = [*options, "--transcribe", source]
+        path = results / f"{name}.json"
         print(f"\nbench {subject} {' '.join(options)}", flush=True)
-        options = [*options, "--model", str(model), "--device", self._config.device]
-        if code := self._bench([subject, *options, "--json", str(path)]):
+        options = [*options, "--model", str(model), "--device", config.device]
+        if code := bench([subject, *options, "--json", str(path)]):
             raise ModelError(
                 f"bench {subject} ended with exit code {code}, what it said is above; {consequence}"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def _withdraw(self) -> None:
-        """Delete the verdict: without one every start is bf16."""
-        (self._folder / VERDICT).unlink(missing_ok=True)
-        self._commit()
+    def capacity(weights: str, kv: str, model: Path, consequence: str) -> Capacity:
+        options = ["--weights", weights, "--kv", kv, "--seconds", f"{effort.seconds:g}"]
+        options += ["--step-seconds", f"{effort.step_seconds:g}"]
+        name = f"capacity-{weights}-{kv}"
+        (server,) = run("capacity", name, options, model, consequence)["servers"]
+        return Capacity(server["held"], server["slots"])
+
+    options = ["--frames", str(effort.frames), "--verdict", str(results)]
+    run("drift", "drift", options, folder, "the verdict is what it was")
+    commit()  # capacity may still fail
+    known = read(results)
+    mode = apply_verdict(AUTO, known)
+    recogniser, _ = apply_verdict(AUTO, known.get("recogniser") or {})
+    with model_with_verdict(folder, results / VERDICT) as model:
+        plain, int8 = capacity(*FAITHFUL, model, "nothing is changed"), None
+        if (mode, recogniser) != (FAITHFUL, "bf16"):
+            try:  # everything as the next start will take it
+                int8 = capacity(*AUTO, model, "there is no verdict now, so bf16 stays")
+            except ModelError:
+                (folder / VERDICT).unlink(missing_ok=True)
+                commit()
+                raise
+    measured = Measured(plain, int8, mode, recogniser)
+    if measured.lost:
+        (folder / VERDICT).unlink(missing_ok=True)
+    else:
+        publish(results / VERDICT, folder)
+    commit()
+    return measured, results
 
 
 def judge_int8(
-    cache: Path,
-    volume: str,
-    commit: Commit,
-    effort: Effort = WHOLE,
-    bench: Bench = run_bench,
+    cache: Path, volume: str, commit: Commit, effort: Effort = WHOLE, bench: Bench = run_bench
 ) -> None:
-    """Fetch what is missing, measure, keep the verdict, and print what it means.
-
-    Raises SystemExit in one clear line if no verdict could be reached.
-    """
+    """Measure, keep the verdict, print what it means. Raises SystemExit where there can be none."""
     started = time.monotonic()
     try:
         config = judged_config()
         fetch(config, make_progress_printer(), commit)
-        set_compile_caches(os.environ, cache)
+        set_compile_cache(os.environ, cache)
         local = pin_to_local(config)
         folder = hub.find(local.model, local.revision or None, make_progress_printer())
-        judge = Judge(folder, config, commit, effort, bench)
-        drift, measured = judge.drift(), judge.capacities()
+        measured, results = measure(folder, config, commit, effort, bench)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None
-    taken = f"{effort.frames} frames, {time.monotonic() - started:.0f} s"
-    print(f"\ngates of {config.model} on {device_name()}: {taken}")
+    print(
+        f"\ngates of {config.model} on {cuda_device_name() or 'cpu'}: {effort.frames} frames, "
+        f"{time.monotonic() - started:.0f} s"
+    )
     for line in [
-        *describe_drift(drift),
-        *describe_capacity(measured),
         *describe_verdict(config, folder, measured),
-        f"results     {volume_command('get', judge.results, cache, volume)}",
+        f"results     {volume_command('get', results, cache, volume)}",
         *advise(measured, volume_command("rm", folder / VERDICT, cache, volume)),
     ]:
         print(line, flush=True)
@@ -217,11 +183,6 @@ def judge_int8(
 
 def judged_config() -> ServerConfig:
     """The server's settings. Raises ConfigError if there is nothing to judge, or no GPU."""
-    if os.environ.get("PERSONAPLEX_GPU", "").lower() == "none":
-        raise ConfigError(
-            "PERSONAPLEX_GPU is none, but the gates measure on the server's GPU; "
-            "run them with the one that you deploy with, such as PERSONAPLEX_GPU=A10G"
-        )
     config = container_config(os.environ, port=8998)
     if config.model == "embedded":
         raise ConfigError(
@@ -232,8 +193,8 @@ def judged_config() -> ServerConfig:
         config = replace(config, device="cuda")
     if config.device == "cuda" and not has_cuda():
         raise ConfigError(
-            "there is no GPU here, and the gates measure on the server's; "
-            "run them by: modal run modal_app.py::gates"
+            "there is no GPU here, and the gates measure on the server's; run them with the GPU "
+            "that you deploy with: PERSONAPLEX_GPU=A10G modal run modal_app.py::gates"
         )
     return config
 
@@ -241,47 +202,23 @@ def judged_config() -> ServerConfig:
 # -- what the operator reads -----------------------------------------------------------------------
 
 
-def describe_drift(drift: dict) -> Iterator[str]:
-    """One line for each part that was compared with bf16, then what was asked of it."""
-    yield "\ncompared with bf16    same first choice        KL   its rise   in doubt by"
-    for row in drift["rows"]:
-        numbers = f"{row['top1']:17.2%}  {row['kl']:8.5f}  {row['kl_rise']:+9.5f}"
-        doubt, good = f"{row['kl_rise_error']:8.5f}", "good" if row["good"] else "TOO MUCH"
-        yield f"{row['what']:<20}  {numbers}      {doubt}  {good}"
-    most = drift["limits"]
-    yield (
-        f"asked for: the same in {most['top1']:.0%} of the frames, a rise of at most "
-        f"{most['rise of mean']:g} of KL, or {most['rise']:g},\nor {most['rise of error']:g} times "
-        f"what it is in doubt by; {drift['spoken']:.0%} of the frames have text"
-    )
-
-
-def describe_capacity(measured: Measured) -> Iterator[str]:
-    yield "\nconversations held in time"
-    held = {describe_mode(FAITHFUL): measured.plain}
-    if measured.int8:
-        beside = ", recogniser int8" if measured.recogniser == "int8" else ""
-        held[describe_mode(measured.mode) + beside] = measured.int8
-    for mode, capacity in held.items():
-        yield f"{mode:<40}  {capacity.held:2} of {capacity.slots} places"
-
-
 def describe_verdict(config: ServerConfig, folder: Path, measured: Measured) -> Iterator[str]:
-    """What is allowed now, and what the next start takes: a setting may have fixed it.
-
-    The recogniser's part only where it is turned on.
-    """
-    asked = config.weights, config.kv
-    lost = ""
+    """What is held and allowed, and what the next start takes: a setting may have fixed it."""
+    asked, lost, plain, int8 = (config.weights, config.kv), "", measured.plain, measured.int8
+    yield f"\nheld        {plain.held} of {plain.slots} in bf16"
+    if int8:
+        beside = ", recogniser int8" if measured.recogniser == "int8" else ""
+        mode = describe_mode(measured.mode) + beside
+        yield f"            {int8.held} of {int8.slots} with {mode}"
     if measured.lost:
-        lost = f", for int8 holds {'fewer' if measured.int8.held else 'nobody'}"
-    yield f"\nverdict     {describe_mode(choose_precision(AUTO, folder, config.device))}{lost}"
+        lost = f", for int8 holds {'fewer' if int8.held else 'nobody'}"
+    yield f"verdict     {describe_mode(choose_precision(AUTO, folder, config.device))}{lost}"
     forced = "" if asked == AUTO else ", as PERSONAPLEX_WEIGHTS and PERSONAPLEX_KV say"
     yield f"next start  {describe_mode(choose_precision(asked, folder, config.device))}{forced}"
-    if config.transcribe:
+    if source := choose_recogniser(config, os.environ):
         from engine.weights.loading import download_recogniser  # brings torch along
 
-        found = download_recogniser(config.transcribe)
+        found = download_recogniser(source)
         weights = choose_recogniser_precision(config.weights, folder, found, config.device)
         yield f"recogniser  weights {weights}"
 

@@ -13,19 +13,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from demo.app import build_app
-from demo.cloud.growing import Growing, ModalSpare, autoscale
+from demo.cloud.growing import Growing, KeepSpares, autoscale
 from demo.cloud.volume import (
     Commit,
     container_config,
     fetch,
     keep_int8,
     pin_to_local,
-    set_compile_caches,
+    set_compile_cache,
 )
-from engine.cli import LOG_FORMAT
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.dialogue.service import Progress, Service
 from engine.errors import EngineError
+from engine.logs import LOG_FORMAT, set_up_logs
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ class Container:
         port: int = 8998,
         cache: Path | None = None,
         commit: Commit = lambda: None,
-        spare: ModalSpare | None = None,
+        spares: KeepSpares | None = None,
         snapshot: bool = False,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
         self._environ, self._port, self._cache = environ, port, cache
-        self._commit, self._spare, self._leave = commit, spare, leave
+        self._commit, self._spares, self._leave = commit, spares, leave
         self._snapshot = snapshot  # `start` ends warm and without a socket: to be frozen
         self._service: Service | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,11 +62,11 @@ class Container:
         """Return when the port answers. For a snapshot: when the model is warm."""
         task = self._environ.get("MODAL_TASK_ID", "")  # the platform mixes the lines of all
         log_format = f"{LOG_FORMAT} [{task}]" if task else LOG_FORMAT
-        logging.basicConfig(level=logging.INFO, format=log_format)
+        set_up_logs(log_format)
         try:
             self._config = container_config(self._environ, self._port)
             if self._cache:
-                set_compile_caches(os.environ, self._cache)
+                set_compile_cache(os.environ, self._cache)
             local = pin_to_local(self._config)
 
             def prepare(progress: Progress) -> None:
@@ -122,9 +122,9 @@ class Container:
         if self._failure:
             request_stop(self._stop, self._failure)
         app = build_app(self._service, self._config)
-        if self._spare and self._environ.get("PERSONAPLEX_AUTOSCALE") != "0":
+        if self._spares and self._environ.get("PERSONAPLEX_AUTOSCALE") != "0":
             base = int(self._environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0)
-            app.cleanup_ctx.append(autoscale(self._service, Growing(self._spare, base)))
+            app.cleanup_ctx.append(autoscale(self._service, Growing(self._spares, base)))
         return await serve_until(self._stop, app, self._service, self._config, self._opened.set)
 
     def _died(self, error: BaseException) -> None:

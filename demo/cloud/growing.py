@@ -1,14 +1,14 @@
 """Asks the platform for a spare container when this one is full, and gives it back later.
 
 The platform cannot know how many conversations fit into a container. It counts inputs, and every
-picture of the page is one. Therefore the container itself asks. A call that
-fails is logged once and never reaches a conversation.
+picture of the page is one. Therefore the container itself asks. A call that fails is logged once
+and never reaches a conversation.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
@@ -23,27 +23,23 @@ CALL_SECONDS = 10.0  # what one call to the platform may take
 ROOM = 2  # free places that mean a newcomer needs no other container
 
 
-class ModalSpare:
-    """Modal's autoscaler, of a deployed class."""
+KeepSpares = Callable[[int], Awaitable[None]]  # the number of them
 
-    def __init__(self, app: str, cls: str) -> None:
-        self._names = app, cls
 
-    async def keep(self, count: int) -> None:
-        """Keep `count` idle containers beside those in use. May raise anything."""
-        import modal  # only where the platform is
+async def keep_modal_spares(app: str, cls: str, count: int) -> None:
+    """Keep `count` idle containers of a deployed class beside those in use. May raise anything."""
+    import modal  # only where the platform is
 
-        server = modal.Cls.from_name(*self._names)()
-        await server.update_autoscaler.aio(buffer_containers=count)
+    await modal.Cls.from_name(app, cls)().update_autoscaler.aio(buffer_containers=count)
 
 
 class Growing:
     """When to ask and when to give back. Belongs to one event loop."""
 
     def __init__(
-        self, spare: ModalSpare, base: int = 0, clock: Callable[[], float] = time.monotonic
+        self, keep: KeepSpares, base: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._spare = spare
+        self._keep_spares = keep
         self._base = base  # spares that were deployed: never fewer
         self._clock = clock
         self._asked_at: float | None = None
@@ -77,7 +73,7 @@ class Growing:
         """Ask the platform; whether it agreed."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._spare.keep(count)
+                await self._keep_spares(count)
         except Exception as error:  # the platform's boundary: growing is a favour, talking is not
             if not self._complained:
                 logger.warning("no spare container: %s: %s", type(error).__name__, error)
@@ -92,13 +88,13 @@ def autoscale(
 ) -> Callable[[web.Application], AsyncIterator[None]]:
     """A cleanup context that watches the free places while the application runs."""
 
-    async def watch() -> None:
+    async def poll() -> None:
         while True:
             await growing.look(service.free, service.slots)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def context(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(watch())
+        task = asyncio.create_task(poll())
         yield
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -36,23 +36,21 @@ def check(cache: Path) -> None:
 
 
 def download(commit: Commit) -> None:
-    """Fetch the weights, and the recogniser's, onto the volume.
-
-    Raises SystemExit in one clear line.
-    """
+    """Fetch weights, and a recogniser's, onto the volume. Raises SystemExit in one clear line."""
     started = time.monotonic()
     try:
         config = config_without_gpu()
-        config = replace(config, transcribe=config.transcribe or "1")  # it may be turned on later
+        if config.transcribe == "auto":
+            config = replace(config, transcribe="1")  # it may be turned on later
         fetched = fetch(config, make_progress_printer(), commit)
     except EngineError as error:
         raise SystemExit(f"error: {error}") from None
+    what = f"{config.model} is on the volume, {time.monotonic() - started:.0f} s"
     if not is_repository(config.model):
-        print(f"model {config.model} needs no download", flush=True)
+        what = f"model {config.model} needs no download"
     elif not fetched:
-        print(f"{config.model} is on the volume already", flush=True)
-    else:
-        print(f"{config.model} is on the volume, {time.monotonic() - started:.0f} s", flush=True)
+        what = f"{config.model} is on the volume already"
+    print(what, flush=True)
 
 
 def config_without_gpu() -> ServerConfig:
@@ -79,9 +77,18 @@ def run_checks(config: ServerConfig, cache: Path) -> Iterator[Finding]:
     if is_repository(config.model):
         yield check_licence(config)
     yield check_deepseek(os.environ.get("DEEPSEEK_API_KEY", ""))
-    yield check_volume(cache)
+    probe = cache / f".check-{os.getpid()}"
+    try:
+        probe.write_text("writable", encoding="utf-8")
+        probe.unlink()
+        yield True, f"the volume at {cache} is writable"
+    except OSError as error:
+        yield False, f"the volume at {cache} cannot be written ({error})"
     if is_repository(config.model):
-        yield check_weights(config)
+        if find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION):
+            yield True, f"the weights of {config.model} are on the volume"
+        else:
+            yield True, "the weights are not on the volume yet: modal run modal_app.py::download"
 
 
 def check_token(config: ServerConfig) -> Finding:
@@ -126,19 +133,3 @@ def check_deepseek(key: str, url: str = DEEPSEEK_URL) -> Finding:
     if not available:
         return False, "the DeepSeek key is right, but its account has no balance: top it up"
     return True, "smart routing is on: the DeepSeek key works"
-
-
-def check_volume(cache: Path) -> Finding:
-    probe = cache / f".check-{os.getpid()}"
-    try:
-        probe.write_text("writable", encoding="utf-8")
-        probe.unlink()
-    except OSError as error:
-        return False, f"the volume at {cache} cannot be written ({error})"
-    return True, f"the volume at {cache} is writable"
-
-
-def check_weights(config: ServerConfig) -> Finding:
-    if find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION):
-        return True, f"the weights of {config.model} are on the volume"
-    return True, "the weights are not on the volume yet: modal run modal_app.py::download"

@@ -1,26 +1,24 @@
-"""What lies on the volume that all containers share: weights, and what compilers leave behind.
+"""What lies on the volume that all containers share: weights, and compiled kernels.
 
 Modal is unknown here. How a volume is committed comes in as a callable.
 """
 
-import ctypes
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, ModelError
-from engine.runtime.choose import has_cuda
+from engine.runtime.choose import choose_device, cuda_device_name
 from engine.weights import hub
 
 logger = logging.getLogger(__name__)
 
 Commit = Callable[[], None]
-NAME_BYTES = 100  # of a device's name
 
 
 def is_repository(model: str) -> bool:
@@ -29,10 +27,7 @@ def is_repository(model: str) -> bool:
 
 
 def pin_to_local(config: ServerConfig) -> ServerConfig:
-    """The same settings, at the commit whose files are all here, if there is one.
-
-    Loading then asks nobody.
-    """
+    """The same settings, at the commit whose files are all here: then loading asks nobody."""
     if not is_repository(config.model):
         return config
     commit = find_local_commit(config.model, config.revision or hub.DEFAULT_REVISION)
@@ -41,30 +36,27 @@ def pin_to_local(config: ServerConfig) -> ServerConfig:
 
 def find_local_commit(repository: str, revision: str, files: tuple[str, ...] = hub.FILES) -> str:
     """The commit that a revision means, if every file of it is here; else an empty text."""
-    folder = hub_cache() / f"models--{repository.replace('/', '--')}"
+    folder = hub.repository_folder(repository)
     ref = folder / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
     here = all((folder / "snapshots" / commit / name).is_file() for name in files)
     return commit if here else ""
 
 
-def hub_cache() -> Path:
-    """Where the hub's client keeps repositories."""
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-
-
 def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
-    """Fetch what is missing and commit the volume; whether there was anything to do.
-
-    Raises ModelError in one clear line.
-    """
+    """Fetch what is missing and commit the volume; whether anything was. Raises ModelError."""
     fetched = False
     if is_repository(config.model) and pin_to_local(config) is config:
         hub.fetch(config.model, config.revision or None, progress)
         fetched = True
-    if config.model != "embedded" and config.transcribe:
-        fetched |= fetch_recogniser(config.transcribe, progress)
+    recogniser = choose_recogniser(config, os.environ)
+    if config.model != "embedded" and recogniser:
+        try:
+            fetched |= fetch_recogniser(recogniser, progress)
+        except ModelError as error:
+            if config.transcribe != "auto":
+                raise
+            logger.warning("%s", error)  # nobody asked for it by name: the server does without
     if fetched:
         progress("saving the weights to the volume", 0.0)
         commit()
@@ -85,71 +77,48 @@ def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
 
 
 def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> None:
-    """Write the int8 weights that this start reads, and commit the volume if any were new.
-
-    Where they cannot be kept, the start makes them in memory.
-    """
+    """Write the int8 weights that this start reads, where they can be kept, and commit new ones."""
     if config.weights == "bf16" or not is_repository(config.model):
         return
     from engine.weights import loading  # brings torch along
     from engine.weights.verdict import choose_precision, choose_recogniser_precision
 
-    device = config.device if config.device != "auto" else ("cuda" if has_cuda() else "cpu")
+    device = choose_device(config.device)
     folder = hub.find(config.model, config.revision or None, progress)
-    before, report = find_int8_files(), partial(progress, "keeping the int8 weights")
+    written: list[float] = []  # percents: none where good int8 weights are there
+
+    def report(percent: float) -> None:
+        written.append(percent)
+        progress("keeping the int8 weights", percent)
+
     try:
         if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
             loading.quantise_checkpoint(folder, device, report)
-        if config.transcribe:
-            recogniser = loading.download_recogniser(config.transcribe, progress)
+        if source := choose_recogniser(config, os.environ):
+            recogniser = loading.download_recogniser(source, progress)
             if choose_recogniser_precision(config.weights, folder, recogniser, device) == "int8":
                 loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)
-    if find_int8_files() != before:
+    if written:
         progress("saving the int8 weights to the volume", 0.0)
         commit()
 
 
-def find_int8_files() -> dict[Path, int]:
-    """The int8 weights that lie beside downloaded ones, and when each was written."""
-    found = hub_cache().glob(f"models--*/snapshots/*/*{hub.INT8_SUFFIX}")
-    return {path: path.stat().st_mtime_ns for path in found}
-
-
-def set_compile_caches(environ: MutableMapping[str, str], cache: Path) -> None:
-    """Let compilers keep their work on the volume, in a folder for each device and version."""
-    name = device_name()
-    for package in ("torch", "triton"):
-        try:
-            name += f"-{package}{metadata.version(package)}"
-        except metadata.PackageNotFoundError:
-            name += f"-{package}0"
-    folder = cache / "compiled" / name
-    environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
-
-
-def device_name() -> str:
-    """The first GPU's name as a folder's name. The driver is asked: torch must not load yet."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "cpu"
-    name = ctypes.create_string_buffer(NAME_BYTES)
-    if driver.cuInit(0) or driver.cuDeviceGetName(name, NAME_BYTES, 0):
-        return "cpu"
-    return name.value.decode(errors="replace").replace(" ", "-").replace("/", "-").lower()
+def set_compile_cache(environ: MutableMapping[str, str], cache: Path) -> None:
+    """Let Triton keep its kernels on the volume, in a folder for each device and version."""
+    # The driver is asked: torch must not load yet.
+    name = (cuda_device_name() or "cpu").replace(" ", "-").replace("/", "-").lower()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        name += f"-triton{metadata.version('triton')}"
+    environ.setdefault("TRITON_CACHE_DIR", str(cache / "compiled" / name))
 
 
 # -- settings --------------------------------------------------------------------------------------
 
 
 def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
-    """The settings, never `auto`: a paid GPU must not serve the built-in test voice in silence.
-
-    Raises ConfigError.
-    """
+    """The settings, never `auto`: a paid GPU must not serve the test voice. Raises ConfigError."""
     # The platform asks for the port on the container's own address.
     config = ServerConfig.from_environment(environ, host="0.0.0.0", port=port)
     if config.model == "auto":

@@ -1,24 +1,98 @@
-"""The page's routes: our scripts under /pp/, and Gradio behind the bridge for all other paths."""
+"""The page's routes: GET and HEAD of its files. Every other path and method is closed.
+
+A request's body is never read. Whoever sends one gets the answer at once, and then the line is cut.
+"""
+
+import gc
 
 from aiohttp import web
 
-from demo.bridge import Bridge
-from demo.page.login import require_token
-from demo.page.ui import STATIC, PageConfig, build_page, mount
+from demo.page.files import PageFile, PageFiles
+from demo.page.login import ask_for_token
+from demo.page.ui import PageConfig
 
-SCRIPTS = "/pp"
+METHODS = ("GET", "HEAD")
+OPEN_PATHS = ("/pp/", "/favicon.ico")  # with a token, too: a tab without cookie still says why
+
+POLICY = (  # Content-Security-Policy
+    "default-src 'self'",  # the socket, too: 'self' is wss: on https and ws: on http
+    # Gradio's page has inline scripts, known by their hashes, and it makes functions of the
+    # text of our js= listeners, which is eval.
+    "script-src 'self' 'unsafe-eval' {hashes}",
+    "style-src 'self' 'unsafe-inline'",  # Gradio's components, and our meters, set styles
+    "img-src 'self' data:",  # check marks in Gradio's theme
+    "object-src 'none'",
+    "base-uri 'self'",
+    "form-action 'self'",  # the token's form
+    "frame-ancestors {ancestors}",
+)
 
 
-def add_page(app: web.Application, config: PageConfig, token: str = "") -> None:
+def add_page(
+    app: web.Application, config: PageConfig, token: str = "", frame_ancestors: str = "'self'"
+) -> None:
     """Add the page to `app`. Call it last: it answers every path that is still free."""
-    bridge = Bridge(mount(build_page(config)))
-    app.cleanup_ctx.append(bridge.lifespan)
-    app.on_response_prepare.append(revalidate_scripts)
-    app.router.add_static(SCRIPTS, STATIC)
-    app.router.add_route("*", "/{path:.*}", require_token(bridge.handle, token))
+    routes = PageRoutes(PageFiles(config), token, frame_ancestors)
+    app.on_startup.append(routes.start)
+    app.on_response_prepare.append(routes.protect)
+    app.router.add_route("*", "/{path:.*}", routes.handle, expect_handler=keep_waiting)
 
 
-async def revalidate_scripts(request: web.Request, response: web.StreamResponse) -> None:
-    """Make browsers ask before they use a kept script: an old one must not meet a new one."""
-    if request.path.startswith(f"{SCRIPTS}/"):
-        response.headers["Cache-Control"] = "no-cache"
+class PageRoutes:
+    def __init__(self, files: PageFiles, token: str, frame_ancestors: str) -> None:
+        self._files, self._token, self._frame_ancestors = files, token, frame_ancestors
+        self._headers: dict[str, str] = {}
+
+    async def start(self, _: web.Application) -> None:
+        await self._files.render()
+        hashes = " ".join(f"'sha256-{one}'" for one in self._files.script_hashes)
+        policy = "; ".join(POLICY).format(hashes=hashes, ancestors=self._frame_ancestors)
+        self._headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        # Gradio leaves half a million objects. Looking through them for garbage takes 0.2 s, in
+        # the middle of everybody's talk, so the collector is told to leave them alone.
+        gc.collect()
+        gc.freeze()
+
+    async def protect(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(self._headers)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        response = self._answer(request)
+        if request.body_exists:
+            await response.prepare(request)
+            await response.write_eof()
+            request.protocol.force_close()  # else aiohttp reads on for 10 s, for nothing
+        return response
+
+    def _answer(self, request: web.Request) -> web.Response:
+        file = self._files.find(request.path)
+        if file is None:
+            return web.Response(status=404, text="404: there is no such page; use /\n")
+        if request.method not in METHODS:
+            headers = {"Allow": ", ".join(METHODS)}
+            return web.Response(status=405, text="405: use GET\n", headers=headers)
+        guarded = self._token and not request.path.startswith(OPEN_PATHS)
+        return (guarded and ask_for_token(request, self._token)) or send_file(request, file)
+
+
+def send_file(request: web.Request, file: PageFile) -> web.Response:
+    """The file, packed if the browser can unpack it, or 304 if it has it already."""
+    response = web.Response(headers={"Cache-Control": file.cache, "Vary": "Accept-Encoding"})
+    response.etag = file.etag
+    if any(tag.value in (file.etag, "*") for tag in request.if_none_match or ()):
+        response.set_status(304)
+        return response
+    response.headers["Content-Type"] = file.content_type
+    packed = "gzip" in request.headers.get("Accept-Encoding", "")
+    if packed:
+        response.headers["Content-Encoding"] = "gzip"
+    response.body = file.packed if packed else file.body
+    return response
+
+
+async def keep_waiting(_: web.Request) -> None:
+    """A client that asks whether it may send a body (100-continue) is not told to go on."""

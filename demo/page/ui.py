@@ -21,6 +21,7 @@ TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
 SAY_MAX = 2000  # characters (docs/api.md)
+IMPORT = "import(new URL('pp/main.js', document.baseURI))"
 PRIVATE = {"queue": False, "api_visibility": "private"}
 SENDS = (
     "While this is on, questions about the product and the last turns of both sides go to "
@@ -43,7 +44,9 @@ class PageConfig:
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
-        personas = [{"title": one.title, "text": one.text} for one in self.personas]
+        personas = [
+            {"title": one.title, "text": one.text, "looksUp": one.looks_up} for one in self.personas
+        ]
         whole = {"voices": list(self.voices), "personas": personas, "routing": self.can_ask}
         return json.dumps(whole).replace("<", "\\u003c")
 
@@ -76,7 +79,7 @@ class Widgets:
             elem_id="pp-state",
             js_on_load="const events = ['refresh', 'voices'];"
             f" const config = {config.json()};"
-            " import('/pp/main.js').then(m => m.page.mountState(element, trigger, config));",
+            f" {IMPORT}.then(m => m.page.mountState(element, trigger, config));",
         )
         with gr.Row(elem_classes="pp-tight"):
             self.connect = gr.Button(
@@ -90,7 +93,7 @@ class Widgets:
             html_template=look.CONVERSATION,
             apply_default_css=False,
             elem_id="pp-conversation",
-            js_on_load="import('/pp/main.js').then(m => m.page.mountConversation(element));",
+            js_on_load=f"{IMPORT}.then(m => m.page.mountConversation(element));",
         )
         with gr.Row(elem_classes=["pp-line", "pp-tight"]):
             self.say = make_line("Say", "Text for the agent to speak", "pp-say")
@@ -116,7 +119,10 @@ class Widgets:
             list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
         )
         self.routing = gr.Checkbox(
-            bool(config.routing), label="Look things up", info=SENDS, visible=config.can_ask
+            bool(config.routing and first.looks_up),
+            label="Look things up",
+            info=SENDS,
+            visible=config.can_ask,
         )
         with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
             base = SamplingConfig()
@@ -202,7 +208,7 @@ def connect_widgets(widgets: Widgets) -> None:
     widgets.preset.change(
         None,
         [widgets.preset],
-        [widgets.persona],
+        [widgets.persona, widgets.routing],
         js="title => window.PersonaPlex.persona(title)",
         **PRIVATE,
     )

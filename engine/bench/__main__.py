@@ -13,11 +13,13 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "load": "engine.bench.load",
     "capacity": "engine.bench.capacity",
     "soak": "engine.bench.capacity:SOAK",
-    "server": "engine.bench.server",
+    "server": "engine.bench.capacity:SERVER",
+    "hostile": "engine.bench.hostile",
     "drift": "engine.bench.drift",
     "gpu": "engine.bench.gpu",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
+    "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
 }
 

@@ -6,6 +6,8 @@ more than 120 ms after its user frame was complete) and 99 of 100 ticks take at 
 the clients themselves lagged, nothing is known of the server: the measurement is void, not a small
 number.
 
+`server`: so many conversations, one row: what the server adds around its backend.
+
 `soak`: people come and go for an hour, and the server's memory is watched. It fails when the server
 ends a conversation, when its memory, open files or threads grow beyond the bounds below, when a
 slot is not given back, or when nobody was let in. Late frames are reported; `capacity` judges them.
@@ -15,12 +17,11 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from engine.bench.clients import PacedTalk, Person, Tally, beside, converse, lag, voice
+from engine.bench.clients import LEAVES, PacedTalk, Person, Tally, beside, converse, lag, voice
 from engine.bench.process import Server
 from engine.bench.report import (
     Subject,
@@ -62,42 +63,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where a measurement is void."""
-    with choose_model(args) as model:
-        servers = [measure_capacity(args, model, *mode) for mode in product(args.weights, args.kv)]
-    print(table([row for server in servers for row in server["rows"]]))
-    print("\n".join(describe_capacity(server) for server in servers))
-    result = {"model": args.model or ("small" if args.small else "full"), "servers": servers}
-    save("capacity", result, args.json)
-    return int(any(server["void"] for server in servers))
+    """1 where the measurement is void."""
+    with choose_model(args) as model, Server(serve_options(args, model)) as server:
+        result = measure_capacity(args, server)
+    print(table(result["rows"]))
+    print(describe_capacity(result))
+    source = args.model or ("small" if args.small else "full")
+    save("capacity", {"model": source, "servers": [result]}, args.json)
+    return int(bool(result["void"]))
 
 
-def measure_capacity(args: argparse.Namespace, model: str, weights: str, kv: str) -> dict[str, Any]:
-    """One server's capacity: a row per step, and the number held at the end.
+def measure_capacity(args: argparse.Namespace, server: Server) -> dict[str, Any]:
+    """A row per step, and the number held at the end.
 
     Where that number is not known `held` is None and `void` says why.
     """
-    with Server(serve_options(args, model, weights, kv)) as server:
-        slots = server.health()["slots"]
-        weights, kv = server.precision() or (weights, kv)  # the built-in voice has none
-        print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
-        search = Search(server, args, {"weights": weights, "kv": kv})
-        measure_row(server, 1, WARM_UP_SECONDS)
-        best, void = None, None
-        try:
-            best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
-        except VoidError as error:
-            void = str(error)
-        ready = server.ready_seconds
-    head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": ready}
+    slots, search = server.health()["slots"], Search(server, args)
+    weights, kv = server.precision() or (args.weights, args.kv)  # the built-in voice has none
+    print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
+    measure_row(server, 1, WARM_UP_SECONDS)
+    best, void = None, None
+    try:
+        best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
+    except VoidError as error:
+        void = str(error)
+    head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": server.ready_seconds}
     return {**head, "held": best, "void": void, "seconds": args.seconds, "rows": search.rows}
 
 
 def describe_capacity(server: dict[str, Any]) -> str:
-    mode = f"{server['weights']}/{server['kv']}"
+    mode, seconds = f"{server['weights']}/{server['kv']}", f"for {server['seconds']:g} s"
     if server["void"]:
         return f"{mode}: void, nothing is known of the server: {server['void']}"
-    seconds = f"for {server['seconds']:g} s"
     if not server["held"]:
         tried = sorted({row["n"] for row in server["rows"]})
         return f"{mode}: none held {seconds}; tried: {', '.join(map(str, tried))}"
@@ -132,9 +129,9 @@ def hold_best(holds: Callable[[int], bool], best: int, times: int) -> int:
 
 
 class Search:
-    def __init__(self, server: Server, args: argparse.Namespace, head: dict[str, Any]) -> None:
+    def __init__(self, server: Server, args: argparse.Namespace) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._server, self._args, self._head = server, args, head
+        self._server, self._args = server, args
         self._open_at = 0.0  # when a server that was in overload admits again
 
     def step(self, conversations: int) -> bool:
@@ -164,7 +161,7 @@ class Search:
         row = measure_row(self._server, conversations, seconds)
         if row["refused"] or row["tick_ms_p99"] > TICK_LIMIT_SECONDS * 1e3:
             self._open_at = time.monotonic() + WINDOW_SECONDS
-        self.rows.append({**self._head, "seconds": seconds, **row})
+        self.rows.append({"seconds": seconds, **row})
         print(f"{conversations} for {seconds:g} s: {row['verdict']}", flush=True)
         return row
 
@@ -173,30 +170,22 @@ def measure_row(server: Server, conversations: int, seconds: float) -> dict[str,
     """Talk to the server in that many conversations; the row of the table. Raises EngineError."""
     if taken := server.wait_until_empty():
         raise EngineError(f"{taken} slots of the server were not given back; see its log")
-    before, cpu, started = server.counts(), server.cpu_seconds(), time.monotonic()
+    before = server.counts()
     talks, lags = asyncio.run(_talk_all(server.url, conversations, seconds))
-    wall, cpu = time.monotonic() - started, server.cpu_seconds() - cpu
     server.check_alive()
     counts = server.counts().since(before)
     answers = np.array([value for talk in talks for value in talk.latencies]) * 1e3
     p50, p99 = np.percentile(answers, (50, 99)).tolist() if len(answers) else (None, None)
     row = {
-        "n": conversations,
-        "frames": sum(len(talk.sent_at) for talk in talks),
-        "late_server": counts.late,
-        "late_client": sum(talk.late for talk in talks),
-        "answer_ms_p50": p50,
-        "answer_ms_p99": p99,
-        "tick_ms_p50": counts.tick_ms(50),
-        "tick_ms_p99": counts.tick_ms(99),
-        "ticks_in_time": counts.share_within(TICK_SECONDS),
-        "dropped": counts.dropped,
-        "refused": sum(talk.refused for talk in talks),
-        "broken": sum(talk.broken for talk in talks),
-        "backend_share": counts.backend_seconds / wall,
-        "server_cores": cpu / wall,
+        "n": conversations, "frames": sum(len(talk.sent_at) for talk in talks),
+        "late_server": counts.late, "late_client": sum(talk.late for talk in talks),
+        "answer_ms_p50": p50, "answer_ms_p99": p99,
+        "tick_ms_p50": counts.tick_ms(50), "tick_ms_p99": counts.tick_ms(99),
+        "ticks_in_time": counts.share_within(TICK_SECONDS), "dropped": counts.dropped,
+        "refused": sum(talk.over and not talk.began for talk in talks),
+        "hung_up": sum(talk.over and talk.began for talk in talks),
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
-    }
+    }  # fmt: skip
     return {**row, "verdict": judge_row(row)}
 
 
@@ -204,7 +193,7 @@ def judge_row(row: dict[str, Any]) -> str:
     """`held`, or why a row does not count."""
     if row["client_lag_ms_p99"] > LAG_SECONDS * 1e3:
         return LAGGED
-    if row["refused"] or row["broken"]:
+    if row["refused"] or row["hung_up"]:
         return "refused" if row["refused"] else "hung up"
     if not row["frames"]:
         return SILENT
@@ -226,12 +215,12 @@ async def _talk_all(
 
 # -- soak ------------------------------------------------------------------------------------------
 
-MEMORY_MB = 100  # by which own memory may grow from the second quarter of the time to the last
-DEVICE_MB = 200  # the same, of the whole device
+# Megabytes that may be grown by from the second quarter of the time to the last: its own, and what
+# is taken of the whole device.
+WATCHED = {"own_mb": 100, "device_mb": 200}
 HANDLES = 8  # open files, and threads, that may be left when all have gone
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
-WATCHED = {"own_mb": MEMORY_MB, "device_mb": DEVICE_MB}
 
 Sample = dict[str, float]
 
@@ -243,16 +232,11 @@ def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_soak(args: argparse.Namespace) -> int:
     """1 if something is wrong."""
-    results, faults = [], []
-    with choose_model(args) as model:
-        for weights, kv in product(args.weights, args.kv):
-            with Server(serve_options(args, model, weights, kv)) as server:
-                result = soak(server, server.health()["slots"], args.minutes * 60)
-                weights, kv = server.precision() or (weights, kv)
-            results.append({"weights": weights, "kv": kv, **result})
-            faults += [f"{weights}/{kv}: {fault}" for fault in find_faults(result)]
-            print(describe_soak(results[-1]))
-    save("soak", {"servers": results, "faults": faults}, args.json)
+    with choose_model(args) as model, Server(serve_options(args, model)) as server:
+        result = soak(server, server.health()["slots"], args.minutes * 60)
+    faults = find_faults(result)
+    print(describe_soak(result))
+    save("soak", {**result, "faults": faults}, args.json)
     if faults:
         print(f"error: {'; '.join(faults)}", flush=True)
     return int(bool(faults))
@@ -266,17 +250,19 @@ def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
     tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
-    names = [name for name in before if name.endswith("_mb")]
-    series = {name: [each[name] for each in samples] for name in names}
     return {
         "people": people, "seconds": seconds, "slots": server.health()["slots"],
-        "slots_lost": lost, "conversations": tally.conversations, "says": tally.says,
-        "refused": tally.refused, "leaves": dict(tally.leaves), "errors": tally.errors,
-        "frames": tally.frames, "late": counts.late, "dropped": counts.dropped,
-        "tick_ms_p99": counts.tick_ms(99), "ended": dict(counts.ended),
+        "slots_lost": lost,
+        **{name: tally.counts[name] for name in ("conversations", "refused", "frames", "says")},
+        **{name: tally.counts[name] for name in LEAVES}, "errors": tally.errors,
+        "late": counts.late, "dropped": counts.dropped,
+        "tick_ms_p99": counts.tick_ms(99),
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
         "before": before, "after": after,
-        "grown": {name: measure_growth(values) for name, values in series.items()},
+        "grown": {
+            name: measure_growth([sample[name] for sample in samples])
+            for name in before if name.endswith("_mb")
+        },
         "samples": samples,
     }  # fmt: skip
 
@@ -341,31 +327,33 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
 
 
 def describe_soak(result: Mapping[str, Any]) -> str:
-    rows = [
-        {
-            "watched": name,
-            "before": float(result["before"][name]),
-            "after": float(result["after"][name]),
-            "most": float(max(each[name] for each in result["samples"])),
-            "grown": result["grown"].get(name, ""),
-        }
-        for name in result["before"]
-    ]
-    leaves = ", ".join(f"{count} {how}" for how, count in result["leaves"].items())
-    void = f" ({LAGGED})" if result["client_lag_ms_p99"] > LAG_SECONDS * 1e3 else ""
-    return "\n".join(
-        (
-            f"{result['weights']}/{result['kv']}, {result['people']} people, "
-            f"{result['seconds']:g} s",
-            table(rows),
-            f"{result['conversations']} conversations ({leaves}), {result['says']} says, "
-            f"{result['refused']} refused joins, {len(result['errors'])} errors, "
-            f"{result['slots_lost']} of {result['slots']} slots lost",
-            f"{result['late']} of {result['frames']} frames late{void}, {result['dropped']} "
-            f"dropped, tick p99 {result['tick_ms_p99']:.1f} ms, client lag p99 "
-            f"{result['client_lag_ms_p99']:.1f} ms",
-        )
-    )
+    """Its single numbers; how memory and handles went stands in the json."""
+    numbers = {name: value for name, value in result.items() if isinstance(value, (int, float))}
+    grown = {f"{name} grown": value for name, value in result["grown"].items()}
+    lagged = result["client_lag_ms_p99"] > LAG_SECONDS * 1e3
+    void = f"\nlate frames: {LAGGED}" if lagged else ""
+    return f"{table([numbers | grown])}{void}"
 
 
 SOAK = Subject(add_soak_arguments, run_soak, {"slots": 2, "minutes": 0.5})
+
+
+# -- server: what it adds around its backend ------------------------------------------------------
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conversations", type=positive, default=16)
+    parser.add_argument("--seconds", type=duration, default=30.0)
+    parser.add_argument("--model", default="embedded")
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """Server and clients share this machine, so the row holds the clients' share too."""
+    with Server(["--model", args.model, "--slots", str(args.conversations)]) as server:
+        rows = [measure_row(server, args.conversations, args.seconds)]
+    print(table(rows))
+    save("server", {"rows": rows}, args.json)
+    return 0
+
+
+SERVER = Subject(add_server_arguments, run_server)

@@ -28,20 +28,12 @@ LAG_PERIOD_SECONDS = 0.01
 class PacedTalk:
     latencies: list[float] = field(default_factory=list)  # seconds, per frame
     sent_at: list[float] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)  # each piece of agent audio
+    late_by_server: int = 0  # frames so far, by the server's clock
     ready: asyncio.Event = field(default_factory=asyncio.Event)  # or over before it was
     began: bool = False  # the server said: start talking
     error: str = ""  # the last 0x05
     over: bool = False  # the server hung up
-
-    @property
-    def refused(self) -> bool:
-        """Never let in."""
-        return self.over and not self.began
-
-    @property
-    def broken(self) -> bool:
-        """Let in, and ended by the server."""
-        return self.over and self.began
 
     @property
     def late(self) -> int:
@@ -95,7 +87,10 @@ async def hear(client: Client, talk: PacedTalk) -> None:
             talk.ready.set()
         elif message.kind is Kind.ERROR:
             talk.error = message.text
+        elif message.data.get("type") == "stats":
+            talk.late_by_server = message.data["late_frames"]
         elif message.pcm is not None:
+            talk.heard_at.append(message.at)
             samples += len(message.pcm)
             frame = int(samples / FRAME_SAMPLES + 0.5) - 1
             if len(talk.latencies) <= frame < len(talk.sent_at):
@@ -149,24 +144,8 @@ TEXTS = (
 
 @dataclass
 class Tally:
-    conversations: int = 0
-    frames: int = 0  # of user audio
-    refused: int = 0  # joins
-    says: int = 0
-    leaves: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # frames of user audio, says, leaves, …
     errors: list[str] = field(default_factory=list)  # of conversations the server ended
-
-    def note(self, talk: PacedTalk, hung_up: bool, how: str) -> None:
-        """A talk is over; hung_up: the server ended it."""
-        if talk.refused and talk.error.startswith("busy: "):
-            self.refused += 1
-            return
-        self.conversations += 1
-        self.frames += len(talk.sent_at)
-        if hung_up:
-            self.errors.append(talk.error or "the server hung up without a word")
-        else:
-            self.leaves[how] += 1
 
 
 class Person:
@@ -187,9 +166,18 @@ class Person:
             (how,) = self._rng.choices(list(LEAVES), list(LEAVES.values()))
             talk = PacedTalk()
             try:
-                self._tally.note(talk, await self._talk(talk, ends, how), how)
+                hung_up = await self._talk(talk, ends, how)
             except EngineError as error:  # nobody answers at all
                 self._tally.errors.append(str(error))
+                continue
+            if not talk.began and talk.error.startswith("busy: "):
+                self._tally.counts["refused"] += 1
+                continue
+            self._tally.counts += Counter(conversations=1, frames=len(talk.sent_at))
+            if hung_up:
+                self._tally.errors.append(talk.error or "the server hung up without a word")
+            else:
+                self._tally.counts[how] += 1
 
     async def _talk(self, talk: PacedTalk, ends: float, how: str) -> bool:
         """One conversation; whether the server ended it."""
@@ -208,7 +196,7 @@ class Person:
     async def _act(self, client: Client) -> None:
         drawn = self._rng.random()
         if drawn < SAY_SHARE:
-            self._tally.says += 1
+            self._tally.counts["says"] += 1
             await client.say(self._rng.choice(TEXTS))
         elif drawn < SAY_SHARE + CANCEL_SHARE:
             await client.send_metadata(type="cancel")

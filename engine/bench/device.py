@@ -8,7 +8,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,8 @@ from engine.model.gpu.graphs import Ticks
 from engine.model.lm import LM
 from engine.model.loop import Loop
 from engine.model.mimi import Mimi
-from engine.model.stt import Hearing, Recogniser
 from engine.model.transformer import Rings
 from engine.weights.generated import FULL, SMALL, generated
-from engine.weights.loading import Checkpoint, LoadedRecogniser
-from engine.weights.sizing import Memory, Precision, free_bytes
 
 COPY_BYTES = 4 << 30  # of the copy that the bandwidth is read from, on a GPU
 CPU_COPY_BYTES = 256 << 20
@@ -69,15 +66,6 @@ def make_loop(lm: LM, mimi: Mimi, slots: int, kv: str) -> Loop:
         loop.sampler.tune(slot, SamplingConfig())
         loop.sampler.seed(slot, slot)
     return loop
-
-
-def make_hearing(stt: Recogniser, slots: int) -> Hearing:
-    """A recogniser at work for all slots, with full rings."""
-    device = stt.embedding.table.device
-    hearing = Hearing(stt, slots, torch.zeros(stt.config.n_q, dtype=torch.int64, device=device))
-    randomise(hearing.rings)
-    set_pushed(hearing.rings, hearing.rings.capacity)
-    return hearing
 
 
 def fill_context(loop: Loop, columns: int) -> None:
@@ -151,40 +139,12 @@ def measure_bandwidth(device: str) -> float:
     return 2 * size / time_work(lambda: target.copy_(source), 10)
 
 
-class HalfTimes:
-    """CUDA events before and after each half of a tick."""
-
-    def __init__(self) -> None:
-        self._events: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        self._events.append(torch.cuda.Event(enable_timing=True))
-        self._events[-1].record()
-
-    def milliseconds(self) -> float:
-        """Both halves by the device's own clock, without the host's part between them."""
-        synchronize()
-        began, heard, chosen, spoken = self._events
-        return began.elapsed_time(heard) + chosen.elapsed_time(spoken)
-
-
-def run_tick(
-    ticks: Ticks,
-    slots: int,
-    pcm: np.ndarray,
-    transcribe: bool = False,
-    mark: Callable[[], None] = lambda: None,
-) -> float:
-    """Seconds of one tick of the first slots; `mark` is called around each of its halves."""
+def run_tick(ticks: Ticks, slots: int, pcm: np.ndarray) -> float:
+    """Seconds of one tick of the first slots, with its copies and what the host does."""
     active = np.arange(ticks.loop.slots) < slots
     start = time.perf_counter()
-    mark()
-    text, *_ = ticks.listen(pcm, active, range(slots) if transcribe else ())
-    mark()
-    chosen = np.where(active, text, PAD)
-    mark()
-    ticks.speak(chosen, np.zeros(len(active), bool))
-    mark()
+    text, *_ = ticks.listen(pcm, active)
+    ticks.speak(np.where(active, text, PAD), np.zeros(len(active), bool))
     return time.perf_counter() - start
 
 
@@ -196,35 +156,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def count_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors; memory that several share counts once."""
-    seen = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(seen.values())
-
-
-def plan_memory(
-    lm: LM, mimi: Mimi, mode: Precision, stt: Recogniser | None = None
-) -> Memory | None:
-    """The arithmetic of a server's start for loaded models; None on a CPU: nothing limits it."""
-    release_memory()
-    free = free_bytes(lm.embedding.table.device)
-    if free is None:
-        return None
-    heard = LoadedRecogniser(stt, None) if stt else None
-    return Memory(Checkpoint("generated", lm, mimi, None, None), heard, mode, free)
-
-
-def check_room(memory: Memory | None, slots: int) -> None:
-    """Raises torch.OutOfMemoryError where a server would not start with that many slots."""
-    if memory is None or memory.slots(most=slots) == slots:
-        return
-    needed = slots * memory.slot_bytes(memory.mode)
-    there = max(0, needed + memory.left(slots))
-    raise torch.OutOfMemoryError(
-        f"{needed / 1e9:.2f} GB of {there / 1e9:.2f} GB beside the weights and the reserve"
-    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Does int8 say the same as bf16? Teacher forced over one conversation: KL and top-1 of the text.
+"""Does int8 say the same as bf16? Teacher forced over one conversation: KL and the likeliest words.
 
 The plain model talks with a user who speaks, and opens as a caller's conversation does, with a
 voice and a persona: what the model meets here is what it was made for. The same columns then go
@@ -10,6 +10,7 @@ changes, people should listen too.
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from engine.commands.offline import drive_conversation, split_frames
 from engine.config import EPAD, FRAME_SAMPLES, PAD, SamplingConfig
 from engine.dialogue.persona import load_personas, prompt_ids
 from engine.errors import ConfigError, ModelError
+from engine.model import transformer
 from engine.model.lm import LM, Temporal
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
@@ -34,11 +36,20 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.hub import find
 from engine.weights.loading import Checkpoint, download_recogniser, load_checkpoint, load_recogniser
 from engine.weights.verdict import write_verdict
-from engine.weights.voices import Voices
 
 LEAST_FRAMES = 1500  # of a conversation that a verdict is reached on: two minutes
 LEAST_SPOKEN = 0.05  # of its frames have text: that padding is the likeliest says little
 LEAST_TOP1 = 0.97  # of the frames have the same likeliest text
+# Of the frames where either form's likeliest text is a word: few frames have one, and a model that
+# says other words agrees in all the padding.
+LEAST_WORDS_TOP1 = 0.95
+# Nats of KL, of the text and of the first codebook, on average. By Pinsker's inequality at most
+# sqrt(KL / 2) of the draws come out otherwise: one in ten.
+MOST_KL = 0.02
+# A line through the other form's logits against the plain ones has slope 1, however they scatter:
+# rounding is as often up as down. A scale that is off by 2 % is no rounding.
+MOST_SLOPE_OFF = 0.01
+MOST_STEPS_OFF = 0.6  # steps of int8 that a number is moved by: rounding moves it by half a one
 MOST_DRIFT = 0.5  # of the mean KL, that a straight line may rise over the whole run
 SMALL_RISE = 1e-3  # of KL over the whole run: no drift, whatever the mean
 BLOCKS = 10  # parts of a run, whose means are nearly independent: 12 s, one turn of the user each
@@ -46,6 +57,10 @@ SURE = 2.5  # standard errors that a rise must exceed: about one steady run in f
 LIMITS = {  # kept with a result
     "spoken": LEAST_SPOKEN,
     "top1": LEAST_TOP1,
+    "words top1": LEAST_WORDS_TOP1,
+    "kl": MOST_KL,
+    "slope": MOST_SLOPE_OFF,
+    "steps": MOST_STEPS_OFF,
     "rise of mean": MOST_DRIFT,
     "rise": SMALL_RISE,
     "rise of error": SURE,
@@ -101,23 +116,27 @@ def judge_model(
     model: str, device: str, frames: int
 ) -> tuple[list[dict], Mimi, "ForcedConversation"]:
     """Rows of int8 weights, int8 keys and values, and both; the codec; what was said."""
-    base = load_checkpoint(model, Voices, device=device)
+    base = load_checkpoint(model, device=device)
     mimi, spoken = base.mimi, hold_conversation(base, frames, SamplingConfig())
     columns, before = spoken.columns, spoken.before
-    plain, codes = force_columns(base.lm, columns, None, before)
-    kv, kv_codes = force_columns(base.lm, columns, torch.int8, before)
+    plain = force_columns(base.lm, columns, None, before)
+    kv = force_columns(base.lm, columns, torch.int8, before)
     del base
     release_memory()
-    lm = load_checkpoint(model, Voices, device=device, int8=True).lm
+    lm = load_checkpoint(model, device=device, int8=True).lm
     tried = {
-        "int8 weights": force_columns(lm, columns, None, before),
-        "int8 KV": (kv, kv_codes),
-        "both": force_columns(lm, columns, torch.int8, before),
+        "int8 weights": (force_columns(lm, columns, None, before), (quantise_rows,)),
+        "int8 KV": (kv, (quantise_heads,)),
+        "both": (force_columns(lm, columns, torch.int8, before), (quantise_rows, quantise_heads)),
     }
     rows = []
-    for name, (logits, said) in tried.items():
-        audio = float((said == codes).float().mean())  # not judged: most codes are a toss-up
-        rows.append({**compare(name, plain, logits), "audio_top1": audio})
+    for name, (forced, quantisers) in tried.items():
+        row = compare(name, plain.text, forced.text)
+        row["audio_kl"] = float(measure_kl(plain.audio, forced.audio).mean())
+        row["audio_top1"] = float((forced.codes == plain.codes).float().mean())  # not judged
+        row["steps"] = max(measure_steps(each, device) for each in quantisers)
+        row["good"] &= row["audio_kl"] <= MOST_KL and row["steps"] <= MOST_STEPS_OFF
+        rows.append(row)
     return rows, mimi, spoken
 
 
@@ -132,24 +151,59 @@ def judge_recogniser(source: str, mimi: Mimi, sound: Tensor) -> dict:
         columns.append(hearing.column(codes)[0])
         hearing.step(codes, active)
     columns = torch.stack(columns)  # [T, 1 + n_q]
-    plain, _ = force_columns(stt, columns)
+    plain = force_columns(stt, columns).text
     del stt, hearing
     release_memory()
     other = load_recogniser(source, mimi, device=sound.device, int8=True).stt
-    return compare("int8 recogniser", plain, force_columns(other, columns)[0])
+    return compare("int8 recogniser", plain, force_columns(other, columns).text)
 
 
 # -- the verdict on numbers ------------------------------------------------------------------------
 
 
 def compare(name: str, plain: Tensor, other: Tensor) -> dict:
-    """One row of the table, with its verdict."""
+    """One row of the table, with its verdict, from the text logits [T, V] of both forms.
+
+    Without a single word there is nothing to judge, and that is not good.
+    """
+    drift = fit_drift(measure_kl(plain, other))
+    mine, others = plain.argmax(-1), other.argmax(-1)
+    same, words = (mine == others).float(), is_word(mine) | is_word(others)
+    centred = plain - plain.mean(-1, keepdim=True)
+    row = {
+        "what": name, **asdict(drift), "top1": float(same.mean()),
+        "words_top1": float(same[words].mean()),  # NaN where there are none
+        "slope": float((centred * other).sum() / centred.square().sum()),
+    }  # fmt: skip
+    good = row["top1"] >= LEAST_TOP1 and row["words_top1"] >= LEAST_WORDS_TOP1
+    good &= drift.kl <= MOST_KL and drift.small and abs(row["slope"] - 1) <= MOST_SLOPE_OFF
+    return {**row, "good": bool(good)}
+
+
+def measure_kl(plain: Tensor, other: Tensor) -> Tensor:
+    """Nats of each frame [T] that are lost by taking the other's logits [T, V] for the plain."""
     p, q = plain.log_softmax(-1), other.log_softmax(-1)
-    drift = fit_drift((p.exp() * (p - q)).sum(-1))
-    top1 = float((plain.argmax(-1) == other.argmax(-1)).float().mean())
-    rms = float((plain - other).square().mean().sqrt())
-    good = top1 >= LEAST_TOP1 and drift.small
-    return {"what": name, **asdict(drift), "rms": rms, "top1": top1, "good": good}
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def is_word(text: Tensor) -> Tensor:
+    return (text != PAD) & (text != EPAD)
+
+
+def quantise_rows(exact: Tensor) -> tuple[Tensor, Tensor]:
+    return transformer.quantise_weight(exact)
+
+
+def quantise_heads(exact: Tensor) -> tuple[Tensor, Tensor]:
+    return transformer.quantise_columns(exact)
+
+
+def measure_steps(quantise: Callable[[Tensor], tuple[Tensor, Tensor]], device: str) -> float:
+    """The most steps of int8 by which a quantiser moves a number of a probe."""
+    exact = torch.randn(256, 128, generator=torch.Generator().manual_seed(0)).to(device)
+    steps, scale = quantise(exact)
+    step = exact.abs().amax(-1, keepdim=True) / transformer.INT8_MAX
+    return float(((steps.float() * scale.float()[:, None] - exact) / step).abs().max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +265,7 @@ class ForcedConversation:
     @property
     def spoken(self) -> float:
         """The share of the frames whose text is not padding."""
-        text = self.columns[:, 0]
-        return float(((text != PAD) & (text != EPAD)).float().mean())
+        return float(is_word(self.columns[:, 0]).float().mean())
 
 
 @torch.inference_mode()
@@ -255,37 +308,46 @@ class Remembering(PersonaPlexBackend):
         return embedded
 
 
+@dataclass(frozen=True, slots=True)
+class ForcedLogits:
+    """What a form of the model makes of columns [T, K]; on the host."""
+
+    text: Tensor  # [T, V]
+    codes: Tensor  # [T - 1, Q]: the likeliest agent codes of every next frame; none of a recogniser
+    audio: Tensor  # [T - 1, card]: logits of the first of them
+
+
 @torch.inference_mode()
 def force_columns(
     lm: Temporal,
     columns: Tensor,
     kv: torch.dtype | None = None,
     before: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Text logits [T, V] on the host, and the likeliest agent codes of every next frame [T - 1, Q].
-
-    Column by column, as a conversation would meet them. before [P, dim]: read first, if anything.
-    """
-    rings, rows, codes = lm.rings(1, kv), [], []
+) -> ForcedLogits:
+    """Column by column, as a conversation would meet them. before [P, dim]: read first, if any."""
+    rings, text, codes, audio = lm.rings(1, kv), [], [], []
     columns = columns.to(rings.kv.device)
     active = Active.of([0], 1, columns.device)
     for row in () if before is None else before:
         lm.step(row[None], rings, active)
     for now, column in enumerate(columns):
         hidden = lm.step(lm.embed(column[None]), rings, active)
-        rows.append(lm.text_logits(hidden)[0].cpu())
+        text.append(lm.text_logits(hidden)[0].cpu())
         if isinstance(lm, LM) and now + 1 < len(columns):
-            codes.append(pick_codes(lm, hidden, columns[now + 1]))
-    return torch.stack(rows), torch.stack(codes) if codes else torch.empty(0)
+            logits = force_depth(lm, hidden, columns[now + 1])
+            codes.append(torch.stack([each.argmax() for each in logits]))
+            audio.append(logits[0])
+    none = [torch.empty(0)]
+    return ForcedLogits(torch.stack(text), torch.stack(codes or none), torch.stack(audio or none))
 
 
-def pick_codes(lm: LM, hidden: Tensor, after: Tensor) -> Tensor:
-    """What the depformer would pick [Q]; each step is given the codes that came after [K]."""
-    picked: list[Tensor] = []
+def force_depth(lm: LM, hidden: Tensor, after: Tensor) -> list[Tensor]:
+    """The depformer's logits [card] of each codebook; each step is given what came after [K]."""
+    seen: list[Tensor] = []
 
     def pick(step: int, logits: Tensor) -> Tensor:
-        picked.append(logits[0].argmax().cpu())
+        seen.append(logits[0].cpu())
         return after[1 + step : 2 + step]
 
     lm.depth(hidden, after[:1], pick)
-    return torch.stack(picked)
+    return seen

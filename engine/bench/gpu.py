@@ -1,7 +1,6 @@
 """The whole GPU suite in one command: correctness and loading, then times; all into one json file.
 
-What is checked or loaded first runs side by side, because it waits for compilers and disks; what is
-timed runs alone. `soak` takes an hour of its own and is not part of the suite.
+`soak` takes an hour of its own and is not part of the suite.
 
 The check is a subject of its own, `verify`: whether a device computes what the CPU does (golden
 runs, graphs = eager, neighbours, idle slots, prompts, renewals). It uses the tiny checkpoint and
@@ -12,13 +11,11 @@ torch.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ from engine.bench.device import (
     pick_device,
     release_memory,
 )
-from engine.bench.report import Subject, parse_options, save, table
+from engine.bench.report import Subject, parse_options, result_path, save, table
 from engine.commands.offline import drive_conversation, split_frames
 from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
@@ -46,31 +43,23 @@ from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.generated import SMALL, TINY, generated
 from engine.weights.loading import load_checkpoint, load_recogniser
-from engine.weights.voices import Voices
 
 PARTS = {  # subject -> its options, chosen so that all of it takes less than 9 minutes on an H200
-    "verify": ["--small"],
+    "verify": [],
     "load": [],
-    "tick": ["--context", "100", "750", "2999", "--ticks", "50", "--warm-up", "5"],
+    "tick": ["--context", "100", "750", "2999", "--ticks", "50"],
     "stages": ["--slots", "1", "16"],
     "connect": [],
     "memory": ["--kv", "int8"],
     "capacity": ["--step-seconds", "4", "--seconds", "180", "--holds", "1"],
 }
 READING = ("load", "capacity")  # they share one generated checkpoint on disk
-BESIDE = "verify"  # runs in a process of its own while the next part runs
-MINUTES = 9  # for all of it
-LAST = "capacity"  # holds its calls for a shorter time if the suite would else not end in time
-# What `capacity` takes before and after the hold: 54 s on an H200 (2026-11-25), its kernels
-# compiled by the parts before.
-CLIMB_SECONDS = 70.0
-LEAST_SECONDS = 30.0  # of calls, however late it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the only source)")
     parser.add_argument("--small", action="store_true", help="a reduced size, for a CPU")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all, unless given")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.set_defaults(device="auto")
 
 
@@ -79,89 +68,38 @@ def run(args: argparse.Namespace) -> int:
     if args.small:  # models so small only wait for each other's threads; the servers are told too
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     pick_config(args)  # raises ConfigError where the full size cannot be run
-    parts = args.parts or list(PARTS)
-    target, end = Path(args.json or "bench-gpu.json"), time.monotonic() + 60 * MINUTES
-    results: dict[str, Any] = {}
+    target, results = result_path("gpu", args.json), {}
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        waiting = None
-        for part in parts:
+        for part in args.parts:
             options = ["--small"] if args.small else [*PARTS[part]]  # a CPU has each subject's own
-            options += ["--json", str(target.with_suffix(f".{part}.json"))]
             options += ["--folder", folder] if part in READING else []
-            if part == LAST and not args.small:
-                options = shorten_hold(end, options)
-            if part == BESIDE:
-                waiting = start_process(part, options)
-                continue
-            results[part] = report_part(
-                part, lambda part=part, options=options: run_guarded(part, options)
-            )
-            if waiting:
-                results[BESIDE], waiting = report_part(BESIDE, waiting), None
+            begun = time.perf_counter()
+            print(f"== {part}", flush=True)
+            result = run_guarded(part, [*options, "--json", f"{folder}/{part}.json"])
+            seconds = time.perf_counter() - begun
+            print(f"== {part}: {seconds:.0f} s", flush=True)
+            results[part] = {"seconds": seconds} | result
             save("gpu", results, str(target))  # at once: what is measured is kept
-        if waiting:
-            results[BESIDE] = report_part(BESIDE, waiting)
-    save("gpu", results, str(target))
     return max(result["code"] for result in results.values())
 
 
-def shorten_hold(end: float, options: list[str]) -> list[str]:
-    """The last part's command line; its hold ends when the time is over (`time.monotonic`)."""
-    at = options.index("--seconds") + 1
-    left = max(LEAST_SECONDS, end - time.monotonic() - CLIMB_SECONDS)
-    if left >= float(options[at]):
-        return options
-    print(f"{LAST} holds for {left:.0f} s, not {options[at]}: the time is over then", flush=True)
-    return [*options[:at], f"{left:.0f}", *options[at + 1 :]]
-
-
-def report_part(part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a part, with its beginning and its seconds on the screen; returns its result."""
-    begun = time.perf_counter()
-    print(f"== {part}", flush=True)
-    result = work()
-    print(f"== {part}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return {"seconds": time.perf_counter() - begun} | result
-
-
-def start_process(part: str, options: list[str]) -> Callable[[], dict[str, Any]]:
-    """Start a subject in a process of its own; returns what waits for its end and its result."""
-    command = [sys.executable, "-m", "engine", "bench", part, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def end() -> dict[str, Any]:
-        output, _ = process.communicate()
-        print(output.partition("written:")[0], end="", flush=True)  # that file is gone at once
-        return take_result(options, process.returncode)
-
-    return end
-
-
 def run_guarded(part: str, options: list[str]) -> dict[str, Any]:
-    """Run a subject in this process; an error is printed and kept beside the subject's rows."""
+    """Run a subject: its exit code, what it has written, and what ended it, if anything did."""
     release_memory()  # a server beside us needs what the part before has left
+    code, error, path = 1, {}, Path(options[-1])
     try:
         subject = load_subject(part)
-        return take_result(options, subject.run(parse_options(subject, options)))
-    except Exception as error:  # boundary between parts: whatever ends one must not end others
+        code = subject.run(parse_options(subject, options))
+    except Exception as fault:  # boundary between parts: whatever ends one must not end others
         print(traceback.format_exc(), flush=True)
-        reason = traceback.format_exception_only(error)[-1].strip()
-    return take_result(options, 1) | {"error": reason}
-
-
-def take_result(options: list[str], code: int) -> dict[str, Any]:
-    """What a subject has written, and the code it ended with; removes its file."""
-    path = Path(options[options.index("--json") + 1])
-    if not path.exists():
-        return {"code": max(code, 1), "error": f"it ended with {code} and no result"}
-    result = json.loads(path.read_text())
-    path.unlink()
-    return {"code": code} | result
+        error = {"error": traceback.format_exception_only(fault)[-1].strip()}
+    return {"code": code} | (json.loads(path.read_text()) if path.exists() else {}) | error
 
 
 # -- verify: does the device compute what the CPU does? --------------------------------------------
 
 STT_TINY = Path("tests/golden/stt_tiny")
+PATHS = {"cpu": (False,), "cuda": (False, True)}  # without graphs, and with them
 GOLDEN_RUNS = ("gen_voice_pt", "gen_forced_text")
 GOLDEN_FRAMES = 81
 CHECKED_PRECISIONS = (("bf16", "bf16"), ("int8", "int8"))  # of weights, of keys and values
@@ -173,8 +111,6 @@ Check = tuple[str, bool, str]  # what was checked, whether it holds, a number or
 
 @torch.inference_mode()
 def run_verify(args: argparse.Namespace) -> int:
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     device, results = pick_device(args), []
     runs = check_golden_runs(device), check_recogniser(device), check_teacher_forcing(device)
     for check in (*runs, check_paths(args), check_prompts(args), check_renewals(device)):
@@ -190,47 +126,39 @@ def read_user_frames() -> np.ndarray:
     return split_frames(samples.astype(np.float32) / 32768)
 
 
-def list_paths(device: str) -> tuple[bool, ...]:
-    """Without graphs, and with them where a device has them."""
-    return (False, True) if device == "cuda" else (False,)
-
-
 def check_golden_runs(device: str) -> Iterator[Check]:
     """Greedy conversations in float32, token for token, with graphs and without."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
-    for graphs in list_paths(device):
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
+    for graphs in PATHS[device]:
         backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs)
         for name in GOLDEN_RUNS:
             want = load_file(TINY / "expected" / f"{name}.safetensors")["tokens"][1:]
             run = json.loads((TINY / "expected" / f"{name}.json").read_text())
-            got = play_golden(backend, run)
+            forced, count = run.get("forced", {}), iter(range(10_000))
+            ids = prompt_ids(run["text_prompt"], backend.tokenizer)
+            frames = drive_conversation(
+                backend,
+                Opening(run["voice"].split(".")[0], ids, GREEDY),
+                read_user_frames()[:GOLDEN_FRAMES],
+                lambda sampled, *_, forced=forced, count=count: (
+                    forced.get(str(next(count)), sampled),
+                    False,
+                ),
+            )
+            got = np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
             same = (got == want).all(1)
             at = "all" if same.all() else f"differs at frame {int(same.argmin())}"
             yield f"golden {name} float32 {'graphs' if graphs else 'eager'}", bool(same.all()), at
 
 
-def play_golden(backend: PersonaPlexBackend, run: dict) -> np.ndarray:
-    """[T, 17] tokens of a greedy conversation with the golden prompt and forced text."""
-    forced, count = run.get("forced", {}), iter(range(10_000))
-    ids = prompt_ids(run["text_prompt"], backend.tokenizer)
-    opening = Opening(run["voice"].split(".")[0], ids, GREEDY)
-    frames = drive_conversation(
-        backend,
-        opening,
-        read_user_frames()[:GOLDEN_FRAMES],
-        lambda s, *_: (forced.get(str(next(count)), s), False),
-    )
-    return np.array([[f.text, *f.agent_codes, *f.user_codes] for f in frames])
-
-
 def check_recogniser(device: str) -> Iterator[Check]:
     """The recogniser's words and the agent's tokens in float32, in graphs and without, a flush."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
     where, want = torch.device(device), load_file(STT_TINY / "expected" / "stt.safetensors")
     stt = load_recogniser(str(STT_TINY), checkpoint.mimi, device=where, dtype=torch.float32)
     opening = Opening("TINYF0", (), GREEDY, transcribe=True)
     agents = []
-    for graphs in list_paths(device):
+    for graphs in PATHS[device]:
         backend = PersonaPlexBackend(checkpoint, slots=2, recogniser=stt, graphs=graphs)
         flushed: list[HeardRow] = []
         frames = list(drive_conversation(backend, opening, read_user_frames(), flushed=flushed))
@@ -245,7 +173,7 @@ def check_recogniser(device: str) -> Iterator[Check]:
 def check_teacher_forcing(device: str) -> Iterator[Check]:
     """bf16 hidden states against the reference's float32, within twice its own bf16 distance."""
     want = load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
-    lm = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.bfloat16).lm
+    lm = load_checkpoint(str(TINY), device=device, dtype=torch.bfloat16).lm
     rings, active = lm.rings(1), Active.of([0], 1, torch.device(device))
     columns = torch.from_numpy(want["tokens"]).long().T.to(device)
     hidden = torch.cat([lm.step(lm.embed(c[None]), rings, active) for c in columns])
@@ -255,10 +183,12 @@ def check_teacher_forcing(device: str) -> Iterator[Check]:
     yield "teacher forced bf16", off <= allowed, f"{off:.4f} of {allowed:.4f}"
 
 
-def play(ticks: Ticks, slots: list[int], frames: int) -> tuple[np.ndarray, np.ndarray]:
+def play(
+    ticks: Ticks, slots: list[int], frames: int, anew: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """A few frames of these slots: tokens [T, S, 1 + Q], pcm [T, S, 1920]; the rest is idle."""
     loop, rng = ticks.loop, np.random.default_rng(3)
-    for slot in range(loop.slots):
+    for slot in range(loop.slots) if anew else ():
         loop.clear(slot)
         loop.sampler.tune(slot, GREEDY if slot % 2 else SamplingConfig())
         loop.sampler.seed(slot, slot)
@@ -290,34 +220,26 @@ def check_paths(args: argparse.Namespace) -> Iterator[Check]:
         good = bool((among[:, 15] == alone[:, 0]).all())
         yield f"slot 15 alone = among 16, {weights}/{kv}", good, ""
         idle = [t.clone() for t in loop.state(3)]
-        play_on(quick, [15], 4)
+        play(quick, [15], 4, anew=False)
         good = all(torch.equal(a, b) for a, b in zip(idle, loop.state(3), strict=True))
         yield f"an idle slot does not move, {weights}/{kv}", good, ""
 
 
-def play_on(ticks: Ticks, slots: list[int], frames: int) -> None:
-    """More frames, without starting anew."""
-    active = np.isin(np.arange(ticks.loop.slots), slots)
-    for _ in range(frames):
-        text, *_ = ticks.listen(np.zeros((len(active), FRAME_SAMPLES), np.float32), active)
-        ticks.speak(np.where(active, text, PAD), np.zeros(len(active), bool))
-
-
 def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
     """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
-    from engine.model.gpu.kernels import ROWS  # triton: only where there is a GPU
+    from engine.model.gpu.kernels import TILE_ROWS  # triton: only where there is a GPU
 
     for weights, kv in CHECKED_PRECISIONS:
         release_memory()
         lm, _ = generated(SMALL, pick_device(args), weights)
         rings, columns = lm.rings(4, KV_TYPES[kv]), lm.embedding.table[:PROMPT]
-        graph, eager = Prefill(lm, rings, ROWS), Prefill(lm, rings, ROWS, graphs=False)
+        graph, eager = Prefill(lm, rings, TILE_ROWS), Prefill(lm, rings, TILE_ROWS, graphs=False)
         for slot, prefill, cuts in (
             (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 16, 3, 16]),
         ):  # fmt: skip
             for part in columns.split(cuts):
                 prefill.run(slot, part)
-        for part in columns.split(ROWS):
+        for part in columns.split(TILE_ROWS):
             lm.prefill(part, rings, 3)
         whole, once, cut, plain = (read_keys(rings, slot) for slot in range(4))
         yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""
@@ -342,7 +264,7 @@ def check_renewals(device: str) -> Iterator[Check]:
 
 def play_renewal(device: str, graphs: bool) -> list[list[int]]:
     """Text and codes of every frame until well past a renewal; raises if there was none."""
-    checkpoint = load_checkpoint(str(TINY), Voices, device=device, dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY), device=device, dtype=torch.float32)
     checkpoint.lm.window = ROOM  # the golden one is shorter than its prompts
     backend = PersonaPlexBackend(checkpoint, slots=2, graphs=graphs, renewal_frames=6)
     for _ in backend.open(1, Opening("TINYF0", (), GREEDY)):
@@ -362,8 +284,8 @@ def play_renewal(device: str, graphs: bool) -> list[list[int]]:
 
 def read_keys(rings: Rings, slot: int) -> torch.Tensor:
     """Keys and values that a slot holds, as float32 [L, 2, H, n, D]."""
-    kept, scale = rings.used(slot).float(), rings.used_scale(slot)
-    return kept if scale is None else kept * scale.float()[..., None]
+    kept, *scale = (used.float() for used in rings.used(slot))
+    return kept * scale[0][..., None] if scale else kept
 
 
 VERIFY = Subject(add_model_arguments, run_verify)

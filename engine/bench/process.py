@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,7 +26,7 @@ LOG_LINES = 5  # of a server that ended, to find out why
 LOG_BYTES = 1 << 20  # of a start, at most
 PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
 EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+OPERATORS = ("PERSONAPLEX_", "DEEPSEEK_")  # settings, by how their names begin
 
 
 @dataclass
@@ -34,16 +35,15 @@ class Server:
 
     options: list[str]
     command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
+    settings: dict[str, str] = field(default_factory=dict)  # environment variables
     ready_seconds: float = 0.0
 
     def __enter__(self) -> "Server":
         started = time.monotonic()
-        with socket.socket() as probe:  # a port that nobody uses
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = find_free_port()
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PERSONAPLEX_")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(OPERATORS)} | self.settings
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept
@@ -114,14 +114,8 @@ class Server:
     def counts(self) -> "Counts":
         return Counts.of(self._read("/metrics"))
 
-    def cpu_seconds(self) -> float:
-        """Processor time the process has used, user and system."""
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as file:
-            entries = file.read().rsplit(")", 1)[1].split()
-        return (int(entries[11]) + int(entries[12])) / TICKS_PER_SECOND
-
     def sizes(self) -> dict[str, float]:
-        """Megabytes that are resident, and of them its own (no mapped files); files and threads."""
+        """Megabytes resident, of them its own (no mapped files); files; threads; its log."""
         folder = f"/proc/{self.process.pid}"
         with open(f"{folder}/status", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file if ":" in line)
@@ -130,7 +124,18 @@ class Server:
             "own_mb": int(lines["RssAnon"].split()[0]) / 1024,
             "files": len(os.listdir(f"{folder}/fd")),
             "threads": len(os.listdir(f"{folder}/task")),
+            "log_bytes": os.fstat(self.log.fileno()).st_size,
         }
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+TICK, STAGE = "personaplex_step_seconds_bucket", "personaplex_frame_seconds"
+ENDED = "personaplex_conversations_ended_total"
 
 
 @dataclass(frozen=True)
@@ -140,33 +145,33 @@ class Counts:
     live: int  # conversations that are open at that moment
     late: int  # frames sent > 120 ms after their user frame was complete
     dropped: int  # user frames given up in overload
-    backend_seconds: float  # spent in ticks
+    ended: int  # conversations
+    stages: Mapping[tuple[str, str], float]  # (quantile, stage) -> seconds, of the last minute
     ticks: Counter[float]  # bound in seconds -> ticks that took at most that
-    ended: Counter[str]  # conversations by reason
 
     @classmethod
     def of(cls, text: str) -> "Counts":
         """From a Prometheus exposition."""
-        single: Counter[str] = Counter()
-        ticks: Counter[float] = Counter()
-        ended: Counter[str] = Counter()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == "personaplex_step_seconds_bucket":
-                    ticks[float(sample.labels["le"])] = int(sample.value)
-                elif sample.name == "personaplex_conversations_ended_total":
-                    ended[sample.labels["reason"]] = int(sample.value)
-                elif sample.name == "personaplex_dropped_user_frames_total":
-                    single[f"dropped {sample.labels['reason']}"] = sample.value
-                elif not sample.labels:
-                    single[sample.name] = sample.value
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
         return cls(
-            live=int(single["personaplex_conversations"]),
-            late=int(single["personaplex_late_frames_total"]),
-            dropped=int(single["dropped overload"]),
-            backend_seconds=single["personaplex_step_seconds_sum"],
-            ticks=ticks,
-            ended=ended,
+            live=int(found["personaplex_conversations",]),
+            late=int(found["personaplex_late_frames_total",]),
+            dropped=int(found["personaplex_dropped_user_frames_total", "overload"]),
+            ended=sum(int(n) for (name, *_), n in found.items() if name == ENDED),
+            stages={
+                (label[0], label[1]): n for (name, *label), n in found.items() if name == STAGE
+            },
+            ticks=Counter(
+                {
+                    float(labels[0]): int(value)
+                    for (name, *labels), value in found.items()
+                    if name == TICK
+                }
+            ),
         )
 
     def since(self, before: "Counts") -> "Counts":
@@ -174,9 +179,8 @@ class Counts:
             self,
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
-            backend_seconds=self.backend_seconds - before.backend_seconds,
-            ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
             ended=self.ended - before.ended,
+            ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
         )
 
     def share_within(self, seconds: float) -> float:

@@ -16,11 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import PRECISIONS, VOICE_NAMES
+from engine.config import PRECISIONS
 from engine.errors import ConfigError
 from engine.runtime.choose import has_cuda
-
-VOICE_FRAMES = 50  # of the generated saved voice: four seconds, as the public ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +46,24 @@ def check_options(subject: str, args: argparse.Namespace) -> None:
     """Find now what would else be found when the work is done. Raises ConfigError."""
     if getattr(args, "device", "") == "cuda" and not has_cuda():
         raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
-    target = result_path(subject, args.json)
-    places = [("--json", target, target)]
-    if folder := getattr(args, "folder", None):
-        places.append(("--folder", Path(folder), Path(folder) / ".bench"))
-    for option, given, path in places:
-        there = path.exists()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
-        except OSError as error:
-            why = error.strerror
-            raise ConfigError(f"{option} {given} cannot be written ({why}); give another") from None
-        if not there:
-            path.unlink()
+    path = result_path(subject, args.json)
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"--json {path} cannot be written ({why}); give another") from None
+    if not there:
+        path.unlink()
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of an option: whole numbers from `low` on."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"it is {text}; use {low} or more")
-        return value
-
-    return number
-
-
-positive, zero_or_more = at_least(1), at_least(0)  # 0 where it means all, or as many as fit
+def positive(text: str) -> int:
+    """The type of an option: whole numbers from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"it is {text}; use 1 or more")
+    return value
 
 
 def duration(text: str) -> float:
@@ -135,14 +122,17 @@ def save(subject: str, result: Mapping[str, Any], path: str | None) -> None:
 
 
 class BenchRecord:
-    """A result whose json file is written anew with every row, so that a crash loses nothing."""
+    """Rows in a json file that is written anew with each of them, so that a crash loses nothing."""
 
-    def __init__(self, subject: str, path: str | None, **result: Any) -> None:
-        self.subject, self.path, self.result = subject, path, result
+    def __init__(self, subject: str, args: argparse.Namespace, **result: Any) -> None:
+        from engine.bench.device import pick_device  # loads torch, as each of these subjects does
 
-    def add(self, row: Mapping[str, Any], to: str = "rows") -> None:
-        self.result.setdefault(to, []).append(row)
-        save(self.subject, self.result, self.path)
+        self._subject, self._path = subject, args.json
+        self.result: dict[str, Any] = {"device": pick_device(args), **result, "rows": []}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.result["rows"].append(row)
+        save(self._subject, self.result, self._path)
 
 
 # -- the model of a server under test --------------------------------------------------------------
@@ -153,20 +143,18 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", action="store_true", help="generated weights (the default)")
     parser.add_argument("--folder", help="where the generated checkpoint is, or is put and kept")
     add_device(parser)
-    parser.add_argument("--weights", nargs="+", default=["auto"], choices=PRECISIONS)
-    parser.add_argument("--kv", nargs="+", default=["auto"], choices=PRECISIONS)
-    parser.add_argument(
-        "--slots", type=zero_or_more, default=0, help="of the server; 0: as many as fit"
-    )
+    parser.add_argument("--weights", default="auto", choices=PRECISIONS)
+    parser.add_argument("--kv", default="auto", choices=PRECISIONS)
+    parser.add_argument("--slots", type=positive, help="as many as fit, unless given")
     parser.add_argument("--transcribe", help="recogniser to run beside the model")
 
 
-def serve_options(args: argparse.Namespace, model: str, weights: str, kv: str) -> list[str]:
+def serve_options(args: argparse.Namespace, model: str) -> list[str]:
     """The command line of the server. Routing is off: random words must not look anything up."""
     options = ["--model", model, "--routing", "0", "--device", args.device]
-    options += ["--weights", weights, "--kv", kv, "--slots", str(args.slots)]
-    options += ["--transcribe", args.transcribe] if args.transcribe else []
-    return options
+    options += ["--weights", args.weights, "--kv", args.kv]
+    options += ["--slots", str(args.slots)] if args.slots else []
+    return options + (["--transcribe", args.transcribe] if args.transcribe else [])
 
 
 @contextlib.contextmanager
@@ -187,19 +175,13 @@ def choose_model(args: argparse.Namespace) -> Iterator[str]:
 
 
 def write_generated(folder: Path, args: argparse.Namespace) -> str:
-    """Put a generated checkpoint into a folder unless one is there; returns the folder.
-
-    With a saved voice as the public ones have them, so that no sound must be read.
-    """
-    import torch
-
+    """Put a generated checkpoint into a folder unless one is there; returns the folder."""
     from engine.bench.device import pick_config, pick_device, release_memory  # loads torch
-    from engine.model.prompt import RING
     from engine.weights.generated import write_checkpoint
     from engine.weights.hub import CONFIG
     from engine.weights.loading import read_config
 
-    config, saved = pick_config(args), folder / "voices" / f"{VOICE_NAMES[0]}.pt"
+    config = pick_config(args)
     if not (folder / CONFIG).exists():
         start = time.monotonic()
         write_checkpoint(folder, config, pick_device(args), 0)
@@ -208,12 +190,4 @@ def write_generated(folder: Path, args: argparse.Namespace) -> str:
     written = read_config(folder)
     if replace(written.lm, dep_q=config.lm.dep_q) != config.lm or written.mimi != config.mimi:
         raise ConfigError(f"--folder {folder} holds a model of another size; give another folder")
-    if not saved.exists():
-        generator = torch.Generator().manual_seed(0)
-        rows = [3, *config.lm.silence_tokens, *config.lm.sine_tokens]
-        voice = {
-            "embeddings": torch.randn(VOICE_FRAMES, 1, 1, config.lm.dim, generator=generator),
-            "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
-        }
-        torch.save(voice, saved)
     return str(folder)

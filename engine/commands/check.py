@@ -6,6 +6,7 @@ talks to the server as any client would, and needs nothing of the server's machi
 
 import argparse
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -57,13 +58,9 @@ class ServerCheck:
                     await check()
                 self.passed += 1
                 print(f"pass  {name}", flush=True)
-                continue
-            except TimeoutError:
-                fault = "no answer in time"
             except (EngineError, aiohttp.ClientError, OSError) as error:
-                fault = str(error)
-            self.failed += 1
-            print(f"FAIL  {name}: {fault}", flush=True)
+                self.failed += 1
+                print(f"FAIL  {name}: {str(error) or 'no answer in time'}", flush=True)
 
     def _client(self, **query: object) -> Client:
         return Client(self.socket, token=self.token, **query)
@@ -98,9 +95,13 @@ class ServerCheck:
             await client.say(SENTENCE)
             over = ("done", "cancelled")
             seen = await _read_until(client, lambda m: _has_state(m, "say", over))
-        ready = _first(seen, lambda m: m.kind is Kind.HANDSHAKE, "no 0x00")
-        word = _first(seen, lambda m: m.kind is Kind.TEXT, "no text")
-        heard = _first(seen, lambda m: _is_loud(m, word.at), "the text was sent but no sound")
+        ready = next((m for m in seen if m.kind is Kind.HANDSHAKE), None)
+        _expect(ready, "no 0x00")
+        word = next((m for m in seen if m.kind is Kind.TEXT), None)
+        _expect(word, "no text")
+        loud = (m for m in seen if m.pcm is not None and np.abs(m.pcm).max() > SPEECH_LEVEL)
+        heard = next((m for m in loud if m.at >= word.at), None)
+        _expect(heard, "the text was sent but no sound")
         said = "".join(m.text for m in seen if m.kind is Kind.TEXT and m.at >= word.at)
         _expect(SENTENCE.split()[-1] in said, f"heard {said!r}, expected the whole sentence")
         words = len(SENTENCE.split())
@@ -155,21 +156,9 @@ class ServerCheck:
             print(f"      route: {last.data['state']} {last.data.get('reason') or ''}".rstrip())
 
 
-def _expect(condition: bool, otherwise: str) -> None:
+def _expect(condition: object, otherwise: str) -> None:
     if not condition:
         raise CheckError(otherwise)
-
-
-def _first(seen: list[Message], wanted: Callable[[Message], bool], otherwise: str) -> Message:
-    found = next((message for message in seen if wanted(message)), None)
-    if found is None:
-        raise CheckError(otherwise)
-    return found
-
-
-def _is_loud(message: Message, after: float) -> bool:
-    peak = 0.0 if message.pcm is None else np.abs(message.pcm).max(initial=0.0)
-    return message.at >= after and peak > SPEECH_LEVEL
 
 
 def _has_state(message: Message, kind: str, states: tuple[str, ...]) -> bool:
@@ -179,14 +168,12 @@ def _has_state(message: Message, kind: str, states: tuple[str, ...]) -> bool:
 async def _read_until(client: Client, over: Callable[[Message], bool]) -> list[Message]:
     """Messages up to the wanted one. Raises CheckError if the socket closes or time runs out."""
     seen: list[Message] = []
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WAKE_SECONDS):
             async for message in client.messages():
                 seen.append(message)
                 if over(message):
                     return seen
-    except TimeoutError:
-        pass
     errors = [message.text for message in seen if message.kind is Kind.ERROR]
     raise CheckError(errors[-1] if errors else f"no answer after {len(seen)} messages")
 

@@ -25,7 +25,6 @@ from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.scheduler import heard_row
 from engine.weights import hub
-from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 
 Direct = Callable[[int, HeardRow, float, float], tuple[int, bool]]
@@ -58,10 +57,7 @@ def drive_conversation(
     slot: int = 0,
     flushed: list[HeardRow] | None = None,
 ) -> Iterator[DrivenFrame]:
-    """Open a slot, run it over the user's frames [1920] float32, and close it.
-
-    flushed: gets what the recogniser, if it runs, still writes after the last frame.
-    """
+    """Run a slot over frames [1920]; `flushed` gets what the recogniser writes after the last."""
     try:
         for _ in backend.open(slot, opening):
             pass
@@ -184,7 +180,7 @@ def load_model(args: argparse.Namespace, progress: hub.Progress) -> Backend:
         config = ServerConfig(
             model=source, device=args.device, slots=1, transcribe=args.transcribe, renewal_frames=0
         )
-        return load_backend(config, progress, Voices)
+        return load_backend(config, progress)
 
 
 def collect_words(

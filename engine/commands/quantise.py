@@ -1,10 +1,9 @@
 """`python -m engine quantise`: write int8 weights beside a checkpoint, for every later start."""
 
 import argparse
-from pathlib import Path
 
 from engine.progress import show
-from engine.runtime.choose import has_cuda
+from engine.runtime.choose import choose_device
 from engine.weights.hub import DEFAULT_REPOSITORY, find
 
 
@@ -27,11 +26,11 @@ def run(args: argparse.Namespace) -> int:
         quantise_recogniser,
     )
 
-    device = args.device if args.device != "auto" else ("cuda" if has_cuda() else "cpu")
+    device = choose_device(args.device)
     work = [(find(args.model, args.revision, show), quantise_checkpoint)]
     if args.transcribe:
         work.append((download_recogniser(args.transcribe, show), quantise_recogniser))
     for folder, quantise in work:
-        kept: Path = quantise(folder, device, lambda percent: show("quantising", percent))
+        kept = quantise(folder, device, lambda percent: show("quantising", percent))
         print(f"int8 weights for {device} are in {kept}")
     return 0

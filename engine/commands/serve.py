@@ -2,23 +2,38 @@
 
 import argparse
 import asyncio
+import contextlib
+import gc
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields
+from typing import TextIO
 
 from aiohttp import web
 
+from engine.cli import silence
 from engine.config import ServerConfig, parse_setting
+from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
 from engine.errors import ConfigError
+from engine.logs import guard_faults
 from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
-from engine.runtime.choose import choose_model, load_backend
-from engine.weights.voices import Voices
-from engine.wire.server import add_routes
+from engine.runtime.choose import choose_model, load_backend, load_ears
+from engine.runtime.ears import Ears
+from engine.wire.server import add_routes, listening
 
+HOT_WORDS = 12  # of the facts' names, that the ears are told
+END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+OPEN_TO_ALL = (
+    "warning: whoever reaches this port may talk; "
+    "set PERSONAPLEX_TOKEN, or use --host 127.0.0.1 for this machine only"
+)
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -45,6 +60,31 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig.from_environment(os.environ, **given)
 
 
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Print a line for the operator, to stdout or `stream`.
+
+    Raises ConfigError where it cannot be written.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        silence(stream)
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"{stream.name} cannot be written ({why}); send it elsewhere") from None
+
+
+def check_output() -> None:
+    """Raises ConfigError if stdout or stderr is closed, or stderr full.
+
+    What a server has to say would be lost, and its first socket would be taken for the closed one.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            raise ConfigError(f"{name} is closed; send it to a file or to /dev/null")
+    tell(f"process {os.getpid()} starts", sys.stderr)
+
+
 def build_service(
     config: ServerConfig,
     on_death: Callable[[BaseException], None] | None = None,
@@ -54,19 +94,35 @@ def build_service(
 
     `prepare` runs before the load, in the loader's thread. What it raises ends the service.
     """
+    check_output()
     source, why = choose_model(config.model)
-    print(f"model: {source} ({why})", flush=True)
+    tell(f"model: {source} ({why})")
 
     def load(progress: Progress) -> Backend:
         prepare(progress)
-        return load_backend(config, progress, Voices)
+        backend = load_backend(config, progress)
+        gc.collect()
+        gc.freeze()  # what is here stays: a collection over all of it would hold every thread
+        return backend
+
+    personas = load_personas()
+    folders = {persona.facts for persona in personas if persona.facts}
+    answers = build_answers(config, os.environ, folders)
+
+    def open_ears(progress: Progress, backend: Backend) -> tuple[Ears | None, str]:
+        names = " ".join(answers.router.knowledge.names.words[:HOT_WORDS])
+        return load_ears(config, backend, names, progress)
 
     service = Service(
         load,
         model=source,
         limits=Limits(config.idle_s, config.silence_s, config.session_s),
         on_death=on_death,
-        answers=build_answers(config, os.environ),
+        personas=personas,
+        answers=answers,
+        load_ears=open_ears,
+        hang_s=config.hang_s,
+        load_hang_s=config.load_hang_s,
     )
     service.default_voice = config.voice
     return service
@@ -76,10 +132,18 @@ async def run_app(app: web.Application, service: Service, config: ServerConfig) 
     """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
     stop: Stop = loop.create_future()
+
+    def end(error: BaseException | None = None) -> None:
+        leave_later(config.drain_s + END_SECONDS)
+        loop.call_soon_threadsafe(request_stop, stop, error)
+
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, request_stop, stop)
-    service.on_death = lambda error: loop.call_soon_threadsafe(request_stop, stop, error)
-    return await serve_until(stop, app, service, config)
+        loop.add_signal_handler(name, end)
+    service.on_death = end
+    code = await serve_until(stop, app, service, config)
+    if service.hung:
+        leave(code)  # at its end the interpreter would wait for the thread that hangs
+    return code
 
 
 async def serve_until(
@@ -93,25 +157,43 @@ async def serve_until(
 
     The port opens at once, and `opened` is called. The model loads behind it. Any thread's loop.
     """
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        await runner.cleanup()
-        why = os.strerror(error.errno or 0)
-        where = f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-    print(f"listening on http://localhost:{config.port}", flush=True)
-    opened()
-    service.start()
-    error = await stop
-    if error is not None:
-        print(f"error: {error}", flush=True)
-    await service.drain(config.drain_s)
-    await runner.cleanup()
+    guard_faults(asyncio.get_running_loop())
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(listening(app, config.host, config.port))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            where = f"{config.host}:{config.port}"
+            raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
+        tell(f"listening on http://localhost:{port}")
+        if not config.token and config.host not in LOCAL_HOSTS:
+            tell(OPEN_TO_ALL)
+        opened()
+        service.start()
+        error = await stop
+        if error is not None:
+            tell(f"error: {error}")
+        await service.drain(config.drain_s)
     service.stop()
-    return 0 if error is None else 1
+    if service.hung and error is None:
+        tell("error: the model's thread hangs and is left behind")
+    return int(error is not None or service.hung)
+
+
+def leave_later(seconds: float) -> None:
+    """End the process, whatever hangs in it, unless it ends by itself before."""
+    timer = threading.Timer(seconds, leave, [1, "error: something hangs; the process ends"])
+    timer.daemon = True
+    timer.start()
+
+
+def leave(code: int, why: str = "") -> None:
+    """End the process at once."""
+    if why:
+        tell(why)
+    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def request_stop(stop: Stop, error: BaseException | None = None) -> None:

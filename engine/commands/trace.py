@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 from engine import __version__
 from engine.commands.offline import (
     Direct,
-    DrivenFrame,
     Speaker,
     add_model_arguments,
     collect_words,
@@ -43,24 +42,8 @@ def parse_force(text: str) -> dict[int, int]:
         ) from None
 
 
-def collect_tensors(frames: list[DrivenFrame]) -> dict[str, np.ndarray]:
-    """The tensors of the file. Raises ModelError for a backend that has no tokens."""
-    if not frames or frames[0].agent_codes is None:
-        raise ModelError("this backend has no tokens to trace; give --model a checkpoint")
-    return {
-        "user_codes": np.stack([frame.user_codes for frame in frames]),  # [T, 8]
-        "sampled_text": np.array([frame.sampled_text for frame in frames], np.int64),
-        "text": np.array([frame.text for frame in frames], np.int64),
-        "agent_codes": np.stack([frame.agent_codes for frame in frames]),  # [T, 8]
-        "pcm": np.concatenate([frame.pcm for frame in frames]),  # [T * 1920]
-    }
-
-
 def make_director(backend: Backend, args: argparse.Namespace) -> Direct:
-    """What chooses the text: --force in its frames, else --say, else the model.
-
-    Raises ConfigError for a token that is not in the vocabulary.
-    """
+    """--force in its frames, else --say, else the model. Raises ConfigError for unknown tokens."""
     forced = {frame: token for part in args.force for frame, token in part.items()}
     vocabulary = len(backend.tokenizer)
     for frame, token in forced.items():
@@ -99,7 +82,13 @@ def run(args: argparse.Namespace) -> int:
     direct, start = make_director(backend, args), make_opening(backend, args)
     flushed: list[HeardRow] = []
     frames = list(drive_conversation(backend, start, user, direct, flushed=flushed))
-    found = collect_tensors(frames)
+    found = {
+        "user_codes": np.stack([frame.user_codes for frame in frames]),  # [T, 8]
+        "sampled_text": np.array([frame.sampled_text for frame in frames], np.int64),
+        "text": np.array([frame.text for frame in frames], np.int64),
+        "agent_codes": np.stack([frame.agent_codes for frame in frames]),  # [T, 8]
+        "pcm": np.concatenate([frame.pcm for frame in frames]),  # [T * 1920]
+    }
     metadata = {
         "model": args.model,
         "voice": start.voice,

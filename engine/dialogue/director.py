@@ -16,7 +16,7 @@ from enum import Enum, auto
 from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.events import Hold, Say, SayState
-from engine.dialogue.floor import UserFloor
+from engine.dialogue.floor import UserFloor, is_backchannel, is_echo
 from engine.dialogue.speech import Agenda, Arming, Pace
 from engine.lookup.handover import OwnWords
 from engine.lookup.question import HoldEnd
@@ -31,6 +31,8 @@ FILLER_FRAMES = 9  # 0.7 s without a clause: the first filler
 PATIENCE_FRAMES = 100  # 8 s: the second filler, and after as long again the apology
 UNCLAIMED_FRAMES = 25  # a hold of the director's own that nobody took up
 HUSH_AFTER_FRAMES = 6  # loud frames of a held agent before its audio is silenced as well
+DOUBT_FRAMES = 13  # 1 s after an interruption without words: it was none, the text goes on
+DOUBT_LIMIT_FRAMES = 100  # that words may be on their way
 
 
 class Mode(Enum):
@@ -102,14 +104,17 @@ class Director:
         self.mode = Mode.FREE
         self.paused = False
         self.held: Held | None = None
+        self._held_back = 0  # the id of a hold that begins with the agent's next word; 0: none
         self.hush = False
         self._events: list[ev.Event] = []
         self.agenda = Agenda(self._events)
         self._own = own or OwnWords(tokenizer)
         self._new_hold_id = new_hold_id or itertools.count(1).__next__
         self._cancelling = False  # after the current word
+        self._doubted = False  # it was speech without words that stopped what is in hand
+        self._doubt_frames = 0  # since then, without speech
         self._ending_turn = False  # at once
-        self._frames_in_mode = self._awaited_frames = 0
+        self._frames_in_mode = 0
         self._arming = Arming()
         self._run = 0  # PADs fed in a row
         self._silent_frames = SILENT_CLIENT_FRAMES  # since there was something to say
@@ -118,6 +123,11 @@ class Director:
     def wants_frames(self) -> bool:
         """Whether a client that sends no audio must get frames all the same (docs/api.md)."""
         return self._has_business or self._silent_frames < SILENT_CLIENT_FRAMES
+
+    @property
+    def awaits_words(self) -> bool:
+        """Whether the user's turn needs silence after it: who stops sending ends a turn as well."""
+        return self.floor.in_turn
 
     def take(self, command: ev.Command) -> list[ev.Event]:
         """Obey a command; the events that belong to no frame (queued, refused, dropped)."""
@@ -141,6 +151,7 @@ class Director:
             self._ending_turn = False
             self._end_hold()
             if self.agenda.current:
+                self._doubted = False
                 self._stop(SayState.CANCELLED)
             self._enter(Mode.TAIL)
             self.hush = True
@@ -174,6 +185,9 @@ class Director:
             self._events.append(text)
             if text.final:
                 self._own.latch.note_turn(text.text)
+                said = self.agenda.current.spoken if self.agenda.current else ""
+                if not (is_backchannel(text.text) or is_echo(text.text, said)):
+                    self._believe_interruption()
 
     def _obey(self, command: ev.Command) -> None:
         match command:
@@ -196,7 +210,11 @@ class Director:
                 self.paused = True
             case ev.Resume():
                 self.paused = False
+            case ev.HoldBack(id):
+                self._held_back = id
             case ev.Hold():
+                self._believe_interruption()
+                self._held_back = 0
                 if not self.held or self.held.claimed:
                     self._own.latch.fire()
                     self.held = Held(command.id)
@@ -204,6 +222,11 @@ class Director:
                 if self.mode in (Mode.FREE, Mode.TAIL):
                     self._enter(Mode.HOLD)
             case ev.Release(id):
+                if self._held_back == id:  # the agent may go on as if nothing had been
+                    self._held_back = 0
+                    if self.held and self.held.id == id:
+                        self.held = None
+                        self._enter(Mode.FREE)
                 if self.held and self.held.id == id:
                     self._release()
             case ev.SetRouting(on):
@@ -226,10 +249,15 @@ class Director:
 
     def _cancel(self) -> None:
         self.agenda.drop_waiting()
+        self._believe_interruption()
         self._cancelling = self.agenda.current is not None
         self._end_hold()
 
     def _choose_free(self, sampled: int, _peak_out: float) -> int:
+        if self._held_back and sampled != PAD:
+            self.held = Held(self._held_back, claimed=True)
+            self._enter(Mode.HOLD)
+            return PAD
         own = self._own.take(sampled)
         self._show(own.shown)
         if own.ignored:
@@ -268,6 +296,9 @@ class Director:
                 return PAD
 
     def _choose_tail(self, _sampled: int, _peak_out: float) -> int:
+        if self.agenda.current:  # stopped by speech of which no word is known yet
+            self._judge_interruption()
+            return PAD
         over = self.floor.speaking or self._frames_in_mode >= TAIL_LIMIT_FRAMES
         if self._frames_in_mode >= TAIL_FRAMES and self.held:
             self._enter(Mode.HOLD)
@@ -310,30 +341,59 @@ class Director:
             self._enter(Mode.TAIL)
 
     def _stop(self, state: SayState) -> int:
-        self.agenda.finish(state)
-        self._cancelling = False
+        if not (self._doubted and state is SayState.CANCELLED):
+            self.agenda.finish(state)
+            self._doubted = False
+        self._cancelling, self._doubt_frames = False, 0
         self._enter(Mode.TAIL)
         return PAD
 
+    def _judge_interruption(self) -> None:
+        """One more frame of silence: without words for a second, what was said goes on.
+
+        It goes on once, from the start of the clause that was cut.
+        """
+        waits = self.floor.speaking or self.floor.writing
+        self._doubt_frames = 0 if self.floor.speaking else self._doubt_frames + 1
+        if self._frames_in_mode >= DOUBT_LIMIT_FRAMES:
+            self._believe_interruption()
+        elif not waits and self._doubt_frames >= DOUBT_FRAMES:
+            self._doubted = False
+            self.agenda.resume()
+            self._arming = Arming(urgent=True)
+            self._enter(Mode.ARMED)
+
+    def _believe_interruption(self) -> None:
+        """It had words, or nobody wants the rest any more: what was stopped is over."""
+        if self._doubted and self.mode is Mode.TAIL:
+            self.agenda.finish(SayState.CANCELLED)
+        self._doubted = False
+
     def _end_hold(self) -> None:
+        if self._held_back and not self.held:
+            self._events.append(ev.HoldEnded(self._held_back, HoldEnd.STALE))
+        self._held_back = 0
         if self.held:
             self._events.append(ev.HoldEnded(self.held.id, HoldEnd.STALE))
             self._release()
 
     def _watch_for_barge_in(self) -> None:
-        """A new onset of the user's speech, or a word, stops what is said or awaited."""
+        """A new onset of the user's speech, or a word, stops what is being said.
+
+        A wait for an answer goes on: whether the words are a new question is not decided here.
+        """
         current = self.agenda.current
-        onset = self.floor.interruption(current.spoken if current and self.floor.word else "")
-        is_awaited = self.held or (self.mode is Mode.ARMED and current.urgent)
-        self._awaited_frames = self._awaited_frames + 1 if is_awaited else 0
-        if onset is None:
+        if not current:
             return
-        over_speech = self.mode is Mode.SPEAK and onset < self._frames_in_mode
-        over_wait = onset < self._awaited_frames
-        if current and (over_speech or (over_wait and current.urgent)):
-            self._cancelling = True
-        if over_speech or over_wait:
-            self._end_hold()
+        has_word = self.floor.said_word(current.spoken)
+        if has_word:
+            self._believe_interruption()
+        onset = self.floor.interruption(current.spoken)
+        if onset is None or self.mode is not Mode.SPEAK or onset >= self._frames_in_mode:
+            return
+        can_resume = self.floor.has_words and not (current.resumed or current.filler)
+        self._doubted = not has_word and can_resume and not self._cancelling
+        self._cancelling = True
 
     def _show(self, text: str) -> None:
         if text:

@@ -14,6 +14,7 @@ from engine.lookup.question import HoldEnd, Route
 class SayState(StrEnum):
     QUEUED = "queued"
     SPEAKING = "speaking"
+    RESUMED = "resumed"  # after a stop for nothing: it is being spoken again
     DONE = "done"
     CANCELLED = "cancelled"
 
@@ -85,6 +86,13 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldBack:
+    """Perhaps an answer will come: hold, but only from the agent's next word on."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """No answer will come for this hold."""
 
@@ -112,7 +120,18 @@ class UserText:
 
 
 Command = (
-    Say | More | Refuse | Cancel | EndTurn | Pause | Resume | Hold | Release | SetRouting | UserText
+    Say
+    | More
+    | Refuse
+    | Cancel
+    | EndTurn
+    | Pause
+    | Resume
+    | Hold
+    | HoldBack
+    | Release
+    | SetRouting
+    | UserText
 )
 
 

@@ -1,10 +1,12 @@
 """Who has the floor: when the user speaks, what is said, and when a turn is over.
 
-`UserFloor` is what the director listens to, one per conversation. It reads a recogniser's tokens
-(`WordReader`) and decides with `TurnRule`. Without a recogniser, `EnergyRule` decides alone. The
-only clock is the count of frames.
+`UserFloor` is what the director listens to, one per conversation. It reads the model's recogniser
+(`WordReader`) and decides with `TurnRule`. Without one, `SpeechRule` decides alone, on what a
+CPU's ears say of each frame (`runtime/ears.py`) or, without ears, on how loud it is. The only
+clock is the count of frames.
 """
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -17,7 +19,7 @@ from engine.runtime.backend import HeardRow, Transcription
 LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech
 AUDIBLE = 10 ** (-45 / 20)  # peak of a frame that is not silent
 
-# energy rule
+# speech rule
 START_LOUD, START_WINDOW = 3, 4  # speaking starts after 3 loud frames of 4
 END_QUIET = 5  # and ends after 5 quiet ones
 TURN_LOUD, TURN_QUIET = 4, 9  # a turn is >= 4 loud frames and then 9 quiet ones (0.72 s)
@@ -31,27 +33,39 @@ QUIET_FRAMES = 5  # 400 ms
 LAST_PIECE_FRAMES = 7  # since the last piece, for the fallback
 PIECE_FRAMES = 4  # for which a piece shows that the user speaks
 
-BARGE_IN_FRAMES = 3  # of speech without words
+# Speech that interrupts the agent without a word of it being known. Where words will come, a back-
+# channel must have time to be over before: "uh-huh" and "okay" take up to 0.7 s.
+BARGE_IN_FRAMES, BARGE_IN_FRAMES_WITH_WORDS = 6, 9
 WORD_LETTERS = 2  # of a word that interrupts at once
+BACKCHANNEL = re.compile(
+    r"(a?ha|ah|alright|cool|er|fine|good|got|great|h+m+|huh|i|it|kay|m+h?m*|nice|oh|ok|okay|right|see|"
+    r"sure|thanks?|uh|uhh?uh|um|understood|yeah|yep|yes|you)( |$)"
+)
+BACKCHANNEL_WORDS = 4  # at most: longer turns say something
 
 
 class UserFloor:
     """What the user says and when: the director's ears, one per conversation.
 
     With a recogniser: words, turns and its pause heads. Without one, or while it is switched off:
-    the energy rule alone, and no words.
+    the speech rule alone. words_come: somebody else writes the user's turns down (`ev.UserText`).
     """
 
-    def __init__(self, transcription: Transcription | None = None) -> None:
+    def __init__(
+        self, transcription: Transcription | None = None, words_come: bool = False
+    ) -> None:
+        self.has_words = transcription is not None or words_come
         self.speaking = False  # user_speaking
-        self.onset_frames = 0  # of sounding speech, since it started: a piece may come late
+        self.writing = False  # a turn is over, and its words are on their way
+        self.onset_frames = 0  # since sounding speech started: a piece may come late
+        self.speech_frames = 0  # of these, with speech
         self.turn_ended = False  # in this frame
         self.loud = False  # this frame, where loudness stands for words
         self.word: HeardWord | None = None  # that became worth an interruption in this frame
         self._frames = 0  # taken, the bootstrap included
         self._ahead = 0  # steps of the recogniser since the last frame
-        self._energy = EnergyRule()
-        self._rule = TurnRule(energy=self._energy)
+        self._speech = SpeechRule()
+        self._rule = TurnRule(speech=self._speech)
         self._reader = WordReader(transcription) if transcription else None
         self._steps_to_end = transcription.flush_steps if transcription else 0
         self._turn: list[HeardWord] = []
@@ -64,34 +78,51 @@ class UserFloor:
         return self._frames - 1
 
     @property
+    def in_turn(self) -> bool:
+        """Whether words are coming: somebody speaks, or what was said is not written to its end."""
+        unwritten = self._rule.has_piece and not self._rule.has_ended
+        return self.has_words and (
+            self.speaking or self.writing or unwritten or self._closing_steps > 0
+        )
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether steps on silence would bring out the rest of a turn now."""
         return self._closing_steps > 0 and self._only_silence
 
-    def interruption(self, said: str) -> int | None:
-        """How many frames ago the user began to speak, if that is enough to interrupt the agent.
+    def said_word(self, said: str) -> bool:
+        """Whether a word came in this frame that interrupts the agent.
 
-        said: the agent's last words; one of them in the user's mouth is an echo.
+        A back-channel does not, nor does one of the agent's own last words (`said`): an echo.
         """
-        if self.word and not sounds_like(self.word.text, said):
+        word = self.word.text if self.word else ""
+        return bool(word) and not is_backchannel(word) and not sounds_like(word, said)
+
+    def interruption(self, said: str) -> int | None:
+        """How many frames ago the user began to speak, if that is enough to interrupt the agent."""
+        if self.said_word(said):
             return self.frame - self.word.start
-        return self.onset_frames if self.onset_frames >= BARGE_IN_FRAMES else None
+        enough = BARGE_IN_FRAMES_WITH_WORDS if self.has_words else BARGE_IN_FRAMES
+        return self.onset_frames - 1 if self.speech_frames >= enough else None
 
     def take_frame(self, peak: float, heard: HeardRow) -> list[ev.UserText]:
         """One user frame: its peak (0 to 1) and the recogniser's step, if it ran."""
         self._frames += 1
         self._ahead = 0
         self.word = None
+        self.writing = heard.writing
         if self._reader is None or heard.stt_text is None:
-            self._energy.take_frame(peak)
-            self.loud, self.turn_ended = self._energy.quiet_frames == 0, self._energy.turn_ended
-            self._set_speaking(self._energy.speaking, self._energy.speaking)
+            self.loud = self.turn_ended = False
+            for speech in (peak > LOUD,) if heard.speech is None else heard.speech:
+                self._speech.take_frame(speech)
+                self.loud, self.turn_ended = speech, self.turn_ended or self._speech.turn_ended
+                self._set_speaking(self._speech.speaking, self._speech.speaking, speech)
             over = self._reader and (self._closing_steps or self.turn_ended)
             return self._finish() if over else []  # its recogniser was switched off meanwhile
         self.loud = False
         events, piece = self._read(heard.stt_text)
         self.turn_ended = self._rule.take_frame(peak, piece, heard.pause)
-        self._set_speaking(self._rule.speaking, self._rule.sounding)
+        self._set_speaking(self._rule.speaking, self._rule.sounding, self._rule.sounding)
         if self._closing_steps:
             self._only_silence = False
         elif self.turn_ended:
@@ -105,9 +136,15 @@ class UserFloor:
         events, _piece = self._read(heard.stt_text)
         return events + self._count_down()
 
-    def _set_speaking(self, speaking: bool, sounding: bool) -> None:
+    def _set_speaking(self, speaking: bool, sounding: bool, speech: bool) -> None:
         self.speaking = speaking
-        self.onset_frames = self.onset_frames + 1 if sounding else 0
+        if not sounding:
+            self.onset_frames = self.speech_frames = 0
+        elif not self.onset_frames:
+            self.onset_frames = self.speech_frames = START_LOUD  # that had to come first
+        else:
+            self.onset_frames += 1
+            self.speech_frames += speech
 
     def _read(self, token: int) -> tuple[list[ev.UserText], bool]:
         """The turn as it is now, if this token added to it, and whether it is a piece."""
@@ -148,8 +185,8 @@ class UserFloor:
 
 
 @dataclass
-class EnergyRule:
-    """When the user speaks and a turn is over, by loudness alone."""
+class SpeechRule:
+    """When the user speaks and a turn is over, by which frames are speech (or loud) alone."""
 
     speaking: bool = False  # user_speaking
     loud_frames: int = 0  # of the turn so far
@@ -157,8 +194,7 @@ class EnergyRule:
     quiet_frames: int = 0  # in a row
     window: deque[bool] = field(default_factory=lambda: deque(maxlen=START_WINDOW))
 
-    def take_frame(self, peak: float) -> None:
-        loud = peak > LOUD
+    def take_frame(self, loud: bool) -> None:
         self.window.append(loud)
         self.quiet_frames = 0 if loud else self.quiet_frames + 1
         self.loud_frames += loud
@@ -176,12 +212,12 @@ class TurnRule:
     """When the user speaks and a turn is over, with a recogniser.
 
     It is not shown the words: only that a piece came, how loud the frame was, and the pause heads.
-    Where there are no heads, the energy rule beside it stands in for them.
+    Where there are no heads, the speech rule beside it stands in for them.
     """
 
     speaking: bool = False  # user_speaking
     sounding: bool = False  # the part of it that is heard, not written
-    energy: EnergyRule = field(default_factory=EnergyRule)
+    speech: SpeechRule = field(default_factory=SpeechRule)
     has_piece: bool = False  # one came since the last turn
     has_ended: bool = False  # TURN_END was given for it
     frames: int = 0
@@ -193,7 +229,7 @@ class TurnRule:
     def take_frame(self, peak: float, piece: bool, pause: np.ndarray | None) -> bool:
         """One frame: its peak, whether a piece was written, pause [4]. True: TURN_END."""
         self.frames += 1
-        self.energy.take_frame(peak)
+        self.speech.take_frame(peak > LOUD)
         if piece:
             self.has_piece, self.has_ended, self.hits = True, False, 0
             self.last_piece = self.frames
@@ -202,7 +238,7 @@ class TurnRule:
         self.talking = self.talking + 1 if done is not None and done < TALKING else 0
         self.quiet = self.quiet + 1 if peak < LOUD and not piece else 0
         if done is None:
-            self.sounding = self.energy.speaking
+            self.sounding = self.speech.speaking
         else:
             self.sounding = self.talking >= HITS and peak > AUDIBLE
         since_piece = self.frames - self.last_piece  # frames; 0 in its own
@@ -290,6 +326,17 @@ class WordReader:
     def _end(self, at: int) -> None:
         if self._last and self._last.end is None:
             self._last.end = at
+
+
+def is_backchannel(text: str) -> bool:
+    """Whether these words only say that somebody listens: "uh-huh", "okay, thanks", or nothing."""
+    words = re.sub(r"[^a-z ]", "", text.lower().replace("-", "")).split()
+    return len(words) <= BACKCHANNEL_WORDS and all(map(BACKCHANNEL.fullmatch, words))
+
+
+def is_echo(text: str, said: str) -> bool:
+    """Whether all words of a turn are the agent's own: its loudspeaker was heard."""
+    return bool(said) and all(sounds_like(word, said) for word in text.split())
 
 
 def sounds_like(word: str, text: str) -> bool:

@@ -1,6 +1,7 @@
 """Who the agent is told to be: the presets of `assets/personas.toml`, and a persona as a prompt."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,14 @@ class Persona:
     id: str
     title: str
     text: str
+    looks_up: bool = False  # questions about the product are looked up, unless a client says no
+    facts: str = ""  # the folder of `assets` that it looks them up in; empty: the server's own
+
+
+def find_persona(text: str, personas: Sequence[Persona]) -> Persona | None:
+    """The preset that a prompt is; None for a text of the user's own."""
+    words = " ".join(text.replace(TAG, " ").split())
+    return next((persona for persona in personas if persona.text == words), None)
 
 
 def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
@@ -34,7 +43,13 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
             raise ConfigError(f"{path.name}: [{key}] needs a title and a text")
         if len(text) > MAX_PROMPT_CHARS:
             raise ConfigError(f"{path.name}: [{key}] has {len(text)} characters; use up to 4000")
-        personas.append(Persona(key, title, " ".join(text.split())))
+        looks_up, facts = entry.get("looks_up", False), entry.get("facts", "")
+        if not isinstance(looks_up, bool) or not isinstance(facts, str):
+            raise ConfigError(f"{path.name}: [{key}] looks_up is true or false, facts a folder")
+        if facts and not (path.parent / facts).is_dir():
+            raise ConfigError(f"{path.name}: [{key}] facts is {facts!r}; no such folder beside it")
+        text = " ".join(text.split())
+        personas.append(Persona(key, title, text, looks_up or bool(facts), facts))
     if not personas:
         raise ConfigError(f"{path.name}: no persona in it; add one")
     return tuple(personas)

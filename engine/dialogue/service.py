@@ -18,12 +18,13 @@ from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.dialogue.speech import prepare_phrase
 from engine.dialogue.text import prepare
-from engine.errors import BusyError, ClosingError
+from engine.errors import BusyError, ClosingError, InternalError, ModelError
 from engine.lookup.handover import bang_table
 from engine.lookup.routing import Answers
 from engine.runtime.backend import Backend
+from engine.runtime.ears import Ears
 from engine.runtime.metrics import Metrics
-from engine.runtime.scheduler import Scheduler
+from engine.runtime.scheduler import STOPPED, Scheduler, Watchdog, describe_place
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ CLOSE_SECONDS = 5.0  # for the last messages to leave
 
 Progress = Callable[[str, float], None]  # phase, percent
 Load = Callable[[Progress], Backend]
+LoadEars = Callable[[Progress, Backend], tuple[Ears | None, str]]  # ... and what is heard, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,9 @@ class Service:
         personas: tuple[Persona, ...] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         answers: Answers | None = None,
+        load_ears: LoadEars | None = None,
+        hang_s: float = 30.0,
+        load_hang_s: float = 600.0,
     ) -> None:
         self.model = model  # what was asked for; the backend's own name once it is there
         self.limits = limits or Limits()
@@ -62,11 +67,17 @@ class Service:
         self.metrics = Metrics()
         self.waking: Waking | None = Waking()  # None: warm
         self.closing = False
-        self._load = load
+        self.ears: Ears | None = None  # of this CPU, where the model has no recogniser
+        self.hears = "energy only"  # for people
+        self._load, self._load_ears = load, load_ears
         self.on_death = on_death
         self._scheduler: Scheduler | None = None
         self._started = False
         self._warm = threading.Event()
+        self._loader = threading.Thread(target=self._wake_up, name="loader", daemon=True)
+        self._reports = 0  # of progress, while it loads
+        self._hang_s = hang_s
+        self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
@@ -76,7 +87,8 @@ class Service:
         """Load in a thread; returns at once. Again: nothing."""
         if not self._started:
             self._started = True
-            threading.Thread(target=self._wake_up, name="loader", daemon=True).start()
+            self._loader.start()
+            self._load_watch.start()
 
     def _wake_up(self) -> None:
         try:
@@ -88,16 +100,23 @@ class Service:
                 for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
-                    _ = self.answers.router.knowledge.index  # made when it is first read
-            self._scheduler = Scheduler(backend, self.metrics, on_death=self._died)
+                    self.answers.prepare()  # decisions are by words until vectors are there
+            if self._load_ears:
+                self.ears, self.hears = self._load_ears(self._progress, backend)
+                logger.info("hears: %s", self.hears)
+            self._scheduler = Scheduler(
+                backend, self.metrics, on_death=self._died, hang_s=self._hang_s
+            )
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error
             self._warm.set()
+            self._load_watch.stop()
             return self._died(error)
         self._scheduler.start()
         self.model = backend.name
         self.waking = None
         self._warm.set()
+        self._load_watch.stop()
         logger.info("model %s is warm: %d slots", backend.name, backend.slots)
 
     def _died(self, error: BaseException) -> None:
@@ -106,7 +125,29 @@ class Service:
             self.on_death(error)
 
     def _progress(self, phase: str, percent: float) -> None:
+        self._reports += 1
         self.waking = Waking(phase, round(percent, 1))
+
+    def _list_signs(self) -> list[tuple[str, int | None]]:
+        waking = self.waking or Waking()
+        what = f"no progress of {waking.phase!r} in {describe_place(self._loader)}"
+        return [(what, None if self._warm.is_set() else self._reports)]
+
+    def _end_load(self, why: str) -> None:
+        """Watchdog's thread: the load hangs; who waits for it hears so, and the process's owner."""
+        self._failure = ModelError(why)
+        self._warm.set()
+        self._died(self._failure)
+
+    @property
+    def stuck(self) -> str:
+        """What has stood still for so long that it may hang, and how long; "": nothing."""
+        return self._scheduler.watchdog.stuck if self._scheduler else self._load_watch.stuck
+
+    @property
+    def hung(self) -> bool:
+        """Whether something hangs or was left behind when it was to end: the process has to end."""
+        return self._load_watch.hung or bool(self._scheduler and self._scheduler.watchdog.hung)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the backend is warm. Raises what loading raised."""
@@ -115,10 +156,13 @@ class Service:
             raise self._failure
 
     def stop(self) -> None:
-        """Stop the scheduler; what is live ends."""
+        """Stop the scheduler; what is live ends. What hangs is left behind; `hung` tells."""
         self.preparer.shutdown(wait=False, cancel_futures=True)
+        self._load_watch.stop()
         if self._scheduler:
             self._scheduler.stop()
+        if self.ears:
+            self.ears.close()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -149,7 +193,9 @@ class Service:
         return Session(self, config)
 
     def check_open(self) -> None:
-        """Raises ClosingError once the server is going down."""
+        """Raises ClosingError once the server is going down, InternalError when it hangs."""
+        if self.hung:
+            raise InternalError(STOPPED)
         if self.closing:
             raise ClosingError(GOODBYE)
 

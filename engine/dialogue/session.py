@@ -26,7 +26,7 @@ from engine.dialogue import events as ev
 from engine.dialogue.director import Director
 from engine.dialogue.events import SayState
 from engine.dialogue.floor import UserFloor
-from engine.dialogue.persona import prompt_ids
+from engine.dialogue.persona import find_persona, prompt_ids
 from engine.dialogue.speech import QUEUE_FULL, QUEUE_LIMIT, prepare_command
 from engine.errors import (
     EndError,
@@ -39,7 +39,7 @@ from engine.errors import (
 from engine.lookup.question import Route
 from engine.lookup.routing import Routing
 from engine.runtime.backend import Opening, Tokenizer
-from engine.runtime.metrics import Metrics
+from engine.runtime.metrics import Dropped, Metrics
 from engine.runtime.scheduler import Scheduler
 from engine.runtime.seat import Ended, Frame, Notice, Output, Ready, Seat
 from engine.weights.voices import choose_voice
@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 MAX_SAY_CHARS = 2000
 MAX_UNREAD_SECONDS = 5.0  # of agent audio that a client has not read
 MAX_BURST_SECONDS = 30.0  # of user audio ahead of real time
+LONG_WAIT_SECONDS = 5.0  # for the handshake: what is sent at once after it may be older than it
+AT_ONCE_SECONDS = 5.0  # after the handshake, in which such audio comes
+JITTER_SECONDS = 1.0  # ahead of real time; in that case what is more is older
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
 REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
 SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
@@ -67,7 +70,7 @@ class SessionConfig:
     voice: str | None = None  # None: the default voice
     seed: int = -1  # -1: random
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    routing: bool | None = None  # None: the server's default
+    routing: bool | None = None  # None: as the server and the persona say
     transcribe: bool = True  # write down the user, where there is a recogniser
 
 
@@ -97,15 +100,28 @@ class Session:
         self._seat: Seat | None = None
         self._line = CommandLine(engine.preparer, self._refuse, self.finish)
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
+        self._open_texts: dict[int, str] = {}  # queued or spoken: a client waits for their end
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
         self._unread_frames = 0
         self._new_say_id = itertools.count(1).__next__
-        self._heard_seconds = 0.0
+        self._heard_seconds = 0.0  # since the handshake, of all that the client sent
+        self._early_seconds = 0.0  # of audio that the client may have kept while it waited for it
+        self._dropped_early = False
+        self._handshake_at: float | None = None  # None: not yet, or a restart waits for it
         self._started = self._touched = self._active_at = time.monotonic()
+        self._waiting_since = self._started  # for the handshake
+        self._unread = False  # there was too much that the client had not read, a second ago
         self.routing: Routing | None = None
         if engine.answers:
             voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
-            self.routing = Routing(engine.answers, voice, config.routing)
+            persona = engine.personas[0]
+            if config.text_prompt is not None:
+                persona = find_persona(config.text_prompt, engine.personas)
+            watches = bool(config.routing or (persona and persona.looks_up))
+            facts = persona.facts if persona else ""
+            self.routing = Routing(engine.answers, voice, config.routing, facts, watches)
+            if self.routing.on and watches:
+                engine.answers.router_of(facts).prepare()
 
     async def __aenter__(self) -> "Session":
         self._loop = asyncio.get_running_loop()
@@ -127,25 +143,30 @@ class Session:
         backend, persona = self._scheduler.backend, self.config.text_prompt
         if persona is None:
             persona = self._engine.personas[0].text
+        ears = self._engine.ears if self.config.transcribe and not backend.transcribes else None
+        listener = ears.open(self._take_words) if ears else None
+        has_words = listener is not None and ears.write_down is not None
         self._opening = Opening(
             voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
             text_ids=prompt_ids(persona, backend.tokenizer),
             sampling=self._sampling,
             seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
-            transcribe=backend.transcribes and self.config.transcribe,
+            transcribe=self.config.transcribe and (backend.transcribes or has_words),
         )
         self.director = self._new_director()
-        seat = self._seat = self._scheduler.join(self._opening, self.director, self._deliver)
+        seat = self._seat = self._scheduler.join(
+            self._opening, self.director, self._deliver, listener
+        )
         self._line.open(seat.post, backend.tokenizer)
         if self.routing:
             self.routing.transcribes = self.transcribes
-        self._heard_seconds = 0.0  # what came before the clock started does not count as ahead
-        self._started = self._active_at = time.monotonic()
+        self._started = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
 
     def _new_director(self) -> Director:
         backend = self._scheduler.backend
-        floor = UserFloor(backend.transcription if self.transcribes else None)
+        recogniser = backend.transcription if self.transcribes and backend.transcribes else None
+        floor = UserFloor(recogniser, words_come=self.transcribes)
         if not self.routing:
             return Director(backend.tokenizer, floor=floor)
         own = self.routing.own_words(backend.tokenizer)
@@ -157,6 +178,7 @@ class Session:
 
     @property
     def transcribes(self) -> bool:
+        """Whether the user's turns come in words."""
         return self._opening is not None and self._opening.transcribe
 
     @property
@@ -177,16 +199,39 @@ class Session:
     def push_audio(self, pcm: np.ndarray) -> int:
         """Take user samples [n] float32, 24 kHz; how many frames they complete.
 
-        Raises TooFastError.
+        Audio from before the handshake is dropped: what comes before it, and what a client kept
+        while it waited long and sends at once after it. Raises TooFastError beyond 30 s ahead of
+        real time since then, by the client's own pace.
         """
-        self._heard_seconds += len(pcm) / SAMPLE_RATE
-        ahead = self._heard_seconds - (time.monotonic() - self._started)
+        seconds = len(pcm) / SAMPLE_RATE
+        if self._handshake_at is None:
+            return self._drop_early(seconds)
+        talked = time.monotonic() - self._handshake_at
+        ahead = self._heard_seconds + seconds - talked
+        if ahead > JITTER_SECONDS and self._early_seconds > 0 and talked < AT_ONCE_SECONDS:
+            self._early_seconds -= seconds
+            return self._drop_early(seconds)
+        self._heard_seconds += seconds
         if ahead > MAX_BURST_SECONDS:
             raise TooFastError(
                 f"audio is {ahead:.0f} s ahead of real time; send at most "
                 f"{MAX_BURST_SECONDS:.0f} s ahead"
             )
-        return self._seat.push_audio(pcm, self._scheduler.clock()) if self._seat else 0
+        return self._seat.push_audio(pcm, self._scheduler.clock())
+
+    def _drop_early(self, seconds: float) -> int:
+        self._engine.metrics.dropped(seconds / FRAME_SECONDS, Dropped.EARLY)
+        if not self._dropped_early:
+            self._dropped_early = True
+            logger.info("session %s: audio older than the handshake is dropped", self.id)
+        return 0
+
+    def _note_handshake(self) -> None:
+        """The client is told to talk: its pace and its idle time count from now on."""
+        now = self._handshake_at = self._touched = self._active_at = time.monotonic()
+        waited = now - self._waiting_since
+        self._early_seconds = waited if waited > LONG_WAIT_SECONDS else 0.0
+        self._heard_seconds = 0.0
 
     def say(self, text: str, replace: bool = False) -> int:
         """Queue a text to be spoken; its id. Raises RefusedError if it is empty or too long.
@@ -203,6 +248,7 @@ class Session:
             return say_id
         self.post(ev.Say(say_id, text, replace=replace))
         self._waiting_texts.add(say_id)
+        self._open_texts[say_id] = text
         return say_id
 
     def ask(self, text: str) -> None:
@@ -223,7 +269,11 @@ class Session:
         """The same persona, voice and seed from the beginning; `Ready` comes again."""
         self._line.clear()
         self._waiting_texts.clear()
+        for say_id, text in self._open_texts.items():
+            self.announce(ev.Saying(say_id, SayState.CANCELLED, text))
+        self._open_texts.clear()
         if self._seat:
+            self._handshake_at, self._waiting_since = None, time.monotonic()
             self.director = self._new_director()
             self._opening = replace(self._opening, sampling=self._sampling)
             self._scheduler.restart(self._seat, self._opening, self.director)
@@ -244,6 +294,7 @@ class Session:
         """A command that had to wait is not carried out."""
         if isinstance(command, ev.Say):
             self._waiting_texts.discard(command.id)
+            self._open_texts.pop(command.id, None)
         self.announce(ev.Refused(message))
 
     # -- to the client -----------------------------------------------------------------------------
@@ -253,14 +304,32 @@ class Session:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._receive, outputs)
 
+    def _take_words(self, text: str, start: float, end: float) -> None:
+        """The ears' thread: a turn of the user is written down."""
+        if not self._loop.is_closed():
+            turn = ev.UserText(text, start, end, final=True)
+            self._loop.call_soon_threadsafe(self._post_words, turn)
+
+    def _post_words(self, turn: ev.UserText) -> None:
+        """A full inbox is a client's own flood; it loses its words."""
+        with contextlib.suppress(RefusedError):
+            self.post(turn)
+
     def _receive(self, outputs: list[Output]) -> None:
         for output in outputs:
             self._outbox.put_nowait(output)
             self._unread_frames += isinstance(output, Frame)
             for event in output.events if isinstance(output, Notice | Frame) else ():
                 match event:
+                    case ev.Saying(id, SayState.QUEUED, text):
+                        self._open_texts[id] = text
+                    case ev.Saying(id, SayState.DONE):
+                        self._open_texts.pop(id, None)
+                match event:
                     case ev.TakenUp(id) | ev.Saying(id, SayState.CANCELLED) | ev.Refused(_, id):
                         self._waiting_texts.discard(id)
+                        if not isinstance(event, ev.TakenUp):
+                            self._open_texts.pop(id, None)
                 if self.routing and self._sits:
                     note_event(self.routing, event, self._engine.metrics)
 
@@ -281,6 +350,8 @@ class Session:
                 said = any(isinstance(event, ev.Text) for event in output.events)
                 if said or self.director.floor.speaking or self.director.wants_frames:
                     self._active_at = time.monotonic()
+            if isinstance(output, Ready):
+                self._note_handshake()
             yield output
             if isinstance(output, Ready):
                 ready = True
@@ -309,7 +380,9 @@ class Session:
         """Raise the EndError of the first limit that is reached."""
         warned = False
         while True:
+            slept_at = time.monotonic()
             await asyncio.sleep(WATCH_SECONDS)
+            self._forgive(time.monotonic() - slept_at - WATCH_SECONDS)
             left = self._started + limits.session_s - time.monotonic()
             if self._seat and left < WARNING_SECONDS and not warned:
                 warned = True
@@ -317,15 +390,24 @@ class Session:
             if error := self._limit_reached(limits, time.monotonic()):
                 raise error
 
+    def _forgive(self, lag: float) -> None:
+        """This server was frozen: what waits since then waits for us and not for the client."""
+        if lag > WATCH_SECONDS:
+            self._touched += lag
+            self._active_at += lag
+            self._unread = False
+
     def _limit_reached(self, limits: Limits, now: float) -> EndError | None:
         unread = self._unread_frames * FRAME_SECONDS
-        if unread > MAX_UNREAD_SECONDS:
+        # Twice in a row: in the second between them all of it was offered to a socket that drains.
+        before, self._unread = self._unread, unread > MAX_UNREAD_SECONDS
+        if before and self._unread:
             return TooFastError(f"{unread:.0f} s of agent audio wait to be read; read faster")
         if not self._seat:
             return None
         if now - self._started > limits.session_s:
             return TimeLimitError(f"a conversation lasts at most {limits.session_s / 60:g} minutes")
-        if self.director.wants_frames:
+        if self._handshake_at is None or self.director.wants_frames:
             return None
         if now - self._touched > limits.unheard_s:
             return IdleError(f"nothing was received for {limits.unheard_s:g} s; send audio or 0x06")
@@ -371,8 +453,11 @@ class CommandLine:
             self._send()
 
     def clear(self) -> None:
+        """Drop what waits, also in the executor: others wait behind it there."""
         self._waiting.clear()
-        self._preparing = None
+        preparing, self._preparing = self._preparing, None
+        if preparing:
+            preparing.cancel()
 
     def _send(self) -> None:
         """Deliver what waits, up to the first text that takes too long to prepare here."""
@@ -439,6 +524,9 @@ class SessionVoice:
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
         said = tuple(ev.Say(self.new_say_id(), text) for text in fillers)
         self._post(ev.Hold(id, said, ev.Say(self.new_say_id(), apology), announced))
+
+    def hold_back(self, id: int) -> None:
+        self._post(ev.HoldBack(id))
 
     def release(self, id: int) -> None:
         self._post(ev.Release(id))

@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from engine.dialogue import events as ev
 from engine.dialogue.events import SayState
-from engine.dialogue.text import SpokenWord, prepare, spell_text
+from engine.dialogue.text import SpokenWord, clean, prepare
 from engine.runtime.backend import Tokenizer
 
 QUEUE_LIMIT = 10  # texts waiting to be said
@@ -23,6 +23,7 @@ NOTHING_TO_SAY = "say: nothing in this text can be spoken; send words"
 FLOOR_WAIT_FRAMES = 25  # 2 s: the longest wait for a user who is speaking
 ARM_FRAMES, ARM_LIMIT_FRAMES = 2, 8  # a word starts after 2 frames on a vote, after 8 anyway
 DRY_FRAMES = 12  # how long a growing text may be out of words
+CLAUSE_ENDS = (",", ";", ":", ".", "?", "!")  # of a word, where a text may go on after a stop
 PHRASES_KEPT = 64  # fillers and apologies, for all tokenizers
 
 
@@ -32,8 +33,7 @@ def prepare_command(
     """The command with the words of its texts. Any thread but the scheduler's."""
     match command:
         case ev.Say(text=text, growing=True) | ev.More(text=text):
-            text = spell_text(text)  # an answer of ours: what is shown is what is said
-            return replace(command, text=text, words=prepare(text, tokenizer, rest))
+            return replace(command, text=clean(text), words=prepare(text, tokenizer, rest))
         case ev.Say(text=text):
             return replace(command, words=prepare(text, tokenizer, rest))
         case ev.Hold(fillers=fillers, apology=apology):
@@ -115,6 +115,11 @@ class Agenda:
             self._report(state)
         self.current = None
 
+    def resume(self) -> None:
+        """The text in hand was stopped for nothing: it goes on from the start of its clause."""
+        self.current.step_back_to_clause()
+        self._report(SayState.RESUMED)
+
     def drop_waiting(self) -> None:
         for said in self.queue:  # a filler never waits
             self._events.append(ev.Saying(said.id, SayState.CANCELLED, said.text))
@@ -146,6 +151,7 @@ class Utterance:
     pieces: deque[int] = field(default_factory=deque)  # of the current word, still to be fed
     since: int = 0  # frames since the current word was begun
     started: bool = False  # its `speaking` was reported
+    resumed: bool = False  # it was stopped once, for nothing, and went on
     seen: int = 0  # words shown so far: one that is said again is not shown again
 
     @property
@@ -169,6 +175,13 @@ class Utterance:
             limit = self.word.ring_out + (DRY_FRAMES if self.growing else 0)
             return Pace.END if ended or self.since >= limit else Pace.WAIT
         return Pace.WORD if voted or self.since >= self.word.limit else Pace.WAIT
+
+    def step_back_to_clause(self) -> None:
+        """Take back the words of the clause that was cut: they are said again."""
+        self.resumed = True
+        self.pieces.clear()
+        while self.begun and not self.begun[-1].shown.endswith(CLAUSE_ENDS):
+            self.words.appendleft(self.begun.pop())
 
     def step_back(self) -> None:
         """Take back a word that is only half fed: it is said again from its start."""

@@ -1,22 +1,21 @@
 """Written text made speakable: the words of a text as the agent is fed them.
 
-`prepare` is the whole way: no markup; numbers, prices, units and symbols as words; each word with
-its pieces and its pauses. Word for word, so that a transcript can show what was written while the
-voice says what is meant. Not a translator: English only, as the model speaks English.
+`prepare` is the whole way: no markup; then what is written short is read over the whole text, by
+the table in `readings.py`; then token by token; then each word with its pieces and its pauses. A
+transcript shows what was written while the voice says what is meant. Not a translator: English
+only, as the model speaks English.
 """
 
 import functools
+import html
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from engine.dialogue.readings import FRACTIONS, READINGS, say_number
 from engine.runtime.backend import Tokenizer
-
-if TYPE_CHECKING:
-    from unicode_rbnf import RbnfEngine
 
 FASTEST_FRAMES_PER_LETTER = 0.6  # about 20 letters a second
 SLOWEST_FRAMES_PER_LETTER = 1.2
@@ -25,47 +24,34 @@ CLAUSE_PAUSE_FRAMES, SENTENCE_PAUSE_FRAMES = 6, 10
 MAX_WORD_LETTERS = 30  # a script without blanks would be one word of minutes
 MAX_SENTENCE_WORDS = 40  # longer ones drift from the model's own plan of its prosody
 
-MARKUP = re.compile(r"[*_`~#>|\\<]+|(?<=\s)[-•]+(?=\s)")
-LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-URL = re.compile(r"https?://(?:www\.)?([^\s/)]+)\S*")
-BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
-NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence")}
-UNITS = {
-    "%": "percent",
-    "kb": "kilobytes",
-    "mb": "megabytes",
-    "gb": "gigabytes",
-    "tb": "terabytes",
-    "ms": "milliseconds",
-    "s": "seconds",
-    "h": "hours",
-    "min": "minutes",
-    "km": "kilometers",
-    "kg": "kilograms",
-    "hz": "hertz",
-    "khz": "kilohertz",
-    "°c": "degrees Celsius",
-    "°": "degrees",
-}
-SYMBOLS = {
-    "&": "and",
-    "+": "plus",
-    "=": "equals",
-    "@": "at",
-    "%": "percent",
-    "/": "slash",
-    "€": "euro",
-    "$": "dollar",
-    "£": "pound",
-    "°": "degrees",
-}
-MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July"),
-    *("August", "September", "October", "November", "December"),
+LONGEST_TOKEN = 200  # letters without a blank that are read as one
+
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n]*$", re.MULTILINE)
+LINE_MARK = re.compile(r"^[ \t]*(?:(?:#{1,6}|>+|[-*+•])[ \t]+)+", re.MULTILINE)
+TABLE_RULE = re.compile(r"^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+[ \t:-]*$", re.MULTILINE)
+TABLE_ROW = re.compile(r"^[ \t]*\|(.*?)\|?[ \t]*$", re.MULTILINE)
+LINK = re.compile(r"!?\[([^\]\[]{0,500})\]\([^)\s(]{0,1000}(?:\s[^)(]{0,200})?\)")
+TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--[^<>]{0,500}-->")
+ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{1,5});")
+EMPHASIS = re.compile(
+    r"(?<![^\s([{\"'“‘])(?:[*_`]+|~~)(?=\S)"  # at the beginning of a word
+    r"|(?<=\S)(?:[*_`]+|~~)(?![^\s)\]}.,;:!?\"'”’…])"  # at its end
 )
+STRAY = re.compile(r"(?<!\S)(?:[#_`|\\]+|(?<![\d)] )(?<!\b\w )\*+)(?!\S)")  # `2 * 3` is none
+BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
 PUNCTUATION = ".,;:!?…\"'()[]{}“”‘’«»-–—−"
-MINUS = re.compile(r"[-−]$")  # what stands before a number
+SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+SUPERSCRIPT = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
+SYMBOLS = {
+    "&": "and", "+": "plus", "=": "equals", "@": "at", "%": "percent", "/": "slash",
+    "€": "euro", "$": "dollar", "£": "pound", "¥": "yen", "°": "degrees", "×": "times",
+    "÷": "divided by", "±": "plus or minus", "≤": "at most", "≥": "at least", "<": "less than",
+    ">": "greater than", "≠": "not equal to", "≈": "about", "^": "to the", "#": "number",
+    "*": "times", "~": "about", "_": " ", "|": " ", "\\": "backslash", "§": "section",
+    "¢": "cents", "₹": "rupees", "₩": "won", "₽": "rubles", "₿": "bitcoin", "™": "",
+    "©": "copyright", "®": "", "•": " ", "·": " ", "∞": "infinity", "π": "pi", "′": "",
+}  # fmt: skip
+SYMBOL = re.compile(f"[{re.escape(''.join(SYMBOLS))}]")
 EMOJI_PARTS = "\ufe0e\ufe0f\u20e3🏻🏼🏽🏾🏿"  # variants, keycaps, skin tones: nothing alone
 
 
@@ -98,11 +84,11 @@ def prepare(
 ) -> tuple[SpokenWord, ...]:
     """All words of a text, in order; nothing is dropped. Empty if there is nothing to say.
 
-    Any thread but the scheduler's: 2000 characters take about 20 ms. rest: called between words, so
+    Any thread but the scheduler's: 2000 characters take about 30 ms. rest: called between words, so
     that a thread of its own gives way to the frames.
     """
     words: list[SpokenWord] = []
-    for shown, spoken in _pair_words(clean(text), rest):
+    for shown, spoken in _pair_words(clean(text), rest or _go_on):
         # in bounded parts: nothing can be cancelled inside a word, or played before its end
         for start in range(0, len(spoken), MAX_WORD_LETTERS):
             part = spoken[start : start + MAX_WORD_LETTERS]
@@ -111,23 +97,109 @@ def prepare(
     return tuple(_split_long_sentences(words))
 
 
-def _pair_words(text: str, rest: Callable[[], object] | None) -> list[tuple[str, str]]:
-    """(shown, spoken) words; what cannot be spoken (a dash) is shown with the word before it."""
+def spell_text(text: str) -> str:
+    """A whole text as it is said: `$14` becomes `fourteen dollars`."""
+    return " ".join(spoken for _shown, spoken in _pair_words(clean(text), _go_on))
+
+
+def _go_on() -> None:
+    pass
+
+
+def _pair_words(text: str, rest: Callable[[], object]) -> list[tuple[str, str]]:
+    """(shown, spoken) words; what cannot be spoken (a dash) is shown with the word before it.
+
+    What is read as one (`$1.5 million`) is shown with the first of its spoken words.
+    """
     pairs: list[tuple[str, str]] = []
     opening: list[str] = []  # tokens that cannot be spoken, before the first word
-    for token in text.split():
-        spoken = spell_token(token)
-        if rest:
-            rest()
+    for shown, read in read_tokens(text, rest):
+        spoken = [word for part in read.split() for word in spell_token(part)]
+        rest()
         if spoken:
-            pairs.append((" ".join([*opening, token]), spoken[0]))
+            pairs.append((" ".join([*opening, shown]).strip(), spoken[0]))
             pairs += [("", word) for word in spoken[1:]]
             opening = []
         elif pairs:
-            pairs[-1] = (f"{pairs[-1][0]} {token}".strip(), pairs[-1][1])
+            at = max(i for i, pair in enumerate(pairs) if pair[0]) if shown else 0
+            if shown:
+                pairs[at] = (f"{pairs[at][0]} {shown}", pairs[at][1])
         else:
-            opening.append(token)
+            opening.append(shown)
     return pairs
+
+
+def read_tokens(text: str, rest: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    """(as it is shown, as it is read), token by token; tokens that are read as one are one."""
+    shown: list[str] = []
+    plain: list[str] = []
+    for token in text.split():
+        simple = simplify(token) or "·"
+        for start in range(0, len(simple), LONGEST_TOKEN):
+            plain.append(simple[start : start + LONGEST_TOKEN])
+            shown.append("" if start else token)
+    written = " ".join(plain)
+    taken = bytearray(len(written))
+    found: dict[int, tuple[int, str]] = {}  # where a reading begins: its end, its words
+    for pattern, say in READINGS:
+        rest()
+        for match in pattern.finditer(written):
+            start, end = match.span()
+            if start < end and not any(taken[start:end]):
+                taken[start:end] = b"\1" * (end - start)
+                found[start] = (end, say(match))
+    at, first = 0, 0
+    for i, token in enumerate(plain):
+        end = at + len(token)
+        if end < len(written) and taken[end]:  # the blank after it belongs to a reading
+            at = end + 1
+            continue
+        begin = end - sum(map(len, plain[first : i + 1])) - (i - first)
+        yield " ".join(filter(None, shown[first : i + 1])), _put_in(written, begin, end, found)
+        at, first = end + 1, i + 1
+
+
+def _put_in(text: str, at: int, end: int, found: dict[int, tuple[int, str]]) -> str:
+    """A part of the text with its readings in the place of what they read."""
+    parts: list[str] = []
+    while at < end:
+        char = text[at]
+        if at in found:
+            after, words = found[at]
+            parts += (" " if text[at - 1 : at].isalnum() else "", words)
+            parts.append(" " if text[after : after + 1].isalnum() else "")
+            at = after
+        else:
+            beside = at + 1 in found or (parts and parts[-1] == "")  # a reading, as in `GPT-4`
+            parts.append(" " if char == "-" and beside and at > 0 else char)
+            at += 1
+    return "".join(parts)
+
+
+def simplify(token: str) -> str:
+    """A token with plain digits and signs: `x²` -> `x^2`, `①` -> `1`, `−` stays as it is."""
+    token = SUPERSCRIPT.sub(
+        lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), token
+    )
+    return "".join(char if char.isascii() else _simplify_char(char) for char in token)
+
+
+@functools.lru_cache(4096)
+def _simplify_char(char: str) -> str:
+    if char in FRACTIONS or char in SYMBOLS or char in "´¨…":
+        return char
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
+    plain = unicodedata.normalize("NFKC", char) if not char.isalpha() or char > "\uf900" else char
+    if plain == "μ":
+        return "µ"
+    if char == "№":
+        return "No."
+    if plain[-2:] in ("m2", "m3"):  # `㎡`
+        return f"{plain[:-1]}^{plain[-1]}"
+    if char.isnumeric() and plain == char and not char.isalpha():  # old and foreign digits
+        return f" {unicodedata.numeric(char):g} "
+    return "".join(plain.split()) or char
 
 
 def _pause_after(spoken: str) -> int:
@@ -153,150 +225,55 @@ def _split_long_sentences(words: list[SpokenWord]) -> Iterator[SpokenWord]:
 
 
 def clean(text: str) -> str:
-    """Text without markup, links, emoji or control characters; blanks single, `!` never in runs."""
-    text = LINK.sub(r"\1", text)
-    text = URL.sub(r"\1", text)
+    """Text without markup, links, emoji or control characters; blanks single, `!` never in runs.
+
+    It is what is shown: signs that mean something stay (`5 < 10`, `C#`, `snake_case`).
+    """
     text = "".join(" " if _is_unspeakable(c) else c for c in text)
-    text = MARKUP.sub(" ", text)
+    for pattern, instead in (
+        (FENCE, " "), (TABLE_RULE, " "), (TABLE_ROW, _read_row), (LINE_MARK, ""), (LINK, r"\1"),
+        (TAG, " "), (ENTITY, lambda match: html.unescape(match[0])), (EMPHASIS, ""), (STRAY, " "),
+    ):  # fmt: skip
+        text = pattern.sub(instead, text)
     return BANGS.sub("!", " ".join(text.split()))
 
 
+def _read_row(match: re.Match) -> str:
+    """`| a | b |` -> `a, b.`"""
+    row = ", ".join(cell.strip() for cell in match[1].split("|") if cell.strip())
+    return row if row[-1:] in ".!?" else f"{row}."
+
+
+@functools.lru_cache(4096)
 def _is_unspeakable(char: str) -> bool:
-    """Emoji, pictographs and control characters."""
+    """Emoji, pictographs and control characters; not `℃`, which is letters in one sign."""
+    if char.isascii():
+        return not char.isprintable() and char != "\n"
     kind = unicodedata.category(char)
-    return char in EMOJI_PARTS or (kind in ("So", "Cc", "Cf", "Co", "Cs") and char != "°")
+    if char in EMOJI_PARTS:
+        return True
+    if kind not in ("So", "Cc", "Cf", "Co", "Cs", "Cn") or char in SYMBOLS or char.isnumeric():
+        return False
+    return not any(part.isalnum() for part in unicodedata.normalize("NFKC", char))
 
 
 def spell_token(token: str) -> list[str]:
-    """The words to say for one written token: `$14.` -> [`fourteen`, `dollars.`]."""
+    """The words to say for one token that no reading has taken: signs named, `-` between parts."""
     core = token.strip(PUNCTUATION)
-    words = _spell_core(core) if core else []
-    if words and core[0] in "0123456789$€£" and MINUS.search(token[: token.index(core)]):
-        words.insert(0, "minus")
+    if not core:
+        return []
+    words = _spell_core(core)
     if words:
         tail = token[token.rindex(core) + len(core) :]
         words[-1] += "".join(c for c in tail if c in ".,;:!?…")[:1]
     return words
 
 
-def spell_text(text: str) -> str:
-    """A whole text as it is said, for texts of our own making: `$14` becomes `fourteen dollars`."""
-    return " ".join(word for token in clean(text).split() for word in spell_token(token) or [token])
-
-
 def _spell_core(core: str) -> list[str]:
-    """A number with its currency or unit as one; else digits spoken, symbols named."""
-    for pattern, speak in FORMS:
-        if match := pattern.fullmatch(core):
-            return speak(match).replace("-", " ").replace(",", "").split()
-    if not re.search(r"[\d&+=@%/€$£°]", core):
+    if SYMBOL.search(core):
+        core = SYMBOL.sub(lambda match: f" {SYMBOLS[match[0]]} ", core)
+    elif core.isalpha() and core.isascii():
         return [core]
-    parts = re.findall(rf"{NUMBER}|[&+=@%/€$£°]|[^\d&+=@%/€$£°]+", core)
-    words: list[str] = []
-    for part in parts:
-        if part in SYMBOLS:
-            words.append(SYMBOLS[part])
-        elif part[0].isdigit():
-            words += _spell_cardinal(part).replace("-", " ").replace(",", "").split()
-        elif part.strip(PUNCTUATION):
-            words.append(part.strip(PUNCTUATION))
-    return words
-
-
-def _spell_cardinal(number: str) -> str:
-    """`1,200.50` -> `one thousand two hundred point five zero`; long digit runs digit by digit."""
-    whole, _, decimals = number.replace(",", "").partition(".")
-    if len(whole) > 12 or (len(whole) > 1 and whole[0] == "0"):
-        spoken = _spell_digits(whole)
-    else:
-        spoken = _format_number(int(whole)).replace(" and ", " ")
-    return f"{spoken} point {_spell_digits(decimals)}" if decimals else spoken
-
-
-def _format_number(number: int, to: str = "cardinal") -> str:
-    """A whole number as a `cardinal`, an `ordinal` or a `year`."""
-    from unicode_rbnf import FormatPurpose
-
-    return _number_speller().format_number(number, FormatPurpose[to.upper()]).text
-
-
-@functools.cache
-def _number_speller() -> "RbnfEngine":
-    """The rules of the Unicode consortium for English, read once and only when needed."""
-    from unicode_rbnf import RbnfEngine
-
-    return RbnfEngine.for_language("en")
-
-
-def _spell_digits(digits: str) -> str:
-    return " ".join(_format_number(int(d)) for d in digits)
-
-
-def _spell_price(match: re.Match) -> str:
-    """`$1.49` -> `one dollar and forty-nine cents`."""
-    major, minor = CURRENCIES[match["currency"]]
-    whole, _, decimals = match["number"].replace(",", "").partition(".")
-    main = f"{_spell_cardinal(whole)} {major}{'s' if int(whole) != 1 else ''}"
-    if not decimals or int(decimals) == 0:
-        return main
-    if len(decimals) > 2:
-        return f"{_spell_cardinal(match['number'])} {major}s"
-    cents = int(decimals.ljust(2, "0"))
-    plural = minor if minor == "pence" or cents == 1 else f"{minor}s"
-    part = f"{_spell_cardinal(str(cents))} {plural}"
-    return part if int(whole) == 0 else f"{main} and {part}"
-
-
-def _spell_quantity(match: re.Match) -> str:
-    """`20GB` -> `twenty gigabytes`, `95–98%` -> `ninety-five to ninety-eight percent`."""
-    spoken = _spell_cardinal(match["number"])
-    if match["upto"]:
-        spoken += f" to {_spell_cardinal(match['upto'])}"
-    unit = (match["unit"] or "").lower()
-    name = UNITS.get(unit, "")
-    if match["number"] == "1" and not match["upto"] and name.endswith("s") and unit != "°c":
-        name = name.removesuffix("s")
-    return f"{spoken} {name}"
-
-
-def _spell_date(match: re.Match) -> str:
-    """`2026-10-27` -> `October twenty-seventh twenty twenty-six`; impossible ones digit-wise."""
-    year, month, day = int(match["year"]), int(match["month"]), int(match["day"])
-    if not (1 <= month <= 12 and 1 <= day <= 31):
-        return " ".join(_spell_cardinal(str(number)) for number in (year, month, day))
-    ordinal, spoken_year = _format_number(day, to="ordinal"), _format_number(year, to="year")
-    return f"{MONTHS[month - 1]} {ordinal} {spoken_year}"
-
-
-def _spell_version(match: re.Match) -> str:
-    """`v1.2.3` -> `version one point two point three`."""
-    numbers = " point ".join(_spell_cardinal(part) for part in match["numbers"].split("."))
-    return f"version {numbers}" if match["v"] else numbers
-
-
-def _spell_time(match: re.Match) -> str:
-    """`14:05` -> `fourteen oh five`."""
-    hour, minute = _spell_cardinal(str(int(match["hour"]))), int(match["minute"])
-    if minute == 0:
-        return f"{hour} o'clock" if int(match["hour"]) <= 12 else f"{hour} hundred"
-    return f"{hour} {'oh ' if minute < 10 else ''}{_spell_cardinal(str(minute))}"
-
-
-UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
-FORMS = tuple(
-    (re.compile(pattern, re.IGNORECASE), speak)
-    for pattern, speak in (
-        (rf"(?P<currency>[$€£])(?P<number>{NUMBER})", _spell_price),
-        (rf"(?P<number>{NUMBER})(?P<currency>[€$£])", _spell_price),
-        (r"(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})", _spell_date),
-        (r"(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)", _spell_time),
-        (r"(?P<v>v)(?P<numbers>\d{1,6}(?:\.\d{1,6})*)", _spell_version),
-        (r"(?P<v>)(?P<numbers>\d{1,6}(?:\.\d{1,6}){2,})", _spell_version),
-        (
-            r"(?P<number>\d{1,9})(?:st|nd|rd|th)",
-            lambda match: _format_number(int(match["number"]), to="ordinal"),
-        ),
-        (r"1[1-9]\d\d|20\d\d", lambda match: _format_number(int(match[0]), to="year")),
-        (rf"(?P<number>{NUMBER})(?:[-–](?P<upto>{NUMBER}))?(?P<unit>{UNIT})?", _spell_quantity),
-    )
-)
+    core = re.sub(r"[0-9]+", lambda match: f" {say_number(match[0])} ", core)
+    words = [part.strip(PUNCTUATION) for part in core.split()]
+    return [word for word in words if any(c.isalnum() for c in word)]

@@ -5,14 +5,14 @@ session, scheduler, director and router, with an answerer over real HTTP. Three 
 stand-ins. The model's text head reads from a script, and wants to say its line whether or not it
 may, as the model would; no speech is made, a frame is loud while words sound. The user's words come
 as a transcript would bring them. The text model's API answers on loopback after half a second. A
-probe beside each director sees every token that is really fed. How well the end of a turn is found
-stands in turns.py.
+probe beside each director sees every token that is really fed.
 """
 
 import argparse
 import asyncio
 import logging
 import random
+import sys
 import time
 import tomllib
 from collections import deque
@@ -32,10 +32,11 @@ from engine.dialogue.floor import BARGE_IN_FRAMES
 from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
 from engine.dialogue.text import prepare
+from engine.errors import ConfigError
+from engine.evals.decisions import measure, play, read_dialogues
 from engine.evals.standin import Reply, StandIn, by_heart
-from engine.evals.turns import measure_turns
-from engine.lookup.question import RouteState
-from engine.lookup.routing import build_answers
+from engine.lookup.question import PASS, RouteState
+from engine.lookup.routing import DailyCap, build_answers
 from engine.lookup.textmodel import Answerer
 from engine.runtime.backend import Opening
 from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
@@ -61,26 +62,54 @@ TOKENIZER = ByteTokenizer()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none of its own."""
+    parser.add_argument("--dialogues", type=Path, help="judge these written dialogues instead")
+    parser.add_argument("--raw", action="store_true", help="lower case, without punctuation")
+    parser.add_argument("--knowledge", help="the folder of other facts, for --dialogues")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.dialogues:
+        return judge_written(args)
+    if args.raw or args.knowledge:
+        raise ConfigError("--raw and --knowledge go with --dialogues; name a file of dialogues")
     logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a dialogue are too many
     scripts = load_scripts()
     print(f"{len(scripts)} dialogues, {AT_ONCE} at once, in real time …", flush=True)
     talks, asked = asyncio.run(act(scripts, AT_ONCE))
     turns = [turn for talk in talks for turn in talk.turns]
-    by_kind, figures, ends = count_handovers(turns), measure_talks(talks), measure_turns()
+    by_kind, figures = count_handovers(turns), measure_talks(talks)
     print(table(by_kind), end="\n\n")
-    print(table(ends), end="\n\n")
     print(table([{"figure": name, "value": value} for name, value in figures.items()]))
     for turn in turns:
         if turn.handed_over != turn.expected:
             wanted, got = turn.expected or "nobody", turn.handed_over or "nobody"
             print(f"wanted {wanted}, was {got}: {turn.user}")
-    result = {"rows": by_kind, "summary": figures, "turn_ends": ends, "asked": asked}
+    result = {"rows": by_kind, "summary": figures, "asked": asked}
     result["turns"] = [asdict(turn) for turn in turns]
     save("routing", result, args.json)
+    return 0
+
+
+def judge_written(args: argparse.Namespace) -> int:
+    """Written dialogues only: precision, recall, what is left alone, what is in doubt."""
+    dialogues = read_dialogues(args.dialogues)
+    answers = build_answers(ServerConfig(knowledge=args.knowledge or ""), {})
+    # an unlimited number of questions: limits are not what is measured
+    answers = replace(answers, cap=DailyCap(sys.maxsize), asks_per_minute=sys.maxsize)
+    if not answers.router.wait():
+        raise ConfigError(
+            "no sentence vectors here, see the warning; install requirements-page.txt"
+        )
+    figures = measure(asyncio.run(play(dialogues, answers, args.raw)))
+    misses = figures["misses"]
+    shown = [
+        {"figure": name, "value": value} for name, value in figures.items() if name != "misses"
+    ]
+    print(table(shown))
+    for miss in misses:
+        wanted, got = miss["expected"], miss["decided"]
+        print(f"{miss['dialogue']}: should be {wanted}, is {got}: {miss['text']}")
+    save("routing", figures, args.json)
     return 0
 
 
@@ -103,7 +132,11 @@ async def act(scripts: Sequence[Script], at_once: int) -> tuple[list["ActedDialo
     turns = [turn for script in scripts for turn in script.turns]
     slow = {turn["user"]: turn["api"] for turn in turns if "api" in turn}  # seconds
 
+    asked_for = {turn["user"] for turn in turns if turn.get("routed") or turn.get("source")}
+
     def reply(question: str) -> Reply:
+        if question not in asked_for:  # the router was in doubt, the text model is not
+            return Reply(PASS, delay=API_SECONDS)
         return replace(by_heart(question), delay=slow.get(question, API_SECONDS))
 
     async with StandIn(reply) as api:
@@ -178,7 +211,7 @@ class Probe:
             self.spoken_frames += 1
             self.padding_frames += token in (PAD, EPAD)
         # from the barge-in until the text is left: frames that are no piece of the word
-        if before is Mode.SPEAK and self.director.floor.onset_frames == BARGE_IN_FRAMES:
+        if before is Mode.SPEAK and self.director.floor.speech_frames == BARGE_IN_FRAMES:
             self._cancel = 0
         if self._cancel is None:
             return
@@ -256,7 +289,9 @@ class ActedDialogue:
 
     async def run(self, engine: Service, number: int) -> "ActedDialogue":
         """Act it out, turn by turn."""
-        async with engine.session(SessionConfig(seed=number, text_prompt="")) as session:
+        async with engine.session(
+            SessionConfig(seed=number, text_prompt="", routing=True)
+        ) as session:
             ready = asyncio.Event()
             session.connect()
             self.probe.director = session.director

@@ -28,7 +28,12 @@ UNKNOWN = "I am not sure about that, but the support team will know more."
 
 
 class Manner(Enum):
-    WHOLE, CUT, SILENT, STALL, GARBAGE, ENDLESS, EMPTY = (auto() for _ in range(7))
+    """How an answer comes. What other APIs do as a matter of course stands in the second line."""
+
+    WHOLE, CUT, SILENT, STALL, GARBAGE, ENDLESS, EMPTY, LONG_LINE, HOLLOW = (
+        auto() for _ in range(9)
+    )
+    NO_DONE, PLAIN, AZURE, THINKING, REASONING, OUT_OF_TOKENS = (auto() for _ in range(6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Reply:
     status: int = 200
     manner: Manner = Manner.WHOLE
     pace: float = TOKEN_SECONDS
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def by_heart(question: str) -> Reply:
@@ -56,14 +62,16 @@ class StandIn:
 
     replies: Callable[[str], Reply] = by_heart  # by the last message of the request
     port: int = 0
+    prefix: str = ""  # of the path, as `/v1`
     requests: list[dict[str, Any]] = field(default_factory=list)  # bodies, in order
+    peers: set[Any] = field(default_factory=set)  # connections that brought a request
     keys: list[str] = field(default_factory=list)  # Authorization headers, in order
     asked: asyncio.Event = field(default_factory=asyncio.Event)  # a request has come
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)  # a client left an answer
 
     async def __aenter__(self) -> "StandIn":
         app = web.Application()
-        app.router.add_post("/chat/completions", self._answer)
+        app.router.add_post(f"{self.prefix}/chat/completions", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -77,11 +85,16 @@ class StandIn:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        self.peers.add(request.transport.get_extra_info("peername"))
         self.keys.append(request.headers.get("Authorization", ""))
         self.asked.set()
         reply = self.replies(body["messages"][-1]["content"])
         if reply.status != 200:
-            return web.json_response({"error": {"message": "no"}}, status=reply.status)
+            error = {"error": {"message": "no"}}
+            return web.json_response(error, status=reply.status, headers=reply.headers)
+        if reply.manner is Manner.PLAIN:
+            message = {"role": "assistant", "content": reply.text}
+            return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
         try:
             if reply.manner is Manner.SILENT:
                 await asyncio.sleep(FOREVER_SECONDS)
@@ -107,23 +120,39 @@ class StandIn:
 
 async def _events(reply: Reply) -> AsyncIterator[bytes]:
     """The payloads of the stream, one a word."""
-    if reply.manner is Manner.GARBAGE:
+    manner = reply.manner
+    if manner is Manner.GARBAGE:
         yield b'{"choices": [{"delta": {"content": "Prem'
         return
+    if manner is Manner.LONG_LINE:
+        yield _delta("x" * 4_000_000)
+        return
+    if manner is Manner.AZURE:
+        yield b'{"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}'
+        yield b'{"choices": [{"index": 0, "delta": null, "finish_reason": null}]}'
+    if manner is Manner.REASONING:
+        for word in ("They ", "want ", "a ", "price."):
+            yield _delta(None, reasoning_content=word)
     yield _delta("")
+    if manner is Manner.THINKING:
+        for part in ("<th", "ink>They want", " a price.</", "think>\n\n"):
+            yield _delta(part)
     while True:
         for word in reply.text.split(" "):
-            if reply.manner is not Manner.EMPTY:
-                yield _delta(f"{word} ")
-        if reply.manner is not Manner.ENDLESS:
+            if manner is not Manner.EMPTY:
+                yield _delta("" if manner is Manner.HOLLOW else f"{word} ")
+        if manner not in (Manner.ENDLESS, Manner.HOLLOW):
             break
-    if reply.manner in (Manner.WHOLE, Manner.EMPTY):
+    if manner in (Manner.CUT, Manner.STALL):
+        return
+    yield _delta("", finish="length" if manner is Manner.OUT_OF_TOKENS else "stop")
+    if manner is not Manner.NO_DONE:
         yield b"[DONE]"
 
 
-def _delta(text: str) -> bytes:
-    choice = {"index": 0, "delta": {"role": "assistant", "content": text}}
-    return json.dumps({"choices": [choice]}).encode()
+def _delta(text: str | None, finish: str | None = None, **more: str) -> bytes:
+    delta = {"role": "assistant", "content": text, **more}
+    return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}).encode()
 
 
 async def _serve() -> None:

@@ -3,21 +3,32 @@
 The scripts follow what was published of the pause heads: near 1 before speech, near 0 in it, up to
 0.55 inside a sentence, above 0.9 a fifth of a second after the end; words are written 6 frames
 after their sound. They hold the rules of
-engine/dialogue/floor.py, not the recogniser's own hearing.
+engine/dialogue/floor.py, not the recogniser's own hearing. The CPU's ears are run for real, on
+spoken sentences in real time: how long after a turn its words are there.
 """
 
+import argparse
+import queue
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from engine.config import EPAD, FRAME_SECONDS, PAD
+from engine.bench.report import positive, save, table
+from engine.config import EPAD, FRAME_SAMPLES, FRAME_SECONDS, PAD, SAMPLE_RATE
 from engine.dialogue.floor import UserFloor
 from engine.runtime.backend import HeardRow, Transcription
 
 DELAY_FRAMES = 6
 WORD_FRAMES = 4  # 0.32 s a word
+SPOKEN = (  # each about five seconds long
+    "Could you tell me how much the premium plan costs, and whether there is a free trial of it?",
+    "I have a recording of two hours in which five people speak, is that something you can do?",
+    "Before I decide I would like to know what happens to my files when I cancel my contract.",
+)
+QUIET = 1e-3  # of full scale: below it a spoken sentence is over
 IN_TIME_FRAMES = 25  # 2 s: a turn's end found later counts as missed
 FIRST_ID = 10  # of the scripted words
 
@@ -50,13 +61,7 @@ SCRIPTS: dict[str, tuple[tuple[str, Any], ...]] = {  # a turn is over where sile
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scripted:
-    """One frame of a scripted user."""
-
-    peak: float
-    token: int
-    done: float  # P(the user is done)
+Scripted = tuple[float, int, float]  # a frame's peak, token written, P(the user is done)
 
 
 class Spelling:
@@ -103,11 +108,8 @@ def perform(script: tuple[tuple[str, Any], ...]) -> tuple[list[Scripted], list[i
             if index > 0 and script[index - 1][0] == SAY:
                 head[:3] = (0.3, 0.6, 0.85)[:amount]
         done += list(head)
-    frames = [
-        Scripted(float(peak), tokens.get(i, PAD), float(over))
-        for i, (peak, over) in enumerate(zip(peaks, done, strict=True))
-    ]
-    return frames, ends
+    heads = [tokens.get(frame, PAD) for frame in range(len(peaks))]
+    return list(zip(peaks, heads, done, strict=True)), ends
 
 
 RULES = {  # name -> what of the recogniser's row is there
@@ -121,15 +123,15 @@ def find_turn_ends(frames: list[Scripted], rule: str) -> Iterator[int]:
     """The frames in which a rule finds that a turn is over, its last words written at once."""
     transcript = UserFloor(Transcription(SPELLING, DELAY_FRAMES) if rule != "energy" else None)
     written = 0  # frames whose tokens a flush has brought already
-    for number, frame in enumerate(frames):
-        token = frame.token if number >= written else PAD
-        row = HeardRow(stt_text=token, pause=np.full(4, frame.done, np.float32))
-        events = transcript.take_frame(frame.peak, RULES[rule](row))
+    for number, (peak, token, done) in enumerate(frames):
+        token = token if number >= written else PAD
+        row = HeardRow(stt_text=token, pause=np.full(4, done, np.float32))
+        events = transcript.take_frame(peak, RULES[rule](row))
         ahead = number
         while transcript.runs_ahead:  # what the recogniser would write next, on silence
             ahead += 1
             written = ahead + 1
-            token = frames[ahead].token if ahead < len(frames) else PAD
+            token = frames[ahead][1] if ahead < len(frames) else PAD
             events += transcript.take_step(HeardRow(stt_text=token))
         if rule == "energy" and transcript.turn_ended:
             yield number
@@ -150,11 +152,57 @@ def measure_turns() -> list[dict[str, Any]]:
                 if match:
                     ends.remove(match[0])
                     delays.append(at - match[0] + 1)
-        rows.append(
-            {
-                "rule": rule, "turns": turns, "found": found, "right": len(delays),
-                "precision": len(delays) / max(1, found), "recall": len(delays) / turns,
-                "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3),
-            }
-        )  # fmt: skip
+        precision, recall = len(delays) / max(1, found), len(delays) / turns
+        row = {"rule": rule, "turns": turns, "precision": precision, "recall": recall}
+        rows.append({**row, "delay_ms_p50": float(np.median(delays) * FRAME_SECONDS * 1e3)})
     return rows
+
+
+def note_words(words: queue.SimpleQueue, text: str, _start: float, _end: float) -> None:
+    words.put((text, time.monotonic()))
+
+
+def measure_ears(source: str, turns: int) -> list[dict[str, Any]]:
+    """Seconds from the end of a spoken turn to its words, each turn in real time."""
+    from engine.runtime.ears import Ears, find_whisper
+    from engine.runtime.embedded import load_synthesizer
+
+    ears = Ears()
+    ears.load(find_whisper(source, lambda phase, percent: None), "")
+    silence, rows = np.full(3 * SAMPLE_RATE, 1e-5, np.float32), []
+    for number in range(turns):
+        sentence = SPOKEN[number % len(SPOKEN)]
+        said = load_synthesizer().say(sentence, "en-us", 50, 160)
+        sound = np.concatenate([silence[:SAMPLE_RATE], said, silence])
+        over = np.flatnonzero(np.abs(sound) > QUIET)[-1] / SAMPLE_RATE
+        words: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        listener = ears.open(partial(note_words, words))
+        start = time.monotonic()
+        for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
+            frame = sound[at : at + FRAME_SAMPLES]
+            time.sleep(max(0.0, start + (at + FRAME_SAMPLES) / SAMPLE_RATE - time.monotonic()))
+            listener.push(frame, np.zeros_like(frame))
+        text, at = words.get(timeout=30)
+        asked = [word for word in sentence.lower().split() if word.isalpha()]
+        right = sum(word in text.lower() for word in asked) / len(asked)
+        rows.append(
+            {"turn_s": round(len(said) / SAMPLE_RATE, 1), "words_after_s": at - start - over,
+             "words_right": right}
+        )  # fmt: skip
+    ears.close()
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--whisper", default="", help="a folder, or 1: the CPU's ears as well")
+    parser.add_argument("--turns", type=positive, default=3, help="spoken to the ears")
+
+
+def run(args: argparse.Namespace) -> int:
+    rules = measure_turns()
+    print(table(rules))
+    ears = measure_ears(args.whisper, args.turns) if args.whisper else []
+    if ears:
+        print(table(ears))
+    save("turns", {"rules": rules, "ears": ears}, args.json)
+    return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.config import EPAD, PAD
 from engine.errors import ConfigError
-from engine.lookup.router import is_question
+from engine.lookup.evidence import is_question
 from engine.runtime.backend import Tokenizer
 
 COOLDOWN_FRAMES = 25  # between two hand-overs
@@ -265,6 +265,7 @@ class Phrases:
     broken_off: str
     system: str  # the prompt of the text model
     without_facts: str
+    doubt: str  # the rule by which the text model may pass
     smalltalk: tuple[str, ...]  # everyday sentences that need no facts
 
 
@@ -279,6 +280,7 @@ def load_phrases(path: Path = PHRASES_FILE) -> Phrases:
             **{name: str(apologies[name]) for name in ("no_key", "failed", "late", "broken_off")},
             system=" ".join(answerer["system"].split()),
             without_facts=str(answerer["without_facts"]),
+            doubt=" ".join(answerer["doubt"].split()),
             smalltalk=tuple(map(str, data["smalltalk"])),
         )
     except (OSError, tomllib.TOMLDecodeError) as error:

@@ -6,12 +6,14 @@ is a `Move`; `TRANSITIONS` is the whole table. A move that the table does not ha
 and changes nothing. A test walks every edge (tests/lookup/test_question.py).
 
   NEW ──WAIT──▶ WAITING ──ASK──▶ ASKING ──CLAUSE──▶ ANSWERING ──COMPLETE──▶ FINISHING ──SAID──▶ DONE
-    │ │             │               ▲ │               │ │  ▲                    │
-    │ └─────────────┼──────ASK──────┘ │               │ └──┘ CLAUSE             │
-    │               │                 │               │                         │
-    └───GIVE_UP─────┤                 └───────────────┼─────────────────────────┘
-                    ▼                         GIVE_UP │ FAIL
-                 DROPPED                      STALE ◀─┴─▶ FAILED
+    │ │             │             ▲ ▲ │               │ │  ▲                    │
+    │ ├─────────────┼─────ASK─────┘ │ │               │ └──┘ CLAUSE             │
+    │ │             │               │ │               │                         │
+    │ └──WONDER──▶ WONDERING ──ASK──┘ └───────────────┼─────────────────────────┘
+    │               │                         GIVE_UP │ FAIL
+    └───GIVE_UP─────┤                         STALE ◀─┴─▶ FAILED
+                    ▼
+                 DROPPED (GIVE_UP of NEW, WAITING and WONDERING; PASS and FAIL of WONDERING)
 
 A question does not decide what is asked: triggers, limits and history stand in `routing.py`.
 """
@@ -19,6 +21,8 @@ A question does not decide what is asked: triggers, limits and history stand in 
 import asyncio
 import contextlib
 import logging
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from typing import Protocol
@@ -28,6 +32,8 @@ from engine.lookup.textmodel import Answerer, AnswerError, Clauses, Messages
 
 logger = logging.getLogger(__name__)
 
+PASS = "PASS"  # the text model's first word where there is nothing to look up
+WONDER_SECONDS = 2.5  # after which a doubt is over: the talk has gone on
 TRANSCRIPT_SECONDS = 1.0  # how long a hand-over waits for the words of the turn before it
 INTERRUPTED = "interrupted"
 
@@ -65,6 +71,7 @@ class HoldEnd(Enum):
 class QuestionState(Enum):
     NEW = auto()  # triggered; after a hand-over the agent holds already
     WAITING = auto()  # for the words of the user's turn; the agent holds
+    WONDERING = auto()  # the text model may pass; the agent holds once it would begin to speak
     ASKING = auto()  # the text model is asked; the agent holds
     ANSWERING = auto()  # clauses come and are spoken
     FINISHING = auto()  # all clauses are there; the last ones are still being spoken
@@ -75,13 +82,18 @@ class QuestionState(Enum):
 
 
 class Move(Enum):
-    WAIT, ASK, CLAUSE, COMPLETE, SAID, FAIL, GIVE_UP = (auto() for _ in range(7))
+    WAIT, WONDER, ASK, PASS, CLAUSE, COMPLETE, SAID, FAIL, GIVE_UP = (auto() for _ in range(9))
 
 
 TRANSITIONS: dict[tuple[QuestionState, Move], QuestionState] = {
     (QuestionState.NEW, Move.WAIT): QuestionState.WAITING,
     (QuestionState.NEW, Move.ASK): QuestionState.ASKING,
     (QuestionState.NEW, Move.GIVE_UP): QuestionState.DROPPED,
+    (QuestionState.NEW, Move.WONDER): QuestionState.WONDERING,
+    (QuestionState.WONDERING, Move.ASK): QuestionState.ASKING,
+    (QuestionState.WONDERING, Move.PASS): QuestionState.DROPPED,
+    (QuestionState.WONDERING, Move.FAIL): QuestionState.DROPPED,
+    (QuestionState.WONDERING, Move.GIVE_UP): QuestionState.DROPPED,
     (QuestionState.WAITING, Move.ASK): QuestionState.ASKING,
     (QuestionState.WAITING, Move.GIVE_UP): QuestionState.DROPPED,
     (QuestionState.ASKING, Move.CLAUSE): QuestionState.ANSWERING,
@@ -95,6 +107,7 @@ TRANSITIONS: dict[tuple[QuestionState, Move], QuestionState] = {
     (QuestionState.FINISHING, Move.FAIL): QuestionState.FAILED,
     (QuestionState.FINISHING, Move.GIVE_UP): QuestionState.STALE,
 }
+UNTOLD = (QuestionState.WAITING, QuestionState.WONDERING)  # no client knows of it yet
 FINAL_STATES = set(QuestionState) - {state for state, _ in TRANSITIONS}
 
 
@@ -114,13 +127,25 @@ class AgentVoice(Protocol):
         agent has said by itself that it looks.
         """
 
-    def release(self, id: int) -> None: ...
+    def hold_back(self, id: int) -> None:
+        """Stay silent from the moment at which the agent would begin to speak; no fillers."""
+
+    def release(self, id: int) -> None:
+        """No answer will come for this hold. What was only held back goes on at once."""
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
         """Say a text; its id. answer: the hold that it ends. growing: `add` brings more of it."""
 
     def add(self, say_id: int, text: str, last: bool = False) -> None:
         """The next part of a growing text; `last` closes it."""
+
+
+def read_verdict(begun: str) -> bool | None:
+    """Whether an answer that begins like this passes; None: that cannot be said yet."""
+    word, rest = re.fullmatch(r"\W*(\w*)(.*)", begun, re.DOTALL).groups()
+    if rest:
+        return word.upper() == PASS
+    return None if PASS.startswith(word.upper()) else False
 
 
 class Question:
@@ -135,6 +160,7 @@ class Question:
         self.say_id = 0  # of the answer; 0: it has not begun
         self._answerer, self._phrases, self._voice = answerer, phrases, voice
         self._route = Route(id, RouteState.ASKING, "", source)
+        self._doubted = ("", False)  # what a doubt is about, and whether the facts cover it
         self._parts = 0  # of the answer, given to the agent so far
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task | None = None
@@ -156,14 +182,27 @@ class Question:
         if self._begin("", knowledge=False):
             self._fail("no transcript")
 
-    def ask(self, text: str, knowledge: bool, messages: Messages) -> None:
-        """Put it to the text model; the agent holds its tongue meanwhile."""
+    def ask(self, text: str, knowledge: bool, compose: Callable[[], Messages]) -> None:
+        """Put it to the text model; the agent holds its tongue meanwhile.
+
+        compose: what the model is sent; it is called in a thread.
+        """
         if not self._begin(text, knowledge):
             return
         if not self._answerer.has_key:
             self._fail("no key", self._phrases.no_key)
             return
-        self._task = asyncio.create_task(self._read_answer(messages))
+        self._task = asyncio.create_task(self._read_answer(compose))
+
+    def wonder(self, text: str, knowledge: bool, compose: Callable[[], Messages]) -> None:
+        """Let the text model decide whether it is a question; it may pass."""
+        if not self._move(Move.WONDER):
+            return
+        self._doubted = (text, knowledge)
+        self._voice.hold_back(self.id)
+        later = asyncio.get_running_loop().call_later
+        self._timer = later(WONDER_SECONDS, self.give_up, "no verdict in time")
+        self._task = asyncio.create_task(self._read_answer(compose))
 
     def make_way(self) -> None:
         """Another question comes: an answer that has come whole is said to its end."""
@@ -187,7 +226,7 @@ class Question:
 
     def note_hold_end(self, end: HoldEnd) -> None:
         """The agent holds no longer, and no answer has ended it."""
-        if end is HoldEnd.STALE or self.state is QuestionState.WAITING:
+        if end is HoldEnd.STALE or self.state in UNTOLD:
             self.give_up(INTERRUPTED)
         elif end is HoldEnd.TIMEOUT:
             self._move(Move.FAIL, "no answer in time")
@@ -207,16 +246,28 @@ class Question:
         self._voice.hold(self.id, phrases.fillers, phrases.late, announced)
         return True
 
-    async def _read_answer(self, messages: Messages) -> None:
+    async def _read_answer(self, compose: Callable[[], Messages]) -> None:
         """Have the answer said clause by clause, as it comes."""
-        clauses = Clauses()
+        clauses, begun = Clauses(), ""
         try:
+            messages = await asyncio.to_thread(compose)
             async with contextlib.aclosing(self._answerer.stream(messages)) as pieces:
                 async for piece in pieces:
+                    if self.state is QuestionState.WONDERING:
+                        begun = piece = begun + piece
+                        match read_verdict(begun):
+                            case None:
+                                continue
+                            case True:
+                                break
+                        self._begin(*self._doubted)
                     for clause in clauses.feed(piece):
                         self._say(clause)
-                    if clauses.full:
+                    if clauses.full or self.is_over:
                         break
+            if self._move(Move.PASS):  # also if it said nothing else
+                self._voice.release(self.id)
+                return
             for clause in clauses.finish():
                 self._say(clause)
             if not self.say_id:
@@ -242,6 +293,10 @@ class Question:
     def _fail(self, reason: str, apology: str = "") -> None:
         """No answer, or no more of it: say so in the agent's voice."""
         if (self.state, Move.FAIL) not in TRANSITIONS:
+            return
+        if self.state is QuestionState.WONDERING:  # nobody has been told of it
+            self._move(Move.FAIL)
+            self._voice.release(self.id)
             return
         if self.say_id:
             self._voice.add(self.say_id, "", last=True)

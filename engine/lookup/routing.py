@@ -6,17 +6,20 @@ for one conversation, in the session's event loop; `question.py` follows each qu
 `Answers` is what all conversations of a server share.
 """
 
+import asyncio
 import itertools
+import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import DeepSeekConfig, ServerConfig
 from engine.errors import RefusedError
+from engine.lookup.evidence import Turn
 from engine.lookup.handover import OwnWords, Phrases, Source, TriggerRules, load_phrases
-from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
+from engine.lookup.knowledge import KNOWLEDGE_FOLDER, SENTENCE_END, Knowledge
 from engine.lookup.question import (
     INTERRUPTED,
     AgentVoice,
@@ -24,36 +27,51 @@ from engine.lookup.question import (
     Question,
     QuestionState,
 )
-from engine.lookup.router import FOLLOW_UP_TURNS, Router
+from engine.lookup.router import Band, Router
 from engine.lookup.textmodel import Answerer, Messages
 from engine.runtime.backend import Tokenizer
 
 MAX_QUESTION_CHARS = 2000
+DISMISSAL = re.compile(
+    r"\b(never ?mind|forget (it|that|about it)|stop|cancel( (it|that))?)\b", re.I
+)
+DISMISSAL_WORDS = 6  # at most, of a turn in which the user wants no answer any more
 MINUTE_SECONDS, DAY_SECONDS = 60.0, 86_400
 MAX_TURNS = 20  # kept
 SENT_TURNS = 8
 SENT_CHARS = 1500
+LEAST_CUT_CHARS = 200  # less of an endless sentence says nothing
 
 
 class Routing:
     """One conversation's triggers, its questions, and what it remembers for them."""
 
-    def __init__(self, answers: "Answers", voice: AgentVoice, on: bool | None = None) -> None:
-        self.on = answers.on if on is None else on
+    def __init__(
+        self,
+        answers: "Answers",
+        voice: AgentVoice,
+        on: bool | None = None,
+        facts: str = "",
+        watches: bool = True,
+    ) -> None:
+        self.on = answers.on if on is None else on  # off: nothing is sent to anybody
+        self._watches = watches  # off: only what the client asks is looked up
         self.transcribes = False  # whether the user's turns come in words; set on connecting
         self.new_id = itertools.count(1).__next__  # also the director draws here: it is atomic
         self.current: Question | None = None  # the newest one
+        self.band: Band | None = None  # of the user's last turn; None: not judged yet
         self._questions: list[Question] = []  # it, and older ones whose answers are still spoken
         self._answers, self._voice = answers, voice
+        self._router = answers.router_of(facts)
         self._history = History()
         self._limit = MinuteLimit(answers.asks_per_minute)
-        self._last_turn = ""  # of the user, not routed yet
-        self._routed = ""  # the last question
-        self._turns_since = 0  # turns of the user since then
+        self._last_turn: Turn | None = None  # of the user, not routed yet
+        self._judging: asyncio.Task | None = None
+        self._handed_over: Question | None = None  # by the agent; its turn is not judged yet
 
     def own_words(self, tokenizer: Tokenizer) -> OwnWords:
         """What a new director of this conversation watches the model's words with."""
-        return OwnWords(tokenizer, self._answers.rules, self.on)
+        return OwnWords(tokenizer, self._answers.rules, self.on and self._watches)
 
     # -- triggers ----------------------------------------------------------------------------------
 
@@ -68,61 +86,131 @@ class Routing:
             raise RefusedError(
                 f"ask: the text has {len(text)} characters; send 1 to {MAX_QUESTION_CHARS}"
             )
-        self._put(text, Source.CLIENT)
-        self._history.add_user_turn(text)
+        turn = self._history.add_user_turn(text)
+        try:
+            self._put(turn, Source.CLIENT)
+        except RefusedError:
+            self._history.take_back()
+            raise
 
     def note_turn(self, text: str) -> None:
         """A finished turn of the user: does it need the facts, or did the model ask for it?"""
         if not self.on:
             return
-        self._turns_since += 1
+        if self.current and self.current.state is QuestionState.WONDERING:
+            self.current.give_up("another turn")
+        turn = self._history.add_user_turn(text)
+        if not self._watches:
+            return
+        asked = self.current and not self.current.is_over
+        if asked and DISMISSAL.search(text) and len(text.split()) <= DISMISSAL_WORDS:
+            self.current.give_up(INTERRUPTED)
+            return
+        self._last_turn, self.band = turn, None
         if self.current and self.current.state is QuestionState.WAITING:  # for these words
-            self._try(text, self.current.source, self.current)
-        elif self._answers.router.needs_facts(text, self._before):
-            self._try(text, Source.USER)
+            self._handed_over = self.current
+        self._judging = asyncio.create_task(self._judge(turn, self._judging))
+
+    async def settle(self) -> None:
+        """Until the last turn is judged."""
+        if self._judging:
+            await self._judging
+
+    async def _judge(self, turn: Turn, earlier: asyncio.Task | None) -> None:
+        """Vectors take their time, so a thread judges; turns keep their order."""
+        if earlier and not earlier.done():
+            await asyncio.wait({earlier})
+        band = await asyncio.to_thread(self._router.judge, turn)
+        if turn is not self._last_turn or not self.on:
+            return  # it was asked meanwhile, another turn came, or routing was switched off
+        self.band = band
+        if question := self._handed_over:
+            self._handed_over = None
+            self._take_up(question, turn)
+        elif band is Band.YES:
+            self._try(turn, Source.USER)
+        elif band is Band.DOUBT:
+            self._wonder(turn)
+
+    def _take_up(self, question: Question, turn: Turn) -> None:
+        """The agent's own hand-over; `let me see` is only one after what the facts may answer."""
+        if question.source is Source.PHRASE and self.band is Band.NO:
+            question.give_up("no question")
         else:
-            self._last_turn = text
-        self._history.add_user_turn(text)
+            self._try(turn, question.source, question)
 
     def hand_over(self, id: int, source: Source) -> None:
         """The model has handed over and holds; the question is the user's last turn."""
+        if self.current and self.current.state is QuestionState.WONDERING:
+            self.current.give_up("handed over")
         if self.current and not self.current.is_over:
             self._voice.release(id)
             return
         question = self._new_question(source, id)
-        if self._last_turn:
-            self._try(self._last_turn, source, question)
-            return
         self._make_current(question)
-        if self.transcribes:
+        if self._last_turn and self.band:
+            self._take_up(question, self._last_turn)
+        elif self._last_turn:
+            self._handed_over = question
+        elif self.transcribes:
             question.wait_for_words()
         else:
             question.fail_without_words()
 
-    def _try(self, text: str, source: Source, question: Question | None = None) -> None:
+    def _try(self, turn: Turn, source: Source, question: Question | None = None) -> None:
         """Put a question, or tell the client once why not."""
         try:
-            self._put(text, source, question)
+            self._put(turn, source, question)
         except RefusedError as error:
             self._voice.refuse(str(error))
             if question:
                 question.give_up(str(error))
 
-    def _put(self, text: str, source: Source, question: Question | None = None) -> None:
+    def _put(self, turn: Turn, source: Source, question: Question | None = None) -> None:
         """Raises RefusedError beyond the limits."""
         self._limit.spend()
         self._answers.cap.spend()
-        facts = self._answers.router.facts(text, self._before)
-        phrases, history = self._answers.phrases, self._history.messages()
-        sheets = "\n".join(f"{section.title}: {section.text}" for section in facts)
-        system = f"{phrases.system}\n\nFacts:\n{sheets or phrases.without_facts}"
-        asked = {"role": "user", "content": text}
-        turns = history[:-1] if history and history[-1] == asked else history
-        messages = [{"role": "system", "content": system}, *turns, asked]
-        self._last_turn, self._routed, self._turns_since = "", text, 0
+        self._last_turn = None
         question = question or self._new_question(source, self.new_id())
         self._make_current(question)
-        question.ask(text, bool(facts), messages)
+        question.ask(turn.text, self._covers(turn), self._compose(turn))
+
+    def _wonder(self, turn: Turn) -> None:
+        """Ask the text model whether it is a question at all; the agent may go on meanwhile."""
+        busy = self.current and not self.current.is_over
+        if busy or not self._answers.answerer.has_key:
+            return
+        try:
+            self._limit.spend()
+            self._answers.cap.spend()
+        except RefusedError:
+            return  # nobody has asked for anything: it is left alone
+        question = self._new_question(Source.USER, self.new_id())
+        self._make_current(question)
+        question.wonder(
+            turn.text, self._covers(turn), self._compose(turn, self._answers.phrases.doubt)
+        )
+
+    def _covers(self, turn: Turn) -> bool:
+        return self._router.covers(turn.text, turn.user_before)
+
+    def _compose(self, turn: Turn, doubt: str = "") -> Callable[[], Messages]:
+        """What the text model is sent. Finding the facts may take a while: not in the event loop.
+
+        doubt: the rule by which it may pass.
+        """
+        phrases, router = self._answers.phrases, self._router
+        history = self._history.messages(but_last=True)
+
+        def compose() -> Messages:
+            facts = router.facts(turn.text, turn.user_before)
+            sheets = "\n".join(section.sheet for section in facts)
+            rules = f"{phrases.system} {doubt}".strip()
+            system = f"{rules}\n\nFacts:\n{sheets or phrases.without_facts}"
+            asked = {"role": "user", "content": turn.text}
+            return [{"role": "system", "content": system}, *history, asked]
+
+        return compose
 
     def _new_question(self, source: Source, id: int) -> Question:
         return Question(id, source, self._answers.answerer, self._answers.phrases, self._voice)
@@ -136,11 +224,6 @@ class Routing:
         self._questions = [asked for asked in self._questions if not asked.is_over]
         self._questions.append(question)
         self.current = question
-
-    @property
-    def _before(self) -> str:
-        """The question that a follow-up may refer to."""
-        return self._routed if self._turns_since <= FOLLOW_UP_TURNS else ""
 
     # -- what the agent reports --------------------------------------------------------------------
 
@@ -167,7 +250,7 @@ class Routing:
 
     def switch(self, on: bool) -> None:
         """On or off from now on; off forgets what was said, so that it is never sent."""
-        self.on = on
+        self.on = self._watches = on
         if not on:
             self.drop("switched off")
         self._voice.watch(on)
@@ -177,9 +260,11 @@ class Routing:
         for question in self._questions:
             question.give_up(reason)
         self._history = History()
-        self._last_turn = self._routed = ""
+        self._last_turn = self._handed_over = self.band = None
 
     async def close(self) -> None:
+        if self._judging:
+            self._judging.cancel()
         for question in self._questions:
             await question.close()
 
@@ -194,8 +279,17 @@ class History:
     def __init__(self) -> None:
         self._turns: deque[tuple[str, str]] = deque(maxlen=MAX_TURNS)  # (role of the API, text)
 
-    def add_user_turn(self, text: str) -> None:
+    def add_user_turn(self, text: str) -> Turn:
+        """The turn, with what was said just before it."""
+        before = list(self._turns)
+        agent = before.pop()[1] if before and before[-1][0] == "assistant" else ""
+        user = next((spoken for role, spoken in before[::-1] if role == "user"), "")
         self._turns.append(("user", text.strip()))
+        return Turn(text.strip(), " ".join(agent.split()), user)
+
+    def take_back(self) -> None:
+        """The last turn was refused."""
+        self._turns.pop()
 
     def add_agent_text(self, text: str) -> None:
         """A piece of what the agent says; pieces are one turn until the user speaks."""
@@ -203,17 +297,38 @@ class History:
             text = self._turns.pop()[1] + text
         self._turns.append(("assistant", text))
 
-    def messages(self) -> Messages:
-        """The last turns, the oldest first, in the form of the chat API."""
-        messages, chars = [], 0
-        for role, spoken in list(self._turns)[-SENT_TURNS:][::-1]:
+    def messages(self, but_last: bool = False) -> Messages:
+        """The newest turns, the oldest first, in the form of the chat API.
+
+        What does not fit whole is cut to its last sentences; before a cut nothing is sent.
+        but_last: without the user's last turn, and without what the agent said after it.
+        """
+        turns = list(self._turns)
+        if but_last:
+            last = max((i for i, turn in enumerate(turns) if turn[0] == "user"), default=len(turns))
+            turns = turns[:last]
+        messages: Messages = []
+        left = SENT_CHARS
+        for role, spoken in turns[-SENT_TURNS:][::-1]:
             text = " ".join(spoken.split())
-            if chars + len(text) > SENT_CHARS:
-                break  # a gap in the talk would mislead: nothing older is sent either
-            chars += len(text)
-            if text:
-                messages.append({"role": role, "content": text})
+            kept = text if len(text) <= left else keep_end(text, left)
+            if kept:
+                messages.append({"role": role, "content": kept})
+                left -= len(kept)
+            if kept != text:
+                break
         return messages[::-1]
+
+
+def keep_end(text: str, chars: int) -> str:
+    """The last whole sentences of a text that fit; of an endless one the last words."""
+    starts = [0, *(match.end() for match in SENTENCE_END.finditer(text))]
+    for start in starts:
+        if len(text) - start <= chars:
+            return text[start:]
+    if chars < LEAST_CUT_CHARS:
+        return ""
+    return text[-chars:].partition(" ")[2] or text[-chars:]
 
 
 @dataclass
@@ -258,24 +373,44 @@ class Answers:
     """One server's means to answer."""
 
     answerer: Answerer
-    router: Router
+    router: Router  # with the server's own facts
     phrases: Phrases
     rules: TriggerRules
     cap: DailyCap
     asks_per_minute: int = 10
     on: bool = True  # for a conversation that does not say
+    routers: Mapping[str, Router] = field(default_factory=dict)  # of personas with other facts
+
+    def router_of(self, facts: str) -> Router:
+        """facts: the folder that a persona names; empty: the server's own."""
+        return self.routers[facts] if facts else self.router
+
+    def prepare(self) -> None:
+        """Load what decisions need, in threads of its own; returns at once."""
+        for router in (self.router, *self.routers.values()):
+            router.prepare()
 
 
-def build_answers(config: ServerConfig, environ: Mapping[str, str]) -> Answers:
-    """Load facts and phrases, read the key. Raises ConfigError."""
+def build_answers(
+    config: ServerConfig, environ: Mapping[str, str], folders: Iterable[str] = ()
+) -> Answers:
+    """Load facts and phrases, read the key. folders: of personas' facts, in `assets`.
+
+    Raises ConfigError.
+    """
     phrases = load_phrases()
-    folder = Path(config.knowledge) if config.knowledge else KNOWLEDGE_FOLDER
+    own = Path(config.knowledge) if config.knowledge else KNOWLEDGE_FOLDER
+
+    def router(folder: Path) -> Router:
+        return Router(Knowledge.load(folder, phrases.smalltalk))
+
     return Answers(
         answerer=Answerer(DeepSeekConfig.from_environment(environ)),
-        router=Router(Knowledge.load(folder, phrases.smalltalk)),
+        router=router(own),
         phrases=phrases,
         rules=TriggerRules(config.marker_threshold, phrases.announcements),
         cap=DailyCap(config.asks_per_day),
         asks_per_minute=config.asks_per_minute,
         on=config.routing,
+        routers={name: router(KNOWLEDGE_FOLDER.parent / name) for name in folders},
     )

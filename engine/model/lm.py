@@ -5,8 +5,6 @@ one frame, `LM` is both. Weights and one step only: loop.py decides which tokens
 becomes of those that come out. The recogniser (stt.py) is a `Temporal` too.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 
@@ -58,10 +56,7 @@ class Embedding(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Transformer over frames: the tokens of one in, hidden state and text logits out.
-
-    `window`: columns that a query sees, itself included. It is the capacity of the KV rings.
-    """
+    """Transformer over frames. `window`: columns that a query sees, and the rings' capacity."""
 
     def __init__(self, config: LMConfig | SttConfig, window: int) -> None:
         super().__init__()
@@ -74,7 +69,7 @@ class Temporal(nn.Module):
         self.transformer = Transformer(layers, config.max_period)
         self.out_norm = RMSNorm(config.dim)
         self.text_linear = Linear(config.dim, config.text_card)
-        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, on a GPU
 
     def rings(self, slots: int, dtype: torch.dtype | None = None) -> Rings:
         """Empty KV memory for a number of slots; int8 if asked for, else as the weights."""
@@ -110,9 +105,11 @@ class Temporal(nn.Module):
         return self.text_linear(hidden).float()
 
     def use_fused_kernels(self) -> None:
-        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
-        if self.embedding.table.is_cuda and importlib.util.find_spec("triton"):
-            self.fused = importlib.import_module("engine.model.gpu.fused")
+        """Take the fused kernels from now on, if the weights lie on a GPU."""
+        if self.embedding.table.is_cuda:
+            from engine.model.gpu import fused  # triton, which every PyTorch for a GPU brings
+
+            self.fused = fused
 
 
 # -- depformer -------------------------------------------------------------------------------------
@@ -157,10 +154,7 @@ class Depformer(nn.Module):
         self.linears = nn.ModuleList(Linear(dim, config.card) for _ in range(steps))
 
     def forward(self, hidden: Tensor, text: Tensor, pick: Pick) -> Tensor:
-        """hidden [S, dim] of the temporal transformer, text [S] -> codes [S, Q], as picked.
-
-        `pick` decides each step; what it returns is what the next step reads.
-        """
+        """hidden [S, dim], text [S] -> codes [S, Q]; a step reads what the former's `pick` gave."""
         steps, heads = self.steps, self.layers[0].heads
         inputs = self.input(hidden).unflatten(-1, (steps, -1))  # [S, Q, dim]
         slots, depth_dim = hidden.shape[0], inputs.shape[-1]
@@ -178,10 +172,7 @@ class Depformer(nn.Module):
 
 
 class LM(Temporal):
-    """Temporal transformer and depformer of a checkpoint.
-
-    Its window is the public reference's: one column less than the context.
-    """
+    """Temporal transformer (its window is the reference's: context - 1) and depformer."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__(config, config.context - 1)

@@ -21,28 +21,26 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
 from engine.model.sampling import Sampler
-from engine.model.transformer import ROWS, Active
+from engine.model.transformer import TILE_ROWS, Active
 
 FREE = -1  # no token is forced here
-PIECE = 64  # columns of a prompt in one piece of work
+PREFILL_COLUMNS = 64  # columns of a prompt in one piece of work
 
 
 @dataclass(frozen=True, slots=True)
 class PromptState:
     """A slot just before its bootstrap tick: what is kept of a prompt for the next caller."""
 
-    kv: Tensor  # [L, 2, H, n, D], the used part of the ring
+    ring: list[Tensor]  # what it has used: [L, 2, H, n, D]; int8: and scales [L, 2, H, n]
     columns: int  # that were pushed
     agent: Tensor  # [1 + Q]: text and agent rows of the last prompt column
     user_before: Tensor  # [Q]: the user's codes one frame earlier
     user_now: Tensor  # [Q]: the user's codes of the last prompt frame
     forced: Tensor  # [Q]: agent codes that are given in the bootstrap tick, or FREE
-    scale: Tensor | None = None  # [L, 2, H, n], where the ring is int8
 
     @property
     def bytes(self) -> int:
-        kept = [self.kv] if self.scale is None else [self.kv, self.scale]
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        return sum(tensor.nbytes for tensor in self.ring)
 
 
 class Loop:
@@ -74,9 +72,9 @@ class Loop:
             self.sampler.text_kernel = lm.fused.pick_text
 
     @property
-    def piece(self) -> int:
+    def prefill_columns(self) -> int:
         """Columns of a prompt in one piece of work; int8 products are made for few rows."""
-        return PIECE if self.lm.text_linear.scale is None else ROWS
+        return PREFILL_COLUMNS if self.lm.text_linear.scale is None else TILE_ROWS
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""
@@ -105,10 +103,8 @@ class Loop:
         """What to keep of a slot that has run all columns of a prompt but the last."""
         q = self.codebooks
         last, after = prompt.columns[-1].to(self.device), prompt.after.to(self.device)
-        scale = self.rings.used_scale(slot)
         return PromptState(
-            kv=self.rings.used(slot).clone(),
-            scale=None if scale is None else scale.clone(),
+            ring=[used.clone() for used in self.rings.used(slot)],
             columns=self.rings.pushed[slot],
             agent=last[: 1 + q],
             user_before=last[1 + q :],
@@ -119,9 +115,8 @@ class Loop:
     def start(self, slot: int, ready: PromptState) -> None:
         """Put a cleared slot just before its bootstrap tick."""
         self.rings.set_position(slot, ready.columns)
-        self.rings.used(slot).copy_(ready.kv)
-        if ready.scale is not None:
-            self.rings.used_scale(slot).copy_(ready.scale)
+        for used, kept in zip(self.rings.used(slot), ready.ring, strict=True):
+            used.copy_(kept)
         self.agent[slot], self.forced[slot] = ready.agent, ready.forced
         self.user_before[slot], self.user_now[slot] = ready.user_before, ready.user_now
         self.booting.add(slot)
@@ -130,9 +125,7 @@ class Loop:
         """Everything that a slot's future depends on, as views (tests compare it)."""
         tokens = [t[slot] for t in (self.agent, self.user_before, self.user_now, self.forced)]
         sampler = [self.sampler.fed[slot, :-1], self.sampler.count[slot]]
-        ring = [self.rings.used(slot), self.rings.position[slot]]
-        if self.rings.scale is not None:
-            ring.append(self.rings.used_scale(slot))
+        ring = [*self.rings.used(slot), self.rings.position[slot]]
         return [*ring, *self.encoder.state(slot), *self.decoder.state(slot), *tokens, *sampler]
 
     # -- one tick ----------------------------------------------------------------------------------

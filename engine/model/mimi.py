@@ -10,8 +10,6 @@ the first call they are zeros (or copies of the first column). On a GPU gpu/fuse
 weights. Source: kyutai-labs/moshi, MimiModel.
 """
 
-import importlib
-import importlib.util
 from copy import copy
 from types import ModuleType
 from typing import Any
@@ -21,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model.config import MimiConfig
-from engine.model.transformer import Active, CodecLayer, Linear, RingPush, Transformer
+from engine.model.transformer import (
+    Active,
+    CodecLayer,
+    Linear,
+    RingPush,
+    Transformer,
+)
 
 Tails = dict[nn.Module, Tensor]  # what each convolution remembers, [S, C, P]
 
@@ -251,12 +255,12 @@ class Stream:
 
     def tensors(self) -> list[Tensor]:
         """All tensors of its memory."""
-        return [*self.tails.values(), self.rings.kv]
+        return [*self.tails.values(), *self.rings.tensors()]
 
     def state(self, slot: int) -> list[Tensor]:
         """Every tensor of a slot's memory, as views (tests compare them)."""
         tails = [tail.select(self.slot_dim, slot) for tail in self.tails.values()]
-        return [*tails, self.rings.used(slot), self.rings.position[slot]]
+        return [*tails, *self.rings.used(slot), self.rings.position[slot]]
 
 
 class Mimi(nn.Module):
@@ -271,7 +275,7 @@ class Mimi(nn.Module):
         self.downsample = Conv(dim, dim, 2 * stride, stride, replicate=True)
         self.upsample = ConvTranspose(dim, dim, stride, depthwise=True)
         self.quantizer = Quantizer(config)
-        self.fused: ModuleType | None = None  # the module of fused steps, where it can run
+        self.fused: ModuleType | None = None  # the module of fused steps, on a GPU
         self.filters: dict[nn.Module, Any] = {}  # its weights
 
     def prepare(self) -> None:
@@ -280,10 +284,11 @@ class Mimi(nn.Module):
         self.quantizer.rvq_rest.prepare()
 
     def use_fused_kernels(self) -> None:
-        """Take the fused kernels from now on, if the weights lie on a GPU that triton knows."""
-        if self.downsample.conv.weight.is_cuda and importlib.util.find_spec("triton"):
-            self.fused = importlib.import_module("engine.model.gpu.fused")
-            self.filters = self.fused.filters(self)
+        """Take the fused kernels from now on, if the weights lie on a GPU."""
+        if self.downsample.conv.weight.is_cuda:
+            from engine.model.gpu import fused  # as in lm.py
+
+            self.fused, self.filters = fused, fused.filters(self)
 
     def encoder_stream(self, slots: int) -> Stream:
         return self._stream([self.encoder, self.downsample], self.encoder_transformer, slots)

@@ -20,10 +20,7 @@ HISTORY = int(REPETITION_CONTEXT.high)  # fed text tokens remembered for the pen
 
 
 def race(logits: Tensor, temperature: Tensor, top_k: int, noise: Tensor) -> Tensor:
-    """logits [S, V], temperature [S] > 0, noise [S, >= k] ~ Exp(1), by rank -> tokens [S].
-
-    The probabilities of the k likeliest are not renormalised: the race does not need it.
-    """
+    """logits [S, V], temperature [S] > 0, noise [S, >= k] by rank -> tokens [S], unnormalised."""
     probabilities = torch.softmax(logits / temperature[:, None], -1)
     top, ids = probabilities.topk(top_k)  # [S, k], descending
     winner = (top / noise[:, :top_k]).argmax(-1, keepdim=True)

@@ -38,10 +38,7 @@ class Recogniser(Temporal):
 
 
 class Hearing:
-    """The recogniser at work for a number of slots. Slots not active in a step do not change.
-
-    silence: the codes [n_q] that `step_on_silence` reads.
-    """
+    """The recogniser at work; slots not active in a step do not change. silence: codes [n_q]."""
 
     def __init__(self, stt: Recogniser, slots: int, silence: Tensor | None = None) -> None:
         self.stt, self.rings, self.silence = stt, stt.rings(slots), silence
@@ -62,23 +59,16 @@ class Hearing:
 
     def state(self, slot: int) -> list[Tensor]:
         """Everything that a slot's future depends on, as views (tests compare it)."""
-        return [self.rings.used(slot), self.rings.position[slot], self.text[slot]]
+        return [*self.rings.used(slot), self.rings.position[slot], self.text[slot]]
 
     def step(self, codes: Tensor, active: Active) -> tuple[Tensor, Tensor | None]:
-        """codes [S, n_q] of one frame -> text tokens [S], P(pause of 0.5, 1, 2, 3 s) [S, heads].
-
-        A slot's first step does not look at its codes.
-        """
+        """codes [S, n_q] -> text [S], pauses [S, heads]. A slot's first step ignores its codes."""
         column = self.column(codes)
         self.hidden = self.stt.step(self.stt.embed(column), self.rings, active)
         text = self.stt.text_logits(self.hidden).argmax(-1)
         active.update(self.text, text)
         pause = self.stt.pause(self.hidden)
         return text, None if pause is None else pause[..., DONE]
-
-    def step_on_silence(self, active: Active) -> tuple[Tensor, Tensor | None]:
-        """The step on digital silence, which brings out what is still to be written."""
-        return self.step(self.silence.expand(len(self.text), -1), active)
 
     def column(self, codes: Tensor) -> Tensor:
         """What the step reads [S, 1 + n_q]: the last text token and the codes."""

@@ -12,6 +12,7 @@ lm.py builds the language models of these, mimi.py the codec, gpu/fused.py runs 
 """
 
 import math
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,25 +51,25 @@ class Active:
 # int8 weights have a scale for every output, int8 keys and values one for every head and column;
 # activations keep their precision (W8A16).
 
-ROWS = 16  # of a tensor-core tile: products of 1 to 16 rows cost the same
-MOST = 127  # steps on either side of zero
+TILE_ROWS = 16  # of a tensor-core tile: products of 1 to 16 rows cost the same
+INT8_MAX = 127  # steps on either side of zero
 TINY_SCALE = 6e-8  # smallest float16: keeps zeros from dividing by zero
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [N, K] -> (int8 [N, K], scale [N] float32); weight = int8 * scale, rounded."""
     exact = weight.float()
-    scale = (exact.abs().amax(1) / MOST).clamp(min=TINY_SCALE)
-    steps = torch.round(exact / scale[:, None]).clamp(-MOST, MOST)
+    scale = (exact.abs().amax(1) / INT8_MAX).clamp(min=TINY_SCALE)
+    steps = torch.round(exact / scale[:, None]).clamp(-INT8_MAX, INT8_MAX)
     return steps.to(torch.int8), scale
 
 
 def quantise_columns(kv: Tensor) -> tuple[Tensor, Tensor]:
     """kv [..., D] -> (int8 [..., D], scale [...] float16)."""
     exact = kv.float()
-    scale = (exact.abs().amax(-1) / MOST).clamp(min=TINY_SCALE).half()
+    scale = (exact.abs().amax(-1) / INT8_MAX).clamp(min=TINY_SCALE).half()
     steps = torch.floor(exact / scale.float()[..., None] + 0.5)
-    return steps.clamp(-MOST, MOST).to(torch.int8), scale
+    return steps.clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
 def dequantise_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,7 +77,6 @@ def dequantise_columns(kv: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (kv.float() * scale.float()[..., None]).to(dtype)
 
 
-@torch.library.custom_op("personaplex::w8a16", mutates_args=())
 def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [..., K] times int8 weight [N, K] transposed, times scale [N] -> [..., N]."""
     rows = x.reshape(-1, x.shape[-1])
@@ -89,11 +89,6 @@ def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         exact = weight.float()
         out = torch.stack([torch.mv(exact, row) for row in rows.float()]) * scale
     return out.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-@w8a16.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
@@ -194,13 +189,16 @@ class Rings:
         self.scale = torch.zeros(shape[:-1], device=device, dtype=torch.half) if int8 else None
         self.position = torch.zeros(slots, dtype=torch.int64, device=device)
         self.slots = torch.arange(slots, device=device)[:, None]  # [S, 1]
-        self.column = torch.arange(columns, device=device)
         self.pushed = [0] * slots
 
     def advance(self, active: Active, columns: int) -> None:
         """After a push: the active slots have seen `columns` more."""
         self.position.add_(active.mask * columns)
-        for slot in active.slots:
+        self.count(active.slots, columns)
+
+    def count(self, slots: Iterable[int], columns: int) -> None:
+        """The host's part of `advance`: all of it that a replayed graph leaves to do."""
+        for slot in slots:
             self.pushed[slot] += columns
 
     def narrow(self, slots: int) -> "Rings":
@@ -211,14 +209,14 @@ class Rings:
         some.slots = self.slots[:slots]
         return some
 
-    def used(self, slot: int) -> Tensor:
-        """The filled part of a slot's ring, a view [L, 2, H, n, D]."""
-        return self.kv[:, :, slot, :, : min(self.pushed[slot], self.capacity)]
+    def tensors(self) -> list[Tensor]:
+        """Keys with values; in int8 their scales too."""
+        return [self.kv] if self.scale is None else [self.kv, self.scale]
 
-    def used_scale(self, slot: int) -> Tensor | None:
-        """The scales that belong to `used`, a view [L, 2, H, n]; None where there are none."""
+    def used(self, slot: int) -> list[Tensor]:
+        """The filled part of a slot's `tensors`, as views [L, 2, H, n, D] and [L, 2, H, n]."""
         end = min(self.pushed[slot], self.capacity)
-        return None if self.scale is None else self.scale[:, :, slot, :, :end]
+        return [kept[:, :, slot, :, :end] for kept in self.tensors()]
 
     def read(self, layer: int, slot: int, length: int, dtype: torch.dtype) -> Tensor:
         """The first columns of one slot as numbers to compute with [2, 1, H, length, D]."""
@@ -242,9 +240,8 @@ class Rings:
         self.kv[layer, :, slot][:, :, target] = new
 
     def clear(self, slot: int) -> None:
-        self.kv[:, :, slot].zero_()
-        if self.scale is not None:
-            self.scale[:, :, slot].zero_()
+        for kept in self.tensors():
+            kept[:, :, slot].zero_()
         self.set_position(slot, 0)
 
     def set_position(self, slot: int, pushed: int) -> None:
@@ -253,43 +250,33 @@ class Rings:
 
 
 class RingPush:
-    """One push of T columns (1, or 2 in the codec) for every active slot of the rings."""
+    """One push of T columns (1, or 2 in the codec) for every active slot of the rings.
+
+    The host must know the slots: in a GPU's graphs `Decode` (gpu/kernels_attention.py) does it.
+    """
 
     def __init__(self, rings: Rings, active: Active, columns: int = 1) -> None:
         self.rings, self.columns, capacity = rings, columns, rings.capacity
         positions = rings.position[:, None] + torch.arange(columns, device=rings.position.device)
         self.turn = rings.rotation.turn(positions)  # [S, T, 1, 1, D/2]
         self.target = torch.where(active.mask[:, None], positions % capacity, capacity)  # [S, T]
-        if rings.kv.device.type == "cpu":
-            self._attend = self._by_slot
-            self.spans = [self._span(slot) for slot in active.slots]
-        else:
-            self._attend = self._masked
-            self.visible = self._visible()
+        self.spans = [self._span(slot) for slot in active.slots]
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """qkv [S, T, 3, H, D] -> [S, T, H * D]; writes the keys and values first."""
+        """qkv [S, T, 3, H, D] -> [S, T, H * D]; writes the keys and values first.
+
+        Each active slot over its own length: neighbours cannot change a bit, nor cost time.
+        """
         rotate_(qkv[:, :, :2], self.turn)
         self.rings.write(layer, self.target, qkv[:, :, 1:])
-        return self._attend(qkv[:, :, 0], layer).flatten(2)
-
-    def _by_slot(self, query: Tensor, layer: int) -> Tensor:
-        """Each active slot over its own length: neighbours cannot change a bit, nor cost time."""
+        query = qkv[:, :, 0]
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)  # [S, T, H, D]
         for slot, length, mask in self.spans:
             one = query[slot].transpose(0, 1)[None].clone()  # [1, H, T, D], on a 64-byte border
             keys, values = self.rings.read(layer, slot, length, query.dtype)
             attended = F.scaled_dot_product_attention(one, keys, values, attn_mask=mask)
             out[slot] = attended[0].transpose(0, 1)
-        return out
-
-    def _masked(self, query: Tensor, layer: int) -> Tensor:
-        """All slots over the whole ring: fixed shapes, no length known to the host."""
-        kv, scale = self.rings.kv[layer], self.rings.scale
-        kv = kv if scale is None else dequantise_columns(kv, scale[layer], query.dtype)
-        query = query.transpose(1, 2)  # [S, H, T, D]
-        attended = F.scaled_dot_product_attention(query, kv[0], kv[1], attn_mask=self.visible)
-        return attended.transpose(1, 2)
+        return out.flatten(2)
 
     def _span(self, slot: int) -> tuple[int, int, Tensor | None]:
         """Slot, columns to read, and for T > 1 which of them each query sees [T, n]."""
@@ -297,19 +284,10 @@ class RingPush:
         length = min(pushed + columns, capacity)
         if columns == 1:
             return slot, length, None
-        mask = torch.ones(columns, length, dtype=torch.bool)
+        mask = torch.ones(columns, length, dtype=torch.bool, device=self.target.device)
         for later in range(1, columns):
             mask[:later, (pushed + later) % capacity] = False
         return slot, length, mask
-
-    def _visible(self) -> Tensor:
-        """[S, 1, T, columns] bool. An inactive slot sees its spare column: no row is empty."""
-        rings, columns = self.rings, self.columns
-        length = (rings.position + columns).clamp(max=rings.capacity)  # [S]
-        filled = rings.column < length[:, None]  # [S, columns]
-        hit = rings.column == self.target[..., None]  # [S, T, columns]: what this push wrote
-        rows = [filled & ~hit[:, row + 1 :].any(1) | hit[:, row] for row in range(columns)]
-        return torch.stack(rows, 1)[:, None]
 
 
 class Chunk:
@@ -350,12 +328,7 @@ class Chunk:
 
 
 def attend_few(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A handful of columns, the same number for every slot: query [S, H, D], keys [S, H, n, D].
-
-    Plain sums on a CPU: there the fused kernel's bits depend on which thread takes a slot.
-    """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query[:, :, None], keys, values)[:, :, 0]
+    """query [S, H, D], keys [S, H, n, D]. Plain sums: bits of the fused ones depend on threads."""
     if keys.shape[2] == 1:
         return values[:, :, 0]
     scores = (query[:, :, None] * keys).sum(-1).mul_(query.shape[-1] ** -0.5)  # [S, H, n]
@@ -440,10 +413,6 @@ class CodecLayer(nn.Module):
 
     def forward(self, x: Tensor, push: Attends, layer: int) -> Tensor:
         attended = self.self_attn(self.norm1(x), push, layer)
-        if x.is_cuda:  # one launch each, where launches cost
-            x = torch.addcmul(x, attended, self.layer_scale_1)
-            hidden = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-            return torch.addcmul(x, hidden, self.layer_scale_2)
         x = x + attended * self.layer_scale_1
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x)))) * self.layer_scale_2
 

@@ -76,10 +76,14 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class HeardRow:
-    """The recogniser's part of `Heard` for one slot; all None without a recogniser."""
+    """What is known of one slot's user frame: by the model's recogniser, by a CPU's ears."""
 
-    stt_text: int | None = None
-    pause: np.ndarray | None = None  # [4] float32
+    stt_text: int | None = None  # the recogniser's token; None: it did not run
+    pause: np.ndarray | None = None  # [4] float32: its pause heads
+    # Whether somebody speaks, of each frame that the ears have heard since the last row: none
+    # while they lag behind, then several. None: there are no ears.
+    speech: tuple[bool, ...] | None = None
+    writing: bool = False  # a turn is over, and the ears write it down
 
 
 @dataclass(frozen=True, slots=True)

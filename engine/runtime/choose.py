@@ -7,33 +7,45 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import ServerConfig
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.install import describe_missing
-from engine.weights.hub import DEFAULT_REPOSITORY
+from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, repository_folder
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
-    from engine.weights.loading import Shelf
+    from engine.runtime.ears import Ears
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED_SLOTS = 16
 
 
-def has_cuda() -> bool:
-    """Whether the NVIDIA driver is here and sees a device."""
+def cuda_device_name() -> str:
+    """The first GPU's name, asked of the NVIDIA driver; empty where there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):  # 0 is success
-        return False
-    return count.value > 0
+        return ""
+    name = ctypes.create_string_buffer(100)
+    if driver.cuInit(0) or driver.cuDeviceGetName(name, len(name), 0):  # 0 is success
+        return ""
+    return name.value.decode(errors="replace")
+
+
+def has_cuda() -> bool:
+    return bool(cuda_device_name())
+
+
+def choose_device(device: str) -> str:
+    """`cpu`, `cuda` or whatever else was asked for; `auto` is a GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if has_cuda() else "cpu"
 
 
 def choose_model(model: str) -> tuple[str, str]:
@@ -43,21 +55,16 @@ def choose_model(model: str) -> tuple[str, str]:
     if not has_cuda():
         return "embedded", "no CUDA device here, so the built-in test voice speaks"
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    folder = home / "hub" / f"models--{DEFAULT_REPOSITORY.replace('/', '--')}" / "snapshots"
     has_token = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
-    if has_token or any(folder.glob("*/model.safetensors")):
+    if has_token or any(repository_folder(DEFAULT_REPOSITORY).glob(f"snapshots/*/{LM_FILE}")):
         return DEFAULT_REPOSITORY, "a CUDA device is here, and weights or a token for them"
     return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
 
 
-def load_backend(
-    config: ServerConfig, progress: Callable[[str, float], None], shelf: "Shelf"
-) -> "Backend":
-    """Load what the configuration asks for; `shelf` finds a model's voices. Raises ModelError."""
+def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -> "Backend":
+    """Load what the configuration asks for. Raises ModelError."""
     source, _why = choose_model(config.model)
     if source == "embedded":
-        if config.transcribe:
-            logger.warning("the embedded voice has no codec that a recogniser could read: no words")
         from engine.runtime.embedded import EmbeddedBackend  # eSpeak: only where it speaks
 
         return EmbeddedBackend(config.slots or EMBEDDED_SLOTS)
@@ -65,18 +72,42 @@ def load_backend(
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
-    device = config.device
-    if device == "auto":
-        device = "cuda" if has_cuda() else "cpu"
-    return load_personaplex(
-        source,
-        shelf,
-        device=device,
-        slots=config.slots,
-        revision=config.revision or None,
-        transcribe=config.transcribe,
-        precision=(config.weights, config.kv),
-        graphs=not config.eager,
-        renewal_frames=config.renewal_frames,
-        progress=progress,
-    )
+    recogniser = choose_recogniser(config, os.environ)
+    if recogniser and config.transcribe == "auto":
+        from engine.weights.loading import download_recogniser
+
+        try:
+            recogniser = str(download_recogniser(recogniser, progress))
+        except ModelError as error:  # nobody asked for it by name: the CPU's ears may do
+            logger.warning("no recogniser in the model: %s", error)
+            recogniser = ""
+    device = choose_device(config.device)
+    config = replace(config, model=source, device=device, transcribe=recogniser)
+    return load_personaplex(config, progress)
+
+
+def load_ears(
+    config: ServerConfig, backend: "Backend", names: str, progress: Callable[[str, float], None]
+) -> "tuple[Ears | None, str]":
+    """The CPU's ears, where the model has no recogniser; and what is heard, for people.
+
+    names: what the facts are about, so that it is written as they write it.
+    """
+    if backend.transcribes:
+        return None, "kyutai stt"
+    deaf = "energy only, spoken questions are not routed"
+    if config.transcribe == "0":
+        return None, f"{deaf}: --transcribe is 0"
+    if config.transcribe == "auto" and not config.routing:
+        return None, f"{deaf}: --routing is 0"
+    try:
+        from engine.runtime.ears import Ears, find_whisper
+
+        ears = Ears()
+    except ModuleNotFoundError as error:
+        return None, f"{deaf}: {describe_missing(error)}"
+    try:
+        ears.load(find_whisper(config.transcribe, progress), names)
+    except (ModelError, OSError, RuntimeError, ValueError) as error:
+        return ears, f"voice activity only, spoken questions are not routed: {error}"
+    return ears, "whisper"

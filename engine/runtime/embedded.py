@@ -22,15 +22,14 @@ from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, VOICE_NAMES, Sa
 from engine.runtime.backend import Heard, Opening, Spoken
 
 GREETINGS = (
-    "Hello! I am the built-in test voice, not the PersonaPlex model. "
-    "Speak, and I play your words back. Type a sentence, and I say it.",
-    "Hi there! This is the embedded test voice, not the PersonaPlex model. "
-    "Say something, and you will hear it again. Type a sentence, and I speak it.",
+    "Hello! I am a test voice, not the PersonaPlex model.",
+    "Hi there! This is a test voice, not the PersonaPlex model.",
 )
 GREETING_DELAY_FRAMES = 3  # a client that connects in order to say something comes first
 LOUD = 10 ** (-36 / 20)  # peak of a frame that counts as speech
 SPEECH_FRAMES = 4  # loud frames before an utterance is worth playing back
 SILENCE_FRAMES = 9  # 0.72 s of quiet end an utterance
+SILENCE_FRAMES_WITH_WORDS = 19  # 1.5 s: by then its words are known, and what they ask for
 ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
 PRE_ROLL_FRAMES = 2  # kept from before the first loud frame
 MAX_UTTERANCE_FRAMES = 250  # 20 s; older speech is forgotten
@@ -90,16 +89,20 @@ class EmbeddedBackend:
 
 
 class EmbeddedConversation:
-    """All state of one slot."""
+    """All state of one slot: a partner that yields to the user and loses nothing they say."""
 
     def __init__(self, opening: Opening) -> None:
-        self.user = UtteranceCollector()
+        # Where the user's words are written down, an answer may come instead of the playback.
+        quiet = SILENCE_FRAMES_WITH_WORDS if opening.transcribe else SILENCE_FRAMES
+        self.user = UtteranceCollector(quiet)
+        self.heard: np.ndarray | None = None  # to be played back when nothing else sounds
         self.mouth = Mouth(espeak_voice(opening.voice))
         self.tokenizer = ByteTokenizer()
         greeting = random.Random(opening.seed).choice(GREETINGS)
         self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
         self.pieces: deque[int] = deque()  # of the script's current word
         self.delay = GREETING_DELAY_FRAMES
+        self.greeted = False  # its first word was begun
         self.bootstrapped = False
         self.sampled = PAD
         self.held = np.zeros(FRAME_SAMPLES, np.float32)  # the frame that leaves in the next tick
@@ -108,13 +111,21 @@ class EmbeddedConversation:
         """Take a user frame [1920]; the text token that would be fed next."""
         if self.bootstrapped:
             utterance = self.user.add(pcm)
-            if self.user.onset >= ONSET_FRAMES and self.mouth.playback:
-                self.mouth.audio = self.mouth.audio[:0]  # the user speaks again: stop playing back
-                self.mouth.playback = False
+            if self.user.onset >= ONSET_FRAMES:  # the user speaks: greet no more, play nothing back
+                self._cut_greeting()
+                if self.mouth.playback:
+                    self.mouth.stop()
             if utterance is not None:
-                self.mouth.play(utterance)
+                self.heard = utterance
+            if self.heard is not None and not self.user.onset and self.mouth.play(self.heard):
+                self.heard = None
         self.sampled = self._sample()
         return self.sampled
+
+    def _cut_greeting(self) -> None:
+        """Its first word is said even to a user who speaks at once: somebody is there."""
+        while len(self.script) > (not self.greeted):
+            self.script.pop()
 
     def _sample(self) -> int:
         """The next token of the greeting, else EPAD wherever a word may start, else PAD."""
@@ -127,6 +138,7 @@ class EmbeddedConversation:
                 self.delay -= 1
                 return PAD
             self.pieces.extend(self.script.popleft())
+            self.greeted = True
         return EPAD
 
     def speak(self, token: int, hush: bool) -> np.ndarray:
@@ -134,6 +146,10 @@ class EmbeddedConversation:
         if token != self.sampled:  # something else is being said: no greeting over it
             self.script.clear()
             self.pieces.clear()
+        if hush:  # the agent is to be silent: a playback does not wait for its end
+            self.heard = None
+            if self.mouth.playback:
+                self.mouth.stop()
         self.mouth.feed(token, self.tokenizer)
         out, frame = self.held, self.mouth.frame()
         self.held = np.zeros_like(frame) if hush else frame
@@ -144,7 +160,8 @@ class EmbeddedConversation:
 class UtteranceCollector:
     """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_frames: int = SILENCE_FRAMES) -> None:
+        self.silence_frames = silence_frames
         self.frames: deque[np.ndarray] = deque(maxlen=MAX_UTTERANCE_FRAMES)
         self.loud = self.quiet = self.onset = 0
 
@@ -158,9 +175,9 @@ class UtteranceCollector:
         if not self.loud:
             while len(self.frames) > PRE_ROLL_FRAMES:
                 self.frames.popleft()
-        if self.quiet < SILENCE_FRAMES or not self.loud:
+        if self.quiet < self.silence_frames or not self.loud:
             return None
-        spoken = list(self.frames)[: -SILENCE_FRAMES + 1]
+        spoken = list(self.frames)[: -self.silence_frames + 1]
         worth = self.loud >= SPEECH_FRAMES
         self.frames.clear()
         self.loud = 0
@@ -197,10 +214,16 @@ class Mouth:
         self.audio = np.concatenate([before, gap, samples])
         self.word, self.open, self.playback = b"", False, False
 
-    def play(self, samples: np.ndarray) -> None:
-        """Queue the user's own speech, unless words are sounding."""
-        if not len(self.audio) and not self.open:
-            self.audio, self.playback = samples, True
+    def play(self, samples: np.ndarray) -> bool:
+        """Queue the user's own speech; False while words are sounding."""
+        if len(self.audio) or self.open:
+            return False
+        self.audio, self.playback = samples, True
+        return True
+
+    def stop(self) -> None:
+        """What is queued is not played."""
+        self.audio, self.playback = self.audio[:0], False
 
     def frame(self) -> np.ndarray:
         """The next 1920 samples; silence where nothing is queued."""

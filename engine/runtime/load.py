@@ -66,9 +66,11 @@ def time_ticks(
 
 # -- overload --------------------------------------------------------------------------------------
 
-WINDOW_SECONDS = 10.0  # that p95 looks back
+WINDOW_SECONDS = 10.0  # that measurements count; older ones say nothing of the machine now
 LEAST_TICKS = 10  # about a second of them: fewer are a hiccup, and say nothing of the machine
 FEW_TICKS, LONG_SECONDS = 3, 1.0  # ticks so long that there are no more
+HICCUPS = 2  # slow ticks in ten seconds that close nothing, however few there were beside them
+IDLE_SECONDS = 1.0  # without a tick: there is nothing to do, so there is no overload
 SHED_SECONDS = 0.078  # p95 above it is overload
 PATIENCE_SECONDS = 5.0  # of overload before something is given up; of waiting for slack
 MOST_REST_SECONDS = 600.0  # of a recogniser that was paused again and again
@@ -109,18 +111,27 @@ class Overload:
                 self._ticks.popleft()
 
     def _p95(self, now: float, start: float = float("-inf")) -> float:
-        """Of the last ten seconds, or from `start` on; 0 while too little was measured."""
+        """Of the last ten seconds, or from `start` on; 0 while too little was measured.
+
+        The two longest ticks never decide: one slow moment of the machine is no overload.
+        """
         start = max(start, now - WINDOW_SECONDS)
         with self._lock:
-            taken = [seconds for when, seconds in self._ticks if when >= start]
+            taken = sorted(seconds for when, seconds in self._ticks if when >= start)
         long = len(taken) >= FEW_TICKS and sum(taken) > LONG_SECONDS
-        return float(np.percentile(taken, 95)) if long or len(taken) >= LEAST_TICKS else 0.0
+        if not long and len(taken) < LEAST_TICKS:
+            return 0.0
+        return taken[-1 - max(HICCUPS, int(0.05 * len(taken)))]
 
     def admits(self, live: int) -> bool:
         """Whether one more than `live` conversations can be held in time; one always may try."""
         if live == 0:
             return True
-        if self._p95(self._clock()) > TICK_LIMIT_SECONDS:
+        now = self._clock()
+        with self._lock:
+            last, seconds = self._ticks[-1] if self._ticks else (float("-inf"), 0.0)
+        idle = now - last > IDLE_SECONDS + seconds
+        if not idle and self._p95(now) > TICK_LIMIT_SECONDS:
             return False
         return self._table is None or live < self._table.slots_in_time()
 
@@ -153,48 +164,93 @@ class Overload:
 
 AROUND_SECONDS = FRAME_SECONDS - TICK_LIMIT_SECONDS  # what lies around the backend
 STARVED_SECONDS = FRAME_SECONDS / 2  # without a gap between ticks: work may now go before a tick
+MEASUREMENTS = 5  # of one kind of work, whose median counts
+DOUBT_SECONDS = 0.2  # after which a measurement that holds work back is put to the proof
 
 
 class Slack:
     """Whether what may wait fits in before somebody's frame would be late.
 
     What may wait is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody
-    else's frame is to be run. `piece`: seconds of one as timed at the start.
+    else's frame is to be run. How long they take is what was timed at the start (`piece`) or, if
+    that is more, the median of what was measured lately: one slow moment changes no median. Where
+    only old measurements hold work back, they are forgotten and the work is tried.
     """
 
     def __init__(self, piece: float = 0.0) -> None:
-        self._least = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
-        self._seconds = dict(self._least)  # of the slowest recent ones
-        self._refused: dict[Seat, float] = {}  # since when its work has been held back
+        self._timed = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
+        self._measured: dict[tuple[str, int], deque[tuple[float, float]]] = {}  # (when, seconds)
+        self._doubt = DOUBT_SECONDS  # longer each time that the proof confirmed what was measured
+        self._refused_at: dict[str, float] = {}  # since when a kind of work has been held back
+        self._waiting: dict[Seat, None] = {}  # whose work has been held back since then
+        self._granted: dict[Seat, None] = {}  # whose work may run next, whether it fits or not
 
-    def note(self, what: str, seconds: float) -> None:
-        """A `piece` or a `tick` took this long."""
-        self._seconds[what] = max(seconds, 0.9 * self._seconds[what], self._least[what])
+    def note(self, what: str, seconds: float, now: float, slots: int = 0) -> None:
+        """A `piece`, or a `tick` of a bucket of slots, took this long."""
+        self._measured.setdefault((what, slots), deque(maxlen=MEASUREMENTS)).append((now, seconds))
 
     def forget(self, seat: Seat) -> None:
         """Its work is void: who sits there next waits anew."""
-        self._refused.pop(seat, None)
+        self._waiting.pop(seat, None)
+        self._granted.pop(seat, None)
+        if not self._waiting:
+            self._refused_at.clear()
+
+    def estimate(self, what: str, now: float, within: float = WINDOW_SECONDS) -> float:
+        """Seconds of such work: of the bucket that took longest, where it was measured lately."""
+        longest = self._timed[what]
+        for (kind, _), measured in self._measured.items():
+            if kind == what and measured[-1][0] >= now - within:
+                lately = sorted(taken for at, taken in measured if at >= now - WINDOW_SECONDS)
+                longest = max(longest, lately[(len(lately) - 1) // 2])
+        return longest
 
     def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
         """Whether this seat's work may run now.
 
-        next_due: when the earliest coming user frame will be complete; None: nobody is live.
+        next_due: as the function below says.
         """
-        done = now + self._seconds[what] + self._seconds["tick"] + AROUND_SECONDS
-        fits = next_due is None or done <= next_due + LATE_SECONDS
-        if not fits and now - self._refused.setdefault(seat, now) <= PATIENCE_SECONDS:
+        if self._fits(now, next_due, what, WINDOW_SECONDS):
+            self._doubt = DOUBT_SECONDS
+            self._refused_at.pop(what, None)
+            self.forget(seat)
+            return True
+        if seat in self._granted:
+            del self._granted[seat]
+            return True
+        self._waiting[seat] = None
+        waited = now - self._refused_at.setdefault(what, now)
+        if waited > self._doubt and self._fits(now, next_due, what, DOUBT_SECONDS):
+            self._measured = {
+                kind: measured
+                for kind, measured in self._measured.items()
+                if measured[-1][0] >= now - DOUBT_SECONDS
+            }
+            self._doubt = min(2 * self._doubt, PATIENCE_SECONDS)
+        elif waited > PATIENCE_SECONDS:  # a machine that never has slack still serves, and all who
+            self._granted, self._waiting = self._waiting, {}  # wait: not one after the other
+            del self._granted[seat]
+        else:
             return False
-        self.forget(seat)  # a machine that never has slack still serves
+        self._refused_at.pop(what)
         return True
+
+    def _fits(self, now: float, next_due: float | None, what: str, within: float) -> bool:
+        """By what was timed at the start and what was measured `within` the last seconds."""
+        if next_due is None:
+            return True
+        work, tick = self.estimate(what, now, within), self.estimate("tick", now, within)
+        return now + work + tick + AROUND_SECONDS <= next_due + LATE_SECONDS
 
 
 def next_due(seats: list[Seat], now: float) -> float | None:
-    """When the earliest user frame is or will be complete; None: nobody is live.
+    """When the earliest user frame that can be answered in time is or will be complete.
 
-    A silent client's may be complete at any moment, so from now on.
+    None: there is none. A silent client's may be complete at any moment, so from now on. What is
+    late already, after a slow moment, is caught up with beside the newcomers and not before them.
     """
     live = [seat.expected_at(now) or now for seat in seats if seat.live and not seat.left]
-    return min(live, default=None)
+    return min((due for due in live if due + LATE_SECONDS >= now), default=None)
 
 
 class SlackWork:
@@ -215,22 +271,22 @@ class SlackWork:
         self._renewals: dict[Seat, Generator[None, None, int]] = {}
         self._waiting_since: float | None = None  # something for its next piece
 
-    def piece(self, seats: list[Seat]) -> bool:
+    def run_piece(self, seats: list[Seat]) -> bool:
         """One piece, if there is work and nobody gets late by it; whether there was one."""
-        job, started = self._job(seats), self._clock()
-        if not job:
-            return False
-        seat, work = job
-        if not self.slack.allows(started, next_due(seats, started), seat):
-            return False
-        work()
-        self.slack.note("piece", self._clock() - started)
-        self._waiting_since = None
-        return True
+        started = self._clock()
+        due = next_due(seats, started)
+        for seat, work in self._jobs(seats):
+            if self.slack.allows(started, due, seat):
+                work()
+                now = self._clock()
+                self.slack.note("piece", now - started, now)
+                self._waiting_since = None
+                return True
+        return False
 
     def is_starving(self, seats: list[Seat], now: float) -> bool:
         """Whether work has been waiting for long, because tick follows tick without a gap."""
-        if not self._job(seats):
+        if not self._jobs(seats):
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = now
@@ -242,18 +298,15 @@ class SlackWork:
         if work := self._renewals.pop(seat, None):
             work.close()
 
-    def _job(self, seats: list[Seat]) -> tuple[Seat, Callable[[], None]] | None:
-        """Whose work is next, and the work; None: nobody has any."""
+    def _jobs(self, seats: list[Seat]) -> list[tuple[Seat, Callable[[], None]]]:
+        """Every newcomer and the next piece of its prompt; without one, the renewal's."""
         staying = [seat for seat in seats if not seat.left]
-        for seat in staying:
-            if seat.needs_prompt:
-                return seat, partial(self._prefill, seat)
+        if newcomers := [seat for seat in staying if seat.needs_prompt]:
+            return [(seat, partial(self._prefill, seat)) for seat in newcomers]
         for seat in staying:
             if not self._renewals and seat.live and (work := self._backend.renew(seat.slot)):
                 self._renewals[seat] = work
-        for seat, work in self._renewals.items():
-            return seat, partial(self._renew, seat, work)
-        return None
+        return [(seat, partial(self._renew, seat, work)) for seat, work in self._renewals.items()]
 
     def _prefill(self, seat: Seat) -> None:
         """One bounded piece of a newcomer's prompt."""

@@ -38,10 +38,12 @@ class Stage(StrEnum):
 
 
 class Dropped(StrEnum):
-    """Why quiet frames of a user were not heard."""
+    """Why frames of a user were not heard."""
 
-    OVERLOAD = auto()  # the server is too slow, and more than three of them waited
-    LATE = auto()  # silence had been taken in their place before they came
+    OVERLOAD = auto()  # quiet ones: the server is too slow, and more than three of them waited
+    LATE = auto()  # quiet ones: silence had been taken in their place before they came
+    BEHIND = auto()  # the oldest of more than 30 s: the server has stopped or is far behind
+    EARLY = auto()  # they are older than the handshake
 
 
 class Window:
@@ -135,7 +137,7 @@ class Metrics:
         self._ignored = counter("personaplex_ignored_messages", "Unknown kinds and empty messages")
         self._dropped = counter(
             "personaplex_dropped_user_frames",
-            "Quiet user frames that were not heard: in overload, or because they came too late",
+            "User frames that were not heard: too many in overload, too late, too early",
             ["reason"],
         )
         for reason in Dropped:  # there from the start, at 0
@@ -179,7 +181,7 @@ class Metrics:
     def marker_ignored(self) -> None:
         self._markers.inc()
 
-    def dropped(self, frames: int, reason: Dropped) -> None:
+    def dropped(self, frames: float, reason: Dropped) -> None:
         self._dropped.labels(reason).inc(frames)
 
     def text(self) -> bytes:

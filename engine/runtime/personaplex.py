@@ -35,7 +35,7 @@ PromptKey = tuple[str, tuple[int, ...]]  # hash of the voice's file, text ids of
 class PersonaPlexBackend:
     """Keeps the contract of `runtime/backend.py`."""
 
-    limited_by = "asked"  # what made the number of slots; who chose them sets it
+    limited_by = "asked"  # what made the number of slots; `fit_backend` sets it
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class PersonaPlexBackend:
         if ready is None:
             yield from self._encode_voice(key[0])
             prompt = self._prompt(self._voices[key[0]], opening.text_ids)
-            for embedded in self._embedded(prompt).split(self.loop.piece):
+            for embedded in self._embedded(prompt).split(self.loop.prefill_columns):
                 self._prefill(slot, embedded)
                 yield
             with torch.inference_mode():
@@ -166,10 +166,11 @@ class PersonaPlexBackend:
 
     def _time_piece(self) -> float:
         """Seconds of one piece of a prompt, the last that its ring has room for."""
-        rings, piece, table = self.loop.rings, self.loop.piece, self.checkpoint.lm.embedding.table
-        rings.set_position(0, max(0, rings.capacity - piece))
+        rings, columns = self.loop.rings, self.loop.prefill_columns
+        table = self.checkpoint.lm.embedding.table
+        rings.set_position(0, max(0, rings.capacity - columns))
         start = time.perf_counter()
-        self._prefill(0, table.new_zeros(piece, table.shape[1]))
+        self._prefill(0, table.new_zeros(columns, table.shape[1]))
         return time.perf_counter() - start
 
     # -- one tick ----------------------------------------------------------------------------------

@@ -20,22 +20,24 @@ from engine.model.prompt import Prompt, Voice, build_prompt
 
 logger = logging.getLogger(__name__)
 
-SHORT = 8  # columns that are caught up together with the swap
+SWAP_COLUMNS = 8  # columns that are caught up together with the swap
 
 
 class Renewal:
     """Makes slots' rings anew, one at a time: there is one spare."""
 
     def __init__(self, loop: Loop, frames: int, columns: int, runner: Ticks) -> None:
-        """frames: how many are kept, at most; columns: how many the spare holds."""
+        """frames: kept of a call, at most; columns: that the spare holds."""
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.transformer.rings(1, columns, loop.rings.kv.dtype)
         with torch.inference_mode():
-            self.prefill = Prefill(loop.lm, self.spare, loop.piece, runner.graphs, runner.pool)
+            self.prefill = Prefill(
+                loop.lm, self.spare, loop.prefill_columns, runner.graphs, runner.pool
+            )
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
-        self.queue = RenewalQueue(loop.rings.capacity, loop.piece, loop.slots, columns)
-        self.first: int | None = None  # whose turn it was after the last tick, if anybody's
+        self.queue = RenewalQueue(loop.rings.capacity, loop.prefill_columns, loop.slots, columns)
+        self.first: int | None = None  # the slot to renew next, as of the last tick
         self.busy = False  # there is one spare: one renewal at a time
 
     def _empty(self) -> "FrameHistory":
@@ -90,10 +92,10 @@ class Renewal:
                     first = history.total - kept
                     self.spare.set_position(0, 0)
                     whole = self._columns(slot, voice, prompt, first)
-                left, end = whole.frames - done, min(done + self.loop.piece, whole.frames)
+                left, end = whole.frames - done, min(done + self.loop.prefill_columns, whole.frames)
                 self._push(whole, done, end)
                 done = end
-                if left <= SHORT:
+                if left <= SWAP_COLUMNS:
                     self._swap(slot)
                     return history.total - first
                 yield
@@ -122,9 +124,8 @@ class Renewal:
         """The spare's columns become the slot's."""
         rings, spare = self.loop.rings, self.spare
         rings.set_position(slot, spare.pushed[0])
-        rings.used(slot).copy_(spare.used(0))
-        if rings.scale is not None:
-            rings.used_scale(slot).copy_(spare.used_scale(0))
+        for old, new in zip(rings.used(slot), spare.used(0), strict=True):
+            old.copy_(new)
         spare.clear(0)
         wait_for(self.loop.device)
 
@@ -160,9 +161,9 @@ class RenewalQueue:
     a frame.
     """
 
-    def __init__(self, capacity: int, piece: int, slots: int, spare: int) -> None:
-        """Columns of a ring, of a piece of work and of the spare; slots there are."""
-        self._capacity, self._piece, self._whole, self._spare = capacity, piece, slots, spare
+    def __init__(self, capacity: int, prefill: int, slots: int, spare: int) -> None:
+        """Columns of a ring, of one prefill and of the spare; slots there are."""
+        self._capacity, self._prefill, self._whole, self._spare = capacity, prefill, slots, spare
         self.slots: dict[int, int] = {}  # slot -> frames that its renewal lasts
 
     def enter(self, slot: int, prompt: int, frames: int) -> int:
@@ -193,8 +194,10 @@ class RenewalQueue:
         self.slots.pop(slot, None)
 
     def lasts(self, columns: int) -> int:
-        """Frames that a renewal to `columns` takes, at a piece a frame."""
-        return -(-columns // (self._piece - 1)) + 1  # each frame adds a column; the last one swaps
+        """Frames that a renewal to `columns` takes, at one prefill a frame."""
+        return (
+            -(-columns // (self._prefill - 1)) + 1
+        )  # each frame adds a column; the last one swaps
 
     def next(self, pushed: Mapping[int, int]) -> int | None:
         """The slot to begin with now; None: there is time. pushed: slot -> columns that it ran."""

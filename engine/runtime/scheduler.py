@@ -8,6 +8,7 @@ The clock rules follow public batched servers (docs/internals.md).
 
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, logged_fault
+from engine.errors import BusyError, EngineError, InternalError, ModelError, logged_fault
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
+from engine.runtime.ears import Listener
 from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
@@ -32,14 +34,19 @@ RETRY_SECONDS = 3  # what a refused client is told
 LOOK_AGAIN_SECONDS = 0.02  # for slack, while a prompt or a held-back frame waits for it
 REQUESTS_A_TURN = 4  # seats whose restart or settings are carried out in one turn
 COMMANDS_A_TURN = 4  # of one seat
-BETWEEN_SECONDS = 0.002  # for requests and commands of all seats in one turn
+COMMANDS_SECONDS = 0.002  # for requests and commands of all seats in one turn
+READERS = 2  # threads that read voices: a slow file keeps one of them
+HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
+JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
+LOOK_SECONDS = 1.0  # between two looks of a watchdog
+STOPPED = "the model has stopped"
 
 
 class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
-    `on_death` is called, in the scheduler's thread, with the exception that ended it. `loader`
-    reads the files of a newcomer's voice.
+    `on_death` is called with the exception that ended the thread, or that says that it hangs: it
+    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice.
     """
 
     def __init__(
@@ -49,14 +56,15 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[BaseException], None] | None = None,
         loader: Executor | None = None,
+        hang_s: float = 30.0,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
         self.clock = clock
         self._on_death = on_death
-        self._loader = loader or ThreadPoolExecutor(1, "voices")
+        self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._between = SlackWork(backend, clock, self._give_up)
+        self._slack_work = SlackWork(backend, clock, self._give_up)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
@@ -66,19 +74,50 @@ class Scheduler:
         self._wake = threading.Condition()
         self._awake = False
         self._stopping = False
+        self._turns, self._in_turn = 0, False
+        self._heartbeat_s = min(HEARTBEAT_SECONDS, hang_s / 12)  # half of what is suspect
+        self.watchdog = Watchdog(hang_s, 6, self._list_signs, self._end_hung)
+        self._dead: EngineError | None = None  # what everybody is told who still comes
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     # -- any thread --------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._thread.start()
+        self.watchdog.start()
 
     def stop(self) -> None:
-        """End the thread after the tick in progress."""
+        """End the thread after the turn in progress. A thread that hangs is left behind."""
         self._stopping = True
+        self.watchdog.stop()
         self.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
+            self.watchdog.hung |= self._thread.is_alive()
+
+    def _list_signs(self) -> list[tuple[str, int | None]]:
+        """Of turns, while somebody is seated or one is going on; of voices that are read."""
+        with self._wake:
+            reading = [seat.joined for seat in self._seats.values() if not seat.prepared.done()]
+            turning = bool(self._seats) or self._in_turn
+        return [
+            (f"no turn in {describe_place(self._thread)}", self._turns if turning else None),
+            ("a voice could not be read", min(reading, default=None)),
+        ]
+
+    def _end_hung(self, why: str) -> None:
+        """Watchdog's thread."""
+        self.give_up(InternalError(STOPPED))
+        if self._on_death:
+            self._on_death(ModelError(why))
+
+    def give_up(self, error: EngineError) -> None:
+        """The thread has ended, or hangs: end every conversation, and admit nobody any more."""
+        with self._wake:
+            self._dead = error
+            seats = list(self._seats.values())
+        for seat in seats:
+            seat.deliver([Ended(error)])
 
     @property
     def free(self) -> int:
@@ -87,11 +126,17 @@ class Scheduler:
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
 
     def join(
-        self, opening: Opening, director: FrameDirector, deliver: Callable[[list[Output]], None]
+        self,
+        opening: Opening,
+        director: FrameDirector,
+        deliver: Callable[[list[Output]], None],
+        listener: Listener | None = None,
     ) -> Seat:
         """Take the lowest free slot. Raises BusyError if there is none, or in overload."""
-        seat = Seat(opening, director, deliver, self.wake, self.metrics)
+        seat = Seat(opening, director, deliver, self.wake, self.metrics, listener)
         with self._wake:
+            if self._dead:
+                raise self._dead
             free = [slot for slot in range(self.backend.slots) if slot not in self._seats]
             if not free:
                 raise BusyError(
@@ -155,11 +200,8 @@ class Scheduler:
             while not self._stopping:
                 self._wait(self.turn())
         except Exception as error:  # the thread's boundary: the owner of the process must know
-            fault = logged_fault("the scheduler's thread died")
-            with self._wake:
-                seats = list(self._seats.values())
-            for seat in seats:
-                seat.deliver([Ended(fault)])
+            self.watchdog.stop()
+            self.give_up(logged_fault("the scheduler's thread died"))
             if self._on_death:
                 self._on_death(error)
 
@@ -167,28 +209,36 @@ class Scheduler:
         """Sleep until woken or `until`."""
         with self._wake:
             if not self._awake:
-                timeout = None if until is None else max(0.0, until - self.clock())
+                timeout = self._heartbeat_s if self._seats else None
+                if until is not None:
+                    timeout = min(max(0.0, until - self.clock()), self._heartbeat_s)
                 self._wake.wait(timeout)
             self._awake = False
 
     def turn(self) -> float | None:
         """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
-        until = self.clock() + BETWEEN_SECONDS
+        self._in_turn = True
+        wanted = self._take_turn()
+        self._turns, self._in_turn = self._turns + 1, False
+        return wanted
+
+    def _take_turn(self) -> float | None:
+        until = self.clock() + COMMANDS_SECONDS
         with self._wake:
             leavers, self._leavers = self._leavers, []
             seats = self._sitting = list(self._seats.values())
         for seat in leavers:  # nothing is opened in a slot before this
             self._close(seat)
-        between = self._between
+        slack_work = self._slack_work
         more = self._carry_out_requests(until)
         more = self._read_inboxes(seats, until) or more
         now = self.clock()
-        if between.is_starving(seats, now) and between.piece(seats):
+        if slack_work.is_starving(seats, now) and slack_work.run_piece(seats):
             return self.clock()
         if ready := self._ready(now):
             self._tick(ready, now)
             return self.clock()
-        if self._flush(seats) or between.piece(seats) or more:
+        if self._flush(seats) or slack_work.run_piece(seats) or more:
             return self.clock()
         return self._next_at()
 
@@ -201,9 +251,7 @@ class Scheduler:
                 seat = next(iter(self._requests))
                 del self._requests[seat]
             restart, sampling = seat.take_requests()
-            if (
-                restart
-            ):  # safe though its client may be leaving: its slot is reused only after this turn
+            if restart:  # its client may be leaving: its slot is reused only after this turn
                 self._close(seat)
                 seat.start(*restart)
             if sampling and (seat.bootstrapping or seat.live):
@@ -217,7 +265,7 @@ class Scheduler:
         return bool(self._requests)
 
     def _close(self, seat: Seat) -> None:
-        self._between.drop(seat)
+        self._slack_work.drop(seat)
         if seat.is_open:
             self.backend.close(seat.slot)
 
@@ -235,7 +283,7 @@ class Scheduler:
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
         """Whether this seat is worth a tick now. If another seat starts one, this one joins it."""
         if seat.bootstrapping:  # a newcomer makes nobody late
-            return self._between.slack.allows(now, next_due(others, now), seat, "tick")
+            return self._slack_work.slack.allows(now, next_due(others, now), seat, "tick")
         return not (seat.would_catch_up(now) and any(other.is_late(now) for other in others))
 
     def _tick(self, seats: list[Seat], now: float) -> None:
@@ -249,6 +297,8 @@ class Scheduler:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
                 pcm[seat.slot], due[seat] = seat.take_frame(now)
+                if seat.listener:
+                    seat.listener.push(pcm[seat.slot], seat.pcm_out)
                 self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
         started = self.clock()
         heard = self.backend.listen(pcm, active)
@@ -266,7 +316,8 @@ class Scheduler:
         self.metrics.took(Stage.CHOOSE, chosen - listened, live)
         self.metrics.took(Stage.SPEAK, ready - chosen, live)
         self.overload.add_tick(step)
-        self._between.slack.note("tick", step)
+        bucket = 1 << max(seat.slot for seat in seats).bit_length()
+        self._slack_work.slack.note("tick", step, ready, bucket)
         self._shed(self._sitting)
 
     def _deliver(
@@ -285,7 +336,7 @@ class Scheduler:
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.peak_out = float(np.abs(pcm).max())
+            seat.pcm_out, seat.peak_out = pcm, float(np.abs(pcm).max())
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -358,7 +409,7 @@ class Scheduler:
             peak_in = float(np.abs(pcm[slot]).max())
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), heard_row(heard, slot), peak_in, seat.peak_out
+                    int(heard.text[slot]), hear(heard, seat), peak_in, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
@@ -376,9 +427,79 @@ class Scheduler:
             seat.deliver([Notice(events)])
 
 
+def hear(heard: Heard, seat: Seat) -> HeardRow:
+    """What one seat's director is shown beside the sampled token."""
+    if seat.listener:
+        return HeardRow(speech=seat.listener.take_speech(), writing=seat.listener.writing)
+    return heard_row(heard, seat.slot)
+
+
 def heard_row(heard: Heard, slot: int) -> HeardRow:
-    """What one slot's director is shown beside the sampled token."""
+    """The recogniser's part of it."""
     if heard.stt_text is None or heard.stt_text[slot] < 0:
         return HeardRow()
     pause = None if heard.pause is None else heard.pause[slot]
     return HeardRow(stt_text=int(heard.stt_text[slot]), pause=pause)
+
+
+# -- a hang is noticed -----------------------------------------------------------------------------
+
+
+def describe_place(thread: threading.Thread) -> str:
+    """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame and "/engine/" not in frame.f_code.co_filename and frame.f_back:
+        frame = frame.f_back
+    code = frame.f_code if frame else None
+    return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
+
+
+class Watchdog:
+    """Looks at signs of life in a thread of its own; the first hang that it sees is its last.
+
+    `list_signs` names what has to go on and gives a number that changes while it does; None: it
+    need not. What stands still for a `share` of the limit is `stuck`, for all of it: `on_hang`. A
+    pause of the whole process (a debugger, a frozen container) counts as one look, no more.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        share: float,
+        list_signs: Callable[[], list[tuple[str, int | None]]],
+        on_hang: Callable[[str], None],
+    ) -> None:
+        self.stuck = ""  # what stands still, and for how long
+        self.hung = False
+        self._limit_s, self._suspect_s = limit_s, limit_s / share
+        self._list_signs, self._on_hang = list_signs, on_hang
+        self._period = min(LOOK_SECONDS, limit_s / 20)
+        self._looked_at: float | None = None
+        self._seen: dict[int, tuple[int | None, float]] = {}  # place -> (sign, for how long)
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._period) and not self.look(time.monotonic()):
+            pass
+
+    def look(self, now: float) -> bool:
+        """Whether something hangs, in which case `on_hang` was called."""
+        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, 2 * self._period)
+        self._looked_at, stuck = now, ""
+        for place, (what, sign) in enumerate(self._list_signs()):
+            before, still = self._seen.get(place, (None, 0.0))
+            still = still + elapsed if sign is not None and sign == before else 0.0
+            self._seen[place] = sign, still
+            if still > self._suspect_s:
+                stuck = f"{what} for {still:.0f} s"
+            self.hung |= still > self._limit_s
+        self.stuck = stuck
+        if self.hung:
+            self._on_hang(f"{STOPPED}: {stuck}")
+        return self.hung

@@ -14,13 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
-from engine.errors import EngineError, RefusedError, TooFastError
+from engine.errors import EngineError, RefusedError
 from engine.runtime.backend import HeardRow, Opening
+from engine.runtime.ears import Listener
 from engine.runtime.metrics import Dropped, Metrics
 
-MAX_AHEAD_SECONDS = 30  # of audio that waits for its ticks
+MAX_WAITING_FRAMES = 375  # 30 s of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
+CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall
 FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
 HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
@@ -32,6 +34,9 @@ class FrameDirector(Protocol):
 
     @property
     def wants_frames(self) -> bool: ...
+
+    @property
+    def awaits_words(self) -> bool: ...
 
     def take(self, command: Any) -> list[Any]: ...
 
@@ -101,7 +106,9 @@ class Seat:
         deliver: Callable[[list[Output]], None],
         wake: Callable[[], None],
         metrics: Metrics,
+        listener: Listener | None = None,
     ) -> None:
+        self.listener = listener  # the CPU's ears for this conversation
         self.deliver = deliver  # thread-safe; called in the scheduler's thread
         self.slot = -1
         self.joined = 0  # counts up with every conversation of its scheduler
@@ -117,6 +124,9 @@ class Seat:
     def start(self, opening: Opening, director: FrameDirector) -> None:
         """Begin a conversation on this seat (again, for a restart)."""
         self.opening, self.director = opening, director
+        if self.listener:
+            self.listener.reset()
+        self.pcm_out = np.zeros(FRAME_SAMPLES, np.float32)  # the agent's last frame
         self.work: Iterator[None] | None = None  # the rest of its prompts; set by the scheduler
         self.tuned: SamplingConfig | None = None  # came while its prompts were going in
         self.bootstrapping = False
@@ -136,7 +146,8 @@ class Seat:
     def push_audio(self, pcm: np.ndarray, now: float) -> int:
         """Take user samples [n] float32; the number of frames they complete.
 
-        Raises TooFastError beyond 30 s ahead of real time.
+        Of more than 30 s that wait the oldest are dropped: the session knows whether its client
+        sends too fast, so here it is the scheduler that is far behind.
         """
         with self._lock:
             if not self.live:
@@ -144,12 +155,9 @@ class Seat:
             before = len(self._audio)
             complete = self._audio.push(pcm, now)
             self._forget_late_audio(now, before)
-            waiting = self._audio.seconds
-        if waiting > MAX_AHEAD_SECONDS:
-            raise TooFastError(
-                f"{waiting:.1f} s of audio are waiting; send at most real time, "
-                f"{MAX_AHEAD_SECONDS} s ahead"
-            )
+            dropped = self._audio.drop(MAX_WAITING_FRAMES, only_quiet=False)
+        if dropped:
+            self._metrics.dropped(dropped, Dropped.BEHIND)
         if complete:  # a piece of a frame gives the scheduler nothing to do
             self._wake()
         return complete
@@ -221,11 +229,13 @@ class Seat:
                 if self._owed and len(self._audio) > 1:
                     return max(now, self._next_silence)
                 return max(now, self._ticked_before + FRAME_SECONDS - MOMENT)
-            if not self.director.wants_frames:
+            if not self.director.wants_frames and not self.director.awaits_words:
                 return None
             if self._last_heard is None:
                 return self._next_silence
-            return max(self._next_silence, self._last_heard + SILENT_AFTER_SECONDS)
+            wanted = self.director.wants_frames
+            patience = SILENT_AFTER_SECONDS if wanted else CUT_OFF_AFTER_SECONDS
+            return max(self._next_silence, self._last_heard + patience)
 
     def take_frame(self, now: float) -> tuple[np.ndarray, float]:
         """The user frame [1920] of this tick and when it was due."""
@@ -300,7 +310,8 @@ class FrameQueue:
     """
 
     def __init__(self) -> None:
-        self._frames: deque[tuple[float, np.ndarray]] = deque()  # (when it was due, [1920])
+        # (when it was due, [1920], whether it is quiet)
+        self._frames: deque[tuple[float, np.ndarray, bool]] = deque()
         self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
 
@@ -312,11 +323,6 @@ class FrameQueue:
     def due(self) -> float:
         """When the oldest frame was due; there must be one."""
         return self._frames[0][0]
-
-    @property
-    def seconds(self) -> float:
-        """Of audio that waits."""
-        return (len(self._frames) * FRAME_SAMPLES + self._filled) / SAMPLE_RATE
 
     @property
     def missing_seconds(self) -> float:
@@ -333,7 +339,8 @@ class FrameQueue:
             at += len(piece)
             if self._filled == FRAME_SAMPLES:
                 self._last_due = max(now, self._last_due + FRAME_SECONDS)
-                self._frames.append((self._last_due, self._take_begun()))
+                frame = self._take_begun()
+                self._frames.append((self._last_due, frame, np.abs(frame).max() < QUIET_PEAK))
         return len(self._frames) - before
 
     def pop(self) -> np.ndarray:
@@ -351,10 +358,12 @@ class FrameQueue:
         only_quiet: of those in which nobody speaks, as far as there are any.
         """
         before, excess, waiting = len(self._frames), len(self._frames) - kept, deque()
-        for due, frame in self._frames:
-            if excess > 0 and (not only_quiet or np.abs(frame).max() < QUIET_PEAK):
+        if excess <= 0:
+            return 0
+        for due, frame, is_quiet in self._frames:
+            if excess > 0 and (is_quiet or not only_quiet):
                 excess -= 1
             else:
-                waiting.append((due, frame))
+                waiting.append((due, frame, is_quiet))
         self._frames = waiting
         return before - len(waiting)

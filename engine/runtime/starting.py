@@ -6,9 +6,11 @@ are obeyed, and the log says what came of it.
 
 import gc
 import logging
+import os
 
 import torch
 
+from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.runtime.load import TickTable
 from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
@@ -16,10 +18,10 @@ from engine.weights.hub import Progress, find
 from engine.weights.loading import (
     Checkpoint,
     LoadedRecogniser,
-    Shelf,
     download_recogniser,
     load_checkpoint,
     load_recogniser,
+    report_nothing,
 )
 from engine.weights.sizing import PRECISIONS, Memory, Precision, free_bytes
 from engine.weights.verdict import choose_precision, choose_recogniser_precision
@@ -38,45 +40,30 @@ LIMITS = {  # what made the number of slots -> how the log says it
 
 
 def load_personaplex(
-    source: str,
-    shelf: Shelf,
-    *,
-    device: str = "cpu",
-    slots: int = 0,
-    revision: str | None = None,
-    transcribe: str = "",
-    precision: tuple[str, str] = ("auto", "auto"),
-    graphs: bool = True,
-    renewal_frames: int = 0,
-    progress: Progress | None = None,
+    config: ServerConfig, progress: Progress = report_nothing
 ) -> PersonaPlexBackend:
-    """A folder or a Hugging Face repository as a backend; slots 0: as many as fit.
-
-    transcribe: a recogniser's folder or repository, or "". precision: of weights and of keys and
-    values; `auto` is what the verdict beside the weights allows. `progress(phase, percent)` is
-    called while it downloads and loads. Raises ModelError.
-    """
-    progress = progress or (lambda phase, percent: None)
+    """The model of a configuration, on its device, as a backend. Raises ModelError."""
+    source, device, revision = config.model, config.device, config.revision or None
     folder = find(source, revision, progress)
-    mode = Precision(*choose_precision(precision, folder, device))
+    mode = Precision(*choose_precision((config.weights, config.kv), folder, device))
     try:
         checkpoint = load_checkpoint(
-            source, shelf, device=device, int8=mode.weights == "int8", revision=revision,
-            progress=progress,
-        )  # fmt: skip
+            source, device=device, int8=mode.weights == "int8", revision=revision, progress=progress
+        )
         if device == "cpu" and checkpoint.lm.embedding.table.numel() < ONE_THREAD_WEIGHTS:
             torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
         recogniser = None
-        if transcribe:
-            found = download_recogniser(transcribe, progress)
+        if source := choose_recogniser(config, os.environ):
+            found = download_recogniser(source, progress)
             where = checkpoint.lm.embedding.table.device
-            weights = choose_recogniser_precision(precision[0], folder, found, str(where))
+            weights = choose_recogniser_precision(config.weights, folder, found, str(where))
             recogniser = load_recogniser(
-                transcribe, checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
+                str(found), checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
             )
         return fit_backend(
-            checkpoint, recogniser, mode, slots, graphs=graphs, renewal_frames=renewal_frames
-        )
+            checkpoint, recogniser, mode, config.slots,
+            graphs=not config.eager, renewal_frames=config.renewal_frames,
+        )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"{device} ran out of memory ({mode}): {str(error).splitlines()[0]}; end what else "
@@ -137,7 +124,7 @@ def fit_backend(
             "use %s or --weights int8 --kv int8",
             memory.left(slots) / 1e9, f"--slots {slots - 1}" if slots > 1 else "a larger GPU",
         )  # fmt: skip
-    elif memory and backend.renewal and backend.renewal.spare.capacity < memory.columns:
+    elif memory and backend.renewal and backend.renewal.spare.capacity < checkpoint.lm.window:
         logger.info("renewed calls keep what %d columns hold", backend.renewal.spare.capacity)
     return backend
 

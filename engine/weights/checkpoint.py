@@ -5,7 +5,7 @@ read: what counts as ours in memory is one tensor beyond the model itself.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from engine.errors import ModelError
 from engine.model.transformer import Linear
-from engine.weights.names import Pieces, TensorSlice
+from engine.weights.names import Sources, TensorSlice, find_sources, is_unused
 
-Report = Callable[[float], None]  # percent
-OLD_SPELLINGS = (  # of codebooks in older codec files
-    (r"\binited$", "_initialized"),
-    (r"\bcluster_size$", "cluster_usage"),
-    (r"\bembed(ding)?_(avg|sum)$", "embedding_sum"),
-)
+OLD_SPELLINGS = {  # of codebooks in older codec files
+    r"\binited$": "_initialized",
+    r"\bcluster_size$": "cluster_usage",
+    r"\bembed(ding)?_(avg|sum)$": "embedding_sum",
+}
 
 
 class TensorFile:
@@ -36,70 +35,63 @@ class TensorFile:
                 f"{path} cannot be read ({error}); it is missing or cut short: "
                 "run `python -m engine download` to fetch it again"
             ) from error
-        self.metadata: dict[str, str] = self._file.metadata() or {}
-        self._names: dict[str, str] = {}  # in the file, by today's spelling
+        self._spelled: dict[str, str] = {}  # in the file, by today's name
         for name in self._file.keys():  # noqa: SIM118
             today = name
-            for pattern, to in OLD_SPELLINGS:
+            for pattern, to in OLD_SPELLINGS.items():
                 today = re.sub(pattern, to, today)
-            self._names[today] = name
-
-    def names(self) -> set[str]:
-        return set(self._names)
+            self._spelled[today] = name
+        self.names = set(self._spelled)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(self._names[name]).get_shape())
+        return tuple(self._file.get_slice(self._spelled[name]).get_shape())
 
-    def dtype(self, name: str) -> str:
-        """As the format spells it: BF16, F32, I8."""
-        return self._file.get_slice(self._names[name]).get_dtype()
-
-    def read(self, piece: TensorSlice) -> Tensor:
-        """The rows of a piece, still backed by the file."""
-        name = self._names[piece.name]
-        if piece.rows is None:
+    def read(self, part: TensorSlice) -> Tensor:
+        """Rows of a tensor, still backed by the file."""
+        name = self._spelled[part.name]
+        if part.rows is None:
             return self._file.get_tensor(name)
-        return self._file.get_slice(name)[piece.skip : piece.skip + piece.rows]
+        return self._file.get_slice(name)[part.skip : part.skip + part.rows]
 
 
-def check(file: TensorFile, pieces: Pieces, unused: Callable[[str], bool]) -> None:
-    """Raises ModelError naming the first tensor that is missing, misshapen or unexpected."""
-    wanted = {piece.name: piece for _, group in pieces for piece in group}
-    names = file.names()
-    for name, piece in wanted.items():
-        if name not in names:
+def match_sources(model: nn.Module, file: TensorFile) -> Sources:
+    """What fills a model. Raises ModelError for the first missing, misshapen or unknown tensor."""
+    sources = find_sources(model, file.names)
+    wanted = {part.name: part for group in sources.values() for part in group}
+    for name, part in wanted.items():
+        if name not in file.names:
             raise ModelError(f"{file.path} has no tensor {name}; is it a PersonaPlex checkpoint?")
-        if file.shape(name) not in piece.shapes:
-            expected = " or ".join(str(list(shape)) for shape in piece.shapes)
+        if file.shape(name) not in part.shapes:
+            expected = " or ".join(str(list(shape)) for shape in part.shapes)
             raise ModelError(
                 f"{file.path}: {name} is {list(file.shape(name))}, but config.json "
                 f"makes it {expected}; use the files of one release together"
             )
-    unexpected = sorted(name for name in names - wanted.keys() if not unused(name))
+    unexpected = sorted(n for n in file.names - wanted.keys() if not is_unused(model, n))
     if unexpected:
         raise ModelError(
             f"{file.path} has a tensor {unexpected[0]} that this engine does not know "
             f"({len(unexpected)} such); does config.json belong to it?"
         )
+    return sources
 
 
-def parameters(
-    model: nn.Module, file: TensorFile, pieces: Pieces, device: torch.device, dtype: torch.dtype
+def read_parameters(
+    model: nn.Module, file: TensorFile, sources: Sources, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, value on the device) of every parameter, one after the other; keeps none of them."""
-    for name, group in pieces:
+    for name, group in sources.items():
         value = torch.zeros(model.get_parameter(name).shape, dtype=dtype, device=device)
-        for piece in group:
-            end = None if piece.rows is None else piece.start + piece.rows
-            target = value[piece.start : end]
-            target.copy_(file.read(piece).view(target.shape))
+        for part in group:
+            end = None if part.rows is None else part.start + part.rows
+            target = value[part.start : end]
+            target.copy_(file.read(part).view(target.shape))
         yield name, value
         del value, target  # before the next one is made
 
 
-def place(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> None:
-    """Make a value the parameter of that name; products become int8, or are re-ordered for a CPU,
-    at once: the plain weight of one of them is all that is held beside the rest."""
+def set_parameter(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> None:
+    """Set a parameter; a product is quantised or packed at once, so that only one is held plain."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     setattr(module, leaf, nn.Parameter(value, requires_grad=False))
@@ -107,20 +99,6 @@ def place(model: nn.Module, name: str, value: Tensor, int8: bool = False) -> Non
         module.quantise() if int8 else module.pack()
 
 
-def fill(
-    model: nn.Module,
-    file: TensorFile,
-    pieces: Pieces,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report,
-    int8: bool,
-) -> None:
-    """Give a model built on the meta device its values, and report after each."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    done = 0
-    for name, value in parameters(model, file, pieces, device, dtype):
-        done += value.numel()
-        place(model, name, value, int8)
-        del value  # the plain weight, where the model keeps another form of it
-        report(100 * done / total)
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """The language models' precision on a device, where int8 is not asked for."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

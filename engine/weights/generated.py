@@ -1,14 +1,13 @@
 """Models of generated weights, for measuring and testing where no checkpoint is at hand.
 
 The shapes are a checkpoint's, the numbers a seeded draw: speed and memory are real, words are not.
-`generated` and `generated_recogniser` make models on a device, `write_checkpoint` a folder that
-loads like any other. Nothing here is for talking to people.
+`generated` makes models on a device, `write_checkpoint` a folder that loads like any other.
+Nothing here is for talking to people.
 """
 
 import json
 import math
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,21 +15,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from engine.config import PAD, VOICE_NAMES
 from engine.model.config import (
     LMConfig,
     MimiConfig,
     ModelConfig,
     QuantizerConfig,
-    SttConfig,
     TransformerConfig,
 )
-from engine.model.lm import LM, ZERO_ROW, Temporal
+from engine.model.lm import LM, ZERO_ROW
 from engine.model.mimi import Mimi
-from engine.model.stt import Recogniser
-from engine.weights.checkpoint import place
+from engine.model.prompt import RING
+from engine.weights.checkpoint import set_parameter, usual_dtype
 from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE
 from engine.weights.loading import SentencePieceTokenizer
-from engine.weights.names import Pieces, lm_pieces, mimi_pieces
+from engine.weights.names import find_sources
 
 FULL = ModelConfig()
 SMALL = ModelConfig(  # the public design at a width that two CPU cores run in real time
@@ -47,25 +46,23 @@ SMALL = ModelConfig(  # the public design at a width that two CPU cores run in r
 )  # fmt: skip
 
 
-def draw_value(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """One parameter in float32: what must be positive is one, the rest keeps its input's size."""
-    if name.endswith(("alpha", "cluster_usage", "_initialized")) or ".norm" in name:
-        return torch.ones(shape, device=generator.device)
-    inputs = shape[1:].numel() if len(shape) > 1 else 1
-    spread = 1.0 if "embedding" in name or "emb." in name else max(1, inputs) ** -0.5
-    value = torch.empty(shape, device=generator.device)
-    value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
-    if name == "embedding.table":
-        value[ZERO_ROW] = 0
-    return value
-
-
 def draw_values(
     model: nn.Module, dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, value) of every parameter of a model on the meta device, one after the other."""
+    """(name, value) of every parameter of a model on the meta device, one after the other.
+
+    What must be positive is one, the rest keeps its input's size. Drawn in float32.
+    """
     for name, parameter in list(model.named_parameters()):
-        yield name, draw_value(name, parameter.shape, generator).to(dtype)
+        shape = parameter.shape
+        value = torch.ones(shape, device=generator.device)
+        if not (name.endswith(("alpha", "cluster_usage", "_initialized")) or ".norm" in name):
+            inputs = shape[1:].numel() if len(shape) > 1 else 1
+            spread = 1.0 if "embedding" in name or "emb." in name else max(1, inputs) ** -0.5
+            value.normal_(0, 0.1 if len(shape) == 1 else spread, generator=generator)
+        if name == "embedding.table":
+            value[ZERO_ROW] = 0
+        yield name, value.to(dtype)
 
 
 def on_meta(config: ModelConfig) -> tuple[LM, Mimi]:
@@ -81,81 +78,62 @@ def generated(
     generator = torch.Generator(device).manual_seed(seed)
     lm, mimi = on_meta(config)
     for name, value in draw_values(mimi, torch.float32, generator):
-        place(mimi, name, value)
+        set_parameter(mimi, name, value)
     mimi.prepare()
     mimi.use_fused_kernels()
-    fill_language_model(lm, weights, generator)
+    for name, value in draw_values(lm, usual_dtype(generator.device), generator):
+        set_parameter(lm, name, value, int8=weights == "int8")
+    lm.use_fused_kernels()
     return lm, mimi
-
-
-def generated_recogniser(
-    config: SttConfig, device: str | torch.device, weights: str = "bf16", seed: int = 0
-) -> Recogniser:
-    """A recogniser with seeded weights; on a CPU `bf16` is float32."""
-    with torch.device("meta"):
-        stt = Recogniser(config)
-    fill_language_model(stt, weights, torch.Generator(device).manual_seed(seed))
-    return stt
-
-
-def fill_language_model(model: Temporal, weights: str, generator: torch.Generator) -> None:
-    """Give a model on the meta device its weights, on the generator's device."""
-    dtype = torch.bfloat16 if generator.device.type == "cuda" else torch.float32
-    for name, value in draw_values(model, dtype, generator):
-        place(model, name, value, int8=weights == "int8")
-    model.use_fused_kernels()
 
 
 # -- checkpoints on disk ---------------------------------------------------------------------------
 #
-# In the layout of the public files of 8 depth steps. The vocabulary and the voice are those of the
-# tests' tiny checkpoint.
+# In the layout of the public files of 8 depth steps. The vocabulary is that of the tests' tiny
+# checkpoint; the voice is a saved one as the public ones are, so that no sound must be read.
 
 TINY = Path("tests/golden/tiny")
-VOICE = "TINYM0.wav"
+VOICE_FRAMES = 50  # four seconds
 FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never needs one
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, device: str = "cpu", seed: int = 0) -> None:
-    """Make a folder that loads like any checkpoint and equals `generated(config, device)`.
-
-    Equals to the bit on a GPU; on a CPU its language model is that one rounded to bfloat16. Takes
-    the host's memory for one model twice.
-    """
+    """A folder that loads like any checkpoint and equals `generated`; holds the model twice."""
     (folder / "voices").mkdir(parents=True, exist_ok=True)
-    shutil.copy(TINY / "voices" / VOICE, folder / "voices")
+    rows = [PAD, *config.lm.silence_tokens, *config.lm.sine_tokens]
+    size = (VOICE_FRAMES, 1, 1, config.lm.dim)
+    voice = {
+        "embeddings": torch.randn(size, generator=torch.Generator().manual_seed(seed)),
+        "cache": torch.tensor(rows)[None, :, None].repeat(1, 1, RING),
+    }
+    torch.save(voice, folder / "voices" / f"{VOICE_NAMES[0]}.pt")
     write_tokenizer(folder / TEXT_FILE, config.lm.text_card)
     generator = torch.Generator(torch.device(device)).manual_seed(seed)
     lm, mimi = on_meta(config)
-    whole = torch.float32
-    write_model(folder / MIMI_FILE, mimi_pieces(mimi), draw_values(mimi, whole, generator), whole)
-    half = torch.bfloat16
-    write_model(folder / LM_FILE, lm_pieces(lm), draw_values(lm, half, generator), half)
+    write_model(folder / MIMI_FILE, mimi, torch.float32, generator)
+    write_model(folder / LM_FILE, lm, torch.bfloat16, generator)
     written = replace(config, lm=replace(config.lm, dep_q=config.lm.codebooks))
     (folder / CONFIG).write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
 
 
 def write_model(
-    path: Path, pieces: Pieces, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+    path: Path, model: LM | Mimi, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """Write a model's parameters, in any order, as the file that `pieces` reads them from."""
-    groups, tensors = dict(pieces), {}
-    for name, value in parameters:
-        for piece in groups[name]:
-            if piece.name not in tensors:
-                tensors[piece.name] = torch.empty(piece.shapes[-1], dtype=dtype)
+    """Draw a model's parameters into the file that it is read from."""
+    sources, tensors = find_sources(model), {}
+    for name, value in draw_values(model, dtype, generator):
+        for part in sources[name]:
+            if part.name not in tensors:
+                tensors[part.name] = torch.empty(part.shapes[-1], dtype=dtype)
             row = math.prod(value.shape[1:])  # numbers
-            end = None if piece.rows is None else piece.start + piece.rows
-            rows = value[piece.start : end].flatten()
-            tensors[piece.name].view(-1)[piece.skip * row :][: len(rows)].copy_(rows)
+            end = None if part.rows is None else part.start + part.rows
+            rows = value[part.start : end].flatten()
+            tensors[part.name].view(-1)[part.skip * row :][: len(rows)].copy_(rows)
     save_file(tensors, path)
 
 
 def write_tokenizer(path: Path, size: int) -> None:
-    """The tiny vocabulary, filled up to `size` pieces.
-
-    Repeated fields of a protobuf message may follow anywhere: new pieces are appended to the file.
-    """
+    """The tiny vocabulary and fillers up to `size`: protobuf takes repeated fields at the end."""
     source = TINY / TEXT_FILE
     own = len(SentencePieceTokenizer(source))
     assert size >= own, f"text_card is {size}; the vocabulary of {source} has {own} pieces"

@@ -4,6 +4,7 @@ Every way in which fetching can fail ends in one line that says what to do.
 """
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,23 +21,39 @@ INT8_SUFFIX = ".int8"  # of the folder that int8.py keeps beside weights
 FILES = (CONFIG, TEXT_FILE, VOICES_FILE, MIMI_FILE, LM_FILE)  # small ones first: faults show early
 
 Progress = Callable[[str, float], None]  # phase, percent
+Report = Callable[[float], None]  # percent of one phase
+
+
+def repository_folder(repository: str) -> Path:
+    """Where the hub's client keeps a repository."""
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
+    return cache / f"models--{repository.replace('/', '--')}"
 
 
 def find(source: str, revision: str | None, progress: Progress) -> Path:
     """The folder that holds a checkpoint's files, fetched if need be. Raises ModelError."""
+    folder = find_folder(source, "model", DEFAULT_REPOSITORY)
+    if not folder:
+        return fetch(source, revision, progress)
+    for name in (CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE):
+        if not (folder / name).is_file():
+            missing = f"{folder} has no {name}"
+            raise ModelError(f"{missing}; copy it there, or use {DEFAULT_REPOSITORY}")
+    return folder
+
+
+def find_folder(source: str, what: str, usual: str) -> Path | None:
+    """A folder as it is; None: a repository. Raises ModelError if it can be neither."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        for name in (CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE):
-            if not (folder / name).is_file():
-                missing = f"{folder} has no {name}"
-                raise ModelError(f"{missing}; copy it there, or use {DEFAULT_REPOSITORY}")
         return folder
-    if folder.suffix or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if folder.suffix == ".safetensors" or source.count("/") != 1 or source[0] in "./~":
         raise ModelError(
-            f"model {source!r} is no directory and no repository; use a folder with {LM_FILE}, "
-            f"or a name such as {DEFAULT_REPOSITORY}"
+            f"{what} {source!r} is no directory and no repository; use a folder with {LM_FILE}, "
+            f"or a name such as {usual}"
         )
-    return fetch(source, revision, progress)
+    return None
 
 
 def fetch(

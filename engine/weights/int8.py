@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,37 +26,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.errors import ModelError
-from engine.model.transformer import Linear, quantise_weight
-from engine.weights.checkpoint import Report, TensorFile, check, parameters
-from engine.weights.hub import INT8_SUFFIX
-from engine.weights.names import Pieces, TensorSlice
+from engine.model.transformer import Linear, quantise_columns, quantise_weight
+from engine.weights.checkpoint import TensorFile, match_sources, read_parameters, usual_dtype
+from engine.weights.hub import INT8_SUFFIX, Report
+from engine.weights.names import TensorSlice
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 FORMAT = "2"  # of the folder; another number makes all older ones stale
 SHARD_BYTES = 1 << 30  # from which a shard is written: all that is held in memory
-DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.int8: "I8"}  # of the file format
 BLOCK = 4096  # bytes of each tensor that a source without a content hash is known by
-PROBE = (1024, 8)  # a weight whose int8 form tells one quantiser from another
 LEFT_SECONDS = 3600.0  # age from which a draft counts as one that a killed process left
 
 
-def write_int8(
-    model: nn.Module,
-    path: Path,
-    pieces: Pieces,
-    device: torch.device,
-    dtype: torch.dtype,
-    unused: Callable[[str], bool],
-    report: Report,
-) -> Path:
-    """Quantise a checkpoint's file on a device into the folder beside it; good ones stay.
-
-    model: on the meta device, where it remains. Raises ModelError, also if the disk is full.
-    """
-    file, target = TensorFile(path), path.with_suffix(INT8_SUFFIX)
-    check(file, pieces, unused)
+def write_int8(model: nn.Module, path: Path, device: torch.device, report: Report) -> Path:
+    """Quantise a file on a device into the folder beside it; good ones stay. Raises ModelError."""
+    file, target, dtype = TensorFile(path), path.with_suffix(INT8_SUFFIX), usual_dtype(device)
+    sources = match_sources(model, file)
     if target.exists() and open_kept(model, path, device, dtype):
         return target
     prefix = f".{target.name}-"
@@ -69,7 +56,8 @@ def write_int8(
         ) as scratch:
             draft = Path(scratch) / "new"
             draft.mkdir()
-            write_shards(draft, model, parameters(model, file, pieces, device, dtype), report)
+            values = read_parameters(model, file, sources, device, dtype)
+            write_shards(draft, model, values, report)
             (draft / INDEX).write_text(json.dumps(origin(path, device, dtype)), encoding="utf-8")
             for written in draft.iterdir():
                 shutil.copymode(path, written)
@@ -140,9 +128,9 @@ def fingerprint(path: Path) -> str:
 
 
 def quantiser_hash(device: torch.device, dtype: torch.dtype) -> str:
-    """What the quantiser makes of a fixed weight here: devices round differently, code changes."""
-    probe = torch.randn(PROBE, generator=torch.Generator().manual_seed(0))
-    made = quantise_weight(probe.to(device, dtype))
+    """What the quantisers make of a probe here: devices round differently, code changes."""
+    probe = torch.randn(1024, 8, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    made = *quantise_weight(probe), *quantise_columns(probe)
     content = b"".join(value.cpu().numpy().tobytes() for value in made)
     return hashlib.sha256(str(dtype).encode() + content).hexdigest()
 
@@ -155,10 +143,7 @@ Kept = dict[str, TensorFile]  # the shard of every tensor
 def open_kept(
     model: nn.Module, path: Path, device: torch.device, dtype: torch.dtype
 ) -> Kept | None:
-    """The int8 weights beside a file, if they are all that they should be; no data is read.
-
-    None costs one line in the log.
-    """
+    """The int8 weights beside a file if they are what they should be, else a line in the log."""
     folder = path.with_suffix(INT8_SUFFIX)
     if not folder.exists():
         logger.info("%s is quantised at every start; `python -m engine quantise` keeps it", path)
@@ -166,8 +151,8 @@ def open_kept(
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         shards = [TensorFile(shard) for shard in sorted(folder.glob("*.safetensors"))]
-        kept = {name: shard for shard in shards for name in shard.names()}
-        why = difference(model, dtype, kept, index, origin(path, device, dtype))
+        kept = {name: shard for shard in shards for name in shard.names}
+        why = difference(model, kept, index, origin(path, device, dtype))
     except ModelError as error:
         why = str(error.__cause__)
     except (OSError, ValueError) as error:
@@ -178,26 +163,15 @@ def open_kept(
     return None
 
 
-def difference(
-    model: nn.Module, dtype: torch.dtype, kept: Kept, index: object, wanted: dict[str, str]
-) -> str:
+def difference(model: nn.Module, kept: Kept, index: object, wanted: dict[str, str]) -> str:
     """The first thing in which kept weights are not those that are wanted; empty: none."""
     for entry, value in wanted.items():
         if not isinstance(index, dict) or index.get(entry) != value:
             return f"it is of another {entry}"
-    expected = {}  # type and shape by name
-    for name, parameter in model.named_parameters():
-        owner, _, _ = name.rpartition(".")
-        product = isinstance(model.get_submodule(owner), Linear)
-        expected[name] = DTYPES[torch.int8 if product else dtype], tuple(parameter.shape)
-        if product:
-            expected[f"{owner}.scale"] = "F32", (parameter.shape[0],)
-    if kept.keys() != expected.keys():
-        return f"it holds other tensors, such as {min(kept.keys() ^ expected.keys())}"
-    for name, (kind, shape) in expected.items():
-        found = kept[name].dtype(name), kept[name].shape(name)
-        if found != (kind, shape):
-            return f"{name} is {found[0]} {found[1]}, not {kind} {shape}"
+    products = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    expected = {name for name, _ in model.named_parameters()} | {f"{p}.scale" for p in products}
+    if kept.keys() != expected:
+        return f"it holds other tensors, such as {min(kept.keys() ^ expected)}"
     return ""
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,34 +22,51 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import RING, Voice
 from engine.model.stt import Recogniser
-from engine.weights.checkpoint import Report, TensorFile, check, fill
-from engine.weights.hub import CONFIG, LM_FILE, MIMI_FILE, TEXT_FILE, Progress, fetch, find
-from engine.weights.int8 import open_kept, read_kept, write_int8
-from engine.weights.names import (
-    Pieces,
-    lm_pieces,
-    mimi_pieces,
-    stt_pieces,
-    unused_by_lm,
-    unused_by_stt,
+from engine.weights.checkpoint import (
+    TensorFile,
+    match_sources,
+    read_parameters,
+    set_parameter,
+    usual_dtype,
 )
+from engine.weights.hub import (
+    CONFIG,
+    LM_FILE,
+    MIMI_FILE,
+    TEXT_FILE,
+    Progress,
+    Report,
+    fetch,
+    find,
+    find_folder,
+)
+from engine.weights.int8 import open_kept, read_kept, write_int8
+from engine.weights.names import PAUSE_HEAD
 from engine.weights.voices import Voices
 
 logger = logging.getLogger(__name__)
 
-Shelf = Callable[[Path], Voices]  # made from a model's folder
+
+def report_nothing(*_progress: object) -> None:
+    """The progress callback of callers that show none."""
 
 
 class SentencePieceTokenizer:
     """SentencePiece with ▁ for blanks; ids 0 EPAD (unknown), 3 PAD."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None = None) -> None:
+        """most: ids that the model has. Raises ModelError."""
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise ModelError(
                 f"{path} is no SentencePiece model ({error}); fetch it again"
             ) from None
+        if most is not None and len(self) > most:
+            raise ModelError(
+                f"{path} has {len(self)} pieces, text_card of config.json is {most}; "
+                "use the files of one release together"
+            )
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.encode(text)
@@ -77,24 +93,31 @@ class Checkpoint:
     voices: Voices
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Raises ModelError."""
+def read_json(folder: Path) -> dict:
+    """A folder's config.json. Raises ModelError."""
     path = folder / CONFIG
     try:
-        return ModelConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error}); fetch it again") from error
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """Raises ModelError."""
+    try:
+        return ModelConfig.from_json(read_json(folder))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{folder / CONFIG} cannot be read ({error}); fetch it again") from error
+
+
 def load_checkpoint(
     source: str,
-    shelf: Shelf,
     *,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     int8: bool = False,
     revision: str | None = None,
-    progress: Progress = lambda phase, percent: None,
+    progress: Progress = report_nothing,
 ) -> Checkpoint:
     """Find or fetch a checkpoint and load it. Raises ModelError in one clear line.
 
@@ -104,41 +127,26 @@ def load_checkpoint(
     folder, where = find(source, revision, progress), torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda is asked for, but PyTorch sees none; use --device cpu")
-    config, voices = read_config(folder), shelf(folder)
-    dtype = dtype or usual_dtype(where)
+    config, voices = read_config(folder), Voices(folder)
     torch.backends.cudnn.allow_tf32 = False  # the codec's codes must be those of float32
     with torch.device("meta"):
         lm, mimi = LM(config.lm), Mimi(config.mimi)
-
-    def reporter(file: str) -> Report:
-        return lambda percent: progress(f"loading {file}", percent)
-
-    report = reporter(MIMI_FILE)
-    load(mimi, folder / MIMI_FILE, mimi_pieces(mimi), where, torch.float32, report=report)
+    load(mimi, folder / MIMI_FILE, where, torch.float32, partial(progress, f"loading {MIMI_FILE}"))
     mimi.prepare()
     mimi.use_fused_kernels()
-    load(
-        lm, folder / LM_FILE, lm_pieces(lm), where, dtype, partial(unused_by_lm, lm),
-        reporter(LM_FILE), int8,
-    )  # fmt: skip
+    report = partial(progress, f"loading {LM_FILE}")
+    load(lm, folder / LM_FILE, where, dtype or usual_dtype(where), report, int8)
     lm.use_fused_kernels()
-    tokenizer = SentencePieceTokenizer(folder / TEXT_FILE)
-    if len(tokenizer) > config.lm.text_card:
-        raise ModelError(
-            f"{folder / TEXT_FILE} has {len(tokenizer)} pieces, lm.text_card is "
-            f"{config.lm.text_card}; use the files of one release together"
-        )
+    tokenizer = SentencePieceTokenizer(folder / TEXT_FILE, config.lm.text_card)
     return Checkpoint(Path(source).name or source, lm, mimi, tokenizer, voices)
 
 
 def load(
     model: nn.Module,
     path: Path,
-    pieces: Pieces,
     device: torch.device,
     dtype: torch.dtype,
-    unused: Callable[[str], bool] = lambda name: False,
-    report: Report = lambda percent: None,
+    report: Report = report_nothing,
     int8: bool = False,
 ) -> None:
     """Check a file against a model built on the meta device, and fill it.
@@ -147,32 +155,24 @@ def load(
     bit. Raises ModelError, about the file only.
     """
     file = TensorFile(path)
-    check(file, pieces, unused)
+    sources = match_sources(model, file)
     if int8 and (kept := open_kept(model, path, device, dtype)):
-        read_kept(model, kept, device, report)
-    else:
-        fill(model, file, pieces, device, dtype, report, int8)
-
-
-def usual_dtype(device: torch.device) -> torch.dtype:
-    """The language models' precision on a device, where int8 is not asked for."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return read_kept(model, kept, device, report)
+    total, done = sum(parameter.numel() for parameter in model.parameters()), 0
+    for name, value in read_parameters(model, file, sources, device, dtype):
+        done += value.numel()
+        set_parameter(model, name, value, int8)
+        del value  # the plain weight, where the model keeps another form of it
+        report(100 * done / total)
 
 
 def quantise_checkpoint(
-    folder: Path, device: str | torch.device, report: Report = lambda percent: None
+    folder: Path, device: str | torch.device, report: Report = report_nothing
 ) -> Path:
-    """Write the int8 weights of a checkpoint's language model beside it, for a kind of device.
-
-    Good ones that are there stay. The folder of int8 weights. Raises ModelError.
-    """
-    where = torch.device(device)
+    """Write int8 weights beside a checkpoint's, if good ones are not there. Raises ModelError."""
     with torch.device("meta"):
         lm = LM(read_config(folder).lm)
-    return write_int8(
-        lm, folder / LM_FILE, lm_pieces(lm), where, usual_dtype(where),
-        partial(unused_by_lm, lm), report,
-    )  # fmt: skip
+    return write_int8(lm, folder / LM_FILE, torch.device(device), report)
 
 
 def read_saved_voice(path: Path, config: LMConfig) -> Voice:
@@ -217,38 +217,17 @@ class LoadedRecogniser:
     tokenizer: SentencePieceTokenizer
 
 
-def download_recogniser(source: str, progress: Progress = lambda phase, percent: None) -> Path:
-    """The folder of a recogniser; a repository is fetched or its download resumed.
-
-    `1` means the default repository. Raises ModelError.
-    """
+def download_recogniser(source: str, progress: Progress = report_nothing) -> Path:
+    """A recogniser's folder, fetched if need be; `1`: the default repository. Raises ModelError."""
     source = DEFAULT_RECOGNISER if source == "1" else source
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    if folder := find_folder(source, "recogniser", DEFAULT_RECOGNISER):
         return folder
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ModelError(
-            f"recogniser {source!r} is no directory and no repository; use a folder with {LM_FILE},"
-            f" or a name such as {DEFAULT_RECOGNISER}"
-        )
     folder = fetch(source, None, progress, (CONFIG,))
-    return fetch(source, None, progress, (_text_file(read_json(folder)), LM_FILE))
+    return fetch(source, None, progress, (_text_file(folder).name, LM_FILE))
 
 
-def read_json(folder: Path) -> dict:
-    """A recogniser's config.json. Raises ModelError."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); fetch it again") from error
-    if not isinstance(config, dict) or config.get("model_type", "stt") != "stt":
-        raise ModelError(f"{path} is not a recogniser's; use one such as {DEFAULT_RECOGNISER}")
-    return config
-
-
-def _text_file(config: dict) -> str:
-    return Path(config.get("tokenizer_name", STT_TEXT_FILE)).name
+def _text_file(folder: Path) -> Path:
+    return folder / Path(read_json(folder).get("tokenizer_name", STT_TEXT_FILE)).name
 
 
 def load_recogniser(
@@ -258,62 +237,46 @@ def load_recogniser(
     device: torch.device,
     dtype: torch.dtype | None = None,
     int8: bool = False,
-    progress: Progress = lambda phase, percent: None,
+    progress: Progress = report_nothing,
 ) -> LoadedRecogniser:
-    """Find or fetch a recogniser that reads the codes of `mimi`. Raises ModelError.
-
-    dtype None: bfloat16 on a GPU, float32 on a CPU. int8: its products are kept so (int8.py).
-    """
+    """Find or fetch a recogniser that reads `mimi`'s codes; options as of `load_checkpoint`."""
     folder = download_recogniser(source, progress)
-    raw = read_json(folder)
-    stt, file = _empty_recogniser(folder)
+    stt = _empty_recogniser(folder)
     config, codec = stt.config, mimi.config.quantizer
     if config.card != codec.bins or config.n_q > codec.n_q:
         raise ModelError(
             f"{folder / CONFIG}: n_q {config.n_q} and card {config.card} do not fit the codec's "
             f"{codec.n_q} codebooks of {codec.bins}; use a recogniser of this codec"
         )
-    load(
-        stt, file.path, stt_pieces(stt, file.names()), device, dtype or usual_dtype(device),
-        unused_by_stt, lambda percent: progress("loading the recogniser", percent), int8,
-    )  # fmt: skip
-    tokenizer = SentencePieceTokenizer(folder / _text_file(raw))
-    if len(tokenizer) > config.text_card:
-        raise ModelError(
-            f"{folder / _text_file(raw)} has {len(tokenizer)} pieces, text_card is "
-            f"{config.text_card}; use the files of one release together"
-        )
+    report = partial(progress, "loading the recogniser")
+    load(stt, folder / LM_FILE, device, dtype or usual_dtype(device), report, int8)
+    tokenizer = SentencePieceTokenizer(_text_file(folder), config.text_card)
     stt.use_fused_kernels()
     return LoadedRecogniser(stt, tokenizer)
 
 
 def quantise_recogniser(
-    folder: Path, device: str | torch.device, report: Report = lambda percent: None
+    folder: Path, device: str | torch.device, report: Report = report_nothing
 ) -> Path:
     """`quantise_checkpoint` for a recogniser's folder. Raises ModelError."""
-    where, (stt, file) = torch.device(device), _empty_recogniser(folder)
-    return write_int8(
-        stt, file.path, stt_pieces(stt, file.names()), where, usual_dtype(where),
-        unused_by_stt, report,
-    )  # fmt: skip
+    return write_int8(_empty_recogniser(folder), folder / LM_FILE, torch.device(device), report)
 
 
-def _empty_recogniser(folder: Path) -> tuple[Recogniser, TensorFile]:
-    """A recogniser without memory, and its file. Raises ModelError.
-
-    Pause heads and the feed-forward's width are read off the tensors.
-    """
-    file = TensorFile(folder / LM_FILE)
-    config, names = SttConfig.from_json(read_json(folder)), file.names()
-    heads = sum(bool(re.fullmatch(r"extra_heads\.\d+\.weight", name)) for name in names)
+def _empty_recogniser(folder: Path) -> Recogniser:
+    """A recogniser on the meta device; its pause heads are read off the file. Raises ModelError."""
+    raw = read_json(folder)
+    if raw.get("model_type", "stt") != "stt":
+        raise ModelError(
+            f"{folder / CONFIG} is not a recogniser's; use one such as {DEFAULT_RECOGNISER}"
+        )
+    file, config = TensorFile(folder / LM_FILE), SttConfig.from_json(raw)
+    heads = sum(bool(re.fullmatch(r"extra_heads\.\d+\.weight", name)) for name in file.names)
     if not heads:
         logger.warning(
             "%s has no pause heads: the end of a turn is told by loudness; %s has them",
             *(file.path, DEFAULT_RECOGNISER),
         )
-    values = file.shape("extra_heads.0.weight")[0] if heads else config.pause_values
-    gate = "transformer.layers.0.gating.linear_in.weight"
-    hidden = file.shape(gate)[0] // 2 if gate in names else config.hidden
-    config = replace(config, pause_heads=heads, pause_values=values, hidden=hidden)
+    values = file.shape(PAUSE_HEAD.format(0))[0] if heads else config.pause_values
+    config = replace(config, pause_heads=heads, pause_values=values)
     with torch.device("meta"):
-        return Recogniser(config), file
+        return Recogniser(config)

@@ -1,4 +1,4 @@
-"""What conversations and weights take of a device's memory, and so how many conversations fit.
+"""The memory that weights and conversations take, and the number of conversations that fit.
 
 Arithmetic over the loaded models, in the precision they have and in the others; nothing here knows
 a card's name. How fast a tick is does not count here (engine/runtime/load.py).
@@ -25,12 +25,7 @@ LEAST_SPARE = 400  # columns: a persona of 150 and some 15 s of the call, with w
 
 def slots_by_memory(free_bytes: int, slot_bytes: int, most: int = MOST_SLOTS) -> int:
     """Slots whose rings fit into free memory beside the reserve; 0: not even one."""
-    return max(0, min(most, room(free_bytes) // slot_bytes))
-
-
-def room(free_bytes: int) -> int:
-    """What is left for conversations of free memory."""
-    return free_bytes - RESERVE_BYTES - WORK_BYTES
+    return max(0, min(most, (free_bytes - RESERVE_BYTES - WORK_BYTES) // slot_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ class Memory:
         self._codec = sum(bytes_of(s.tensors()) for s in streams)
 
     def slots(self, mode: Precision | None = None, most: int = MOST_SLOTS) -> int:
-        """How many conversations fit, `most` at most; in another mode: how many would fit."""
+        """The number of conversations that fit, or would fit in another mode; `most` at most."""
         mode, free = mode or self.mode, self._free
         if mode.weights != self.mode.weights:  # a recogniser stays as it is
             free += product_bytes(self._lm) - product_bytes(self._lm, mode.weights == "int8")
@@ -83,12 +78,7 @@ class Memory:
 
     def left(self, slots: int) -> int:
         """Bytes that are left beside a number of conversations and the reserve."""
-        return room(self._free) - slots * self.slot_bytes(self.mode)
-
-    @property
-    def columns(self) -> int:
-        """That the ring of a conversation holds."""
-        return self._lm.window
+        return self._free - RESERVE_BYTES - WORK_BYTES - slots * self.slot_bytes(self.mode)
 
     def slot_bytes(self, mode: Precision) -> int:
         """What one conversation keeps: all its rings, and the codec's past."""
@@ -96,13 +86,10 @@ class Memory:
         return ring_bytes(self._lm, mode.kv_dtype) + recogniser + self._codec
 
     def spare(self, left: float) -> tuple[int, int]:
-        """(columns, bytes) of the largest memory for renewals that `left` bytes hold.
-
-        A whole ring if it fits, else as much as fits, if that is worth it; (0, 0): it is not.
-        """
+        """(columns, bytes) of the largest spare ring in `left` bytes; (0, 0): it is too small."""
         kind, whole = self.mode.kv_dtype, ring_bytes(self._lm, self.mode.kv_dtype)
         if whole <= left:
-            return self.columns, whole
+            return self._lm.window, whole
         each = ring_bytes(self._lm, kind, LANES - 1) / LANES  # a ring has one column more
         columns = int(left / each) // LANES * LANES - 1
         if columns < LEAST_SPARE:
@@ -147,8 +134,8 @@ def ring_bytes(model: Temporal, kv_dtype: torch.dtype | None, columns: int = 0) 
     heads = layers[0].self_attn.heads
     rotation = Rotation(table.shape[1] // heads, 1.0, torch.device("meta"))
     one = Rings(len(layers), 1, heads, rotation, columns or model.window, kv_dtype or table.dtype)
-    return bytes_of([one.kv] if one.scale is None else [one.kv, one.scale])
+    return bytes_of(one.tensors())
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

@@ -56,34 +56,31 @@ def publish(verdict: Path, folder: Path) -> None:
 
 
 def choose_precision(asked: tuple[str, str], folder: Path, device: str) -> tuple[str, str]:
-    """(weights, keys and values) as asked for; `auto` is what the verdict allows.
-
-    Where either alone is good and both together are not, int8 goes to the weights: they are more of
-    what a tick reads.
-    """
-    known = _of_here(folder, device) if "auto" in asked else {}
+    """(weights, keys and values) as asked for; `auto` is what the verdict allows."""
+    known = _read_of_device(folder, device) if "auto" in asked else {}
     return apply_verdict(asked, known if known and _is_of(known, folder) else {})
-
-
-def apply_verdict(asked: tuple[str, str], known: dict[str, Any]) -> tuple[str, str]:
-    """What a verdict says of that, whatever it was reached with."""
-    weights = _choose(asked[0], known.get("weights"))
-    judged = ("kv", "both") if weights == "int8" else ("kv",)
-    return weights, _choose(asked[1], all(known.get(name) is True for name in judged))
 
 
 def choose_recogniser_precision(asked: str, folder: Path, recogniser: Path, device: str) -> str:
     """The same for a recogniser's weights: what the verdict in the model's folder says of them."""
-    known = _of_here(folder, device) if asked == "auto" else {}
-    part = known.get("recogniser")
-    good = isinstance(part, dict) and _is_of(part, recogniser)
-    return apply_recogniser_verdict(asked, known if good else {})
+    known = _read_of_device(folder, device).get("recogniser") if asked == "auto" else None
+    good = isinstance(known, dict) and _is_of(known, recogniser)
+    return apply_verdict((asked, "bf16"), known if good else {})[0]
 
 
-def apply_recogniser_verdict(asked: str, known: dict[str, Any]) -> str:
-    """What a verdict says of that, whatever it was reached with."""
-    part = known.get("recogniser")
-    return _choose(asked, part.get("weights") if isinstance(part, dict) else False)
+def apply_verdict(asked: tuple[str, str], known: dict[str, Any]) -> tuple[str, str]:
+    """What a verdict, or its part about a recogniser, allows, whatever it was reached with.
+
+    Where weights alone and keys alone are good and both together are not, int8 goes to the weights:
+    they are more of what a tick reads.
+    """
+    weights, kv = asked
+    if weights == "auto":
+        weights = "int8" if known.get("weights") is True else "bf16"
+    if kv == "auto":
+        judged = ("kv", "both") if weights == "int8" else ("kv",)
+        kv = "int8" if all(known.get(name) is True for name in judged) else "bf16"
+    return weights, kv
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -111,18 +108,17 @@ def machine(device: str) -> dict[str, str]:
     """What tells this kind of device, and what the quantiser makes on it, from others."""
     import torch  # only where there is a verdict
 
-    from engine.weights.int8 import quantiser_hash
+    from engine.weights import int8
+    from engine.weights.checkpoint import usual_dtype
 
     where = torch.device(device)
-    if where.type != "cuda":
-        return {"device": where.type, "quantiser": quantiser_hash(where, torch.float32)}
-    if not torch.cuda.is_available():  # who loads the weights will say it better
-        return {"device": "no GPU", "quantiser": ""}
-    name = torch.cuda.get_device_name(where)
-    return {"device": name, "quantiser": quantiser_hash(where, torch.bfloat16)}
+    if where.type == "cuda" and not torch.cuda.is_available():
+        return {"device": "no GPU", "quantiser": ""}  # loading the weights will say it better
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+    return {"device": name, "quantiser": int8.quantiser_hash(where, usual_dtype(where))}
 
 
-def _of_here(folder: Path, device: str) -> dict[str, Any]:
+def _read_of_device(folder: Path, device: str) -> dict[str, Any]:
     """What a verdict says that was reached on a device like this one; otherwise nothing."""
     known = read(folder)
     here = machine(device) if known else {}
@@ -140,7 +136,7 @@ def _is_of(known: dict[str, Any], folder: Path) -> bool:
     """Whether this was said of the weights in a folder; otherwise a line in the log."""
     try:
         same = known.get("source") == identity(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # who loads them will say it better
+    except (OSError, ValueError, KeyError, TypeError) as error:  # loading says it better
         _ignored(folder / LM_FILE, f"it cannot be read ({error})")
         return False
     if not same:
@@ -152,16 +148,13 @@ def _write(path: Path, text: str) -> None:
     """Whole or not at all: a start may look at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a full disk
 
 
 def _ignored(path: Path, why: str) -> dict[str, Any]:
     logger.warning("%s is ignored, auto is bf16: %s", path, why)
     return {}
-
-
-def _choose(asked: str, good: Any) -> str:
-    if asked != "auto":
-        return asked
-    return "int8" if good is True else "bf16"

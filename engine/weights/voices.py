@@ -3,7 +3,9 @@
 Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
 """
 
+import atexit
 import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -65,6 +67,7 @@ def find_or_unpack(model_folder: Path) -> Path:
         return folder
     if not os.access(model_folder, os.W_OK):
         scratch = Path(tempfile.mkdtemp(prefix="voices-"))
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # whole or not
         unpack(archive, scratch)
         return scratch / "voices"
     with tempfile.TemporaryDirectory(prefix=".voices-", dir=model_folder) as scratch:
@@ -106,10 +109,7 @@ def normalise(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def loudness(pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
-    """Gated integrated loudness of pcm [T] in LUFS. Raises ModelError if too short or silent.
-
-    Source: BS.1770 with the filters of the audio EQ cookbook, as the public reference uses it.
-    """
+    """Gated loudness of pcm [T] in LUFS: BS.1770 as the reference uses it. Raises ModelError."""
     length = len(pcm) / rate
     if length < BLOCK_SECONDS:
         raise ModelError(f"a voice of {length:.2f} s is too short; use {BLOCK_SECONDS} s or more")

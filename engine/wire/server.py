@@ -1,30 +1,39 @@
 """The engine's routes: `/api`, `/api/chat`, `/healthz`, `/voices`, `/metrics`, and who may talk.
 
-They are added to an aiohttp application, which `commands.serve` or `demo.app` runs.
+They are added to an aiohttp application, for which `listening` opens the port.
 """
 
+import asyncio
+import contextlib
 import hmac
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, web, web_response
 
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import EndError, EngineError, UnauthorizedError
+from engine.wire.limits import IDLE_SECONDS, Connection, Doors, Guesses
 from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
 
 logger = logging.getLogger(__name__)
 
+# The Server header of every answer, also of those that aiohttp makes itself: it names no versions.
+web_response.SERVER_SOFTWARE = "PersonaPlex"
+
 SERVICE = web.AppKey("service", Service)
 CONFIG = web.AppKey("config", ServerConfig)
+DOORS = web.AppKey("doors", Doors)
 READ_LIMIT_BYTES = 4 * 1024 * 1024  # above it aiohttp hangs up by itself; ours is 256 KiB
 WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, not buffered for
 
 
 def add_routes(app: web.Application, service: Service, config: ServerConfig) -> None:
-    app[SERVICE], app[CONFIG] = service, config
+    app[SERVICE], app[CONFIG], app[DOORS] = service, config, Doors(config)
+    app.middlewares.append(note_request)
     for path in ("/api", "/api/chat"):
         app.router.add_get(path, chat)
     app.router.add_get("/healthz", healthz)
@@ -32,17 +41,70 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
     app.router.add_get("/metrics", metrics)
 
 
+@web.middleware
+async def note_request(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Tell a connection when its request has begun and is answered; let it wait for its turn."""
+    connection = request.protocol
+    if not isinstance(connection, Connection):  # of an application that is served otherwise
+        return await handler(request)
+    if not connection.begin(request):
+        response = web.Response(status=503, text="too many connections are open; close some\n")
+        response.force_close()
+        return response
+    try:
+        await connection.doors.take_turn()
+        return await handler(request)
+    finally:
+        connection.end()
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serve an application on a port (0: any that is free) while the block runs; the port.
+
+    Raises OSError if the port cannot be had.
+    """
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=2)
+    await runner.setup()
+    loop, doors = asyncio.get_running_loop(), app[DOORS]
+
+    def connect() -> Connection:
+        return Connection(
+            doors, runner.server, loop=loop, access_log=None, keepalive_timeout=IDLE_SECONDS
+        )
+
+    try:
+        server = await loop.create_server(connect, host, port, backlog=128)
+        doors.pulse.beat()
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            doors.pulse.stop()
+    finally:
+        await runner.cleanup()
+
+
 async def chat(request: web.Request) -> web.StreamResponse:
     """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
     ws = web.WebSocketResponse(
-        compress=False, max_msg_size=READ_LIMIT_BYTES, writer_limit=WRITE_LIMIT_BYTES
+        compress=False,
+        autoping=False,  # it answers pings without end, and no other conversation has a turn
+        max_msg_size=READ_LIMIT_BYTES,
+        writer_limit=WRITE_LIMIT_BYTES,
     )
-    if not ws.can_prepare(request):
+    if request.method != "GET" or not ws.can_prepare(request):  # a HEAD may ask for one, too
         return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
+    connection = request.protocol
+    assert isinstance(connection, Connection), "serve the application by `listening`"
+    connection.limit_send_buffer()
     await ws.prepare(request)
     try:
         authorize(request)
-        await ChatSocket(ws, request.app[SERVICE], parse_query(request.query)).run()
+        query = parse_query(request.query)
+        await ChatSocket(ws, request.app[SERVICE], query, connection).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
@@ -64,6 +126,9 @@ async def hang_up(ws: web.WebSocketResponse, request: web.Request) -> None:
 
 async def healthz(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
+    if service.stuck:
+        body = {"status": "stuck", "reason": service.stuck}
+        return web.json_response(body, status=503, headers=make_cors_headers(request))
     if (waking := service.waking) is not None:
         body = {"status": "waking", "phase": waking.phase, "percent": waking.percent}
         return web.json_response(body, status=503, headers=make_cors_headers(request))
@@ -73,6 +138,7 @@ async def healthz(request: web.Request) -> web.Response:
         "slots": service.slots,
         "free": service.free,
         "limited_by": service.limited_by,
+        "hears": service.hears,
     }
     status = 503 if service.closing else 200
     return web.json_response(body, status=status, headers=make_cors_headers(request))
@@ -84,6 +150,13 @@ async def voices(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
+    if not request.app[CONFIG].open_metrics:
+        try:
+            authorize(request)
+        except UnauthorizedError as error:
+            may_try = request.app[DOORS].guesses.may_try(find_address(request))
+            return web.Response(status=401 if may_try else 429, text=f"{error}\n")
+    await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     return web.Response(body=request.app[SERVICE].metrics.text(), headers=headers)
 
@@ -98,6 +171,27 @@ def is_same_token(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), token.encode())
 
 
+def find_address(request: web.Request) -> str:
+    """Whom wrong tokens are counted for."""
+    forwarded = request.headers.get("X-Forwarded-For", "")
+    return request.app[DOORS].find_address(request.remote or "", forwarded)
+
+
+def is_right_token(request: web.Request, given: str) -> bool:
+    """Look at one given token. Raises UnauthorizedError while its address must wait.
+
+    Then the right one is refused, too: or who guesses would learn which it is.
+    """
+    guesses: Guesses = request.app[DOORS].guesses
+    address = find_address(request)
+    if not guesses.may_try(address):
+        raise UnauthorizedError("too many wrong tokens came from your address; wait a minute")
+    if is_same_token(given, request.app[CONFIG].token):
+        return True
+    guesses.note_wrong(address)
+    return False
+
+
 def authorize(request: web.Request) -> None:
     """Raises UnauthorizedError unless the server is open or the token is right.
 
@@ -106,18 +200,29 @@ def authorize(request: web.Request) -> None:
     config = request.app[CONFIG]
     if not config.token:
         return
-    bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    for given in (request.query.get("token", ""), bearer):
-        if given and is_same_token(given, config.token):
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        bearer = ""
+    for given in (request.query.get("token", ""), bearer.strip()):
+        if given and is_right_token(request, given):
             return
     cookie = request.cookies.get(COOKIE, "")
-    if not cookie or not is_same_token(cookie, config.token):
+    if not cookie or not is_right_token(request, cookie):
         raise UnauthorizedError("the token is wrong or missing; connect with ?token=…")
-    origin = request.headers.get("Origin")  # browsers always send it; others have the token itself
-    hosts = {request.host, request.headers.get("X-Forwarded-Host", request.host)}
-    ours = origin is not None and urlsplit(origin).netloc in hosts
-    if not ours and origin not in config.allowed_origins:
+    if not is_ours(request):
         raise UnauthorizedError("this page's origin may not use the cookie; connect with token=")
+
+
+def is_ours(request: web.Request) -> bool:
+    """Whether our own page or a named origin's sent this, as a browser says in Origin."""
+    origin = request.headers.get("Origin", "")  # others than browsers have the token itself
+    hosts = {request.host, request.headers.get("X-Forwarded-Host", request.host)}
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    named = [allowed for allowed in request.app[CONFIG].allowed_origins if allowed != "*"]
+    return (bool(host) and host in hosts) or origin in named
 
 
 def make_cors_headers(request: web.Request) -> dict[str, str]:

@@ -1,13 +1,17 @@
-"""One conversation's messages on one socket: three tasks that live and end together.
+"""One conversation's messages on one socket: tasks that live and end together.
 
 A refused request is one 0x05, and the conversation goes on. A fault that ends it is one 0x05 and
 then a close code.
 """
 
 import asyncio
-import logging
-import uuid
-from typing import Any
+import fcntl
+import struct
+import termios
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
@@ -18,10 +22,10 @@ from engine.errors import (
     BadParameterError,
     ConfigError,
     EndError,
-    InternalError,
     ProtocolError,
     RefusedError,
     TooFastError,
+    logged_fault,
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
@@ -41,10 +45,17 @@ from engine.wire.protocol import (
     read_text,
 )
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from engine.wire.limits import Connection
 
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks at what the client has not read
+TURN_SECONDS = 0.002  # of one turn of the loop for one client's audio
+# For how many messages one counts at the pace: by what it costs the server.
+COMMAND_COST, RESTART_COST = 10, 300
+BYTES_PER_MESSAGE = 1024
+LETTERS_PER_MESSAGE = 50  # bytes of a text or of JSON
 CLOSE_BYTES = 120  # of the reason in a close frame
 CLOSE_SECONDS = 1.0  # for a goodbye; a client that does not read loses it
 
@@ -56,8 +67,18 @@ class ClientLeftError(Exception):
 class ChatSocket:
     """Speaks the protocol on one accepted socket."""
 
-    def __init__(self, ws: web.WebSocketResponse, service: Service, query: Query) -> None:
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        service: Service,
+        query: Query,
+        connection: "Connection",
+    ) -> None:
         self.ws = ws
+        self.connection = connection
+        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
+        self.unread = Unread()
+        self.restarting = False  # and no command has come since
         self.service = service
         self.query = query
         self.codec = make_codec(query.format)
@@ -71,15 +92,14 @@ class ChatSocket:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._receive())
                     group.create_task(self._send())
+                    group.create_task(self._watch_reading())
                     group.create_task(self.session.watch(self.service.limits))
             except* (ClientLeftError, ConnectionError):
                 pass
             except* EndError as group:
                 raise self._note(_first_of(group)) from None
-            except* Exception as group:  # the conversation's boundary: the client hears an id
-                error_id = uuid.uuid4().hex[:8]
-                logger.exception("conversation failed, error %s", error_id, exc_info=group)
-                raise self._note(InternalError(f"{error_id}; the server's log has it")) from None
+            except* Exception:  # the conversation's boundary: the client hears an id
+                raise self._note(logged_fault("conversation failed")) from None
             finally:
                 self.service.leave(self.session)
 
@@ -90,34 +110,59 @@ class ChatSocket:
     # -- from the client ---------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        """Handle messages until the client leaves. Raises ClientLeftError then."""
-        async for message in self.ws:
-            self.session.touch()
-            if message.type is WSMsgType.TEXT:
-                await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
-            elif message.type is WSMsgType.BINARY:
-                await self._handle(message.data)
-            # aiohttp returns queued messages without yielding: give other conversations a turn.
-            await asyncio.sleep(0)
-        raise ClientLeftError
+        """Handle messages until the client leaves. Raises ClientLeftError then.
 
-    async def _handle(self, data: bytes) -> None:
+        Who sends faster than it may is not read from: aiohttp's queue fills, then the kernel's, and
+        then the client waits.
+        """
+        turned = time.monotonic()
+        while True:
+            message = await self.ws.receive()
+            self.session.touch()
+            samples, cost, size = 0, 1, 0
+            match message.type:
+                case WSMsgType.BINARY:
+                    cost, size = find_cost(message.data), len(message.data)
+                    samples = await self._handle(message.data)
+                case WSMsgType.TEXT:
+                    await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
+                    cost, size = COMMAND_COST, len(message.data)
+                case WSMsgType.PING:
+                    self.unread.written += len(message.data) + 2
+                    await self.ws.pong(message.data)
+                case WSMsgType.PONG:
+                    pass
+                case _:
+                    raise ClientLeftError
+            try:
+                rest = self.pace.take(max(cost, size / BYTES_PER_MESSAGE), samples)
+            except TooFastError:
+                self.connection.hold()  # what still comes is not even read
+                raise
+            # aiohttp returns queued messages without yielding: give other conversations a turn.
+            # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
+            # one piece in a round a client would be heard ever later.
+            if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
+                await asyncio.sleep(rest)
+                turned = time.monotonic()
+
+    async def _handle(self, data: bytes) -> int:
+        """Carry out one message; how many samples of audio it brought."""
         if len(data) > MAX_MESSAGE_BYTES:
             raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
         try:
             kind, payload = decode(data)
         except ProtocolError:
             self.service.metrics.ignored()
-            return
+            return 0
+        if kind in (Kind.SAY, Kind.METADATA):
+            self.restarting = False  # a restart after it has something to drop
         try:
             match kind:
                 case Kind.AUDIO:
-                    metrics, received = self.service.metrics, self.service.metrics.clock()
-                    for pcm in self.codec.decode(payload):
-                        seconds = metrics.clock() - received
-                        metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+                    return await self._on_audio(payload)
                 case Kind.PING:
-                    await self.ws.send_bytes(encode(Kind.PING, payload))
+                    await self._send_bytes(encode(Kind.PING, payload))
                 case Kind.SAY:
                     self._on_say(payload)
                 case Kind.CONTROL:
@@ -128,6 +173,20 @@ class ChatSocket:
                     self.service.metrics.ignored()
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
+        return 0
+
+    async def _on_audio(self, payload: bytes) -> int:
+        """Decode a message, in several turns of the loop if it takes long."""
+        metrics, samples = self.service.metrics, 0
+        received = turned = metrics.clock()
+        for pcm in self.codec.decode(payload):
+            seconds = metrics.clock() - received
+            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+            samples += len(pcm)
+            if metrics.clock() - turned > TURN_SECONDS:
+                await asyncio.sleep(0)
+                turned = metrics.clock()
+        return samples
 
     def _on_say(self, payload: bytes) -> None:
         try:
@@ -141,14 +200,17 @@ class ChatSocket:
             raise RefusedError(
                 f"control is {payload[:4].hex() or 'empty'}; send one byte, 00 to 03"
             )
-        match Control(payload[0]):
+        control = Control(payload[0])
+        again = control is Control.RESTART and self.restarting
+        self.restarting = control is Control.RESTART
+        match control:
             case Control.START:
                 self.session.post(ev.Resume())
             case Control.END_TURN:
                 self.session.post(ev.EndTurn())
             case Control.PAUSE:
                 self.session.post(ev.Pause())
-            case Control.RESTART:
+            case Control.RESTART if not again:  # or nothing has changed since the last one
                 self.session.restart()
 
     def _on_metadata(self, payload: bytes) -> None:
@@ -204,6 +266,7 @@ class ChatSocket:
             await asyncio.sleep(WAKING_SECONDS)
 
     async def _send_ready(self) -> None:
+        self.restarting = False
         await self._send_metadata(
             "ready",
             0,
@@ -215,13 +278,13 @@ class ChatSocket:
             format=self.query.format,
             transcript=self.session.transcribes,
         )
-        await self.ws.send_bytes(encode(Kind.HANDSHAKE))
+        await self._send_bytes(encode(Kind.HANDSHAKE))
 
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
         if data := self.codec.encode(frame.pcm):
-            await self.ws.send_bytes(encode(Kind.AUDIO, data))
+            await self._send_bytes(encode(Kind.AUDIO, data))
         now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
@@ -230,7 +293,7 @@ class ChatSocket:
 
     async def _send_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.Text):
-            await self.ws.send_bytes(encode(Kind.TEXT, event.text.encode()))
+            await self._send_bytes(encode(Kind.TEXT, event.text.encode()))
         elif isinstance(event, ev.Refused):
             await self._refuse(event.message)
         elif type(event) in FIELDS:
@@ -240,7 +303,7 @@ class ChatSocket:
 
     async def _send_metadata(self, name: str, seconds: float, **fields: Any) -> None:
         if self.query.events:
-            await self.ws.send_bytes(encode_metadata(name, seconds, **fields))
+            await self._send_bytes(encode_metadata(name, seconds, **fields))
 
     async def _send_stats(self) -> None:
         metrics = self.service.metrics
@@ -256,8 +319,35 @@ class ChatSocket:
             context_used=round(self.session.context_used, 4),
         )
 
+    async def _send_bytes(self, data: bytes) -> None:
+        self.unread.written += len(data)
+        await self.ws.send_bytes(data)
+
+    async def _watch_reading(self) -> None:
+        """Raise TooFastError when a client does not take what it is sent.
+
+        It must be so twice: after a pause of our own the first look sees what we have not sent.
+        """
+        late = False
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            waiting = self.unread.look(count_unsent(self.connection.transport))
+            if waiting > UNREAD_SECONDS and late:
+                raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
+            late = waiting > UNREAD_SECONDS
+
     async def _refuse(self, text: str) -> None:
-        await self.ws.send_bytes(encode(Kind.ERROR, text.encode()))
+        await self._send_bytes(encode(Kind.ERROR, text.encode()))
+
+
+def find_cost(data: bytes) -> int:
+    """For how many messages one counts, however it is answered."""
+    match data[0] if data else None:
+        case Kind.SAY | Kind.METADATA:
+            return COMMAND_COST + len(data) // LETTERS_PER_MESSAGE
+        case Kind.CONTROL:
+            return RESTART_COST if data[1:] == bytes([Control.RESTART]) else COMMAND_COST
+    return 1
 
 
 def _first_of(group: BaseExceptionGroup) -> EndError:
@@ -277,3 +367,194 @@ async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass
+
+
+# -- how fast a client may send, and that it reads -------------------------------------------------
+#
+# Nobody is judged by how long the server took: only by what came from the other side, and when.
+
+MESSAGES_PER_SECOND = 1500.0  # audio in pieces of 1 ms is 1000
+MESSAGES_AT_ONCE = 4000.0  # 30 s of audio in pieces of 10 ms is 3000
+CALM_MESSAGES = 400.0  # who has so many left again is no longer above the rate
+TOO_FAST_SECONDS = 5.0  # above the rate
+MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
+PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
+REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
+UNREAD_SECONDS = 20.0  # a network may stall for this long, and the call goes on
+PULSE_SECONDS = 0.1
+MAX_FRAGMENTS = 1024  # of one WebSocket message
+
+
+class Bucket:
+    """Tokens that come back at a rate, up to a burst. Taking may leave a debt."""
+
+    def __init__(
+        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rate, self.burst, self._clock = rate, burst, clock
+        self._level, self._at = burst, clock()
+
+    @property
+    def level(self) -> float:
+        now = self._clock()
+        if self._level < self.burst:
+            self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+        self._at = now
+        return self._level
+
+    def give(self, tokens: float, most: float) -> None:
+        """Add tokens beyond the burst, up to `most` in all."""
+        self._level = max(self.level, min(self.level + tokens, most))
+
+    def take(self, cost: float) -> float:
+        """Take tokens; the seconds after which the debt is paid (0: there is none)."""
+        self._level = self.level - cost
+        return max(0.0, -self._level / self.rate)
+
+
+class Pulse:
+    """For how long an event loop stood still, in seconds so far."""
+
+    def __init__(self) -> None:
+        self.stood_still = 0.0
+
+    def beat(self, due: float | None = None) -> None:
+        """Notice every 100 ms how late the loop is. Event loop only."""
+        loop = asyncio.get_running_loop()
+        if due is not None:
+            self.stood_still += max(0.0, loop.time() - due - PULSE_SECONDS)
+        due = loop.time() + PULSE_SECONDS
+        self._timer = loop.call_at(due, self.beat, due)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
+class ClientPace:
+    """How fast one client may send: who is above the rate waits, who stays above it is sent away.
+
+    A client whose messages came late and all at once is not above the rate for long: its audio
+    excuses its messages, and so does the time in which our own loop stood still.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        stood_still: Callable[[], float] = lambda: 0.0,  # seconds so far, of our loop
+    ) -> None:
+        self._bucket = Bucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE, clock)
+        self._clock, self._stood_still = clock, stood_still
+        self._still = stood_still()
+        self._over_since: float | None = None
+        self._excess = 0.0  # what came since then and no audio excuses
+
+    def take(self, cost: float, samples: int = 0) -> float:
+        """Count a message and its audio; the seconds to wait before the next is read.
+
+        Raises TooFastError.
+        """
+        still = self._stood_still()
+        if still > self._still:
+            most = MESSAGES_AT_ONCE + MOST_EXCUSED_SECONDS * MESSAGES_PER_SECOND
+            self._bucket.give((still - self._still) * MESSAGES_PER_SECOND, most)
+            self._still = still
+        if self._bucket.level > CALM_MESSAGES:
+            self._over_since = None
+        wait = self._bucket.take(cost)
+        if not wait and self._over_since is None:
+            return 0.0
+        now = self._clock()
+        if self._over_since is None:
+            self._over_since, self._excess = now, 0.0
+        self._excess += cost - samples / PIECE_SAMPLES
+        if now - self._over_since > TOO_FAST_SECONDS:
+            if self._excess > 0:
+                raise TooFastError(
+                    f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
+                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
+                )
+            self._over_since, self._excess = now, 0.0
+        return max(wait, REST_SECONDS) if wait else 0.0
+
+
+class Unread:
+    """For how long the oldest byte has waited that a client has not taken from us."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.written = 0  # bytes, ever
+        self._marks: deque[tuple[float, int]] = deque()  # (when, bytes written by then)
+
+    def look(self, unsent: int) -> float:
+        """Note the bytes that are still on our side; seconds. Call it about once a second."""
+        now, taken = self._clock(), self.written - unsent
+        self._marks.append((now, self.written))
+        while self._marks and self._marks[0][1] <= taken:
+            self._marks.popleft()
+        return now - self._marks[0][0] if self._marks else 0.0
+
+
+def count_unsent(transport: asyncio.Transport | None) -> int:
+    """Bytes that the other side's kernel has not confirmed: in the transport and in ours."""
+    if transport is None:
+        return 0
+    unsent = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    try:  # Linux; elsewhere only what the transport holds is known
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return unsent
+    return unsent + struct.unpack("i", answer)[0]
+
+
+class FrameGuard:
+    """Looks at WebSocket frames before aiohttp's reader, which takes some that it should not.
+
+    Unmasked ones (RFC 6455, 5.1, has them closed), and messages of endless pieces, of which the
+    receive loop would never hear. It hands the reader a frame that this refuses with code 1002.
+    """
+
+    REFUSED = b"\xf0\x80"  # reserved bits
+
+    def __init__(self, reader: Any, note: Callable[[str], None]) -> None:
+        self._reader, self._note = reader, note
+        self._head = b""  # of a frame, not complete
+        self._skip = 0  # bytes of payload still to come
+        self._pieces = 0  # of the message that has begun
+        self._refused = False
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        if self._refused:
+            return False, b""
+        whole = self._head + data
+        at, refused = self._walk(whole)
+        passed = whole[: min(at, len(whole))]
+        self._head, self._skip = whole[len(passed) :], max(0, at - len(whole))
+        if refused:
+            self._refused = True
+            self._note("a connection was closed: its frames are unmasked or endless")
+            passed += self.REFUSED
+        return self._reader.feed_data(passed) if passed else (False, b"")
+
+    def _walk(self, whole: bytes) -> tuple[int, bool]:
+        """Go from frame to frame: where the first one begins whose head is not complete, or that is
+        refused. Beyond the end: some of the last one's payload is still to come.
+        """
+        at, end = self._skip, len(whole)
+        while at + 2 <= end:
+            first, second = whole[at], whole[at + 1]
+            length, size = second & 0x7F, 6
+            if length > 125:
+                size = 8 if length == 126 else 14
+                if at + size - 4 > end:
+                    break
+                length = int.from_bytes(whole[at + 2 : at + size - 4], "big")
+            if first & 0x0F < 8:  # a piece of a message; control frames may stand between them
+                self._pieces = 0 if first & 0x80 else self._pieces + 1
+            if second < 0x80 or self._pieces > MAX_FRAGMENTS:
+                return at, True
+            at += size + length
+        return at, False

@@ -1,4 +1,8 @@
-"""`engine serve` with the faults of its first argument (leak, error, slot), for `soak` to find."""
+"""`engine serve` with the faults of its first argument, for `soak` and `hostile` to find.
+
+leak, error and slot are for `soak`. stall: a ping stops all for 0.4 s. chatter: a ping is logged at
+length. handles: a ping opens a file for ever. grudge: a ping loses the others a frame.
+"""
 
 import sys
 import threading
@@ -8,6 +12,8 @@ import numpy as np
 
 from engine.cli import main
 from engine.runtime.scheduler import Scheduler
+from engine.wire import socket
+from engine.wire.protocol import Kind
 from engine.wire.socket import ChatSocket
 
 LEAKED = []
@@ -34,6 +40,27 @@ def fail(_conversation) -> bytes:
     raise RuntimeError("a fault of ours")
 
 
+def on_ping(do, times: int) -> None:
+    """Do something wrong at the first pings."""
+    decode, left = socket.decode, iter(range(times))
+
+    def decode_badly(data: bytes):
+        if data[:1] == bytes([Kind.PING]) and next(left, None) is not None:
+            do()
+        return decode(data)
+
+    socket.decode = decode_badly
+
+
+def lose_a_frame() -> None:
+    """The next audio for anybody is not sent."""
+    ChatSocket._send_frame = nth(ChatSocket._send_frame, 1, drop)
+
+
+async def drop(_conversation, _frame) -> None:
+    pass
+
+
 faults = sys.argv.pop(1).split(",")
 if "leak" in faults:
     leak()
@@ -41,4 +68,12 @@ if "error" in faults:
     ChatSocket._send_stats = nth(ChatSocket._send_stats, 3, fail)
 if "slot" in faults:
     Scheduler.leave = nth(Scheduler.leave, 2, lambda *_args: None)
+if "stall" in faults:
+    on_ping(lambda: time.sleep(0.4), times=4)
+if "chatter" in faults:
+    on_ping(lambda: print("x" * 1000, file=sys.stderr), times=1000)
+if "handles" in faults:
+    on_ping(lambda: LEAKED.append(open("/dev/null")), times=50)  # noqa: SIM115
+if "grudge" in faults:
+    on_ping(lose_a_frame, times=50)
 sys.exit(main(["serve", *sys.argv[1:]]))

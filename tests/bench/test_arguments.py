@@ -37,7 +37,7 @@ def test_a_precision_there_is_not_is_wrong_usage(subject, option, capsys):
         ("tick", "--slots", "-1"),
         ("tick", "--context", "0"),
         ("tick", "--ticks", "0"),
-        ("stages", "--times", "0"),
+        ("stages", "--slots", "0"),
         ("memory", "--slots", "-1"),
         ("capacity", "--seconds", "0"),
         ("capacity", "--step-seconds", "nan"),
@@ -70,7 +70,7 @@ def test_cuda_where_there_is_none_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize("subject", [*OF_THE_MODEL, "load", "capacity", "soak", "gpu"])
 def test_the_full_size_is_not_begun_on_a_cpu(subject, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
-    works = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.report_part")
+    works = ("bench.device.generated", "bench.load.write_checkpoint", "bench.gpu.run_guarded")
     for begun in (*works, "weights.generated.write_checkpoint"):
         monkeypatch.setattr(f"engine.{begun}", lambda *_given: pytest.fail("it was begun"))
     path = tmp_path / "result.json"
@@ -79,16 +79,15 @@ def test_the_full_size_is_not_begun_on_a_cpu(subject, capsys, monkeypatch, tmp_p
     assert not path.exists()
 
 
-@pytest.mark.parametrize("option", ["--json", "--folder"])
-def test_a_place_that_cannot_be_written_is_found_before_the_measurement(
-    option, capsys, monkeypatch, tmp_path
+def test_a_result_that_cannot_be_written_is_found_before_the_measurement(
+    capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("engine.bench.load.run", lambda args: pytest.fail("it was begun"))
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "x"
-    code, said = refused(capsys, "load", "--small", option, str(place))
+    code, said = refused(capsys, "load", "--small", "--json", str(place))
     assert code == 1
-    assert said.startswith(f"error: {option} {place} cannot be written (")
+    assert said.startswith(f"error: --json {place} cannot be written (")
     assert said.endswith("); give another")
 
 

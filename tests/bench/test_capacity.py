@@ -39,7 +39,7 @@ FOREIGN = (
     "modal",
 )
 ROW = {
-    "frames": 10_000, "late_server": 9, "late_client": 9, "refused": 0, "broken": 0,
+    "frames": 10_000, "late_server": 9, "late_client": 9, "refused": 0, "hung_up": 0,
     "ticks_in_time": 0.99, "client_lag_ms_p99": 5.0,
 }  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_number_that_does_not_hold_for_long_gives_way_to_a_smaller_one():
         ({"late_client": 10}, "late"),
         ({"ticks_in_time": 0.989}, "slow ticks"),
         ({"refused": 1}, "refused"),
-        ({"broken": 1}, "hung up"),
+        ({"hung_up": 1}, "hung up"),
         ({"frames": 0, "late_server": 0, "late_client": 0}, SILENT),
         ({"client_lag_ms_p99": 21.0, "late_client": 99}, LAGGED),
     ],
@@ -107,7 +107,7 @@ class ScriptedSearch(Search):
 
     def __init__(self, *said: str) -> None:
         options = argparse.Namespace(step_seconds=10.0, seconds=180.0)
-        super().__init__(None, options, {})
+        super().__init__(None, options)
         self._said = list(said)
 
     def _add_row(self, conversations: int, seconds: float) -> dict:
@@ -163,12 +163,11 @@ def test_counts_are_what_happened_in_between():
         metrics.opened()
     metrics.ended("left")
     counts = Counts.of(metrics.text().decode()).since(before)
-    assert (counts.late, counts.dropped, counts.ended) == (1, 3, {"left": 1})
+    assert (counts.late, counts.dropped) == (1, 3)
     assert counts.live == 2
     assert counts.share_within(0.080) == 0.75
     assert 9 <= counts.tick_ms(25) <= 10
     assert 80 <= counts.tick_ms(99) <= 90
-    assert counts.backend_seconds == pytest.approx(0.181)
 
 
 def test_a_server_that_cannot_start_says_why():
@@ -203,9 +202,6 @@ class ScriptedServer:
 
     def check_alive(self) -> None:
         pass
-
-    def cpu_seconds(self) -> float:
-        return 0.0
 
     def counts(self) -> Counts:
         return Counts.of(Metrics().text().decode())
@@ -270,8 +266,8 @@ def test_a_generated_model_is_served_without_any_package_of_sounds_and_words(tmp
     assert (server["void"], server["held"], server["slots"]) == (None, 1, 1)
     assert (server["weights"], server["kv"]) == ("bf16", "bf16")  # what auto came to
     row = server["rows"][-1]
-    assert (row["weights"], row["kv"], row["verdict"]) == ("bf16", "bf16", HELD)
+    assert row["verdict"] == HELD
     assert row["frames"] == 12
     assert row["tick_ms_p50"] > 0
-    assert row["refused"] == row["broken"] == 0
+    assert row["refused"] == row["hung_up"] == 0
     assert (folder / "config.json").exists()  # kept for the next run

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,12 @@ from engine.bench import drift
 from engine.bench.__main__ import load_subject
 from engine.bench.drift import TURN_FRAMES
 from engine.bench.report import parse_options
+from engine.config import PAD, SamplingConfig
 from engine.errors import ConfigError, ModelError
 from engine.model import transformer
+from engine.weights import int8
+from engine.weights.int8 import quantiser_hash
+from engine.weights.loading import load_checkpoint
 from engine.weights.verdict import VERDICT, choose_precision, choose_recogniser_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -157,7 +162,8 @@ def test_numbers_and_limits_are_kept_in_the_verdict(places, monkeypatch):
     assert kept["rows"] == result["rows"]
     assert kept["spoken"] == 0.3
     assert kept["limits"] == {
-        "spoken": 0.05, "top1": 0.97, "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5
+        "spoken": 0.05, "top1": 0.97, "words top1": 0.95, "kl": 0.02, "slope": 0.01, "steps": 0.6,
+        "rise of mean": 0.5, "rise": 1e-3, "rise of error": 2.5,
     }  # fmt: skip
     assert kept["frames"] == FRAMES
     assert [kept["weights"], kept["kv"], kept["both"]] == [True, False, False]
@@ -277,3 +283,164 @@ def test_one_other_choice_in_thirty_is_refused_though_nothing_grows():
 def test_what_is_no_number_is_refused():
     plain = logits(50)
     assert not drift.compare("broken", plain, torch.full_like(plain, float("nan")))["good"]
+
+
+# -- rubbish of many kinds, and honest noise -------------------------------------------------------
+
+
+def talk(spoken: float = 0.045, frames: int = 1500) -> torch.Tensor:
+    """Logits [T, 50] of an agent that is sure: padding, and a word in a few frames."""
+    made = torch.Generator().manual_seed(2)
+    sure = torch.where(torch.rand(frames, generator=made) < spoken, 7, PAD)
+    words = 4 + torch.randint(40, (frames,), generator=made)
+    likeliest = torch.where(sure == PAD, PAD, words)
+    plain = torch.randn(frames, 50, generator=made)
+    return plain.scatter(1, likeliest[:, None], 12.0)
+
+
+def say_other_words(plain: torch.Tensor, share: float) -> torch.Tensor:
+    """The same padding, and other words in a share of the frames that have one."""
+    other, words = plain.clone(), (plain.argmax(-1) != PAD).nonzero()[:, 0]
+    for frame in words[: int(share * len(words))].tolist():
+        other[frame] = plain[frame].roll(3)
+    return other
+
+
+def test_words_that_are_wrong_are_refused_though_all_the_padding_is_the_same():
+    plain = talk()
+    row = drift.compare("other words", plain, say_other_words(plain, 0.59))
+    assert row["top1"] >= 0.97  # which was all that was asked for
+    assert row["words_top1"] < 0.5
+    assert not row["good"]
+    row = drift.compare("one word in ten", plain, say_other_words(plain, 0.1))
+    assert row["top1"] >= 0.99
+    assert not row["good"]
+
+
+def test_words_where_there_were_none_are_refused():
+    plain = talk()
+    other = plain.clone()
+    other[:30] = plain[:30].roll(20, -1)  # 2 % of the frames
+    row = drift.compare("babble", plain, other)
+    assert row["top1"] >= 0.97
+    assert not row["good"]
+
+
+def test_a_model_without_a_single_word_is_not_good():
+    silent = torch.randn(100, 50).scatter(1, torch.full((100, 1), PAD), 12.0)
+    assert not drift.compare("silent", silent, silent)["good"]
+
+
+@pytest.mark.parametrize("scale", [0.98, 1.02, 0.5, -1.0])
+def test_logits_that_are_off_by_two_percent_are_refused_though_all_words_are_the_same(scale):
+    row = drift.compare("scaled", talk(), talk() * scale)
+    assert not row["good"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.03, 0.1])
+def test_honest_noise_passes(noise):
+    plain = talk()
+    row = drift.compare("noise", plain, plain + noise * torch.randn_like(plain))
+    assert row["good"], row
+
+
+def test_a_kl_that_is_large_is_refused_though_it_does_not_rise(monkeypatch):
+    plain = talk()
+    centred = plain - plain.mean(-1, keepdim=True)
+    more = 8.0 * (torch.arange(50) == 49).float()  # another word is nearly as likely, always
+    along = (centred * more).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True)
+    row = drift.compare("large", plain, plain + more - along * centred)
+    assert min(row["top1"], row["words_top1"]) > 0.98
+    assert row["kl"] > drift.MOST_KL
+    assert not row["good"]
+    monkeypatch.setattr(drift, "MOST_KL", 9.0)  # nothing else is wrong with it
+    assert drift.compare("large", plain, plain + more - along * centred)["good"]
+
+
+@pytest.fixture(scope="module")
+def conversation():
+    """The tiny model, what it reads in a conversation, and what it makes of it."""
+    torch.set_num_threads(1)
+    base = load_checkpoint(str(GOLDEN / "tiny"))
+    said = drift.hold_conversation(base, 40, SamplingConfig())
+    return said, drift.force_columns(base.lm, said.columns, None, said.before)
+
+
+RUBBISH = {
+    "rows that are swapped": lambda steps, scale: (steps.roll(1, 0), scale),
+    "scales that are swapped": lambda steps, scale: (steps, scale.roll(1, 0)),
+    "dead outputs": lambda steps, scale: (
+        steps * (torch.arange(len(steps)) % 4 > 0)[:, None],
+        scale,
+    ),
+    "columns that are swapped": lambda steps, scale: (steps.roll(1, 1), scale),
+    "signs that are lost": lambda steps, scale: (steps.abs(), scale),
+    "scales 2 % too large": lambda steps, scale: (steps, scale * 1.02),
+    "scales 2 % too small": lambda steps, scale: (steps, scale * 0.98),
+}
+
+
+def judge_int8(conversation, change=lambda lm: None) -> dict:
+    """The row of the tiny model's int8 weights, quantised as the quantiser now does."""
+    said, plain = conversation
+    lm = load_checkpoint(str(GOLDEN / "tiny"), int8=True).lm
+    change(lm)
+    forced = drift.force_columns(lm, said.columns, None, said.before)
+    return drift.compare("int8", plain.text, forced.text)
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_rubbish_of_any_kind_is_refused(kind, conversation, monkeypatch):
+    quantise = transformer.quantise_weight
+    monkeypatch.setattr(
+        transformer, "quantise_weight", lambda exact: RUBBISH[kind](*quantise(exact))
+    )
+    assert drift.measure_steps(drift.quantise_rows, "cpu") > drift.MOST_STEPS_OFF
+    assert not judge_int8(conversation)["good"]
+
+
+def test_a_single_dead_product_is_refused_and_what_int8_honestly_makes_passes(conversation):
+    assert judge_int8(conversation)["good"]
+
+    def kill(lm) -> None:
+        next(m for m in lm.modules() if isinstance(m, transformer.Linear)).weight.zero_()
+
+    with torch.inference_mode():
+        assert not judge_int8(conversation, kill)["good"]
+
+
+@pytest.mark.parametrize("factor", [0.98, 1.02])
+def test_keys_and_values_whose_scales_are_off_are_refused(factor, monkeypatch):
+    quantise = transformer.quantise_columns
+
+    def scaled(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, scale = quantise(exact)
+        return steps, scale * factor
+
+    assert drift.measure_steps(drift.quantise_heads, "cpu") <= drift.MOST_STEPS_OFF
+    monkeypatch.setattr(transformer, "quantise_columns", scaled)
+    assert drift.measure_steps(drift.quantise_heads, "cpu") > drift.MOST_STEPS_OFF
+
+
+def test_a_first_codebook_that_says_something_else_is_refused(places, monkeypatch):
+    model, _ = places
+    quantised(model)
+    real = drift.force_columns
+    seen = []
+
+    def force(*given):
+        forced = real(*given)
+        seen.append(forced)
+        audio = forced.audio if len(seen) == 1 else forced.audio.roll(1, -1)
+        return replace(forced, audio=audio)
+
+    monkeypatch.setattr(drift, "force_columns", force)
+    rows = run(model, None)["rows"]
+    assert rows[0]["top1"] == 1
+    assert not any(row["good"] for row in rows)
+
+
+def test_the_quantiser_of_keys_and_values_is_part_of_what_a_verdict_is_reached_with(monkeypatch):
+    before = quantiser_hash(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(int8, "quantise_columns", coarse(transformer.quantise_columns))
+    assert quantiser_hash(torch.device("cpu"), torch.float32) != before

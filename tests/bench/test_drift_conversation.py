@@ -18,7 +18,6 @@ from engine.bench.drift import (
 )
 from engine.config import GREEDY
 from engine.weights.loading import load_checkpoint
-from engine.weights.voices import Voices
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 
@@ -26,7 +25,7 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny"
 @pytest.fixture(scope="module")
 def checkpoint():
     torch.set_num_threads(1)
-    return load_checkpoint(str(TINY), Voices)
+    return load_checkpoint(str(TINY))
 
 
 @pytest.mark.parametrize("voice", ["TINYF0", "TINYM0"])
@@ -39,18 +38,19 @@ def test_what_a_greedy_agent_said_is_the_first_choice_of_the_model_that_is_force
     )
     talked = hold_conversation(replace(checkpoint, voices=shelf), 60, GREEDY)
     columns = talked.columns
-    logits, codes = force_columns(checkpoint.lm, columns, None, talked.before)
-    assert torch.equal(logits.argmax(-1)[:-1], columns[1:, 0])
-    assert torch.equal(codes, columns[1:, 1:9])
+    forced = force_columns(checkpoint.lm, columns, None, talked.before)
+    assert torch.equal(forced.text.argmax(-1)[:-1], columns[1:, 0])
+    assert torch.equal(forced.codes, columns[1:, 1:9])
+    assert torch.equal(forced.audio.argmax(-1), columns[1:, 1])
     assert columns[:, 0].unique().numel() > 5
     assert len(talked.before) > 80
 
 
 def test_every_frame_meets_the_whole_conversation_before_it(checkpoint):
     talked = hold_conversation(checkpoint, 20, GREEDY)
-    logits, _ = force_columns(checkpoint.lm, talked.columns, None, talked.before)
-    without_prompt, _ = force_columns(checkpoint.lm, talked.columns)
-    alone, _ = force_columns(checkpoint.lm, talked.columns[-1:])
+    logits = force_columns(checkpoint.lm, talked.columns, None, talked.before).text
+    without_prompt = force_columns(checkpoint.lm, talked.columns).text
+    alone = force_columns(checkpoint.lm, talked.columns[-1:]).text
     assert not torch.allclose(logits, without_prompt, atol=1e-3)
     assert not torch.allclose(without_prompt[-1:], alone, atol=1e-3)
 

@@ -22,8 +22,6 @@ def test_every_phase_is_measured_at_the_reduced_size(tmp_path, capsys):
     result = bench(tmp_path)
     assert [row["phase"] for row in result["rows"]] == ["write bf16", *PHASES]
     assert all(row["s"] > 0 and row["GB"] > 0 for row in result["rows"])
-    assert result["reads"].startswith("warm")
-    assert {"model.safetensors", "model.int8"} < result["files_gb"].keys()
     assert "int8 once kept" in capsys.readouterr().out
 
 
@@ -32,4 +30,7 @@ def test_a_kept_folder_is_used_again_and_its_conversion_measured_again(tmp_path,
     folder = ("--folder", str(tmp_path / "of" / "mine"))
     first, again = bench(tmp_path, *folder), bench(tmp_path, *folder)
     assert [row["phase"] for row in again["rows"]] == PHASES
-    assert again["files_gb"] == first["files_gb"]
+    whole, converted = (
+        {row["phase"]: row["GB"] for row in each["rows"]} for each in (first, again)
+    )
+    assert converted.items() <= whole.items()

@@ -3,12 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from engine.bench import device, tick
+from engine.bench import tick
 from engine.bench.report import parse_options
 from engine.bench.tick import MEMORY
 from engine.weights.generated import SMALL
-from engine.weights.sizing import RESERVE_BYTES, WORK_BYTES
 
 ITEMS = ["language model", "codec", "rings", "codec's state"]
 
@@ -20,7 +20,7 @@ def ran(tmp_path, monkeypatch, small):
     def run(*options: str) -> list[dict]:
         path = tmp_path / "memory.json"
         given = ["--random", "--small", "--device", "cpu", "--weights", "bf16", "--json", str(path)]
-        MEMORY.run(parse_options(MEMORY, ["--slots", "0", *given, *options]))
+        MEMORY.run(parse_options(MEMORY, [*given, *options]))
         return json.loads(path.read_text())["rows"]
 
     return run
@@ -34,35 +34,32 @@ def test_every_item_that_a_cpu_has_is_measured(ran):
     assert sizes["rings"] == pytest.approx(2 * layers * 2 * dim * columns * 4)
 
 
-def test_as_many_slots_as_fit_are_measured_and_more_get_a_row_that_says_so(ran, monkeypatch):
-    rings = 4 * 2 * 256 * 752 * 4  # bytes of one slot, in float32
-    monkeypatch.setattr(
-        device, "free_bytes", lambda _device: RESERVE_BYTES + WORK_BYTES + int(3.5 * rings)
-    )
-    assert {row["slots"] for row in ran("--kv", "bf16")} == {3}
-    (row,) = ran("--kv", "bf16", "--slots", "4")
-    assert row["note"].startswith("does not fit: ")
+def test_slots_that_do_not_fit_get_a_row_that_says_so(ran, monkeypatch):
+    def full(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(tick, "make_loop", full)
+    (row,) = ran("--kv", "bf16")
+    assert row["note"].startswith("does not fit: CUDA out of memory")
 
 
-def test_loading_serving_and_graphs_are_measured_apart(ran, monkeypatch, small):
-    done, taken, peaks = [], iter((100, 350)), iter((9000, 700))
+def test_all_that_a_gpu_gives_is_counted_from_before_the_weights_to_after_serving(ran, monkeypatch):
+    done, free = [], iter((1000, 300))
 
     def watched(name, answer):
-        def call(*given, **named):
+        def call(*given):
             done.append(name)
-            return answer(*given, **named)
+            return answer(*given)
 
         return call
 
     for name, answer in {
-        "begin_peak": lambda: None, "generate_models": lambda args, weights: small,
-        "device_bytes": lambda: next(taken), "read_peak": lambda: next(peaks),
+        "free_bytes": lambda device: next(free), "generate_models": tick.generate_models,
         "Ticks": tick.Ticks, "run_tick": tick.run_tick,
     }.items():  # fmt: skip
         monkeypatch.setattr(tick, name, watched(name, answer))
-    sizes = {row["item"]: row["measured_gb"] * 1e9 for row in ran("--slots", "1", "--kv", "bf16")}
-    assert done[:4] == ["begin_peak", "generate_models", "read_peak", "begin_peak"]
+    rows = ran("--slots", "1", "--kv", "bf16")
     ticks = ["run_tick"] * tick.SERVING_TICKS
-    assert done[4:] == ["device_bytes", "Ticks", "device_bytes", *ticks, "read_peak"]
-    named = ("graphs", "peak of loading", "peak of serving")
-    assert [sizes[name] for name in named] == pytest.approx([250, 9000, 700])
+    assert done == ["free_bytes", "generate_models", "Ticks", *ticks, "free_bytes"]
+    assert rows[-1]["item"] == "all of it"
+    assert rows[-1]["measured_gb"] * 1e9 == pytest.approx(700)

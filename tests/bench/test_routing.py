@@ -48,7 +48,7 @@ def test_the_scripts_name_who_should_hand_over():
 async def test_dialogues_are_acted_out_frame_by_frame():
     scripts = [
         Script("noise", [{"user": "Uh-huh.", "agent": "Go on."}]),
-        Script("marker", [{"user": "What was it?", "source": "marker", "agent": "!!!"}]),
+        Script("marker", [{"user": "My cat is asleep.", "source": "marker", "agent": "!!!"}]),
     ]
     talks, asked = await act(scripts, at_once=2)
     quiet, marked = (talk.turns[0] for talk in talks)

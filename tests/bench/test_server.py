@@ -1,24 +1,14 @@
-"""`bench server --hostile`, small: a flood is really one, and the neighbour is served beside it."""
+"""`bench server`: one row of paced conversations."""
 
 import json
 
-from engine.bench import server
+from engine.bench.capacity import SERVER
 from engine.bench.report import parse_options
 
 
-def test_neighbours_are_measured_with_and_without_a_flood(tmp_path, capsys):
+def test_a_server_is_measured_with_so_many_conversations(tmp_path):
     path = tmp_path / "server.json"
-    options = ["--hostile", "--conversations", "1", "--seconds", "3", "--json", str(path)]
-    assert server.run(parse_options(server, options)) == 0
-    said = capsys.readouterr().out
-    assert "beside a flood the answers take" in said
-    result = json.loads(path.read_text())
-    calm, flooded = result["runs"]
-    assert calm["frames"] == flooded["frames"] == 37
-    assert flooded["server_cores"] > calm["server_cores"]  # it had more to do
-    assert not calm["broken"] + flooded["broken"] + flooded["refused"]
-    assert result["p99_ratio"] > 0
-
-
-def test_the_flood_sends_the_longest_text_there_is():
-    assert len(server.LONG_TEXT) == 2000
+    options = ["--conversations", "2", "--seconds", "2", "--json", str(path)]
+    assert SERVER.run(parse_options(SERVER, options)) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["n"], row["frames"], row["refused"], row["hung_up"]) == (2, 50, 0, 0)

@@ -22,7 +22,7 @@ WELL = {
     "slots_lost": 0,
 }
 RESULT = {
-    **WELL, "people": 1, "seconds": 60.0, "leaves": {}, "says": 0,
+    **WELL, "people": 1, "seconds": 60.0, "says": 0,
     "late": 5, "frames": 9, "dropped": 0, "tick_ms_p99": 1.0, "client_lag_ms_p99": 1.0,
     "samples": [{"files": 8, "threads": 4}],
 }  # fmt: skip
@@ -52,10 +52,10 @@ def test_every_fault_is_named(change, said):
     assert fault.startswith(said)
 
 
-@pytest.mark.parametrize(("lag", "said"), [(20.0, ""), (21.0, " (not valid: clients lag)")])
-def test_where_the_clients_lag_the_late_frames_are_said_to_mean_nothing(lag, said):
-    result = {**RESULT, "weights": "bf16", "kv": "bf16", "client_lag_ms_p99": lag}
-    assert f"5 of 9 frames late{said}, 0 dropped" in describe_soak(result)
+def test_where_the_clients_lag_the_late_frames_are_said_to_mean_nothing():
+    void = "late frames: not valid: clients lag"
+    assert void not in describe_soak({**RESULT, "client_lag_ms_p99": 20.0})
+    assert describe_soak({**RESULT, "client_lag_ms_p99": 21.0}).endswith(void)
 
 
 def test_a_healthy_server_stays_well_while_people_come_and_go():
@@ -95,6 +95,5 @@ def test_the_exit_code_says_whether_something_is_wrong(lost, code, monkeypatch, 
     assert asked == [(4, 120.0)]  # as many people as slots
     written, said = json.loads(target.read_text()), capsys.readouterr().out
     assert len(written["faults"]) == lost
-    assert (written["servers"][0]["weights"], written["servers"][0]["kv"]) == ("int8", "bf16")
-    assert f"0 errors, {lost} of 4 slots lost" in said
-    assert ("error: int8/bf16: 1 of 4 slots were not given back" in said) == bool(lost)
+    assert "slots_lost" in said
+    assert ("error: 1 of 4 slots were not given back" in said) == bool(lost)

@@ -116,6 +116,21 @@ class Tab:
         """What a meter shows, 0 to 100."""
         return int(self.page.locator(f".meter.{which}").get_attribute("aria-valuenow"))
 
+    def watch_level(self, which: str) -> None:
+        """Keep the most that a meter shows from now on: `loudest`, however seldom it is asked."""
+        script = """(which) => {
+            const meter = document.querySelector(`.meter.${which}`);
+            window.loudest = 0;
+            new MutationObserver(() => {
+                window.loudest = Math.max(window.loudest, meter.getAttribute("aria-valuenow"));
+            }).observe(meter, { attributes: true });
+        }"""
+        self.page.evaluate(script, which)
+
+    @property
+    def loudest(self) -> int:
+        return self.page.evaluate("window.loudest")
+
     def until(self, true: Callable[[], object], seconds: float = 60, every: float = 0.05) -> None:
         """Let the page run until something is true."""
         end = time.monotonic() + seconds

@@ -1,5 +1,7 @@
 """A real browser, the real server, and a wav for a microphone: one whole conversation."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -29,7 +31,8 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     after_connect = len(tab.requests)
     tab.until(lambda: tab.level("mic") > 20)
     tab.until(lambda: tab.level("agent") > 20)
-    expect(tab.page.locator(".turn.agent.own").first).to_contain_text("test voice")
+    greeting = tab.page.locator(".turn.agent.own").first  # it yields to a user who speaks at once
+    expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
     tab.until(lambda: alike(backend.heard_in_newest(), spoken, 0.95) >= 6, every=2)
     tab.until(lambda: alike(tab.tap("playback"), backend.said_in_newest(), 0.95) >= 4, every=2)
     tab.mute()  # else our own voice interrupts it
@@ -43,7 +46,7 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     tab.page.click("#pp-connect")
     tab.see("Conversation ended")
     expect(tab.page.locator("#pp-connect")).to_have_text("Connect")
-    tab.until(lambda: not engine.sessions, 5)
+    tab.until(lambda: not engine.sessions)
     assert tab.level("mic") == 0
 
 
@@ -111,7 +114,8 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
 
 def test_recording_and_transcript_can_be_saved(talking, spoken, tmp_path):
     tab, page = talking, talking.page
-    expect(page.locator(".turn.agent.own").first).to_contain_text("test voice", timeout=30_000)
+    greeting = page.locator(".turn.agent.own .said").first
+    expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
     tab.until(lambda: tab.seconds() > 6)
     page.click("#pp-connect")
     tab.see("Conversation ended")
@@ -128,7 +132,7 @@ def test_recording_and_transcript_can_be_saved(talking, spoken, tmp_path):
     assert np.abs(sound[:, 0]).max() > 0.05  # the agent
     assert alike(sound[:, 1].astype(np.float32), spoken, 0.95) >= 2
     for ending in ("txt", "srt", "vtt", "json"):
-        assert "test voice" in files[ending].read_text()
+        assert greeting.inner_text().split()[0] in files[ending].read_text()
 
 
 def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, open_tab):

@@ -35,10 +35,11 @@ def test_say_is_heard_without_a_microphone(request, server, backend, open_tab, c
     tab = open_tab(request.getfixturevalue(browser), url, **options)
     tab.connect("Live, without a microphone")
     expect(tab.notice).to_contain_text(sentence)
+    tab.watch_level("agent")
     tab.say(TEXT)
     given = tab.page.locator(".turn.agent.given .said")
     expect(given).to_have_text(TEXT, timeout=30_000)
-    tab.until(lambda: tab.level("agent") > 20)
+    tab.until(lambda: tab.loudest > 20)
     assert not backend.heard_in_newest().any()  # silence kept the clock going
     tab.page.click("#pp-connect")
     tab.see("Conversation ended")

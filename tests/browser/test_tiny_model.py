@@ -8,7 +8,6 @@ from playwright.sync_api import expect
 from demo.app import build_app
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
-from engine.weights.voices import Voices
 from tests.browser.serving import Served, warm
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
@@ -20,7 +19,11 @@ def tiny_server(chromium, never_overloaded):
     from engine.runtime.starting import load_personaplex
 
     engine = warm(
-        Service(lambda _progress: load_personaplex(str(TINY), Voices, slots=CONVERSATIONS))
+        Service(
+            lambda _progress: load_personaplex(
+                ServerConfig(model=str(TINY), device="cpu", slots=CONVERSATIONS)
+            )
+        )
     )
     with Served(lambda: build_app(engine, ServerConfig(model=str(TINY)))) as served:
         served.engine = engine
@@ -41,4 +44,4 @@ def test_three_tabs_talk_with_the_model_at_once(browser, tiny_server, open_tab, 
     for tab in tabs:
         tab.page.click("#pp-connect")
         tab.see("Conversation ended")
-    tabs[0].until(lambda: not tiny_server.engine.sessions, 5)
+    tabs[0].until(lambda: not tiny_server.engine.sessions)

@@ -9,7 +9,6 @@ from demo.app import build_app
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.runtime.choose import load_backend
-from engine.weights.voices import Voices
 from tests.browser.serving import Served, warm
 from tests.model.listening import STT_TINY
 
@@ -19,7 +18,7 @@ TINY = STT_TINY.parent / "tiny"
 @pytest.fixture(scope="module")
 def hearing_server(chromium, never_overloaded):
     config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=2, device="cpu")
-    engine = warm(Service(lambda progress: load_backend(config, progress, Voices)))
+    engine = warm(Service(lambda progress: load_backend(config, progress)))
     with Served(lambda: build_app(engine, config)) as served:
         yield served
     engine.stop()

@@ -1,19 +1,23 @@
-"""The page as it is served: Gradio behind the bridge, our scripts, the token. No browser needed."""
+"""The page as it is served: what Gradio made of it, our scripts, the token. No browser needed."""
 
 import asyncio
 import json
 import re
 
+import gradio as gr
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from demo.app import build_app
-from demo.page.routes import STATIC, add_page
-from demo.page.ui import PageConfig, build_page, mount
+from demo.page import files
+from demo.page.files import FRONTEND, OWN_ADDRESS, PageFiles
+from demo.page.routes import add_page
+from demo.page.ui import STATIC, PageConfig, build_page, mount
 from engine.config import VOICE_NAMES, ServerConfig
 from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.service import Service
+from engine.errors import ConfigError
 from engine.runtime.embedded import EmbeddedBackend
 from tests.browser.serving import warm
 
@@ -32,9 +36,9 @@ def page():
     return asyncio.run(build())
 
 
-async def client_of(token=""):
+async def client_of(**settings):
     app = web.Application()
-    add_page(app, CONFIG, token)
+    add_page(app, CONFIG, **settings)
     client = TestClient(TestServer(app))
     await client.start_server()
     return client
@@ -79,7 +83,7 @@ def test_what_the_script_updates_is_what_the_widgets_are(page):
 
 
 async def test_the_page_is_served_with_its_settings(client):
-    config = await (await client.get("/config")).json()
+    config = read_config(await (await client.get("/")).text())
     panel = next(
         part for part in config["components"] if part["props"].get("elem_id") == "pp-state"
     )
@@ -102,27 +106,41 @@ async def test_nothing_is_loaded_from_elsewhere(client):
     assert [url for url in loaded if "127.0.0.1" not in url] == []
 
 
-async def test_behind_a_tls_proxy_the_page_names_its_https_root(client):
+async def test_the_page_finds_its_address_in_the_browser(client):
+    """Whatever host, scheme and path a proxy in front has: the server need not know them."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "talk.example"}
-    config = await (await client.get("/config", headers=headers)).json()
-    assert config["root"] == "https://talk.example"
+    text = await (await client.get("/", headers=headers)).text()
+    assert f'"root":{OWN_ADDRESS}' in text
+    assert f"const root = {OWN_ADDRESS};" in text
+    assert "page.invalid" not in text
+    assert "talk.example" not in text
+
+
+async def test_a_page_that_needs_a_file_of_gradios_does_not_start(monkeypatch):
+    """Its address would hold the name of a host that does not exist."""
+
+    def build(config):
+        with gr.Blocks() as made:
+            gr.Image(str(FRONTEND / "favicon.png"))
+        return made
+
+    monkeypatch.setattr(files, "build_page", build)
+    with pytest.raises(RuntimeError, match="put it into demo/page/static"):
+        await PageFiles(CONFIG).render()
 
 
 async def test_assets_come_whole_and_with_an_etag(client):
     text = await (await client.get("/")).text()
-    asset = re.search(r'src="\.?(/?assets/[^"]+\.js)"', text)[1]
-    async with client.get("/" + asset.lstrip("/")) as response:
+    asset = re.search(r'src="\./(assets/[^"]+\.js)"', text)[1]
+    async with client.get(f"/{asset}") as response:
         assert response.status == 200
+        assert response.headers["Content-Encoding"] == "gzip"
         assert len(await response.read()) > 1000
         assert response.headers["ETag"]
-
-
-async def test_a_head_request_to_gradio_does_not_spoil_the_connection(client):
-    async with client.head("/config") as response:
-        assert await response.read() == b""
-    async with client.get("/config") as response:
-        assert response.status == 200
-        assert "components" in await response.json()
+        assert "immutable" in response.headers["Cache-Control"]  # the name holds a hash
+    async with client.get(f"/{asset}", headers={"Accept-Encoding": "identity"}) as plain:
+        assert "Content-Encoding" not in plain.headers
+        assert len(await plain.read()) > 1000
 
 
 async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
@@ -137,22 +155,10 @@ async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
             assert again.headers["Cache-Control"] == "no-cache"
 
 
-async def test_no_file_outside_the_scripts_is_served(client):
-    for path in ("/pp/../ui.py", "/pp/%2e%2e/ui.py", "/pp/"):
-        async with client.get(path) as response:
-            assert "gradio as gr" not in await response.text()
-
-
-async def test_the_pages_own_requests_work_at_the_same_time(client):
-    paths = ["/", "/config", "/theme.css", "/pp/main.js"] * 5
-    statuses = await asyncio.gather(*(status_of(client, path) for path in paths))
-    assert set(statuses) == {200}
-
-
-async def status_of(client, path):
-    async with client.get(path) as response:
-        await response.read()
-        return response.status
+def read_config(text):
+    """Gradio's description of the page, out of the page."""
+    script = re.search(r"window\.gradio_config = (\{.*?\});</script>", text, re.S)[1]
+    return json.loads(script.replace(OWN_ADDRESS, '""'))
 
 
 # -- the whole application -------------------------------------------------------------------------
@@ -175,18 +181,50 @@ async def test_the_engines_routes_come_before_the_page(whole):
         assert await response.json() == list(VOICE_NAMES)
 
 
-async def test_without_the_token_the_page_asks_for_it(whole):
-    for path in ("/", "/config", "/gradio_api/info"):
+@pytest.mark.parametrize(("path", "status"), [("/", 401), ("/theme.css", 401), ("/config", 404)])
+async def test_without_the_token_the_page_asks_for_it(whole, path, status):
+    for method in ("GET", "HEAD"):
+        async with whole.request(method, path) as response:
+            assert response.status == status
+            assert "Content-Security-Policy" in response.headers
+            if status == 401:
+                assert response.headers["Cache-Control"] == "no-store"
+    async with whole.get("/") as response:
+        assert "Access token" in await response.text()
+
+
+async def test_without_the_token_the_scripts_and_the_icon_are_open(whole):
+    """A tab that has lost its cookie still loads its worklets, and then hears why it may not."""
+    for path in ("/pp/main.js", "/pp/capture-worklet.js", "/favicon.ico", "/healthz", "/voices"):
         async with whole.get(path) as response:
-            assert response.status == 401
-            assert "Access token" in await response.text()
-            assert response.headers["Cache-Control"] == "no-store"
+            assert response.status == 200
+
+
+async def test_who_may_show_the_page_in_a_frame_is_a_setting():
+    client = await client_of(frame_ancestors="'self' https://shop.example")
+    async with client.get("/") as response:
+        policy = response.headers["Content-Security-Policy"]
+    assert policy.endswith("frame-ancestors 'self' https://shop.example")
+    await client.close()
+
+
+@pytest.mark.parametrize("value", ["'self'; script-src *", "a, b", "'self'\nSet-Cookie: x=1"])
+def test_a_frame_setting_cannot_change_the_rest_of_the_policy(value):
+    with pytest.raises(ConfigError, match="use addresses with blanks between"):
+        ServerConfig(frame_ancestors=value)
+
+
+async def test_the_engines_answers_have_the_headers_too_and_name_no_versions(whole):
+    for path in ("/healthz", "/voices", "/metrics", "/api"):
+        async with whole.get(path) as response:
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Server"] == "PersonaPlex"
 
 
 async def test_the_token_in_the_address_becomes_a_cookie(whole):
     async with whole.get("/?token=open+sesame", allow_redirects=False) as response:
         assert response.status == 303
-        assert response.headers["Location"] == "/"
+        assert response.headers["Location"] == "./"  # a proxy may show it under a path
         cookie = response.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie

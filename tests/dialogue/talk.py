@@ -51,10 +51,16 @@ async def standing(
 class Talk:
     """One conversation."""
 
-    def __init__(self, answers: Answers, on: bool | None = None, transcribes: bool = False) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        on: bool | None = None,
+        transcribes: bool = False,
+        watches: bool = True,
+    ) -> None:
         self.metrics = Metrics()
         voice = SessionVoice(self._post, self._announce, self._new_say_id, self.metrics)
-        self.routing = Routing(answers, voice, on)
+        self.routing = Routing(answers, voice, on, watches=watches)
         self.routing.transcribes = transcribes
         self.director = Director(
             TOKENIZER, self.routing.own_words(TOKENIZER), new_hold_id=self.routing.new_id
@@ -112,6 +118,7 @@ class Talk:
         """The user says this, and the transcript has it (a test double)."""
         self._post(ev.UserText(text, 0.0, 1.0, final=True))
         await self.frames(2)
+        await self.routing.settle()
 
     async def settled(self, count: int = 1) -> None:
         """Until `count` questions have come to their end and the agent is free again."""

@@ -9,7 +9,6 @@ from engine.config import EPAD, PAD
 from engine.dialogue import events as ev
 from engine.dialogue.director import Director, Mode
 from engine.dialogue.text import prepare
-from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow
 from engine.runtime.embedded import ByteTokenizer
 from tests.dialogue.scripted import LOUD, OWN, Scripted, always, always_a_piece, chance, never
@@ -454,13 +453,15 @@ def test_a_release_gives_the_floor_back():
     assert script.fed[-1] == OWN
 
 
-def test_a_user_who_speaks_during_a_hold_makes_it_stale():
-    script = Scripted()
+def test_a_user_who_speaks_during_a_hold_changes_nothing():
+    script = Scripted(always)
     script.take(ev.Hold(1))
     script.run(5)
-    script.run(10, user=LOUD)
-    ended = [event for _, event in script.events if isinstance(event, ev.HoldEnded)]
-    assert ended == [ev.HoldEnded(1, HoldEnd.STALE)]
+    script.run(20, user=LOUD)
+    script.run(20)
+    assert not [event for _, event in script.events if isinstance(event, ev.HoldEnded)]
+    assert script.director.held
+    assert set(script.fed) == {PAD}
 
 
 # -- growing texts ---------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ async def test_a_cancelled_end_gives_the_slot_back_all_the_same(monkeypatch):
 @pytest.mark.parametrize("event", [LISTENED, ev.Triggered(1, Source.MARKER)])
 async def test_what_arrives_after_the_end_asks_nobody(event):
     async with serving_one() as (engine, api):
-        async with Session(engine, SessionConfig()) as session:
+        async with Session(engine, SessionConfig(routing=True)) as session:
             await shake_hands(session)
             tasks = asyncio.all_tasks()
         session._deliver([Notice([event])])  # the scheduler was in the midst of its turn
@@ -82,7 +82,10 @@ async def test_what_arrives_after_the_end_asks_nobody(event):
 
 
 async def test_the_same_words_before_the_end_are_asked_about():
-    async with serving_one() as (engine, api), Session(engine, SessionConfig()) as session:
+    async with (
+        serving_one() as (engine, api),
+        Session(engine, SessionConfig(routing=True)) as session,
+    ):
         await shake_hands(session)
         session._deliver([Notice([LISTENED])])
         await api.asked.wait()

@@ -62,8 +62,10 @@ def test_a_flush_tells_the_turn_before_the_next_frame():
     assert not any(event.final for event in call.of(ev.UserText))
 
 
-@pytest.mark.parametrize(("said", "stops"), [("stop", True), ("a", False), ("um", True)])
-def test_a_word_of_two_letters_stops_it_before_three_frames_of_speech(said, stops):
+@pytest.mark.parametrize(
+    ("said", "stops"), [("stop", True), ("no", True), ("a", False), ("um", False)]
+)
+def test_a_word_of_two_letters_stops_it_at_once_but_a_backchannel_never(said, stops):
     call = Listening()
     call.say()
     call.act(quiet(10))

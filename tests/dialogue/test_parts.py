@@ -1,23 +1,22 @@
-"""The small parts of a conversation: floor, pieces, prompt, personas, limits."""
+"""The small parts of a conversation: floor, pieces, prompt, personas."""
 
 import pytest
 
-from engine.dialogue.floor import LOUD, EnergyRule
+from engine.dialogue.floor import LOUD, SpeechRule, UserFloor
 from engine.dialogue.persona import PERSONAS_FILE, load_personas, prompt_ids
-from engine.dialogue.service import Service
-from engine.dialogue.session import Limits, Session, SessionConfig
-from engine.errors import ConfigError, IdleError, TimeLimitError, TooFastError
+from engine.errors import ConfigError
 from engine.lookup.handover import PieceDecoder
-from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
+from engine.runtime.backend import HeardRow
+from engine.runtime.embedded import ByteTokenizer
 
 # -- floor -----------------------------------------------------------------------------------------
 
 
-def run_energy_rule(pattern):
+def run_speech_rule(pattern):
     """A floor after frames written as `#` loud and `.` quiet, and its states."""
-    floor, states = EnergyRule(), []
+    floor, states = SpeechRule(), []
     for mark in pattern:
-        floor.take_frame(0.5 if mark == "#" else 0.001)
+        floor.take_frame(mark == "#")
         states.append((floor.speaking, floor.turn_ended))
     return floor, states
 
@@ -36,31 +35,43 @@ def run_energy_rule(pattern):
     ],
 )
 def test_speaking_starts_after_3_loud_frames_of_4_and_ends_after_5_quiet_ones(pattern, speaking):
-    assert run_energy_rule(pattern)[0].speaking is speaking
+    assert run_speech_rule(pattern)[0].speaking is speaking
 
 
 def test_a_turn_ends_once_after_4_loud_and_9_quiet_frames():
-    _floor, states = run_energy_rule("####" + "." * 20)
+    _floor, states = run_speech_rule("####" + "." * 20)
     assert [i for i, (_, ended) in enumerate(states) if ended] == [12]
 
 
 @pytest.mark.parametrize("pattern", ["###" + "." * 20, "." * 30, "####........" * 3, ""])
 def test_less_than_that_is_no_turn(pattern):
-    assert not any(ended for _, ended in run_energy_rule(pattern)[1])
+    assert not any(ended for _, ended in run_speech_rule(pattern)[1])
 
 
 def test_turns_end_one_after_the_other():
-    _floor, states = run_energy_rule(("######" + "." * 12) * 3)
+    _floor, states = run_speech_rule(("######" + "." * 12) * 3)
     assert sum(ended for _, ended in states) == 3
 
 
-def test_loud_is_more_than_36_db_below_full_scale():
-    floor = EnergyRule()
-    floor.take_frame(LOUD)
-    assert floor.loud_frames == 0
-    floor.take_frame(LOUD * 1.01)
-    assert floor.loud_frames == 1
+def test_without_ears_loud_is_more_than_36_db_below_full_scale():
     assert pytest.approx(0.0158, abs=1e-4) == LOUD
+    floor = UserFloor()
+    for _ in range(4):
+        floor.take_frame(LOUD, HeardRow())
+    assert not floor.speaking
+    for _ in range(4):
+        floor.take_frame(LOUD * 1.01, HeardRow())
+    assert floor.speaking
+
+
+def test_with_ears_loudness_counts_for_nothing():
+    floor = UserFloor()
+    for _ in range(10):
+        floor.take_frame(0.9, HeardRow(speech=(False,)))
+    assert not floor.speaking
+    for _ in range(10):
+        floor.take_frame(0.001, HeardRow(speech=(True,)))
+    assert floor.speaking
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -119,6 +130,7 @@ def test_the_personas_are_the_five_we_promise():
     assert [p.id for p in personas] == ["teacher", "service", "casual", "astronaut", "transgate"]
     assert all(p.title and 40 < len(p.text) < 1000 for p in personas)
     assert all("\n" not in p.text for p in personas)
+    assert [p.id for p in personas if p.looks_up] == ["transgate"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,8 @@ def test_the_personas_are_the_five_we_promise():
         ('[a]\ntitle = 3\ntext = "x"', r"\[a\] needs a title and a text"),
         ("a = 3", r"\[a\] needs a title and a text"),
         (f'[a]\ntitle = "A"\ntext = "{"x" * 4001}"', "4001 characters"),
+        ('[a]\ntitle = "A"\ntext = "x"\nlooks_up = 1', r"\[a\] looks_up is true or false"),
+        ('[a]\ntitle = "A"\ntext = "x"\nfacts = "none"', "no such folder"),
     ],
 )
 def test_a_broken_persona_file_is_refused_with_its_place(tmp_path, toml, reason):
@@ -138,62 +152,3 @@ def test_a_broken_persona_file_is_refused_with_its_place(tmp_path, toml, reason)
     with pytest.raises(ConfigError, match=reason) as error:
         load_personas(path)
     assert "personas.toml" in str(error.value)
-
-
-# -- limits ----------------------------------------------------------------------------------------
-
-
-class Quiet:
-    wants_frames = False
-
-
-@pytest.fixture
-def session():
-    session = Session(Service(lambda _progress: EmbeddedBackend()), config=SessionConfig())
-    session._seat, session.director = object(), Quiet()
-    session._started = session._touched = session._active_at = 1000.0
-    return session
-
-
-LIMITS = Limits(unheard_s=60, silence_s=300, session_s=1800)
-
-
-def reached(session, now, **touched):
-    for name, value in touched.items():
-        setattr(session, f"_{name}", value)
-    return session._limit_reached(LIMITS, now)
-
-
-def test_within_its_limits_a_conversation_goes_on(session):
-    assert reached(session, 1060.0) is None
-    assert reached(session, 1300.0, touched=1299.0) is None
-    assert reached(session, 2800.0, touched=2799.0, active_at=2790.0) is None
-
-
-def test_a_minute_without_any_message_is_idle(session):
-    error = reached(session, 1060.1)
-    assert isinstance(error, IdleError)
-    assert "60 s" in str(error)
-    assert "0x06" in str(error)
-
-
-def test_five_minutes_without_anybody_speaking_are_idle(session):
-    error = reached(session, 1300.1, touched=1300.0)
-    assert isinstance(error, IdleError)
-    assert "5 minutes" in str(error)
-
-
-def test_what_is_still_to_be_said_keeps_it_alive_but_not_beyond_the_session(session):
-    session.director.wants_frames = True
-    assert reached(session, 2000.0) is None
-    assert isinstance(reached(session, 2800.1), TimeLimitError)
-
-
-def test_five_seconds_that_nobody_reads_are_too_fast(session):
-    session._unread_frames = 63
-    assert isinstance(reached(session, 1001.0), TooFastError)
-
-
-def test_before_the_handshake_no_limit_counts(session):
-    session._seat = None
-    assert reached(session, 9999.0) is None

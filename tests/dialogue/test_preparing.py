@@ -129,12 +129,29 @@ async def test_a_text_that_is_begun_makes_room_for_another(preparing):
 
 async def test_what_waits_is_void_after_a_restart(preparing):
     async with talking() as session:
-        session.say(LONG)
-        session.say("short")
+        long, short = session.say(LONG), session.say("short")
         session.restart()
         after = session.say("after")
-        (queued,) = await events(session, 1)
-    assert (queued.id, str(queued.state)) == (after, "queued")
+        told = await events(session, 3)
+    assert [(event.id, str(event.state)) for event in told] == [
+        (long, "cancelled"),
+        (short, "cancelled"),
+        (after, "queued"),
+    ]
+
+
+async def test_a_text_that_nobody_waits_for_any_more_is_not_prepared(preparing):
+    """Else others' texts wait behind those of all who have left, and their memory is kept."""
+    async with talking() as session:
+        preparer, go = session._engine.preparer, threading.Event()
+        preparer.submit(go.wait, 20)
+        session.say(LONG)
+        session.restart()
+        for _ in range(3):  # the loop tells the executor
+            await asyncio.sleep(0)
+        go.set()
+        await asyncio.to_thread(preparer.submit(int).result, 20)
+    assert not preparing
 
 
 async def test_a_long_text_that_cannot_be_prepared_ends_its_own_conversation(monkeypatch, caplog):

@@ -57,6 +57,9 @@ class Rig:
     def hold(self, id: int, fillers: tuple[str, ...], apology: str, announced: bool) -> None:
         self.done.append(("hold", id, announced))
 
+    def hold_back(self, id: int) -> None:
+        self.done.append(("hold back", id))
+
     def release(self, id: int) -> None:
         self.done.append(("release", id))
 
@@ -73,14 +76,21 @@ class Rig:
     async def feed(self, *pieces: str | AnswerError | None) -> None:
         for piece in pieces:
             self.model.pieces.put_nowait(piece)
+        task = self.question._task
+        for _ in range(5000):  # what is sent is made in a thread
+            if not task or task.done() or self.model.pieces.empty():
+                break
+            await asyncio.sleep(0.001)
         for _ in range(10):
             await asyncio.sleep(0)
 
     async def reach(self, state: QuestionState) -> None:
         if state is QuestionState.WAITING:
             self.question.wait_for_words()
+        if state is QuestionState.WONDERING:
+            self.question.wonder("What time is it?", True, list)
         if state in (QuestionState.ASKING, QuestionState.ANSWERING, QuestionState.FINISHING):
-            self.question.ask("What time is it?", True, [])
+            self.question.ask("What time is it?", True, list)
         if state in (QuestionState.ANSWERING, QuestionState.FINISHING):
             await self.feed(CLAUSE)
         if state is QuestionState.FINISHING:
@@ -97,7 +107,23 @@ async def wait(rig: Rig) -> None:
 
 
 async def ask(rig: Rig) -> None:
-    rig.question.ask("What time is it?", True, [])
+    rig.question.ask("What time is it?", True, list)
+
+
+async def wonder(rig: Rig) -> None:
+    rig.question.wonder("What time is it?", True, list)
+
+
+async def begin(rig: Rig) -> None:
+    await rig.feed("It is ")
+
+
+async def pass_over(rig: Rig) -> None:
+    await rig.feed("PA", "SS.")
+
+
+async def say_nothing(rig: Rig) -> None:
+    await rig.feed(None)
 
 
 async def give_up(rig: Rig) -> None:
@@ -135,7 +161,12 @@ async def cut(rig: Rig) -> None:
 WALKS: dict[tuple[QuestionState, Move], list[Callable[[Rig], Awaitable[None]]]] = {
     (QuestionState.NEW, Move.WAIT): [wait],
     (QuestionState.NEW, Move.ASK): [ask],
+    (QuestionState.NEW, Move.WONDER): [wonder],
     (QuestionState.NEW, Move.GIVE_UP): [give_up],
+    (QuestionState.WONDERING, Move.ASK): [begin],
+    (QuestionState.WONDERING, Move.PASS): [pass_over, say_nothing],
+    (QuestionState.WONDERING, Move.FAIL): [break_off],
+    (QuestionState.WONDERING, Move.GIVE_UP): [give_up, time_out],
     (QuestionState.WAITING, Move.ASK): [ask],
     (QuestionState.WAITING, Move.GIVE_UP): [give_up, time_out],
     (QuestionState.ASKING, Move.CLAUSE): [answer],
@@ -149,6 +180,7 @@ WALKS: dict[tuple[QuestionState, Move], list[Callable[[Rig], Awaitable[None]]]] 
     (QuestionState.FINISHING, Move.FAIL): [run_dry, time_out],
     (QuestionState.FINISHING, Move.GIVE_UP): [give_up, cut],
 }
+BEFORE_THE_ANSWER = [QuestionState[n] for n in ("NEW", "WAITING", "WONDERING", "ASKING")]
 EDGES = [(edge, walk) for edge, walks in WALKS.items() for walk in walks]
 
 
@@ -169,7 +201,8 @@ async def test_an_edge_leads_where_the_table_says_and_the_client_is_told(edge, w
     after = TRANSITIONS[edge]
     assert moves[-1] is edge[1]
     assert rig.question.state is after
-    silent = {QuestionState.WAITING, QuestionState.FINISHING, QuestionState.DROPPED, edge[0]}
+    untold = {QuestionState.WAITING, QuestionState.WONDERING}
+    silent = {*untold, QuestionState.FINISHING, QuestionState.DROPPED, edge[0]}
     assert [r.state.name for r in rig.routes[told:]] == ([] if after in silent else [after.name])
     assert {route.id for route in rig.routes} <= {7}
     await rig.question.close()
@@ -189,7 +222,7 @@ async def test_nothing_leaves_an_end(state):
     assert rig.question.state is state
     assert rig.question.is_over
     before = (list(rig.done), list(rig.routes))
-    for walk in (wait, ask, answer, complete, finish, run_dry, cut, give_up, time_out):
+    for walk in (wait, wonder, ask, answer, complete, finish, run_dry, cut, give_up, time_out):
         await walk(rig)
     assert (rig.done, rig.routes) == before
 
@@ -243,7 +276,7 @@ async def test_an_answer_broken_off_is_closed_and_apologised_for_without_a_hold(
     assert rig.reported[-1] == ("failed", "cut off")
 
 
-@pytest.mark.parametrize("state", [QuestionState.NEW, QuestionState.WAITING, QuestionState.ASKING])
+@pytest.mark.parametrize("state", BEFORE_THE_ANSWER)
 async def test_giving_up_before_the_answer_lets_the_agent_go(state):
     rig = Rig()
     await rig.reach(state)
@@ -279,3 +312,47 @@ async def test_a_phrase_announces_the_hold_by_itself():
     await ask(rig)
     assert rig.done == [("hold", 7, True)]
     await rig.question.close()
+
+
+# -- in doubt --------------------------------------------------------------------------------------
+
+
+async def test_a_pass_lets_the_agent_go_at_once_and_nobody_is_told():
+    rig = Rig()
+    await rig.reach(QuestionState.WONDERING)
+    await rig.feed("PASS", " ")  # the stream goes on, nobody waits for its end
+    assert rig.done == [("hold back", 7), ("release", 7)]
+    assert rig.routes == []
+
+
+async def test_an_answer_out_of_doubt_is_told_held_and_said_whole():
+    rig = Rig()
+    await rig.reach(QuestionState.WONDERING)
+    await rig.feed("Pas", "sports are checked at noon, ", LAST, None)
+    assert rig.done[:3] == [
+        ("hold back", 7),
+        ("hold", 7, False),
+        ("say", "Passports are checked at noon,", 7),
+    ]
+    assert rig.reported == [("asking", ""), ("answering", "")]
+
+
+async def test_a_doubt_that_is_not_resolved_in_time_is_dropped(monkeypatch):
+    monkeypatch.setattr(module, "WONDER_SECONDS", 0.0)
+    rig = Rig()
+    await wonder(rig)
+    await asyncio.sleep(0.01)
+    assert rig.question.state is QuestionState.DROPPED
+    assert rig.done == [("hold back", 7), ("release", 7)]
+
+
+@pytest.mark.parametrize(
+    ("begun", "verdict"),
+    [
+        *(("", None), (" P", None), ("PASS", None), ("Pass", None), ("PASS.", True)),
+        *(("PASS ", True), ('"PASS"', True), ("Passport", False), ("PASTA", False)),
+        *(("Premium", False), ("P.S. it is", False), ("14", False)),
+    ],
+)
+def test_only_the_whole_word_is_a_pass(begun, verdict):
+    assert module.read_verdict(begun) is verdict

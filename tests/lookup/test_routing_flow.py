@@ -2,18 +2,23 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from engine.dialogue import events as ev
 from engine.dialogue.director import Mode
 from engine.dialogue.persona import load_personas
 from engine.errors import RefusedError
 from engine.evals.standin import Manner, Reply
 from engine.lookup import textmodel as answerer
+from engine.lookup.evidence import Turn
 from engine.lookup.handover import Source, load_phrases
+from engine.lookup.knowledge import Section
 from engine.lookup.question import RouteState
+from engine.lookup.router import Band
 from engine.lookup.textmodel import Answerer, Deadlines
-from tests.dialogue.talk import LOUD, Talk, answers_for, standing
+from tests.dialogue.talk import LOUD, TOKENIZER, Talk, answers_for, standing
 
 PHRASES = load_phrases()
 PREMIUM = "Premium costs fourteen dollars a month, with twenty hours of audio."
@@ -27,6 +32,22 @@ def impatient(monkeypatch):
 
 def replying(text: str, **how: object) -> Callable[[str], Reply]:
     return lambda _question: Reply(text, **{"pace": 0.0, **how})
+
+
+class FixedRouter:
+    """A router that has made up its mind (a test double)."""
+
+    def __init__(self, band: Band) -> None:
+        self.band = band
+
+    def judge(self, turn: Turn) -> Band:
+        return self.band
+
+    def facts(self, question: str, before: str = "") -> tuple[Section, ...]:
+        return (Section("Hours", "Open at nine."),)
+
+    def covers(self, question: str, before: str = "") -> bool:
+        return True
 
 
 def silent(_question: str) -> Reply:
@@ -64,7 +85,7 @@ async def test_a_question_beyond_the_facts_is_marked_so():
         talk.routing.ask("What is the capital of Australia?")
         await talk.settled()
     assert not talk.routes[-1].knowledge
-    assert PHRASES.without_facts in api.requests[0]["messages"][0]["content"]
+    assert "$1.49" in api.requests[0]["messages"][0]["content"]  # they go along all the same
 
 
 async def test_without_a_key_the_agent_says_so_at_once_and_nobody_is_called():
@@ -109,19 +130,19 @@ async def test_an_answer_cut_mid_stream_is_spoken_as_far_as_it_came():
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
-    assert talk.given == "Premium costs fourteen dollars a month, Sorry, I lost the rest of that."
+    assert talk.given == "Premium costs $14 a month, Sorry, I lost the rest of that."
     assert talk.states == ["asking", "answering", "failed"]
     assert talk.routes[-1].reason == "cut off"
 
 
-async def test_an_endless_answer_is_cut_at_three_sentences_and_the_api_is_left():
+async def test_an_endless_answer_is_cut_at_25_words_and_the_api_is_left():
     reply = replying("It goes on and on.", manner=Manner.ENDLESS)
     async with standing(reply) as (api, answers):
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
         await asyncio.wait_for(api.hung_up.wait(), 5)
-    assert talk.given == " ".join(["It goes on and on."] * 3)
+    assert talk.given == " ".join(["It goes on and on."] * 5)
     assert talk.states[-1] == "done"
 
 
@@ -179,12 +200,13 @@ async def test_the_history_holds_what_was_spoken_and_not_what_was_planned():
     assert [route.state for route in talk.routes if route.id == 1][-1] is RouteState.STALE
 
 
-async def test_a_user_who_speaks_while_it_is_looked_up_gives_the_call_up():
+@pytest.mark.parametrize("dismissal", ["Never mind.", "stop", "oh forget it please"])
+async def test_a_user_who_dismisses_it_while_it_is_looked_up_gives_the_call_up(dismissal):
     async with standing(silent) as (api, answers):
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.until(lambda: api.requests)
-        await talk.frames(6, peak_in=LOUD)
+        await talk.turn(dismissal)
         await talk.settled()
         await asyncio.wait_for(api.hung_up.wait(), 5)
     assert talk.states == ["asking", "stale"]
@@ -209,6 +231,17 @@ async def test_a_marker_asks_the_users_last_turn():
     assert api.requests[0]["messages"][-1]["content"] == "When did it all begin?"
     assert talk.own == "Well"
     assert talk.routes[0].source is Source.MARKER
+
+
+async def test_a_question_that_the_history_ends_with_is_sent_once():
+    async with standing(replying("In the year 2020.")) as (api, answers):
+        talk = Talk(answers)
+        await talk.turn("When did it all begin?")
+        talk.routing.hand_over(talk.routing.new_id(), Source.MARKER)
+        await talk.until(lambda: api.requests)
+        await talk.close()
+    asked = [m["content"] for m in api.requests[0]["messages"] if m["role"] == "user"]
+    assert asked == ["When did it all begin?"]
 
 
 async def test_a_marker_without_a_transcript_fails_with_an_apology():
@@ -260,12 +293,25 @@ async def test_a_hand_over_beside_a_question_lets_go_of_its_own_hold_only():
 
 async def test_a_phrase_of_the_agent_asks_without_a_filler():
     async with standing(replying("At nine.", delay=0.1)) as (_api, answers):
-        talk = Talk(answers)
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)), transcribes=True)
+        await talk.frames(8, peak_in=LOUD)
+        await talk.frames(9)
+        await talk.say("Let me check.")  # before the turn's words are there
         await talk.turn("When do you open?")
-        await talk.say("Let me check.")
         await talk.settled()
     assert talk.given == "At nine."
     assert talk.routes[0].source is Source.PHRASE
+
+
+async def test_a_phrase_after_what_the_facts_cannot_answer_is_only_talk():
+    async with standing() as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.NO)))
+        await talk.turn("Where did I leave my keys?")
+        await talk.say("Let me see, did you look under the sofa?")
+        await talk.until(lambda: talk.director.mode is Mode.FREE)
+    assert api.requests == []
+    assert talk.routes == []
+    assert talk.own.startswith("Let me see")
 
 
 async def test_the_eleventh_ask_of_a_minute_is_refused_and_not_put():
@@ -385,6 +431,92 @@ async def test_a_fault_of_ours_lets_the_agent_go_and_tells_no_words(monkeypatch,
     assert talk.routes[-1].reason == "internal error"
     assert talk.director.mode is Mode.FREE
     assert "secret" not in caplog.text
+
+
+# -- in doubt --------------------------------------------------------------------------------------
+
+
+async def test_a_pass_leaves_the_agents_words_as_they_are():
+    async with standing(replying("PASS", delay=0.0)) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("I paid nine dollars for a coffee.")
+        await talk.until(lambda: talk.routing.current.is_over)
+        await talk.frames(1)
+        await talk.say("That is a lot of money.")
+    assert PHRASES.doubt in api.requests[0]["messages"][0]["content"]
+    assert talk.own == "That is a lot of money."
+    assert talk.routes == []
+    assert talk.given == ""
+
+
+async def test_the_agent_is_held_only_while_the_verdict_is_not_there():
+    async with standing(replying("PASS", delay=0.2)) as (_api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("I paid nine dollars for a coffee.")
+        assert talk.director.mode is Mode.FREE
+        await talk.frame(TOKENIZER.encode("That")[0])  # it would begin to speak
+        assert talk.director.mode is Mode.HOLD
+        await talk.until(lambda: talk.routing.current.is_over)
+        await talk.frames(1)
+        assert talk.director.mode is Mode.FREE  # at once, without a pause after it
+        await talk.say("Nine dollars!")
+    assert talk.own == "Nine dollars!"
+    assert talk.routes == []
+
+
+async def test_a_question_out_of_doubt_is_answered_without_a_word_of_the_agents_own():
+    async with standing(replying(PREMIUM, delay=0.1)) as (_api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("And the dearer one, then.")
+        await talk.say("It is ten thousand dollars.")
+        await talk.settled()
+    assert talk.given.endswith(PREMIUM)
+    assert talk.own == ""
+    assert talk.states == ["asking", "answering", "done"]
+
+
+async def test_without_a_key_a_doubtful_turn_is_left_alone():
+    async with standing(key="") as (_api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("And the dearer one, then.")
+        await talk.say("Which one?")
+    assert talk.own == "Which one?"
+    assert talk.routes == []
+
+
+async def test_another_turn_ends_a_doubt():
+    async with standing(silent) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("And the dearer one, then.")
+        await talk.until(lambda: api.requests)
+        first = talk.routing.current
+        await talk.turn("Never mind.")
+        assert first.is_over
+        await talk.close()
+
+
+async def test_a_persona_that_looks_nothing_up_answers_what_the_client_asks_only():
+    async with standing(replying(PREMIUM)) as (api, answers):
+        talk = Talk(answers, watches=False)
+        await talk.turn("How much is the premium plan?")
+        await talk.say("Let me check !!! the board.")
+        assert api.requests == []
+        talk.routing.ask("How much is the premium plan?")
+        await talk.settled()
+    assert talk.given == PREMIUM
+
+
+async def test_a_cancel_ends_a_doubt_before_the_agent_was_held():
+    async with standing(silent) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.DOUBT)))
+        await talk.turn("And the dearer one, then.")
+        await talk.until(lambda: api.requests)
+        talk._post(ev.Cancel())
+        await talk.frames(2)
+        assert talk.routing.current.is_over
+        await talk.say("Which one?")
+        await talk.close()
+    assert talk.own == "Which one?"
 
 
 def test_one_persona_carries_the_rule_once():

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from engine.dialogue.persona import load_personas
+from engine.dialogue.service import Service
+from engine.dialogue.session import SessionConfig
 from engine.evals.standin import Manner, Reply, StandIn
+from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
 from tests.dialogue.talk import answers_for
 from tests.serving import ApiServer
@@ -147,3 +151,43 @@ async def test_routes_are_counted_and_no_word_of_them(api):
         text = server.engine.metrics.text().decode()
     assert 'personaplex_routes_total{source="client",state="answering"} 1.0' in text
     assert "premium" not in text
+
+
+def prompt_of(id: str) -> str:
+    return next(persona.text for persona in load_personas() if persona.id == id)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "routing", "looks_up"),
+    [
+        (None, None, False),  # the default persona is a teacher
+        (prompt_of("service"), None, False),
+        (prompt_of("transgate"), None, True),
+        (f"<system> {prompt_of('transgate')} <system>", None, True),
+        ("You are a pirate who sells premium rum.", None, False),
+        ("You are a pirate who sells premium rum.", True, True),
+        (prompt_of("transgate"), False, False),
+    ],
+)
+async def test_a_persona_says_whether_turns_are_looked_up(api, prompt, routing, looks_up):
+    answers = answers_for(api.url)
+    engine = Service(lambda _progress: EmbeddedBackend(1), answers=answers)
+    async with engine.session(SessionConfig(text_prompt=prompt, routing=routing)) as session:
+        session.routing.note_turn("How much is the premium plan?")
+        await session.routing.settle()
+        assert (session.routing.current is not None) is looks_up
+    await answers.answerer.close()
+
+
+async def test_a_restart_closes_what_was_queued(api):
+    with serving(api) as server:
+        async with talking(server.url, events=1) as peer:
+            for text in ("One long sentence that takes its time to be said.", "Two.", "Three."):
+                await peer.tell(type="say", text=text)
+            await peer.event("say", state="queued", text="Three.")
+            await peer.send(Kind.CONTROL, b"\x03")
+            await peer.event("say", state="cancelled", text="Three.")
+            await peer.until(Kind.HANDSHAKE)
+            closed = [e["text"] for e in events(peer) if e["state"] in ("done", "cancelled")]
+    assert sorted(closed)[-2:] == ["Three.", "Two."]
+    assert len(closed) == 3

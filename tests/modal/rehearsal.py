@@ -14,6 +14,7 @@ from typing import Any
 from modal_proto import api_pb2
 
 from tests.modal.platform import Platform
+from tests.planted import SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"huggingface-secret": ["HF_TOKEN"], "deepseek-secret": ["DEEPSEEK_API_KEY"]}
@@ -22,7 +23,8 @@ SECONDS = 100  # of a machine with other things to do
 
 def clean(home: Path, **environ: str) -> dict[str, str]:
     """An environment with nothing of this machine but the path to its programs."""
-    return {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONUNBUFFERED": "1", **environ}
+    own = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}  # one is quicker on a busy machine
+    return {**own, "HOME": str(home), "PYTHONUNBUFFERED": "1", **environ}
 
 
 def deploy(platform: Platform, home: Path, file: Path = ROOT / "modal_app.py", **environ: str):
@@ -135,6 +137,7 @@ class Process:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait(10)
+        assert SWEEP.search(self.output) == [], "the server's output holds planted words"
 
     def wait_until_ready(self) -> None:
         """Until /healthz says 200."""

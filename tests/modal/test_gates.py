@@ -21,7 +21,6 @@ from engine.model.transformer import Linear
 from engine.runtime.choose import load_backend
 from engine.weights import hub
 from engine.weights.verdict import VERDICT, choose_precision, write_verdict
-from engine.weights.voices import Voices
 from tests.modal.benches import STT, TINY, Benches
 from tests.modal.hub import RefusingHub
 from tests.modal.rehearsal import ROOT, clean
@@ -51,8 +50,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setenv("PERSONAPLEX_DEVICE", "cpu")
-    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "compiled"))  # so that the run sets none
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "compiled"))  # so that the run sets none
     downloaded(tmp_path, COMMIT)
     return tmp_path
 
@@ -67,8 +65,8 @@ def test_a_good_verdict_is_kept_and_committed_and_said(cache, capsys):
     order = ["drift", "committed no verdict", "bf16", "auto", "committed a verdict"]
     assert benches.said == order
     said = capsys.readouterr().out
-    assert "weights bf16, keys and values bf16         4 of 16 places\n" in said
-    assert "weights int8, keys and values int8        16 of 16 places\n" in said
+    assert "held        4 of 16 in bf16\n" in said
+    assert "            16 of 16 with weights int8, keys and values int8\n" in said
     assert "verdict     weights int8, keys and values int8\n" in said
     assert "next start  weights int8, keys and values int8\n" in said
     path = (snapshot_of(cache) / VERDICT).relative_to(cache)
@@ -80,9 +78,7 @@ def test_a_bad_verdict_is_a_result_and_bf16_stays(cache, capsys):
     judge_int8(cache, VOLUME, benches.commit, bench=benches)
     assert benches.said == ["drift", "committed no verdict", "bf16", "committed a verdict"]
     said = capsys.readouterr().out
-    assert "TOO MUCH" in said
-    assert "asked for: the same in 97% of the frames" in said
-    assert "30% of the frames have text" in said
+    assert "in int8" not in said
     assert said.endswith("Nothing to do: bf16 stays.\n")
     assert precision(start()) == ("plain", "plain")
 
@@ -127,7 +123,7 @@ def test_a_recogniser_alone_in_int8_is_said_and_what_to_do_about_it(cache, monke
     benches = Benches(snapshot_of(cache), False, {"bf16": 4, "auto": 5}, recogniser=True)
     judge_int8(cache, VOLUME, benches.commit, bench=benches)
     said = capsys.readouterr().out
-    assert "weights bf16, keys and values bf16, recogniser int8   5 of 16 places\n" in said
+    assert "5 of 16 with weights bf16, keys and values bf16, recogniser int8\n" in said
     assert "recogniser  weights int8\n" in said
     assert "Nothing to do: `auto` obeys." in said
 
@@ -158,11 +154,16 @@ def test_a_setting_that_forces_bf16_is_said(cache, monkeypatch, capsys):
 
 
 def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, monkeypatch, capfd):
-    """Real benches in this process, but for bf16's; how fast this machine is does not count."""
+    """Real benches in this process, but for bf16's; how fast this machine is does not count.
+
+    Nor how it rounds: any drift is small enough, or the verdict were another one elsewhere.
+    """
     monkeypatch.setenv("PERSONAPLEX_TRANSCRIBE", str(STT))
     monkeypatch.setenv("PERSONAPLEX_SLOTS", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of so small a model only wait
-    monkeypatch.setattr(drift, "LEAST_FRAMES", 60)  # enough for these weights to pass
+    anything = {"LEAST_TOP1": 0.0, "LEAST_WORDS_TOP1": 0.0, "LEAST_SPOKEN": 0.0, "MOST_KL": 1e9}
+    anything |= {"SMALL_RISE": 1e9, "MOST_SLOPE_OFF": 1e9, "MOST_STEPS_OFF": 1e9}
+    for name, value in {"LEAST_FRAMES": 60, **anything}.items():
+        monkeypatch.setattr(drift, name, value)
     for name, value in {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0}.items():
         monkeypatch.setattr(capacity, name, value)
     stand_in = Benches(snapshot_of(cache), good=True, held={"bf16": 1})
@@ -186,10 +187,11 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     assert not committed[0]
     assert committed[-1]
     allowed = choose_precision(AUTO, snapshot_of(cache), "cpu")
+    assert allowed == ("int8", "int8")
     assert tried == ["capacity-auto-auto", "capacity-bf16-bf16"]
     said = capfd.readouterr().out
     assert "next start  weights {}, keys and values {}".format(*allowed) in said
-    assert re.search(r"^recogniser  weights (bf16|int8)$", said, re.MULTILINE)
+    assert re.search(r"^recogniser  weights int8$", said, re.MULTILINE)
     assert precision(start()) == tuple(name.replace("bf16", "plain") for name in allowed)
 
 
@@ -199,7 +201,7 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
 def start():
     """The backend that a container started now would load."""
     config = pin_to_local(container_config(os.environ, 8998))
-    return load_backend(config, lambda *_: None, Voices)
+    return load_backend(config, lambda *_: None)
 
 
 def precision(backend) -> tuple[str, str]:
@@ -232,7 +234,7 @@ def test_another_revision_of_the_weights_has_no_verdict(cache):
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"PERSONAPLEX_GPU": "none"}, "PERSONAPLEX_GPU is none, but the gates measure on the"),
+        ({"PERSONAPLEX_GPU": "none", "PERSONAPLEX_DEVICE": "auto"}, "PERSONAPLEX_GPU is none"),
         ({"PERSONAPLEX_MODEL": "embedded"}, "which has no weights to judge"),
         ({"PERSONAPLEX_DEVICE": "cuda"}, "there is no GPU here"),
         ({"PERSONAPLEX_SLOTS": "many"}, "PERSONAPLEX_SLOTS is 'many'"),

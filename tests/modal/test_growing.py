@@ -43,7 +43,7 @@ def clock():
 
 async def test_the_last_slot_taken_asks_for_one_spare_once(clock):
     spare = Double()
-    growing = Growing(spare, clock=clock)
+    growing = Growing(spare.keep, clock=clock)
     await growing.look(free=0, slots=0)  # the model still loads
     await growing.look(free=1, slots=4)
     assert spare.kept == []
@@ -55,7 +55,7 @@ async def test_the_last_slot_taken_asks_for_one_spare_once(clock):
 
 async def test_while_full_it_asks_again_each_minute(clock):
     spare = Double()
-    growing = Growing(spare, clock=clock)
+    growing = Growing(spare.keep, clock=clock)
     for _ in range(3):
         await growing.look(free=0, slots=4)
         clock.now += RENEW_SECONDS
@@ -64,7 +64,7 @@ async def test_while_full_it_asks_again_each_minute(clock):
 
 async def test_the_spare_is_given_back_after_two_free_slots_for_a_minute(clock):
     spare = Double()
-    growing = Growing(spare, base=1, clock=clock)
+    growing = Growing(spare.keep, base=1, clock=clock)
     await growing.look(free=0, slots=4)
     await growing.look(free=2, slots=4)
     clock.now += CALM_SECONDS - 1
@@ -84,7 +84,7 @@ async def test_the_spare_is_given_back_after_two_free_slots_for_a_minute(clock):
 
 async def test_one_slot_alone_is_room_enough(clock):
     spare = Double()
-    growing = Growing(spare, clock=clock)
+    growing = Growing(spare.keep, clock=clock)
     await growing.look(free=0, slots=1)
     await growing.look(free=1, slots=1)
     clock.now += CALM_SECONDS
@@ -94,7 +94,7 @@ async def test_one_slot_alone_is_room_enough(clock):
 
 async def test_a_container_of_more_slots_than_it_holds_in_time_asks_and_gives_back(clock):
     spare = Double()
-    growing = Growing(spare, clock=clock)
+    growing = Growing(spare.keep, clock=clock)
     rig = Rig(slots=16)
     rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.05, 2: 0.09, 16: 0.2}))
     await growing.look(rig.scheduler.free, slots=16)
@@ -111,7 +111,7 @@ async def test_a_container_of_more_slots_than_it_holds_in_time_asks_and_gives_ba
 
 async def test_a_refused_call_is_logged_once_and_raises_nothing(clock, caplog):
     spare = Double(RuntimeError("not allowed"))
-    growing = Growing(spare, clock=clock)
+    growing = Growing(spare.keep, clock=clock)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             await growing.look(free=0, slots=1)
@@ -133,7 +133,7 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
 
     asked, spare = asyncio.Event(), Heard()
     app = web.Application()
-    app.cleanup_ctx.append(autoscale(Full(), Growing(spare)))
+    app.cleanup_ctx.append(autoscale(Full(), Growing(spare.keep)))
     runner = web.AppRunner(app)
     await runner.setup()
     await asyncio.wait_for(asked.wait(), 20)
@@ -145,8 +145,8 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
     """The deployed class is looked up by name and asked for one container more, by real calls."""
     code = (
         "import asyncio\n"
-        "from demo.cloud.growing import ModalSpare\n"
-        "asyncio.run(ModalSpare('personaplex', 'PersonaPlexServer').keep(1))"
+        "from demo.cloud.growing import keep_modal_spares\n"
+        "asyncio.run(keep_modal_spares('personaplex', 'PersonaPlexServer', 1))"
     )
     with Platform(secrets=dict(SECRETS)) as platform:
         done = deploy(platform, tmp_path)

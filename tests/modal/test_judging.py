@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.cloud.acceptance import AUTO, FAITHFUL, Capacity, Judge, Measured
+from demo.cloud.acceptance import AUTO, FAITHFUL, WHOLE, Capacity, Measured, measure
 from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.weights.verdict import (
@@ -26,9 +26,8 @@ def folder(tmp_path) -> Path:
 
 def judged(folder: Path, benches: Benches, bench=None) -> Measured:
     config = ServerConfig(model=str(folder), transcribe=str(STT), device="cpu")
-    judge = Judge(folder, config, benches.commit, bench=bench or benches)
-    judge.drift()
-    return judge.capacities()
+    measured, _results = measure(folder, config, benches.commit, WHOLE, bench or benches)
+    return measured
 
 
 def start(folder: Path) -> tuple[str, str, str]:

@@ -30,7 +30,8 @@ async def test_start_ready_talk_interrupt_closing_exit(tmp_path):
         assert {0, 1, 2} <= kinds
         assert any(b'"closing"' in data for data in last if data[0] == 4)
         assert last[-1].startswith(b"\x05closing: ")
-        assert await asyncio.to_thread(process.wait, 25) == 0
+        code = await asyncio.to_thread(process.wait, 25)
+        assert code == 0, process.output[-3000:]
         assert time.monotonic() - started < 25
         assert not process.lines
 

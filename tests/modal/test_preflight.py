@@ -119,6 +119,7 @@ def test_download_prints_progress_and_commits(monkeypatch, capsys):
 
     committed: list[bool] = []
     recognisers: list[str] = []
+    monkeypatch.delenv("PERSONAPLEX_TRANSCRIBE")  # tests set it
     monkeypatch.setattr(hub, "fetch", fetch)
     monkeypatch.setattr(
         volume, "fetch_recogniser", lambda name, _: recognisers.append(name) or True

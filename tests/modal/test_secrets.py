@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from demo.cloud import deploying
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import ROOT, SECRETS, anonymous_secret, clean, definition, deploy
 
@@ -84,5 +85,28 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     assert done.stdout.splitlines() == [
         "smart routing: off: Modal gave no answer; "
         "PERSONAPLEX_DEEPSEEK_SECRET=deepseek-secret insists",
+        "hears: whisper, on the CPU",
         "2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("environ", "routing", "hears"),
+    [
+        ({}, "on (deepseek-secret)", "kyutai stt"),
+        ({}, "off: no secret found", "whisper, on the CPU"),
+        ({"PERSONAPLEX_MODEL": "embedded"}, "on (mine)", "whisper, on the CPU"),
+        ({"PERSONAPLEX_TRANSCRIBE": "1"}, "off: no secret found", "kyutai stt"),
+        ({"PERSONAPLEX_TRANSCRIBE": "0"}, "on (mine)", "energy only, spoken questions"),
+        ({"PERSONAPLEX_ROUTING": "0"}, "on (mine)", "energy only, spoken questions"),
+    ],
+)
+def test_a_deployment_says_who_will_hear(monkeypatch, capsys, environ, routing, hears):
+    for name in ("PERSONAPLEX_TRANSCRIBE", "PERSONAPLEX_MODEL", "PERSONAPLEX_ROUTING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    deploying.print_routing(routing)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"smart routing: {routing}"
+    assert said[1].startswith(f"hears: {hears}")

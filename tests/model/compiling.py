@@ -17,10 +17,10 @@ from triton.runtime.jit import JITFunction
 
 from engine.model.config import ModelConfig
 from engine.model.gpu import fused
-from engine.model.gpu.kernels import ROWS, add_norm, embed, matmul, pick, pick_text
+from engine.model.gpu.kernels import TILE_ROWS, add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
-from engine.model.loop import PIECE
+from engine.model.loop import PREFILL_COLUMNS
 from engine.model.mimi import Mimi
 from engine.model.transformer import Active, Rings, Rotation
 
@@ -172,10 +172,10 @@ def main() -> None:
     args = parser.parse_args()
     driver.set_active(Absent(args.capability))
     compile_only()
-    piece(PIECE, BF16)
+    piece(PREFILL_COLUMNS, BF16)
     tick(torch.int8)
     if not args.largest:
-        piece(ROWS, torch.int8)
+        piece(TILE_ROWS, torch.int8)
         tick(BF16)
         codec_tick()
         depth(torch.int8)

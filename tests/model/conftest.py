@@ -13,7 +13,6 @@ from engine.model.config import ModelConfig
 from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.weights.loading import load
-from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
 from tests.model import interpreting
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it exists on Linux only
@@ -35,8 +34,7 @@ def build_lm(dtype: torch.dtype = torch.float32) -> LM:
     config = ModelConfig.from_json(json.loads((TINY / "config.json").read_text()))
     with torch.device("meta"):
         lm = LM(config.lm)
-    path = TINY / "model.safetensors"
-    load(lm, path, lm_pieces(lm), CPU, dtype, lambda name: unused_by_lm(lm, name))
+    load(lm, TINY / "model.safetensors", CPU, dtype)
     return lm
 
 
@@ -51,7 +49,7 @@ def mimi() -> Mimi:
     with torch.device("meta"):
         mimi = Mimi(config.mimi)
     path = TINY / "tokenizer-e351c8d8-checkpoint125.safetensors"
-    load(mimi, path, mimi_pieces(mimi), CPU, torch.float32)
+    load(mimi, path, CPU, torch.float32)
     mimi.prepare()
     return mimi
 
@@ -64,7 +62,6 @@ def expected():
 
 @pytest.fixture(autouse=True)
 def _inference():
-    torch.set_num_threads(1)  # so small a model gains nothing from two
     with torch.inference_mode():
         yield
 

@@ -32,6 +32,6 @@ class Held:
     def __init__(self, values: dict[str, Tensor]) -> None:
         self.values = values
 
-    def read(self, piece: TensorSlice) -> Tensor:
-        value = self.values[piece.name]
-        return value if piece.rows is None else value[piece.skip : piece.skip + piece.rows]
+    def read(self, part: TensorSlice) -> Tensor:
+        value = self.values[part.name]
+        return value if part.rows is None else value[part.skip : part.skip + part.rows]

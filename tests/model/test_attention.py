@@ -1,4 +1,4 @@
-"""The two ways to attend to a ring are one: per slot over its length, and masked over all of it."""
+"""What a query sees of a ring: the newest columns that are not newer than itself."""
 
 import pytest
 import torch
@@ -11,33 +11,6 @@ HEADS, DIM, CAPACITY, SLOTS = 2, 6, 7, 3
 
 def rings() -> Rings:
     return Rings(1, SLOTS, HEADS, Rotation(DIM, 10_000, CPU), CAPACITY, torch.float32)
-
-
-def masked(ring: Rings, active: Active, columns: int) -> RingPush:
-    """A step as a GPU takes it."""
-    step = RingPush(ring, active, columns)
-    step.visible = step._visible()
-    step._attend = step._masked
-    return step
-
-
-@pytest.mark.parametrize("columns", [1, 2, 3])
-def test_a_masked_ring_gives_what_each_slot_alone_gives(columns):
-    generator = torch.Generator().manual_seed(1)
-    one, two = rings(), rings()
-    for tick in range(12):
-        active = Active.of([s for s in range(SLOTS) if (tick + s) % (s + 2)], SLOTS, CPU)
-        qkv = torch.randn(SLOTS, columns, 3, HEADS, DIM, generator=generator)
-        alone = RingPush(one, active, columns).attend(0, qkv.clone())
-        beside = masked(two, active, columns).attend(0, qkv.clone())
-        for ring in (one, two):
-            ring.advance(active, columns)
-        rows = list(active.slots)
-        torch.testing.assert_close(beside[rows], alone[rows], atol=1e-6, rtol=0)
-        assert beside.isfinite().all()  # inactive rows too: they meet the next layer
-    assert one.pushed == two.pushed == two.position.tolist()
-    for slot in range(SLOTS):
-        assert torch.equal(one.used(slot), two.used(slot))
 
 
 @pytest.mark.parametrize("columns", [1, 2])

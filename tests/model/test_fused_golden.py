@@ -20,7 +20,6 @@ from engine.model.transformer import Active
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint, load_recogniser
-from engine.weights.voices import Voices
 from tests.model.conftest import CPU, TINY, build_lm
 from tests.model.listening import STT_TINY, WANT, golden_columns
 from tests.model.test_fused import unpack_weights
@@ -37,8 +36,8 @@ PAST = 1  # frames that are played after the one that fills the ring
 def fused_checkpoint() -> Checkpoint:
     """The tiny checkpoint as a GPU runs it."""
     if DEVICE.type == "cuda":
-        return load_checkpoint(str(TINY), Voices, device="cuda", dtype=torch.float32)
-    checkpoint = load_checkpoint(str(TINY), Voices)
+        return load_checkpoint(str(TINY), device="cuda", dtype=torch.float32)
+    checkpoint = load_checkpoint(str(TINY))
     lm, mimi = unpack_weights(checkpoint.lm), unpack_weights(checkpoint.mimi)
     lm.fused, mimi.fused, mimi.filters = fused, fused, fused.filters(mimi)
     return checkpoint

@@ -22,7 +22,7 @@ def start(lm, mimi, sampling: SamplingConfig) -> Loop:
 
 def run(loop: Loop, user: torch.Tensor) -> torch.Tensor:
     """Tokens [T, 17] of the frames that user codes [T, 8] make, after the bootstrap."""
-    active, rows, text = loop.active([0]), [], torch.zeros(1, dtype=torch.int64)
+    active, rows, text = loop.active([0]), [], torch.zeros(1, dtype=torch.int64, device=loop.device)
     hush = torch.zeros(1, dtype=torch.bool, device=loop.device)
     for codes in [loop.user_now[0].clone(), *user]:
         loop.sampler.draw(active)

@@ -1,7 +1,6 @@
 """The codec against the reference's numbers."""
 
 import pytest
-import soundfile
 import torch
 
 from engine.config import FRAME_SAMPLES
@@ -19,6 +18,8 @@ def only(slot: int, slots: int = 1) -> Active:
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """The user's audio [82, 1, 1920]."""
+    import soundfile  # here: a GPU machine has none, and other tests import this file
+
     samples, _ = soundfile.read(TINY / "input_user.wav", dtype="int16")
     pcm = torch.from_numpy(samples) / 32768
     pcm = torch.nn.functional.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES))

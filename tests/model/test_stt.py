@@ -5,7 +5,7 @@ import torch
 
 from engine.commands.offline import split_frames
 from engine.model.stt import Hearing, silence_codes
-from engine.model.transformer import Active, RingPush
+from engine.model.transformer import Active
 from engine.weights.loading import load_recogniser
 from engine.wire.client import read_wav
 from tests.model.conftest import TINY
@@ -98,16 +98,3 @@ def test_a_cleared_slot_is_like_new_and_its_neighbour_does_not_notice(stt):
     fresh = listen(Hearing(stt, 2), columns, 0)
     assert all(torch.equal(a, b) for a, b in zip(again, fresh, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(hearing.state(1), before, strict=True))
-
-
-def test_the_ring_as_a_gpu_reads_it_gives_the_references_tokens_too(stt, monkeypatch):
-    by_slot = RingPush.__init__
-
-    def masked(step: RingPush, *args, **options) -> None:
-        by_slot(step, *args, **options)
-        step.visible, step._attend = step._visible(), step._masked
-
-    monkeypatch.setattr(RingPush, "__init__", masked)
-    tokens, pause, _ = listen(Hearing(stt, 3), golden_columns(), 1, others=(0,))
-    assert torch.equal(tokens.int(), WANT["tokens"])
-    close(pause, WANT["pause"], 1e-4)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from engine.bench.device import count_launches
-from engine.bench.gpu import play, play_on
+from engine.bench.gpu import play
 from engine.config import FRAME_SAMPLES, GREEDY
 from engine.model.config import ModelConfig
 from engine.model.gpu.graphs import Ticks, buckets_for
 from engine.model.loop import Loop
-from engine.model.stt import Hearing, SttConfig
-from engine.weights.generated import FULL, SMALL, generated, generated_recogniser
+from engine.model.stt import Hearing, Recogniser, SttConfig
+from engine.weights.checkpoint import set_parameter, usual_dtype
+from engine.weights.generated import FULL, SMALL, draw_values, generated
 
 MOST_LAUNCHES = 1200  # on a GPU; test_graphs.py counts them where there is none
 MOST_OPERATORS = {"bf16": 8_000, "int8": 12_500}  # of the plain modules on a CPU
@@ -60,13 +61,24 @@ def test_a_neighbour_changes_no_token_and_an_idle_slot_does_not_move(loop):
     among, alone = play(ticks, [0, 1, 2, 3], FRAMES)[0], play(ticks, [2], FRAMES)[0]
     assert np.array_equal(among[:, 2], alone[:, 0])
     before = [t.clone() for t in loop.state(1)]
-    play_on(ticks, [2], 2)
+    play(ticks, [2], 2, anew=False)
     assert all(torch.equal(a, b) for a, b in zip(before, loop.state(1), strict=True))
+
+
+def make_recogniser(config: SttConfig, device: torch.device) -> Recogniser:
+    """One with seeded weights."""
+    with torch.device("meta"):
+        stt = Recogniser(config)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, value in draw_values(stt, usual_dtype(device), generator):
+        set_parameter(stt, name, value)
+    stt.use_fused_kernels()
+    return stt
 
 
 def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_asked(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=2, hidden=96, context=20)
-    stt = generated_recogniser(config, loop.device)
+    stt = make_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     seen = []
     for every in (True, False):
@@ -84,7 +96,7 @@ def test_the_recogniser_writes_the_same_in_every_bucket_and_only_for_whom_it_is_
 
 def test_what_one_verb_leaves_for_the_next_stays_at_its_address_whichever_verb_it_was(loop):
     config = SttConfig(dim=64, num_heads=4, num_layers=1, hidden=96, context=20)
-    stt = generated_recogniser(config, loop.device)
+    stt = make_recogniser(config, loop.device)
     silence = torch.zeros(config.n_q, dtype=torch.int64, device=loop.device)
     ticks = Ticks(loop, False, every=True, hearing=Hearing(stt, loop.slots, silence))
     play(ticks, [0], 1)  # everybody is new

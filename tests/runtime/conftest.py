@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from engine.weights.loading import Checkpoint, load_checkpoint
-from engine.weights.voices import Voices
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 
@@ -15,7 +14,7 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny"
 @pytest.fixture(scope="session")
 def tiny() -> Checkpoint:
     torch.set_num_threads(1)  # so small a model gains nothing from two
-    return load_checkpoint(str(TINY), Voices)
+    return load_checkpoint(str(TINY))
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ class NotingDirector:
 
     def __init__(self, wants_frames: bool = False) -> None:
         self.wants_frames = wants_frames
+        self.awaits_words = False
         self.taken: list[Any] = []
         self.steps: list[tuple[float, float]] = []
         self.fails = False

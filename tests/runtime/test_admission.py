@@ -100,7 +100,7 @@ def test_kept_prompts_do_not_make_the_next_new_one_look_short():
     rig = Rig(backend=TimedBackend(4, {4: 0.05}, piece=0.03), piece=0.03)
     for _ in range(20):
         rig.scheduler.leave(rig.join(), "left")
-    assert rig.scheduler._between.slack._seconds["piece"] == 0.03
+    assert rig.scheduler._slack_work.slack.estimate("piece", rig.now) == 0.03
 
 
 def test_a_prompt_that_breaks_the_backend_ends_its_own_conversation_alone():

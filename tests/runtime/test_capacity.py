@@ -201,18 +201,29 @@ def test_a_short_peak_is_no_overload(clock):
 
 def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack = Slack()
-    slack.note("piece", 0.030)
-    slack.note("tick", 0.060)
+    slack.note("piece", 0.030, 1.0)
+    slack.note("tick", 0.060, 1.0)
     rig = Rig()
-    one, other = rig.join(ready=False), rig.join(ready=False)
+    one = rig.join(ready=False)
     assert slack.allows(1.0, None, one)
     assert slack.allows(1.0, 1.0, one)
     assert slack.allows(1.019, 1.0, one)  # 30 + 60 ms, and 10 around them, are over in 120
     assert not slack.allows(1.021, 1.0, one)
-    assert not slack.allows(5.00, 4.95, other)  # who has not waited yet
-    assert slack.allows(6.06, 6.01, one)  # after five seconds it gets its turn
-    slack.forget(other)
-    assert not slack.allows(20.0, 19.95, other)  # nor does an old refusal count
+
+
+def test_work_that_never_fits_is_done_after_five_seconds_for_all_who_wait():
+    slack, rig = Slack(0.2), Rig(slots=3)
+    one, other, leaver = (rig.join(ready=False) for _ in range(3))
+    for now in (10.0, 12.0, 15.0):
+        assert not any(slack.allows(now, now, seat) for seat in (one, other, leaver))
+    slack.forget(leaver)
+    assert slack.allows(15.1, 15.1, one)
+    assert not slack.allows(15.2, 15.2, one)  # one piece; the next after five seconds more
+    assert slack.allows(15.3, 15.3, other)
+    assert not slack.allows(15.4, 15.4, leaver)  # who sits there now waits anew
+    for seat in (one, leaver):
+        slack.forget(seat)
+    assert not slack.allows(30.0, 30.0, other)  # nor does an old refusal count
 
 
 def test_a_renewal_runs_between_ticks_and_is_told_to_the_client():

@@ -1,5 +1,7 @@
 """Which backend `--model` means on which machine."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config import ServerConfig
@@ -63,22 +65,15 @@ def test_asking_for_cuda_never_fails_where_there_is_none():
 @pytest.mark.parametrize(("asked", "slots"), [(3, 3), (0, EMBEDDED_SLOTS)])
 def test_the_number_of_slots_is_a_setting(asked, slots):
     config = ServerConfig(model="embedded", slots=asked)
-    assert load_backend(config, lambda phase, percent: None, shelf=None).slots == slots
+    assert load_backend(config, lambda phase, percent: None).slots == slots
 
 
 def test_every_setting_of_the_model_reaches_its_start(monkeypatch):
-    asked = {}
+    asked = []
     monkeypatch.setattr(
-        "engine.runtime.starting.load_personaplex",
-        lambda source, shelf, **options: asked.update(options, source=source),
+        "engine.runtime.starting.load_personaplex", lambda *given: asked.extend(given)
     )
-    config = ServerConfig(
-        model="someone/somewhere", device="cpu", slots=3, eager=True, weights="int8", kv="bf16",
-        renewal_frames=7, transcribe="ear", revision="r",
-    )  # fmt: skip
-    load_backend(config, progress=None, shelf=None)
-    assert asked == {
-        "source": "someone/somewhere", "device": "cpu", "slots": 3, "graphs": False,
-        "precision": ("int8", "bf16"), "renewal_frames": 7, "transcribe": "ear", "revision": "r",
-        "progress": None,
-    }  # fmt: skip
+    monkeypatch.setattr(choose, "has_cuda", lambda: True)
+    config = ServerConfig(model="someone/somewhere", slots=3, eager=True, revision="r")
+    load_backend(config, progress=print)
+    assert asked == [replace(config, device="cuda", transcribe=""), print]  # no key: no words

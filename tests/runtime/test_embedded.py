@@ -77,6 +77,43 @@ def test_the_greeting_stops_when_something_else_is_said():
     assert len(call.text.split()) < 10
 
 
+@pytest.mark.parametrize("after", [4, 12, 20, 30])
+def test_a_user_who_speaks_during_the_greeting_is_let_speak_and_played_back(after):
+    call, spoken = Call(seed=3), speech("seven yellow umbrellas")
+    call.silence(after)
+    said = len(call.text.split())
+    call.hear(spoken)
+    assert len(call.text.split()) <= said + 3  # it yields: the words on their way, no more
+    call.frames.clear()
+    call.silence(60)
+    assert best_match(call.pcm, spoken[:-1200])[0] > 0.99
+
+
+def test_a_user_who_speaks_while_a_text_is_said_is_played_back_after_it():
+    call, spoken = Call(first="Hi."), speech("seven yellow umbrellas")
+    call.until_said()
+    call.silence(30)
+    call.say("One two three four five six seven eight.")
+    call.silence(20)
+    call.hear(spoken * 0.01)  # too soft to interrupt, as a whisper beside the microphone
+    call.silence(120)
+    assert "eight." in call.text
+    call.frames.clear()
+    call.say("One two three four five.")
+    call.silence(16)
+    call.hear(spoken)
+    call.silence(150)
+    assert best_match(call.pcm, spoken[:-1200])[0] > 0.99
+
+
+def test_where_words_are_written_the_playback_waits_for_an_answer():
+    backend = EmbeddedBackend(1)
+    list(backend.open(0, Opening("NATF2", transcribe=True)))
+    late = backend._open[0].user.silence_frames
+    list(backend.open(0, Opening("NATF2")))
+    assert late > backend._open[0].user.silence_frames == 9
+
+
 # -- playing back ----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, LATE_SECONDS
 from engine.dialogue import events as ev
 from engine.errors import RefusedError, TooFastError
 from engine.runtime.backend import Opening
-from engine.runtime.scheduler import BETWEEN_SECONDS, COMMANDS_A_TURN, REQUESTS_A_TURN
+from engine.runtime.scheduler import COMMANDS_A_TURN, COMMANDS_SECONDS, REQUESTS_A_TURN
 from engine.runtime.seat import Ready, Seat
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig
 
@@ -127,12 +127,12 @@ def test_commands_of_all_seats_together_take_little_time_of_a_turn():
         seat.post("b")
     before = rig.now
     rig.turn()
-    assert rig.now - before <= BETWEEN_SECONDS + COST
-    assert sum(len(seat.director.taken) for seat in seats) <= BETWEEN_SECONDS / COST + 1
+    assert rig.now - before <= COMMANDS_SECONDS + COST
+    assert sum(len(seat.director.taken) for seat in seats) <= COMMANDS_SECONDS / COST + 1
 
 
 def test_seats_are_served_in_turns_whatever_one_of_them_sends():
-    rig, seats = costly_rig(3, seconds=2 * BETWEEN_SECONDS)  # a command is all that a turn takes
+    rig, seats = costly_rig(3, seconds=2 * COMMANDS_SECONDS)  # a command is all that a turn takes
     flooder, *others = seats
     for seat in others:
         seat.post("mine")

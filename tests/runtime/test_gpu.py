@@ -11,7 +11,6 @@ from engine.config import GREEDY
 from engine.model.transformer import Active
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint
-from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, Guest, play
 
@@ -24,7 +23,7 @@ GUESTS = (Guest(0, leaves=9), Guest(2, joins=3, every=2))
 
 @pytest.fixture(scope="module")
 def exact() -> Checkpoint:
-    return load_checkpoint(str(TINY), Voices, device="cuda", dtype=torch.float32)
+    return load_checkpoint(str(TINY), device="cuda", dtype=torch.float32)
 
 
 def test_float32_on_a_gpu_says_what_a_cpu_says(exact, tiny):
@@ -42,7 +41,7 @@ def test_draws_on_a_gpu_are_those_of_a_cpu(exact, tiny):
 
 
 def test_bf16_on_a_gpu_stays_within_twice_the_references_difference():
-    checkpoint = load_checkpoint(str(TINY), Voices, device="cuda")
+    checkpoint = load_checkpoint(str(TINY), device="cuda")
     lm, want = checkpoint.lm, load_file(TINY / "expected" / "lm_teacher_forced.safetensors")
     assert lm.embedding.table.dtype == torch.bfloat16
     columns, device = want["tokens"].long().T.cuda(), torch.device("cuda")
@@ -55,6 +54,6 @@ def test_bf16_on_a_gpu_stays_within_twice_the_references_difference():
 
 
 def test_a_conversation_in_bf16_runs_and_idle_slots_do_not_change():
-    backend = PersonaPlexBackend(load_checkpoint(str(TINY), Voices, device="cuda"), slots=3)
+    backend = PersonaPlexBackend(load_checkpoint(str(TINY), device="cuda"), slots=3)
     alone = play(backend, 1)
     assert play(backend, 1).tokens == alone.tokens

@@ -95,9 +95,9 @@ def test_a_prompt_in_one_pass_equals_stepping_through_it(fresh):
             backend.checkpoint.lm.step(embedded[None], rings, active)
     assert prompt.frames - 1 == rings.pushed[0] == loop.rings.pushed[1]
     assert prompt.frames > 2 * rings.capacity
-    torch.testing.assert_close(loop.rings.used(1), rings.used(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loop.rings.used(1)[0], rings.used(0)[0], atol=1e-5, rtol=0)
     with torch.inference_mode():
-        loop.rings.used(1).copy_(rings.used(0))
+        loop.rings.used(1)[0].copy_(rings.used(0)[0])
     stepped = [tick(backend, audio(1)[[0, i]], [1])[1].codes[1].tolist() for i in range(10)]
     enter(backend, 1, opening)
     assert stepped == [tick(backend, audio(1)[[0, i]], [1])[1].codes[1].tolist() for i in range(10)]

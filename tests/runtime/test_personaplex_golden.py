@@ -10,14 +10,13 @@ import torch
 from safetensors.numpy import load_file
 
 from engine.commands.offline import drive_conversation, split_frames
-from engine.config import FRAME_SAMPLES, GREEDY
+from engine.config import FRAME_SAMPLES, GREEDY, ServerConfig
 from engine.dialogue.persona import prompt_ids
 from engine.model.prompt import Prompt
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import file_hash
-from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 PCM_TOLERANCE = 1e-5
@@ -84,7 +83,9 @@ def test_a_greedy_conversation_has_the_references_tokens(backend, user, name):
 def test_the_way_a_server_loads_has_the_references_tokens_too(user, transcribe):
     want, parameters = run("gen_voice_pt")
     threads = torch.get_num_threads()
-    served = load_personaplex(str(TINY), Voices, slots=3, transcribe=transcribe)
+    served = load_personaplex(
+        ServerConfig(model=str(TINY), device="cpu", slots=3, transcribe=transcribe)
+    )
     torch.set_num_threads(threads)
     opening = opening_of(parameters, served.tokenizer)
     frames = list(drive_conversation(served, opening, user[:LIVE_ROWS], forcing({}), slot=2))

@@ -8,7 +8,7 @@ from engine.runtime.personaplex import PromptCache
 
 def ready(megabytes: float) -> PromptState:
     kv, none = torch.zeros(int(megabytes * 250_000)), torch.zeros(1)
-    return PromptState(kv, 1, none, none, none, none)
+    return PromptState([kv], 1, none, none, none, none)
 
 
 def key(number: int) -> tuple[str, tuple[int, ...]]:

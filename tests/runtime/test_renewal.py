@@ -18,7 +18,6 @@ from engine.model.loop import Loop
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint
-from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
@@ -41,7 +40,7 @@ def roomy_folder(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory) -> Checkpoint:
     torch.set_num_threads(1)
-    return load_checkpoint(str(roomy_folder(tmp_path_factory.mktemp("roomy"))), Voices)
+    return load_checkpoint(str(roomy_folder(tmp_path_factory.mktemp("roomy"))))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def roomy_int8(tmp_path_factory) -> Checkpoint:
     """With int8 weights: pieces of 16 columns."""
     torch.set_num_threads(1)
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
-    return load_checkpoint(str(folder), Voices, int8=True)
+    return load_checkpoint(str(folder), int8=True)
 
 
 @pytest.fixture(params=["float", "int8 KV", "int8"])
@@ -157,7 +156,7 @@ def check(call: Call, opening: Opening, known: int) -> None:
     assert torch.equal(mine.agent[SLOT], yours.agent[SLOT])
     assert torch.equal(mine.user_before[SLOT], yours.user_before[SLOT])
     atol = 1e-5 if mine.rings.scale is None else 1.0  # a step of int8
-    pair = (mine.rings.used(SLOT).float(), yours.rings.used(SLOT).float())
+    pair = (mine.rings.used(SLOT)[0].float(), yours.rings.used(SLOT)[0].float())
     torch.testing.assert_close(*pair, atol=atol, rtol=0)
     hand_over(mine, yours)
     twin = Call.__new__(Call)
@@ -198,6 +197,17 @@ def test_so_long_between_two_pieces_that_history_is_lost_it_begins_again(roomy):
         call.tick()
     assert list(work)  # more pieces, from the beginning
     check(call, opening, FRAMES // 2)
+
+
+def test_a_renewal_that_is_broken_off_leaves_nothing_to_the_next_one(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES)
+    opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), SAMPLED, seed=12)
+    work = Call(backend, opening).until_due()
+    next(work)
+    work.close()  # the first caller hangs up
+    assert not backend.renewal.spare.kv.any()
+    call = Call(backend, opening)
+    check(call, opening, call.renew())
 
 
 def beside_the_ring(loop: Loop) -> list[torch.Tensor]:

@@ -11,9 +11,8 @@ from engine.config import FRAME_SAMPLES, LATE_SECONDS, ServerConfig
 from engine.errors import ModelError
 from engine.runtime.backend import Opening, Spoken
 from engine.runtime.choose import load_backend
-from engine.runtime.renewal import SHORT, RenewalQueue
+from engine.runtime.renewal import SWAP_COLUMNS, RenewalQueue
 from engine.runtime.seat import Ready, Renewed
-from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig
@@ -69,7 +68,7 @@ class FillingBackend(NotingBackend):
 
     def _prefilled(self, slot: int):
         self.busy, done, before = True, 0, self.pushed[slot]
-        while (left := RENEWED + self.pushed[slot] - before - done) > SHORT:
+        while (left := RENEWED + self.pushed[slot] - before - done) > SWAP_COLUMNS:
             self.works(self.piece_seconds)
             done += min(self.piece, left)
             yield
@@ -158,7 +157,7 @@ def long_calls(tmp_path_factory):
     """A server with the tiny model and a context of 90 frames."""
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
     config = ServerConfig(model=str(folder), device="cpu", slots=1, renewal_frames=FRAMES)
-    backend = load_backend(config, lambda phase, percent: None, Voices)
+    backend = load_backend(config, lambda phase, percent: None)
     with ApiServer(load=lambda progress: backend) as server:
         yield server
 

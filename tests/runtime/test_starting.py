@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.model.config import ModelConfig
 from engine.model.lm import LM
@@ -32,7 +33,6 @@ from engine.weights.sizing import (
     bytes_of,
     products,
 )
-from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 A10G = 23_028 << 20  # bytes that the card reports
@@ -192,7 +192,7 @@ def test_a_device_that_runs_out_of_memory_is_a_clear_error_too(monkeypatch):
 
     monkeypatch.setattr(starting, "load_checkpoint", full)
     with pytest.raises(ModelError, match=r"^cpu ran out of memory .*2 GiB\.; .*--slots[^\n]*$"):
-        load_personaplex(str(TINY), Voices)
+        load_personaplex(ServerConfig(model=str(TINY), device="cpu"))
 
 
 def test_renewal_is_off_where_memory_for_the_spare_state_is_missing(tiny, room, caplog):
@@ -242,11 +242,11 @@ def test_an_a10g_renews_calls_in_every_mode_and_keeps_a_prompt_beside(heard):
         memory = Memory(model, recogniser, mode, beside(*models))
         columns, cache_mb = _room_beside(memory, memory.slots(), 1000)
         _, of_spare = memory.spare(SPARE_SHARE * memory.left(memory.slots()))
-        assert 750 < columns <= memory.columns
-        assert cache_mb * 1e6 > 100 * memory.slot_bytes(mode) / memory.columns  # of 100 columns
-        if columns < memory.columns:
+        assert 750 < columns <= model.lm.window
+        assert cache_mb * 1e6 > 100 * memory.slot_bytes(mode) / model.lm.window  # of 100 columns
+        if columns < model.lm.window:
             assert of_spare + cache_mb * 1e6 <= memory.left(memory.slots())
-    assert columns == (memory.columns if not heard else 927)  # int8 throughout
+    assert columns == (model.lm.window if not heard else 927)  # int8 throughout
 
 
 def test_some_memory_is_left_for_kept_prompts_however_much_a_whole_ring_wants():
@@ -257,7 +257,7 @@ def test_some_memory_is_left_for_kept_prompts_however_much_a_whole_ring_wants():
         columns, cache_mb = _room_beside(memory, 4, 1000)
         assert cache_mb >= 99
         assert columns > 400
-    assert columns == memory.columns
+    assert columns == model.lm.window
 
 
 def test_a_spare_is_as_large_as_memory_allows_and_none_if_that_is_too_small():

@@ -17,7 +17,6 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.scheduler import heard_row
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import LoadedRecogniser, load_recogniser
-from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from tests.model.listening import CPU, STT_TINY, WANT
 from tests.runtime.conftest import TINY
@@ -209,14 +208,14 @@ def test_the_setting_loads_it_and_the_environment_sets_it():
     config = ServerConfig.from_environment(
         {"PERSONAPLEX_TRANSCRIBE": str(STT_TINY)}, model=str(TINY), slots=1, device="cpu"
     )
-    backend = load_backend(config, lambda phase, percent: None, Voices)
+    backend = load_backend(config, lambda phase, percent: None)
     assert backend.transcribes
     assert backend.transcription.delay_frames == 6
 
 
-def test_the_embedded_voice_transcribes_nothing_and_says_so(caplog):
+def test_the_embedded_voice_has_no_recogniser_in_the_model():
     config = ServerConfig(model="embedded", transcribe=str(STT_TINY), slots=1)
-    backend = load_backend(config, lambda phase, percent: None, Voices)
-    assert not backend.transcribes
-    assert "no words" in caplog.text
-    assert load_personaplex(str(TINY), Voices, slots=1).transcribes is False
+    assert not load_backend(config, lambda phase, percent: None).transcribes
+    assert not load_personaplex(
+        ServerConfig(model=str(TINY), slots=1, device="cpu"), lambda phase, percent: None
+    ).transcribes

@@ -10,7 +10,6 @@ import pytest
 from engine.config import FRAME_SAMPLES, PAD, ServerConfig
 from engine.runtime.backend import Heard, HeardRow, Opening
 from engine.runtime.choose import load_backend
-from engine.weights.voices import Voices
 from engine.wire.client import read_wav
 from engine.wire.protocol import Kind
 from tests.model.listening import STT_TINY
@@ -127,7 +126,7 @@ class Spoken:
 
 def load(_progress):
     config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=3, device="cpu")
-    return load_backend(config, lambda phase, percent: None, Voices)
+    return load_backend(config, lambda phase, percent: None)
 
 
 def load_spoken(progress):

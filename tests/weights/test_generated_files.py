@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from engine.config import GREEDY
+from engine.config import GREEDY, VOICE_NAMES
 from engine.model.config import LMConfig, MimiConfig, ModelConfig
 from engine.model.config import QuantizerConfig as Quantizer
 from engine.model.config import TransformerConfig as Transformer
@@ -18,7 +18,6 @@ from engine.weights.checkpoint import TensorFile
 from engine.weights.generated import generated, write_checkpoint
 from engine.weights.hub import LM_FILE, MIMI_FILE
 from engine.weights.loading import load_checkpoint
-from engine.weights.voices import Voices
 from tests.runtime.playing import play
 
 LEAST = ModelConfig(  # what takes no time, and no two widths alike
@@ -52,7 +51,7 @@ def numbers(model) -> dict[str, torch.Tensor]:
 
 
 def test_a_generated_folder_is_the_generated_model(folder):
-    loaded, (lm, mimi) = load_checkpoint(str(folder), Voices), generated(LEAST, "cpu")
+    loaded, (lm, mimi) = load_checkpoint(str(folder)), generated(LEAST, "cpu")
     for got, want, rounded in ((loaded.lm, lm, True), (loaded.mimi, mimi, False)):
         got, want = numbers(got), numbers(want)
         assert got.keys() == want.keys()
@@ -69,7 +68,7 @@ def test_another_seed_makes_other_weights(folder, tmp_path):
 def test_a_generated_folder_has_the_types_and_steps_of_a_release(folder):
     assert types(folder / LM_FILE) == {"BF16"}
     assert types(folder / MIMI_FILE) == {"F32"}
-    names = TensorFile(folder / LM_FILE).names()
+    names = TensorFile(folder / LM_FILE).names
     assert "linears.7.weight" in names
     assert "linears.8.weight" not in names
     assert json.loads((folder / "config.json").read_text())["lm"]["dep_q"] == 8
@@ -81,7 +80,7 @@ def types(path) -> set[str]:
 
 
 def test_a_generated_vocabulary_has_exactly_the_pieces_of_the_config(folder):
-    tokenizer = load_checkpoint(str(folder), Voices).tokenizer
+    tokenizer = load_checkpoint(str(folder)).tokenizer
     assert len(tokenizer) == LEAST.lm.text_card
     assert tokenizer.piece(399) == "▁w399"
     assert tokenizer.decode(tokenizer.encode("hello there")) == "hello there"
@@ -94,5 +93,5 @@ def test_a_vocabulary_below_the_tiny_one_is_refused(tmp_path):
 
 
 def test_a_conversation_runs_on_a_generated_folder(folder):
-    backend = PersonaPlexBackend(load_checkpoint(str(folder), Voices), slots=1)
-    assert play(backend, 0, Opening("TINYM0", (5, 6), GREEDY), frames=3).tokens
+    backend = PersonaPlexBackend(load_checkpoint(str(folder)), slots=1)
+    assert play(backend, 0, Opening(VOICE_NAMES[0], (5, 6), GREEDY), frames=3).tokens

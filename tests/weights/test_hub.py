@@ -48,8 +48,9 @@ def test_a_token_that_is_not_valid_is_told_from_a_missing_one(failing):
     assert said.startswith("the Hugging Face token is not valid (401)")
 
 
-def test_a_gated_repository_says_where_the_licence_is(failing):
-    said = failing(http(errors.GatedRepoError, 403))
+@pytest.mark.parametrize("kind", [errors.GatedRepoError, errors.HfHubHTTPError])
+def test_a_token_that_may_not_read_it_is_told_where_the_licence_is(failing, kind):
+    said = failing(http(kind, 403))
     assert f"(403): accept the licence at https://huggingface.co/{REPO}" in said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,25 +12,50 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.bench.load import Watch, anonymous_bytes
-from engine.config import GREEDY
+from engine.config import GREEDY, ServerConfig
 from engine.errors import ModelError
 from engine.model.config import LMConfig, ModelConfig
 from engine.model.lm import LM
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
-from engine.weights.checkpoint import TensorFile, check, parameters
-from engine.weights.generated import draw_values, on_meta, write_model
+from engine.weights.checkpoint import TensorFile, match_sources, read_parameters
+from engine.weights.generated import on_meta, write_model
 from engine.weights.loading import load_checkpoint, read_saved_voice
-from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
-from engine.weights.voices import Voices
+from engine.weights.names import find_sources
 from tests.model.making import ODD
 from tests.runtime.conftest import TINY
 from tests.runtime.playing import MINE, play
 
 LM_FILE = "model.safetensors"
 MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+
+
+class Watch(threading.Thread):
+    """The highest anonymous memory while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._done = anonymous_bytes(), threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def stop(self) -> int:
+        self._done.set()
+        self.join()
+        return self.peak
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon:")
+    )
+    return int(line.split()[1]) * 1024
 
 
 def change(folder: Path, file: str, edit) -> None:
@@ -40,7 +66,7 @@ def change(folder: Path, file: str, edit) -> None:
 
 
 def said(folder: Path) -> list:
-    backend = PersonaPlexBackend(load_checkpoint(str(folder), Voices), slots=1)
+    backend = PersonaPlexBackend(load_checkpoint(str(folder)), slots=1)
     return play(backend, 0, MINE, frames=4).tokens
 
 
@@ -84,19 +110,19 @@ def test_a_missing_tensor_is_named(copy, file):
     name = next(n for n in load_file(copy / file) if "transformer.layers.1.norm1" in n)
     change(copy, file, lambda tensors: tensors.pop(name))
     with pytest.raises(ModelError, match=f"{file} has no tensor {name}"):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 def test_an_unexpected_tensor_is_named(copy):
     change(copy, LM_FILE, lambda t: t.update({"transformer.layers.9.x": torch.zeros(2)}))
     with pytest.raises(ModelError, match=r"has a tensor transformer\.layers\.9\.x"):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 def test_a_depth_step_beyond_those_that_exist_is_unexpected(copy):
     change(copy, LM_FILE, lambda t: t.update({"linears.16.weight": torch.zeros(2)}))
     with pytest.raises(ModelError, match=r"linears\.16\.weight"):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +136,7 @@ def test_a_depth_step_beyond_those_that_exist_is_unexpected(copy):
 def test_a_wrong_shape_is_named_with_the_right_one(copy, name, shape):
     change(copy, LM_FILE, lambda t: t.update({name: torch.zeros(3, 5)}))
     with pytest.raises(ModelError) as error:
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
     assert f"{name} is [3, 5]" in str(error.value)
     assert shape in str(error.value)
 
@@ -119,14 +145,14 @@ def test_a_truncated_file_says_how_to_fetch_it_again(copy):
     whole = (copy / LM_FILE).read_bytes()
     (copy / LM_FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="cut short: run `python -m engine download`"):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 @pytest.mark.parametrize("file", ["config.json", LM_FILE, MIMI_FILE, "tokenizer_spm_32k_3.model"])
 def test_a_missing_file_is_named(copy, file):
     (copy / file).unlink()
     with pytest.raises(ModelError, match=f"has no {file}"):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +173,7 @@ def test_a_config_that_does_not_fit_names_the_entry(copy, edit, words):
         config[part] |= values
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=words.replace(".", r"\.")):
-        load_checkpoint(str(copy), Voices)
+        load_checkpoint(str(copy))
 
 
 def test_a_config_that_says_nothing_means_the_public_model():
@@ -165,8 +191,8 @@ def test_a_tokenizer_with_more_pieces_than_the_model_knows_is_refused(copy):
         tensors["text_linear.weight"] = tensors["text_linear.weight"][:200]
 
     change(copy, LM_FILE, shrink)
-    with pytest.raises(ModelError, match=r"has 384 pieces, lm\.text_card is 200"):
-        load_checkpoint(str(copy), Voices)
+    with pytest.raises(ModelError, match=r"has 384 pieces, text_card of config.json is 200"):
+        load_checkpoint(str(copy))
 
 
 class Evil:
@@ -193,12 +219,12 @@ def test_a_saved_voice_of_another_model_is_refused():
 
 def test_progress_of_every_phase_ends_at_100_percent():
     told = {}
-    load_checkpoint(str(TINY), Voices, progress=told.__setitem__)
+    load_checkpoint(str(TINY), progress=told.__setitem__)
     assert told == {f"loading {MIMI_FILE}": 100.0, f"loading {LM_FILE}": 100.0}
 
 
 def test_slots_0_is_a_number_that_fits():
-    backend = load_personaplex(str(TINY), Voices, slots=0)
+    backend = load_personaplex(ServerConfig(model=str(TINY), device="cpu", slots=0))
     assert backend.slots == 4
     assert backend.name == "tiny"
 
@@ -206,7 +232,7 @@ def test_slots_0_is_a_number_that_fits():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_asking_for_a_gpu_where_there_is_none_says_what_to_do():
     with pytest.raises(ModelError, match="use --device cpu"):
-        load_checkpoint(str(TINY), Voices, device="cuda")
+        load_checkpoint(str(TINY), device="cuda")
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -234,16 +260,16 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
     with torch.device("meta"):
         lm = LM(WIDE)
-    pieces = list(lm_pieces(lm))
-    shapes = {piece.name: piece.shapes[0] for _, group in pieces for piece in group}
+    parts = [part for group in find_sources(lm).values() for part in group]
+    shapes = {part.name: part.shapes[0] for part in parts}
     size = write_sparse(tmp_path / LM_FILE, shapes)
     assert size > 2.2e9
     file, cpu = TensorFile(tmp_path / LM_FILE), torch.device("cpu")
-    check(file, pieces, lambda name: unused_by_lm(lm, name))
+    sources = match_sources(lm, file)
     before, watch = anonymous_bytes(), Watch()
     watch.start()
     loaded = largest = 0
-    for _, value in parameters(lm, file, pieces, cpu, torch.bfloat16):
+    for _, value in read_parameters(lm, file, sources, cpu, torch.bfloat16):
         loaded += value.nbytes
         largest = max(largest, value.nbytes)
         del value  # the sink
@@ -255,13 +281,13 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
 
 def test_a_voice_can_be_opened_from_a_checkpoint_of_other_sizes(tmp_path):
     (lm, mimi), generator, dtype = on_meta(ODD), torch.Generator().manual_seed(0), torch.float32
-    write_model(tmp_path / LM_FILE, lm_pieces(lm), draw_values(lm, dtype, generator), dtype)
-    write_model(tmp_path / MIMI_FILE, mimi_pieces(mimi), draw_values(mimi, dtype, generator), dtype)
+    write_model(tmp_path / LM_FILE, lm, dtype, generator)
+    write_model(tmp_path / MIMI_FILE, mimi, dtype, generator)
     (tmp_path / "config.json").write_text(json.dumps(asdict(ODD)))
     (tmp_path / "voices").mkdir()
     shutil.copy(TINY / "voices" / "TINYM0.wav", tmp_path / "voices")
     make_tokenizer(tmp_path / "tokenizer_spm_32k_3.model")
-    backend = PersonaPlexBackend(load_checkpoint(str(tmp_path), Voices), slots=2)
+    backend = PersonaPlexBackend(load_checkpoint(str(tmp_path)), slots=2)
     first = play(backend, 1, Opening("TINYM0", (5, 6), GREEDY), frames=5)
     assert play(backend, 0, Opening("TINYM0", (5, 6), GREEDY), frames=5) == first
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.model.config import ModelConfig
 from engine.weights.generated import on_meta
-from engine.weights.names import lm_pieces, mimi_pieces, unused_by_lm
+from engine.weights.names import Sources, find_sources, is_unused
 
 SHAPES = json.loads((Path(__file__).parent / "checkpoint_shapes.json").read_text())
 PUBLIC = ModelConfig.from_json({})  # what the public config.json says: nothing of this
@@ -17,29 +17,29 @@ def wanted(file: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in SHAPES[file].items()}
 
 
-def shapes_of(pieces) -> dict[str, tuple[int, ...]]:
-    return {piece.name: piece.shapes[0] for _, group in pieces for piece in group}
+def shapes_of(sources: Sources) -> dict[str, tuple[int, ...]]:
+    return {part.name: part.shapes[0] for group in sources.values() for part in group}
 
 
 def test_the_full_size_codec_has_exactly_the_public_files_tensors():
     _, mimi = on_meta(PUBLIC)
     file = "tokenizer-e351c8d8-checkpoint125.safetensors"
-    assert shapes_of(mimi_pieces(mimi)) == wanted(file)
+    assert shapes_of(find_sources(mimi)) == wanted(file)
 
 
 def test_the_full_size_model_has_exactly_the_public_files_tensors_but_the_users_depth_steps():
     lm, _ = on_meta(PUBLIC)
     public = wanted("model.safetensors")
-    dropped = {name for name in public if unused_by_lm(lm, name)}
-    assert shapes_of(lm_pieces(lm)) == {k: v for k, v in public.items() if k not in dropped}
+    dropped = {name for name in public if is_unused(lm, name)}
+    assert shapes_of(find_sources(lm)) == {k: v for k, v in public.items() if k not in dropped}
     gatings = 8 * 6 * 2
     assert len(dropped) == gatings + 8 + 8 + 8  # depformer_in, linears, depformer_emb
     assert all(any(f".{k}." in name for k in range(7, 16)) for name in dropped)
 
 
 def test_every_row_of_every_parameter_comes_from_exactly_one_place():
-    for model, pieces in zip(on_meta(PUBLIC), (lm_pieces, mimi_pieces), strict=True):
-        for name, group in pieces(model):
+    for model in on_meta(PUBLIC):
+        for name, group in find_sources(model).items():
             rows = model.get_parameter(name).shape[0]
             if group[0].rows is None:
                 assert len(group) == 1

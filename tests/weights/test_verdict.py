@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from engine.config import ServerConfig
 from engine.runtime.starting import load_personaplex
 from engine.weights import int8 as int8_cache
 from engine.weights.verdict import (
@@ -15,7 +16,6 @@ from engine.weights.verdict import (
     publish,
     write_verdict,
 )
-from engine.weights.voices import Voices
 from tests.runtime.conftest import TINY
 
 AUTO = ("auto", "auto")
@@ -171,11 +171,11 @@ def test_who_asks_for_a_precision_gets_it_whatever_the_verdict_says(copy):
 
 def test_a_start_with_a_bad_verdict_is_bf16_and_with_a_good_one_int8(copy):
     write_verdict(copy, "cpu", False, False, False, {})
-    backend = load_personaplex(str(copy), Voices, slots=1)
+    backend = load_personaplex(ServerConfig(model=str(copy), device="cpu", slots=1))
     assert backend.checkpoint.lm.text_linear.scale is None
     assert backend.loop.rings.scale is None
     write_verdict(copy, "cpu", True, True, True, {})
-    backend = load_personaplex(str(copy), Voices, slots=1)
+    backend = load_personaplex(ServerConfig(model=str(copy), device="cpu", slots=1))
     assert backend.checkpoint.lm.text_linear.weight.dtype == torch.int8
     assert backend.loop.rings.scale is not None
 
@@ -209,6 +209,8 @@ def test_a_verdict_on_another_recogniser_is_stale(copy, stt, caplog):
 
 def test_a_start_obeys_the_verdict_on_the_recogniser(copy, stt):
     write_verdict(copy, "cpu", False, False, False, {}, recogniser=(stt, True))
-    backend = load_personaplex(str(copy), Voices, slots=1, transcribe=str(stt))
+    backend = load_personaplex(
+        ServerConfig(model=str(copy), device="cpu", slots=1, transcribe=str(stt))
+    )
     assert backend.hearing.stt.text_linear.scale is not None
     assert backend.checkpoint.lm.text_linear.scale is None

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from engine import errors
+from engine.config import ServerConfig
 from engine.runtime.metrics import Metrics, Stage
-from engine.wire import protocol
+from engine.wire import limits, protocol
 from engine.wire import protocol as query
+from engine.wire import socket as conversation
+from engine.wire.socket import COMMAND_COST, LETTERS_PER_MESSAGE, RESTART_COST
 
 DOC = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -66,6 +69,28 @@ def test_every_metric_and_every_stage_is_documented():
         assert f"`{name}`" in section
     for stage in Stage:
         assert f"`{stage}`" in section
+
+
+def test_the_limits_and_who_may_talk_are_documented_as_they_are():
+    limits_section = DOC.split("## Limits")[1].split("## Access")[0]
+    access = DOC.split("## Access")[1].split("## Plain HTTP")[0]
+    config = ServerConfig()
+    for number in (
+        *(
+            conversation.MESSAGES_PER_SECOND,
+            conversation.MESSAGES_AT_ONCE,
+            conversation.TOO_FAST_SECONDS,
+        ),
+        *(conversation.UNREAD_SECONDS, limits.REQUEST_SECONDS, limits.IDLE_SECONDS),
+        *(config.max_sockets_per_address, config.max_sockets_total),
+        *(COMMAND_COST, RESTART_COST, LETTERS_PER_MESSAGE),
+    ):
+        assert re.search(rf"\b{number:.0f}\b", limits_section), number
+    for name in ("MAX_SOCKETS_PER_ADDRESS", "MAX_SOCKETS_TOTAL", "TRUSTED_PROXIES"):
+        assert f"`PERSONAPLEX_{name}`" in limits_section
+    for name in ("TOKEN", "ALLOWED_ORIGINS", "OPEN_METRICS"):
+        assert f"PERSONAPLEX_{name}" in access
+    assert f"{protocol.MAX_METADATA_BYTES:_} bytes".replace("_", " ") in DOC
 
 
 RECIPES = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)

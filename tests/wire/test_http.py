@@ -32,6 +32,7 @@ async def test_healthz_counts_the_free_slots(serve):
         "slots": 3,
         "free": 2,
         "limited_by": "asked",
+        "hears": "energy only",
     }
 
 

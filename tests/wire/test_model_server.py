@@ -8,12 +8,11 @@ import pytest
 import soundfile
 
 from engine.commands.offline import drive_conversation, split_frames
-from engine.config import FRAME_SAMPLES
+from engine.config import FRAME_SAMPLES, ServerConfig
 from engine.dialogue.persona import prompt_ids
 from engine.runtime.backend import Opening
 from engine.runtime.seat import QUIET_PEAK
 from engine.runtime.starting import load_personaplex
-from engine.weights.voices import Voices
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from tests.serving import ApiServer
@@ -26,7 +25,7 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture(scope="module")
 def model_server(never_overloaded):
-    backend = load_personaplex(str(TINY), Voices, slots=3)
+    backend = load_personaplex(ServerConfig(model=str(TINY), device="cpu", slots=3))
     with ApiServer(load=lambda progress: backend) as server:
         yield server
 
@@ -64,7 +63,7 @@ def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, us
             )
 
     first, _, third = asyncio.run(all_three())
-    alone = load_personaplex(str(TINY), Voices, slots=1)
+    alone = load_personaplex(ServerConfig(model=str(TINY), device="cpu", slots=1))
     ids = prompt_ids(PERSONA, alone.tokenizer)
     for heard, seed in ((first, 5), (third, 7)):
         frames = drive_conversation(alone, Opening("TINYF0", ids, seed=seed), split_frames(user))

@@ -6,6 +6,7 @@ import socket
 import sys
 
 import aiohttp
+import pytest
 
 from engine.wire.protocol import Kind
 from tests.wire.peer import connected
@@ -50,3 +51,51 @@ async def test_a_bad_option_is_one_line_and_exit_code_1():
     assert process.returncode == 1
     assert err.startswith(b"error: --slots is 'many'")
     assert err.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("command", ["engine serve", "demo"])
+@pytest.mark.parametrize(
+    ("redirected", "said"),
+    [
+        (">&-", "error: stdout is closed"),
+        ("2>&-", "error: stderr is closed"),
+        (">/dev/full", "error: <stdout> cannot be written (No space left on device)"),
+        ("2>/dev/full", "error: <stderr> cannot be written (No space left on device)"),
+        (">&- 2>&-", None),
+        (">/dev/full 2>/dev/full", None),
+    ],
+)
+async def test_without_a_place_to_write_to_a_server_does_not_start(command, redirected, said):
+    """One line where one can be written, and exit code 1."""
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m {command} --host 127.0.0.1 --port 0 --model embedded {redirected}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    lines = [line for line in (out + err).decode().splitlines() if " starts" not in line]
+    assert process.returncode == 1
+    if said is None:
+        assert lines == []
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--host", "0.0.0.0", "--token", "secret"], False),
+        (["--host", "127.0.0.1"], False),
+    ],
+)
+async def test_a_server_that_is_open_to_all_says_so_once_with_the_fix(options, warned):
+    port = free_port()
+    process = await engine("--model", "embedded", "--port", str(port), *options)
+    while b"listening" not in await process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    out, _err = await asyncio.wait_for(process.communicate(), 20)
+    assert out.count(b"warning: ") == warned
+    assert out.count(b"PERSONAPLEX_TOKEN") == out.count(b"--host 127.0.0.1") == warned

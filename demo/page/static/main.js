@@ -18,7 +18,7 @@ const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" }
  * @typedef {Tuning & {persona: string, voice: string, seed: number, lowBandwidth: boolean,
  *   record: boolean}} WidgetValues
  * PageConfig of demo/page/ui.py.
- * @typedef {{voices: string[], personas: {title: string, text: string}[], routing: boolean
+ * @typedef {{voices: string[], personas: {title: string, text: string, looksUp: boolean}[], routing: boolean
  *   }} PageConfig
  * Asks Gradio to run the listeners of an event.
  * @typedef {(event: "refresh" | "voices") => void} Trigger
@@ -144,9 +144,13 @@ class Page {
     if (this.call && !this.call.ended) this.call.tune({ ...values, routing });
   }
 
-  /** @param {string} title */
+  /**
+   * Its role in words, and whether it looks things up.
+   * @param {string} title
+   */
   persona(title) {
-    return this.config.personas.find((persona) => persona.title === title)?.text ?? "";
+    const persona = this.config.personas.find((one) => one.title === title);
+    return [persona?.text ?? "", this.config.routing && (persona?.looksUp ?? false)];
   }
 
   /** @param {string} ending */

@@ -42,10 +42,7 @@ def step(lm, embedded: Tensor, rings: Rings, active: Active) -> Tensor:
 
 
 def prefill(lm, embedded: Tensor, rings: Rings, slot: Tensor, count: Tensor) -> None:
-    """The next columns of a slot, embedded [T, dim], of which the first `count` [1] count.
-
-    They must fit behind what the ring of the slot [1] holds.
-    """
+    """The next columns of slot [1], embedded [T, dim]; `count` [1] of them count, and must fit."""
     piece = PromptPiece(rings, slot, count, len(embedded))
     temporal(lm, embedded, piece)
     piece.advance()

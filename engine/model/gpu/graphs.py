@@ -31,7 +31,7 @@ from engine.model.transformer import Active, Rings
 logger = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16)
-# Columns of the input behind the samples: who advances, who is encoded, who is transcribed.
+# Columns of the input behind the samples: the slots that advance, are encoded, are transcribed.
 ACTIVE, ENCODING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
 Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32
 WARM_UPS = 3  # runs before a recording, compilers and all
@@ -48,10 +48,7 @@ class Recorded(NamedTuple):
 
 
 def record(work: Callable[[], Tensor | None], pool: object = None) -> Recorded:
-    """Record work on fixed addresses, after running it.
-
-    pool: memory for its intermediates, shared with graphs that never run beside it.
-    """
+    """Record work on fixed addresses after running it; graphs of a pool never run side by side."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -79,7 +76,7 @@ class Prefill:
         self.lm, self.rings, self.columns = lm, rings, columns
         table = lm.embedding.table
         self.embedded = table.new_zeros(columns, table.shape[1])
-        self.whose = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, how many count
+        self.target = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, columns
         recorded = lm.fused and graphs and table.is_cuda
         self.recorded = record(self._launch, pool) if recorded else None
 
@@ -90,7 +87,7 @@ class Prefill:
             self.lm.prefill(embedded, self.rings, slot)
             return
         self.embedded[:count].copy_(embedded)
-        self.whose.copy_(torch.tensor([slot, count]))
+        self.target.copy_(torch.tensor([slot, count]))
         if self.recorded:
             self.recorded.graph.replay()
         else:
@@ -99,7 +96,7 @@ class Prefill:
 
     def _launch(self) -> None:
         """Nothing counts while it is recorded, so nothing is written."""
-        self.lm.fused.prefill(self.lm, self.embedded, self.rings, self.whose[:1], self.whose[1:])
+        self.lm.fused.prefill(self.lm, self.embedded, self.rings, self.target[:1], self.target[1:])
 
 
 # -- ticks -----------------------------------------------------------------------------------------
@@ -155,7 +152,7 @@ class Ticks:
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32
-        self.prefill = Prefill(loop.lm, loop.rings, loop.piece, self.graphs, self.pool)
+        self.prefill = Prefill(loop.lm, loop.rings, loop.prefill_columns, self.graphs, self.pool)
         if self.graphs:
             self.capture()
 
@@ -164,10 +161,7 @@ class Ticks:
     def listen(
         self, pcm: np.ndarray, active: np.ndarray, writing: Iterable[int] = ()
     ) -> tuple[np.ndarray, np.ndarray, Words | None]:
-        """pcm [S, 1920], active [S] -> text [S], user codes [S, Q], the recogniser's tokens.
-
-        writing: active slots for which the recogniser takes its step; the last is None without.
-        """
+        """pcm [S, 1920], active [S] -> text [S], codes [S, Q], words of slots `writing` or None."""
         slots, writing = np.flatnonzero(active).tolist(), list(writing)
         self._size = self._bucket(slots)
         loop = self.loops[self._size]
@@ -204,7 +198,7 @@ class Ticks:
         rows = self.up_flush.rows
         rows[:], rows[slots, 0] = 0, 1
         self.up_flush.send(size)
-        count = partial(self._count, self.hearing.rings, slots, 1)
+        count = partial(self.hearing.rings.count, slots, 1)
         return _words(self._fetch("flush", self._launch("flush", size), count))
 
     def _bucket(self, slots: list[int]) -> int:
@@ -236,57 +230,54 @@ class Ticks:
 
     def _count_listened(self) -> None:
         taking = self._taking
-        self._count(self.loop.rings, taking[ACTIVE], 1)
-        self._count(self.loop.encoder.rings, taking[ENCODING], self.loop.mimi.frame_columns)
+        self.loop.rings.count(taking[ACTIVE], 1)
+        self.loop.encoder.rings.count(taking[ENCODING], self.loop.mimi.frame_columns)
         if taking[WRITING]:
-            self._count(self.hearing.rings, taking[WRITING], 1)
+            self.hearing.rings.count(taking[WRITING], 1)
 
     def _count_spoken(self) -> None:
         """The same for `speak`; and the random numbers of the next tick are drawn."""
         speaking = self._taking[ACTIVE]
-        self._count(self.loop.decoder.rings, speaking, self.loop.mimi.frame_columns)
+        self.loop.decoder.rings.count(speaking, self.loop.mimi.frame_columns)
         self.loop.sampler.draw_ahead(speaking)
-
-    def _count(self, rings: Rings, slots: list[int], columns: int) -> None:
-        for slot in slots:
-            rings.pushed[slot] += columns
 
     # -- what is launched, for a bucket of `size` slots --------------------------------------------
 
     def _listen(self, size: int) -> Tensor:
         """-> [B, 1 + Q] float32, which holds such tokens exactly: text and the user's codes."""
         pcm = self.up.device[:size, :FRAME_SAMPLES]
-        active, encoding = self._who(size, ACTIVE), self._who(size, ENCODING)
+        active, encoding = self._select(size, ACTIVE), self._select(size, ENCODING)
         text, codes, _ = self.loops[size].encode_and_step(pcm, active, encoding)
         return torch.cat([text[:, None], codes], 1).float()
 
     def _transcribe(self, size: int) -> Tensor:
         """-> the same, then the recogniser's token and pauses [B, 1 + Q + 1 + heads]."""
-        ear, pcm = self.hearings[size], self.up.device[:size, :FRAME_SAMPLES]
-        active, encoding = self._who(size, ACTIVE), self._who(size, ENCODING)
-        read = ear.stt.config.n_q
+        hearing, pcm = self.hearings[size], self.up.device[:size, :FRAME_SAMPLES]
+        active, encoding = self._select(size, ACTIVE), self._select(size, ENCODING)
+        read = hearing.stt.config.n_q
         most = max(read, self.loop.codebooks)
         text, codes, encoded = self.loops[size].encode_and_step(pcm, active, encoding, most)
-        written = _row(*ear.step(encoded[:, :read], self._who(size, WRITING)))
+        written = _row(*hearing.step(encoded[:, :read], self._select(size, WRITING)))
         return torch.cat([text[:, None].float(), codes.float(), written], 1)
 
     def _flush(self, size: int) -> Tensor:
         """-> the recogniser's token and pauses [B, 1 + heads]."""
         slots = () if self.cuda else tuple(self._flushing)
         active = Active(self.up_flush.device[:size, 0] > 0.5, slots)
-        return _row(*self.hearings[size].step_on_silence(active))
+        silence = self.hearing.silence.expand(size, -1)  # it brings out what is to be written
+        return _row(*self.hearings[size].step(silence, active))
 
     def _speak(self, size: int) -> Tensor:
         """-> [B, 1920 + Q]: the agent's samples and codes."""
         text, hush = self.up_text.device[:size].unbind(1)
-        active = self._who(size, ACTIVE)
+        active = self._select(size, ACTIVE)
         pcm, codes = self.loops[size].step_depth_and_decode(text, hush != 0, active)
         return torch.cat([pcm, codes.float()], 1)
 
-    def _who(self, size: int, who: int) -> Active:
+    def _select(self, size: int, column: int) -> Active:
         """Who takes part. On a GPU only the device knows, so that a graph can be replayed."""
-        slots = () if self.cuda else tuple(self._taking[who])
-        return Active(self.up.device[:size, who] > 0.5, slots)
+        slots = () if self.cuda else tuple(self._taking[column])
+        return Active(self.up.device[:size, column] > 0.5, slots)
 
     # -- graphs ------------------------------------------------------------------------------------
 

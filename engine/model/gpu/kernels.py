@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.config import PAD
-from engine.model.transformer import ROWS
+from engine.model.transformer import TILE_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
     int8 = item_bytes == 1
     if k < 256 or n < 64 or item_bytes == 4:
         return Tile(16, 32, 2 if partial else 1)
-    if rows > ROWS:  # a piece of a prompt: the tile of x is four times as large
+    if rows > TILE_ROWS:  # a piece of a prompt: the tile of x is four times as large
         # Of a sweep on an H200 (2026-11-25, docs/measurements/history.md), for 17 to 64 rows.
         return Tile(64, 128, 4, stages=3) if partial else Tile(32, 64 if gated else 128, stages=3)
     if partial:  # few outputs: programs share the inputs, so that all of the device reads
@@ -129,7 +129,7 @@ def matmul(
     tile = tile_for(n, k, m, weight.element_size(), gated, partial)
     kind = torch.float32 if partial else x.dtype
     out = torch.empty(tile.splits, m, n, dtype=kind, device=x.device)
-    bm = min(64, max(ROWS, triton.next_power_of_2(m)))
+    bm = min(64, max(TILE_ROWS, triton.next_power_of_2(m)))
     even = n % tile.bn == 0 and k % (tile.bk * tile.splits) == 0
     grid = (triton.cdiv(n, tile.bn), triton.cdiv(m, bm), tile.splits)
     _matmul[grid](

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.model.gpu.kernels import INTERPRETED, dot_type
-from engine.model.transformer import MOST, ROWS, TINY_SCALE, Active, Rings
+from engine.model.transformer import INT8_MAX, TILE_ROWS, TINY_SCALE, Active, Rings
 
 LOG2E = 1.4426950408889634
 LOW = -1e30  # below every score: what has it weighs nothing
@@ -255,7 +255,7 @@ class Decode:
             qkv, self.turn, kv, scale, rings.position, self.mask, self.part, self.stat, out,
             rings.capacity, qkv.stride(0), *kv.stride()[:3], *scale.stride()[:3],
             LOG2E * width**-0.5, **sizes, SPLIT=self.split, BN=self.block, STAGES=STAGES,
-            INT8=int8, MOST=MOST, TINY=TINY_SCALE, LOW=LOW, WHOLE=whole,
+            INT8=int8, MOST=INT8_MAX, TINY=TINY_SCALE, LOW=LOW, WHOLE=whole,
             BY_BF16=int8 and not INTERPRETED, num_warps=WARPS,
         )  # fmt: skip
         if not whole:
@@ -426,11 +426,11 @@ class PromptPiece:
         padded = triton.next_power_of_2(width)
         _write_piece[(columns, heads)](
             *given, *strides, H=heads, D=width, BD=padded,
-            INT8=int8, MOST=MOST, TINY=TINY_SCALE, num_warps=1,
+            INT8=int8, MOST=INT8_MAX, TINY=TINY_SCALE, num_warps=1,
         )  # fmt: skip
-        _attend_piece[(triton.cdiv(columns, ROWS), heads)](
+        _attend_piece[(triton.cdiv(columns, TILE_ROWS), heads)](
             *given, out, columns, *strides, LOG2E * width**-0.5,
-            H=heads, D=width, BD=max(LEAST_WIDTH, padded), BM=ROWS, BN=PIECE_BLOCK,
+            H=heads, D=width, BD=max(LEAST_WIDTH, padded), BM=TILE_ROWS, BN=PIECE_BLOCK,
             STAGES=PIECE_STAGES, INT8=int8, LOW=LOW, DOT=dot_type(qkv), num_warps=WARPS,
         )  # fmt: skip
         return out

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.model.gpu.kernels import INTERPRETED, ROWS
+from engine.model.gpu.kernels import INTERPRETED, TILE_ROWS
 
 PRECISION = "ieee" if INTERPRETED else "tf32x3"  # as exact as float32, on tensor cores
 LONG_COLUMNS = 64  # outputs of a slot from which its rows fill larger tiles
@@ -202,11 +202,11 @@ def counters(device: torch.device) -> Tensor:
 def tile(outputs: int, n: int, k: int) -> dict[str, int]:
     """How a convolution is cut: by its own sizes, never by the number of slots.
 
-    From a sweep over the codec's layers on an H100 for 1 and 16 slots (`bench tiles`, 2026-11-24).
+    From a sweep over the codec's layers on an H100 for 1 and 16 slots (2026-11-24).
     """
     bm, bn = LONG_ROWS // 2, 32 if n > 16 else 16
     if outputs < LONG_COLUMNS:
-        bm, wanted, most = ROWS, min(k // 64, MOST_PROGRAMS * bn // n), 16
+        bm, wanted, most = TILE_ROWS, min(k // 64, MOST_PROGRAMS * bn // n), 16
     elif k <= 192:
         bm, wanted, most = LONG_ROWS if k >= 32 and n > 16 else bm, k // 96, 2
     else:
@@ -324,10 +324,7 @@ def _sum_entries(codes, tables, out, dim, bins, codes_stride, LEVELS: tl.constex
 
 
 def nearest(latent: Tensor, tables: Tensor, half_norms: Tensor, codes: Tensor) -> None:
-    """Residual quantization: latent [S, D], tables [L, bins, D], into codes [S, L] int64.
-
-    The first of equally near entries, as argmin takes it.
-    """
+    """Residual quantization: latent [S, D], tables [L, bins, D] into codes [S, L]; ties: first."""
     slots, dim = latent.shape
     levels, bins = codes.shape[1], tables.shape[1]
     blocks = triton.cdiv(bins, ENTRIES)
@@ -338,13 +335,14 @@ def nearest(latent: Tensor, tables: Tensor, half_norms: Tensor, codes: Tensor) -
         first, last = level == 0, level == levels
         # What a level reads no other program of it writes: two buffers take turns.
         source = rest[0] if level < 2 else rest[1 + level % 2]
-        _nearest[(1 if last else blocks, triton.cdiv(slots, ROWS))](
+        _nearest[(1 if last else blocks, triton.cdiv(slots, TILE_ROWS))](
             source, value[(level + 1) % 2], index[(level + 1) % 2], tables[max(0, level - 1)],
             rest[1 + (level + 1) % 2], codes, level, tables[min(level, levels - 1)],
             half_norms[min(level, levels - 1)], value[level % 2], index[level % 2],
             slots, dim, bins, blocks, codes.stride(0),
-            FIRST=first, LAST=last, BM=ROWS, BN=ENTRIES, BD=min(64, triton.next_power_of_2(dim)),
-            BB=triton.next_power_of_2(blocks), PRECISION=PRECISION, num_warps=4,
+            FIRST=first, LAST=last, BM=TILE_ROWS, BN=ENTRIES,
+            BD=min(64, triton.next_power_of_2(dim)), BB=triton.next_power_of_2(blocks),
+            PRECISION=PRECISION, num_warps=4,
         )  # fmt: skip
 
 

@@ -1,0 +1,291 @@
+"""What speaks for and against looking a turn up: relations only, none of a product's words.
+
+How near the turn lies to the facts, to what customers ask of any product, and to everyday talk;
+its form (question, wish, a follow-up's beginning); names, words and numbers that it shares with the
+facts; and the same of the talk just before it. `Evidence.of` gives one number a relation, in the
+order of `RELATIONS`; `router.py` weighs them. English only.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import ConfigError
+from engine.lookup.knowledge import Found, Knowledge, terms
+from engine.lookup.vectors import WIDTH, SentenceVectors
+
+TALK_FILE = Path(__file__).parents[2] / "assets" / "talk.toml"
+SENTENCES_EACH = 4000  # of a base of facts; a larger one is known by its sections
+SECTION_CHARS = 300  # of a section that stands for itself
+SHORT_WORDS, TINY_WORDS = 4, 2
+NO_LIMIT = 2.0  # a cosine that no pair of sentences reaches
+
+QUESTION_WORD = (
+    r"(?:who|whose|what|which|when|where|why|how|whats|hows|wheres|is|are|was|were|am|do|does|did|"
+    r"can|could|will|would|should|shall|may|might|have|has|had|isn't|aren't|doesn't|don't|didn't|"
+    r"can't|won't|wouldn't|isnt|dont|any|got)"
+)
+LEAD_IN = re.compile(
+    r"(?:(?:and|so|well|oh|ok|okay|um|uh|er|hmm?|but|also|then|yes|yeah|yep|no|nope|right|great|good|"
+    r"alright|all right|hi|hello|hey|thanks|thank you|now|actually|please|sorry|cool|nice|sure|"
+    r"i see|got it|there|wait|hang on|listen|really|or|like)\b[^a-z]*)+"
+)
+ASKS_FIRST = re.compile(QUESTION_WORD + r"\b")
+ASKS_ANYWHERE = re.compile(
+    r"\b(?:what about|how about|how much|how many|how long|how far|how soon|what if|what is|what's|"
+    r"whats|can you|could you|do you|are you|is there|is it|does it|would it|can i|could i|do i|"
+    r"would i|isn't it|right$|or not$)"
+)
+ASKS_LAST = re.compile(
+    r"\b(?:isn't it|aren't you|don't you|do you|does it|can you|can't you|is it|right|or what|"
+    r"or no|or)\W*$"
+)
+CLAUSE_QUESTION = re.compile(
+    r"(?<=\s)(?=(?:what|what's|whats|how|how's|where|where's|when|when's|who|who's|which|why|why's|"
+    r"do you|do i|do we|does|did you|can i|can you|can we|can my|could i|could you|could we|could|"
+    r"would you|would i|would it|would that|is there|is it|is that|is the|are you|are there|"
+    r"have you got|isn't|aren't|don't you|shall i|should i|will i|will it|anything|any)\b)"
+)
+WISHES = re.compile(
+    r"\b(?:tell me|show me|give me|let me know|compare|run me through|explain|"
+    r"i(?:'d| would) (?:like|love|rather|want|need)|"
+    r"i (?:want|wanna|need|wanted|was told|heard|have heard|wonder)|"
+    r"i(?:'m| am| was) (?:just )?(?:wondering|curious|asking|looking|after|interested)|"
+    r"wants? to know|i've heard|i meant?|not the|suppose|let's say|please)\b"
+)
+FOLLOWS = re.compile(
+    r"(?:and|but|or|what about|how about|even|also|not|only|for|with|no i meant?|then|so|since|"
+    r"up to|until)\b"
+)
+TAKES_NOTE = re.compile(
+    r"(?:okay|ok|alright|right|great|good|cool|nice|fine|thanks|thank you|i see|ah|oh|wow|hm+|mm+|"
+    r"well|perfect|lovely|sweet|fair|yeah|yes|yep|no|nope|sure|got it|brilliant|wonderful|super|"
+    r"phew|not bad)\b"
+)
+OF_MYSELF = re.compile(r"\b(?:i|my|me|we|our|i'm|i've|i'd|he|she|his|her)\b")
+OF_YOU = re.compile(r"\b(?:you|your|yours|you're|you've)\b")
+CORRECTS = re.compile(
+    r"\b(?:i meant?|i was asking|i asked|i said|no wait|not the|not that|sorry not|actually)\b"
+)
+OPINION = re.compile(
+    r"\b(?:do you (?:think|believe|like|dream|sleep|know how|ever|get (?:tired|cold))|"
+    r"have you (?:ever|seen|read|heard)|did you (?:see|watch|hear|know)|would you rather|"
+    r"guess (?:what|how|who)|you know what|is it me|what's your|what do you think|how are you|"
+    r"how's your|your favou?rite)\b"
+)
+MADE_UP_MIND = re.compile(r"\b(?:never mind|forget it|forget about it)$")
+
+RELATIONS = (
+    "facts", "everyday", "customers", "named", "words", "words_share", "topic",  # nearness
+    "written_question", "asks_anywhere", "wishes", "follows", "short", "asks_you", "asks_for_me",
+    "opinion", "asks_as_customer",  # form
+    "agent_facts", "user_facts", "user_everyday", "joined_facts", "joined_everyday",
+    "joined_customers", "begins", "shared_terms", "agent_knew_not", "agent_asked", "note_after",
+    "correction_after", "question_after", "tiny_after", "tiny_question_after", "myself_after",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A finished turn of the user, and what was said just before it, if anything."""
+
+    text: str
+    agent_before: str = ""  # between the user's last turn and this one
+    user_before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a turn is put, from its words alone."""
+
+    asks: bool  # somewhere in it
+    asks_anywhere: bool
+    wishes: bool
+    follows: bool
+    corrects: bool
+    takes_note: bool
+    of_myself: bool
+    of_you: bool
+    opinion: bool
+    mark: float  # 1 a question mark, -1 none where there is punctuation, 0 no punctuation at all
+    words: int
+
+
+def plain(text: str) -> str:
+    return text.lower().replace("’", "'").strip(" .,!…-")
+
+
+def read_form(text: str) -> Form:
+    lower = plain(text)
+    unmarked = lower.replace("?", "")
+    anywhere = bool(ASKS_ANYWHERE.search(unmarked))
+    clauses = [_begins_as_question(plain(clause)) for clause in split_clauses(text)]
+    marked = 1.0 if "?" in text else -1.0 if re.search(r"[.!,…]", text) else 0.0
+    return Form(
+        asks=anywhere or any(clauses) or bool(ASKS_LAST.search(unmarked)),
+        asks_anywhere=anywhere,
+        wishes=bool(WISHES.search(lower)),
+        follows=bool(FOLLOWS.match(lower)),
+        corrects=bool(CORRECTS.search(lower)),
+        takes_note=bool(TAKES_NOTE.match(lower)),
+        of_myself=bool(OF_MYSELF.search(lower)),
+        of_you=bool(OF_YOU.search(lower)),
+        opinion=bool(OPINION.search(lower)),
+        mark=marked,
+        words=len(lower.split()),
+    )
+
+
+def is_question(text: str) -> bool:
+    """`And how much is it` and `Tell me about prices` ask; `Premium was great` does not."""
+    form = read_form(text)
+    if MADE_UP_MIND.search(plain(text)):
+        return False
+    return form.asks or form.wishes or form.mark > 0
+
+
+def _begins_as_question(clause: str) -> bool:
+    lead = LEAD_IN.match(clause)
+    return bool(ASKS_FIRST.match(clause, lead.end() if lead else 0))
+
+
+def split_clauses(text: str) -> list[str]:
+    """The sentences of a turn, the questions that begin inside them, and all of it."""
+    sentences = [part for part in re.split(r"(?<=[.?!…;])\s+|\s+[-–—]\s+", text) if part.strip()]
+    clauses = list(sentences)
+    for sentence in sentences:
+        starts = [match.start() for match in CLAUSE_QUESTION.finditer(sentence.lower())]
+        for start in {*starts[:1], *starts[-1:]}:
+            if len(sentence[start:].split()) >= 3:
+                clauses.append(sentence[start:])
+    return list(dict.fromkeys([*clauses, text]))[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class TalkBank:
+    """Sentences that a turn is compared with, whatever the product."""
+
+    everyday: tuple[str, ...]
+    customers: tuple[str, ...]
+    knows_not: tuple[str, ...]  # an agent that has no answer
+
+
+def load_talk(path: Path = TALK_FILE) -> TalkBank:
+    """Raises ConfigError naming what is wrong in the file."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return TalkBank(*(tuple(map(str, data[k])) for k in ("everyday", "customer", "knows_not")))
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path.name}: {error}; mend the file") from error
+
+
+class Evidence:
+    """Weighs turns against one base of facts. Slow to make (seconds); any thread.
+
+    ignored_from: sentences of the bank that lie nearer than this are passed over. The fitting of
+    the weights uses it, so that they do not learn to trust sentences that were written for them.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        vectors: SentenceVectors,
+        talk: TalkBank,
+        ignored_from: float = NO_LIMIT,
+    ) -> None:
+        self.knowledge, self._vectors, self._ignored_from = knowledge, vectors, ignored_from
+        self._everyday = vectors.embed_facts(talk.everyday, TALK_FILE.parent / "everyday")
+        self._customers = vectors.embed_facts(talk.customers, TALK_FILE.parent / "customers")
+        self._knows_not = vectors.embed(talk.knows_not)
+        sentences = [(s, i) for i, one in enumerate(knowledge.sections) for s in one.sentences()]
+        if len(sentences) > SENTENCES_EACH:
+            sections = enumerate(knowledge.sections)
+            sentences = [(section.sheet[:SECTION_CHARS], i) for i, section in sections]
+        self._section = np.array([i for _, i in sentences])  # of each sentence
+        self._facts = vectors.embed_facts([s for s, _ in sentences], knowledge.folder)
+        topic = self._facts.mean(axis=0)
+        self._topic = topic / np.linalg.norm(topic)
+
+    def of(self, turn: Turn) -> np.ndarray:
+        """One number for each of RELATIONS, float64."""
+        folded, named = self.knowledge.names.fold(turn.text)
+        before, _ = self.knowledge.names.fold(turn.user_before)
+        agent, user = self._embed(turn.agent_before), self._embed(turn.user_before)
+        whole = self._embed(folded)
+        joined = self._embed(f"{turn.user_before} {folded}".strip())
+        form, found = read_form(turn.text), self.knowledge.find(folded)
+        asks = float(form.asks)
+        agent_facts = self._best(self._facts, agent)
+        user_facts = self._best(self._facts, self._embed(before))
+        near = max(agent_facts, user_facts)
+        short = form.words <= SHORT_WORDS
+        tiny = form.words <= TINY_WORDS
+        said_before = set(terms(f"{turn.agent_before} {turn.user_before}"))
+        own_terms = set(terms(turn.text))
+        shared = len(own_terms & said_before) / max(1, len(own_terms))
+        agent_asked = "?" in turn.agent_before or _begins_as_question(plain(turn.agent_before))
+        return np.array(
+            [
+                self._best(self._facts, whole),
+                self._mean_of_best(self._everyday, whole, 5),
+                self._mean_of_best(self._customers, whole, 5),
+                named,
+                found.score / (found.score + 2),
+                found.score / (found.score + found.everyday + 0.5),
+                float(self._topic @ whole),
+                form.mark,
+                form.asks_anywhere,
+                form.wishes,
+                form.follows,
+                short,
+                asks * form.of_you,
+                asks * form.of_myself,
+                form.opinion,
+                asks * self._mean_of_best(self._customers, whole, 3),
+                agent_facts,
+                user_facts,
+                self._best(self._everyday, user),
+                self._best(self._facts, joined),
+                self._best(self._everyday, joined),
+                self._best(self._customers, joined),
+                not turn.user_before,
+                shared,
+                self._best(self._knows_not, agent),
+                agent_asked,
+                form.takes_note * near,
+                form.corrects * near,
+                asks * near,
+                tiny * near,
+                short * max(0.0, form.mark) * near,
+                form.of_myself * (1 - asks) * near,
+            ],
+            float,
+        )
+
+    def rank(self, question: str, found: Found) -> tuple[int, ...]:
+        """The sections that a question may be about, the best first: by meaning and by words."""
+        folded, _ = self.knowledge.names.fold(question)
+        nearness = np.full(len(self.knowledge.sections), -1.0)
+        np.maximum.at(nearness, self._section, self._facts @ self._embed(folded))
+        by_words = np.zeros(len(nearness))
+        by_words[list(found.order)] = 1 / (1 + np.arange(len(found.order)))
+        return tuple(int(i) for i in np.argsort(-(nearness + 0.5 * by_words), kind="stable"))
+
+    def _embed(self, text: str) -> np.ndarray:
+        """[384]; zero for nothing: it is near to nothing."""
+        return self._vectors.embed([text])[0] if text else np.zeros(WIDTH, np.float32)
+
+    def _near(self, bank: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        cosines = bank @ vector
+        if bank is not self._facts:
+            cosines = np.where(cosines > self._ignored_from, -0.1, cosines)
+        return cosines
+
+    def _best(self, bank: np.ndarray, vector: np.ndarray) -> float:
+        return float(self._near(bank, vector).max())
+
+    def _mean_of_best(self, bank: np.ndarray, vector: np.ndarray, count: int) -> float:
+        return float(np.sort(self._near(bank, vector))[-count:].mean())

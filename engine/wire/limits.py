@@ -1,0 +1,243 @@
+"""How many connections one address and all together may have, for how long, and how often it may
+guess a token. What happens on a conversation's socket, `socket` limits itself.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from engine.config import ServerConfig
+from engine.wire.socket import Bucket, FrameGuard, Pulse
+
+logger = logging.getLogger(__name__)
+
+GUESSES_PER_MINUTE = 10  # wrong tokens from one address
+MOST_ADDRESSES = 10_000  # whose wrong tokens are remembered
+SEND_BUFFER_BYTES = 64 * 1024  # of the kernel, which doubles it
+REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its headers, or body
+IDLE_SECONDS = 75.0  # a kept connection between two requests
+READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
+LOG_SECONDS = 60.0  # between two lines about the same thing
+TURNS = 4  # requests that begin in one round of the loop
+REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
+
+
+class Guesses:
+    """Wrong tokens by address: who has given ten in a minute must wait before the next."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}  # the oldest first
+
+    def may_try(self, address: str) -> bool:
+        bucket = self._buckets.get(address)
+        return bucket is None or bucket.level >= 1
+
+    def note_wrong(self, address: str) -> None:
+        bucket = self._buckets.pop(address, None)
+        if bucket is None:
+            bucket = Bucket(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE, self._clock)
+        self._buckets[address] = bucket
+        bucket.take(1)
+        if len(self._buckets) > MOST_ADDRESSES:
+            del self._buckets[next(iter(self._buckets))]
+
+
+class MinuteLog:
+    """One line a minute about each kind of thing that may happen thousands of times."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._logged_at: dict[str, float] = {}
+
+    def note(self, what: str) -> None:
+        now = self._clock()
+        self._counts[what] += 1
+        if now - self._logged_at.get(what, float("-inf")) >= LOG_SECONDS:
+            logger.warning("%s (%d times since the last such line)", what, self._counts.pop(what))
+            self._logged_at[what] = now
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+def find_address(peer: str, forwarded: str, proxies: tuple[str, ...]) -> str:
+    """Who asks: the peer, or whom a proxy that we trust names last in X-Forwarded-For.
+
+    What stands before the last entry came from the client itself, who may write anything.
+    """
+    own = _parse_address(peer)
+    if own and any(own in ipaddress.ip_network(proxy, strict=False) for proxy in proxies):
+        named = _parse_address(forwarded.rpartition(",")[2].strip())
+        own = named or own
+    if own is None:
+        return peer
+    if own.version == 6:  # one customer has a whole network of them
+        return str(ipaddress.ip_network((own, 64), strict=False))
+    return str(own)
+
+
+def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+class Doors:
+    """The connections of one server: how many from where, and who has guessed."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._open: Counter[str] = Counter()
+        self.log = MinuteLog()
+        self.guesses = Guesses()
+        self.pulse = Pulse()
+        self._turns = asyncio.Semaphore(TURNS)
+        self._reports = Bucket(1 / REPORT_SECONDS, 1)
+
+    def find_address(self, peer: str, forwarded: str = "") -> str:
+        return find_address(peer, forwarded, self._config.trusted_proxies)
+
+    def enter(self, address: str) -> bool:
+        """Count a connection, unless there are too many."""
+        if self._open.total() >= self._config.max_sockets_total:
+            self.log.note(f"a connection was refused: {self._config.max_sockets_total} are open")
+            return False
+        if self._open[address] >= self._config.max_sockets_per_address:
+            most = self._config.max_sockets_per_address
+            self.log.note(f"a connection was refused: {most} are open from its address")
+            return False
+        self._open[address] += 1
+        return True
+
+    async def take_turn(self) -> None:
+        """Wait until a request may begin: requests come in floods, and sockets do not wait."""
+        async with self._turns:
+            await asyncio.sleep(0)  # keep the turn until the sockets' next round
+
+    async def take_report(self) -> None:
+        """Wait until it is the turn of one more answer that takes long to make."""
+        await asyncio.sleep(self._reports.take(1))
+
+    def leave(self, address: str) -> None:
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+
+FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 60\r\n"
+    b"Connection: close\r\nContent-Length: 44\r\n\r\ntoo many connections are open; close some of"
+)
+
+
+class Connection(web.RequestHandler):
+    """One TCP connection: counted, read in small pieces, and closed when a request never ends."""
+
+    def __init__(self, doors: Doors, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.doors = doors
+        self.address: str | None = None  # under which it is counted
+        self._refused = False
+        self._peer = ""
+        self._busy = False  # with a request that is read
+        self._held = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._peer = (transport.get_extra_info("peername") or ("",))[0]
+        address = self.doors.find_address(self._peer)
+        if not self.doors.enter(address):
+            self._refused = True
+            transport.write(FULL)
+            transport.close()
+            return
+        self.address = address
+        if hasattr(transport, "max_size"):  # of one read, in asyncio's own transports
+            transport.max_size = READ_BYTES
+        super().connection_made(transport)
+        self._start_timer("headers", lambda: True)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_timer()
+        vars(self).pop("data_received", None)  # it would keep this object until the next collection
+        if self.address is not None:
+            self.doors.leave(self.address)
+            self.address = None
+        if not self._refused:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._busy and self._timer is None:
+            self._start_timer("headers", lambda: True)
+        super().data_received(data)
+
+    def begin(self, request: web.BaseRequest) -> bool:
+        """A request's headers are there; False: too many connections are its client's."""
+        self._stop_timer()
+        self._busy = True
+        if not request.content.is_eof():
+            self._start_timer("body", lambda: not request.content.is_eof())
+        forwarded = request.headers.get("X-Forwarded-For", "")
+        address = self.doors.find_address(self._peer, forwarded)
+        if address == self.address:
+            return True
+        if self.address is not None:
+            self.doors.leave(self.address)
+        self.address = address if self.doors.enter(address) else None
+        return self.address is not None
+
+    def end(self) -> None:
+        self._busy = False
+
+    def hold(self) -> None:
+        """Read nothing any more, whatever aiohttp thinks: the connection is about to end."""
+        self._held = True
+        self.pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if not self._held:
+            super().resume_reading(resume_parser)
+
+    def limit_send_buffer(self) -> None:
+        """Keep what a client does not read where it can be counted, and little of it."""
+        sock = self.transport and self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        super().set_parser(FrameGuard(parser, self.doors.log.note), data_received_cb)
+        self.data_received = super().data_received  # a socket's bytes are no request's
+
+    def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:
+        def close() -> None:
+            self._timer = None
+            if is_late() and self.transport is not None:
+                self.doors.log.note(
+                    f"a connection was closed: its {what} did not end in {REQUEST_SECONDS:.0f} s"
+                )
+                self.transport.abort()
+
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,112 @@
+"""What the page asks for, it gets: in every way of use no request is refused, no rule is broken."""
+
+import subprocess
+
+import pytest
+from playwright.sync_api import expect
+
+from demo.app import build_app
+from engine.config import ServerConfig
+from tests.browser.driver import Tab
+from tests.browser.serving import Served
+from tests.modal.rehearsal import free_port
+from tests.modal.test_proxy import CONFIG, NGINX, certificate, needs_nginx
+
+TOKEN = "open sesame"
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation",
+    (event) => window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`));
+"""
+
+
+@pytest.fixture(scope="module")
+def locked_server(chromium, engine):
+    with Served(lambda: build_app(engine, ServerConfig(token=TOKEN))) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def proxied(locked_server, tmp_path_factory):
+    """The page under /talk/ behind nginx and TLS."""
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    certificate(folder)
+    config = CONFIG.format(folder=folder, port=port, upstream=f"{locked_server.port}/")
+    config = config.replace("location /", "location /talk/")
+    (folder / "nginx.conf").write_text(config)
+    files = ("-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log")
+    process = subprocess.Popen([NGINX, *map(str, files)])
+    yield f"https://localhost:{port}/talk/"
+    process.terminate()
+    process.wait(10)
+
+
+class WatchedTab(Tab):
+    """A tab that also notes what was refused, and what the page's policy forbade."""
+
+    def _listen(self):
+        super()._listen()
+        self.refused = []
+        self.page.add_init_script(VIOLATIONS)
+        self.page.on("response", lambda a: a.status >= 400 and self.refused.append(a.url))
+
+    def check(self):
+        assert self.refused == []
+        assert self.errors == []
+        assert self.page.evaluate("window.violations") == []
+
+
+def use_everything(tab: WatchedTab) -> None:
+    """Every control, a call with Opus, and every file that can be saved."""
+    page = tab.page
+    page.click("#pp-settings button")
+    for box in ("#pp-preset", "#pp-voice"):
+        page.click(f"{box} input")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+    page.locator("#pp-persona textarea").fill("You are kind.")
+    page.get_by_label("Low bandwidth").check()
+    tab.connect()
+    tab.sets("#pp-temp", "0.5")
+    tab.say("One two three.")
+    expect(page.locator(".log")).to_contain_text("three", timeout=30_000)
+    page.click("#pp-mute")
+    page.click("#pp-pause")
+    page.click("#pp-connect")
+    for ending in ("wav", "txt", "srt", "vtt", "json"):
+        with page.expect_download():
+            page.click(f"#pp-save-{ending}")
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_tab_that_uses_everything_is_refused_nothing(browser, locked_server, artifacts, scheme):
+    wide = {"width": 1280, "height": 900}
+    tab = WatchedTab(
+        browser, f"{locked_server.url}?token=open+sesame", color_scheme=scheme, viewport=wide
+    )
+    use_everything(tab)
+    tab.page.screenshot(path=artifacts / f"closed-page-{scheme}.png")
+    tab.check()
+    tab.page.goto(f"{locked_server.url}favicon.ico")
+    assert tab.refused == []
+    tab.close()
+
+
+def test_pages_of_gradios_own_ask_for_nothing_that_is_open(browser, locked_server):
+    """A stranger adds what Gradio's address line knows: the page is the same, or says nothing."""
+    tab = WatchedTab(browser, f"{locked_server.url}?token=open+sesame")
+    for query in ("?__theme=light", "?deep_link=abc", "?__lang=de", "?view=settings"):
+        tab.page.goto(locked_server.url + query)
+        tab.see("Ready when you are")
+    tab.check()
+    tab.close()
+
+
+@needs_nginx
+def test_under_a_path_and_https_the_page_talks(browser, proxied):
+    tab = WatchedTab(browser, f"{proxied}?token=open+sesame", ignore_https_errors=True)
+    assert tab.page.url == proxied  # the token is not left in the address
+    use_everything(tab)
+    assert all(url.startswith((proxied, "blob:", "data:")) for url in tab.requests)
+    tab.check()
+    tab.close()

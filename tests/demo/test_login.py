@@ -1,0 +1,35 @@
+"""The page's door: who guesses tokens must wait, like on the socket."""
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from demo.page.login import ask_for_token
+from engine.config import ServerConfig
+from engine.dialogue.service import Service
+from engine.runtime.embedded import EmbeddedBackend
+from engine.wire.server import COOKIE, add_routes
+
+TOKEN = "open-sesame"
+
+
+async def page(request):
+    return ask_for_token(request, TOKEN) or web.Response(text="the page")
+
+
+async def test_the_eleventh_wrong_token_of_a_minute_is_429_and_so_is_the_right_one():
+    app = web.Application()
+    service = Service(lambda _progress: EmbeddedBackend(1))
+    add_routes(app, service, ServerConfig(token=TOKEN))
+    app.router.add_get("/", page)
+    async with TestClient(TestServer(app)) as client:
+        for n in range(10):
+            query, cookies = ({"token": f"guess{n}"}, {}) if n % 2 else ({}, {COOKIE: f"guess{n}"})
+            async with client.get("/", params=query, cookies=cookies) as answer:
+                assert answer.status == 401
+        for token in ("another guess", TOKEN):
+            async with client.get("/", params={"token": token}, allow_redirects=False) as answer:
+                assert answer.status == 429
+                assert "Wait a minute" in await answer.text()
+                assert "Set-Cookie" not in answer.headers
+        async with client.get("/") as answer:  # no guess: the form, and no word of waiting
+            assert answer.status == 401

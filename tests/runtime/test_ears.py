@@ -1,0 +1,241 @@
+"""A CPU's ears: who hears when, what is said of it, and that nothing outlives a conversation."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from engine.config import FRAME_SAMPLES, PAD, ServerConfig, choose_recogniser
+from engine.dialogue.director import Director
+from engine.dialogue.floor import UserFloor
+from engine.errors import ModelError
+from engine.runtime import ears as module
+from engine.runtime.backend import HeardRow
+from engine.runtime.choose import load_ears
+from engine.runtime.embedded import ByteTokenizer, EmbeddedBackend
+from tests.dialogue import noises
+
+pytest.importorskip("faster_whisper", reason="the ears need faster-whisper")
+KEY = {"DEEPSEEK_API_KEY": "k"}
+FRAME = np.zeros(FRAME_SAMPLES, np.float32)
+
+
+def ignore(phase: str, percent: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "chosen"),
+    [
+        ({}, KEY, "1"),
+        ({}, {}, ""),
+        ({"routing": False}, KEY, ""),
+        ({"transcribe": "0"}, KEY, ""),
+        ({"transcribe": "a/b"}, {}, "a/b"),
+        ({"transcribe": "1", "routing": False}, {}, "1"),
+    ],
+)
+def test_a_model_gets_its_recogniser_where_words_have_a_use(settings, environ, chosen):
+    assert choose_recogniser(ServerConfig(**settings), environ) == chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"transcribe": "0"}, "energy only, spoken questions are not routed: --transcribe is 0"),
+        ({"routing": False}, "energy only, spoken questions are not routed: --routing is 0"),
+    ],
+)
+def test_where_nothing_is_heard_it_says_why(settings, said):
+    config = ServerConfig(model="embedded", **settings)
+    assert load_ears(config, EmbeddedBackend(1), "", ignore) == (None, said)
+
+
+def test_without_its_package_or_its_model_it_says_what_is_missing(monkeypatch, tmp_path):
+    config = ServerConfig(model="embedded", transcribe=str(tmp_path))
+    ears, said = load_ears(config, EmbeddedBackend(1), "", ignore)
+    assert said.startswith("voice activity only, spoken questions are not routed: ")
+    assert ears.write_down is None
+    ears.close()
+
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+
+    monkeypatch.setattr(module.Ears, "__init__", missing)
+    ears, said = load_ears(config, EmbeddedBackend(1), "", ignore)
+    assert ears is None
+    assert "onnxruntime" in said
+
+
+@pytest.fixture
+def ears():
+    made = module.Ears(lambda samples: f"{len(samples)} samples")
+    yield made
+    made.close()
+
+
+def speak(listener: module.Listener, sound: np.ndarray) -> None:
+    for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
+        listener.push(sound[at : at + FRAME_SAMPLES], FRAME)
+
+
+def turn(text: str) -> np.ndarray:
+    said = noises.set_level(noises.say(text), -26)
+    return np.concatenate([noises.silence(0.5), said, noises.silence(1.0)])
+
+
+def test_each_turn_comes_once_with_its_times(ears):
+    turns, come = [], threading.Semaphore(0)
+    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    sound = [turn("This is the first turn."), turn("And this is another one.")]
+    for one in sound:
+        speak(listener, one)
+    for _ in sound:
+        assert come.acquire(timeout=60)
+    (_, start, end), (_, again, last) = turns
+    assert 0.3 < start < 0.7 < end < len(sound[0]) / 24_000 < again < last
+    assert not come.acquire(timeout=0.1)
+    assert not listener.writing
+
+
+def test_a_restart_voids_what_is_on_its_way(ears):
+    turns, written, go_on = [], threading.Event(), threading.Event()
+
+    def write_down(samples: np.ndarray) -> str:
+        written.set()
+        assert go_on.wait(60)
+        return "secret"
+
+    ears.write_down = write_down
+    listener = ears.open(lambda *said: turns.append(said))
+    speak(listener, turn("Nobody else may hear this."))
+    assert written.wait(60)
+    listener.reset()
+    go_on.set()
+    ears.writer.submit(lambda: None).result(60)
+    assert turns == []
+    assert listener.take_speech() == ()
+
+
+def test_a_turn_that_cannot_be_written_down_costs_its_words_alone(ears, caplog):
+    come = threading.Event()
+
+    def fail_once(samples: np.ndarray) -> str:
+        ears.write_down = lambda samples: "the next one"
+        raise ValueError("my secret words")
+
+    ears.write_down = fail_once
+    listener = ears.open(lambda *said: come.set())
+    speak(listener, turn("The first turn fails here."))
+    speak(listener, turn("The second one does not."))
+    assert come.wait(60)
+    assert "secret" not in caplog.text
+
+
+def test_a_turn_of_a_minute_is_written_in_pieces(ears):
+    lengths, come = [], threading.Event()
+    ears.write_down = lambda samples: str(lengths.append(len(samples)) or len(lengths))
+    texts = []
+    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    text = "one and two and three and four and five and six and seven and eight and nine " * 4
+    said = noises.set_level(noises.say(text), -26)
+    speak(listener, np.concatenate([said, said, said, noises.silence(1.0)]))
+    assert come.wait(60)
+    assert texts[0].split() == [str(n) for n in range(1, len(texts[0].split()) + 1)]
+    assert max(lengths) <= 26 * module.RATE
+    assert len(lengths) >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no priorities here")
+def test_writing_steps_back_behind_the_frames(ears):
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert ears.writer.submit(priority).result(60) >= min(19, priority() + 10)
+
+
+def test_without_a_network_it_says_so_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(module.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(module.socket, "create_connection", Mock(side_effect=OSError("no route")))
+    monkeypatch.setattr(module, "fetch", lambda *_: pytest.fail("it would try for half a minute"))
+    with pytest.raises(ModelError, match=r"huggingface\.co cannot be reached .*--transcribe DIR"):
+        module.find_whisper("auto", ignore)
+
+
+def test_the_usual_whisper_is_fetched_by_its_pinned_revision(monkeypatch):
+    fetched = []
+    monkeypatch.setattr(module, "find_hub", lambda: None)
+    monkeypatch.setattr(module, "fetch", lambda *what: fetched.append(what) or Path("here"))
+    assert module.find_whisper("auto", ignore) == Path("here")
+    ((repository, revision, _, files),) = fetched
+    assert repository == "Systran/faster-whisper-tiny.en"
+    assert len(revision) == 40
+    assert "model.bin" in files
+
+
+def test_two_who_speak_at_once_are_no_echo():
+    agent = noises.set_level(
+        noises.say("It costs fourteen dollars a month, with twenty hours."), -20
+    )
+    flagged = counted = 0
+    for text in (
+        "Never mind.",
+        "Wait, how much is the business plan?",
+        "Okay, and the yearly price?",
+    ):
+        user = noises.set_level(noises.say(text, "en-us+m3"), -26)
+        for seconds in (0.3, 0.7, 1.1):
+            finder, start = module.EchoFinder(), int(seconds * 24_000)
+            size = min(len(agent), start + len(user))
+            heard = np.concatenate([np.zeros(start, np.float32), user])[:size]
+            for at in range(0, size - FRAME_SAMPLES, FRAME_SAMPLES):
+                frame = slice(at, at + FRAME_SAMPLES)
+                is_echo = finder.take_frame(heard[frame], agent[frame])
+                if at >= start:
+                    flagged, counted = flagged + is_echo, counted + 1
+    assert flagged / counted < 0.12  # a third, when any likeness of half a second was an echo
+
+
+def test_who_stops_sending_after_a_question_has_asked_it(ears):
+    floor = UserFloor(words_come=True)
+    director = Director(ByteTokenizer(), floor=floor)
+    listener = ears.open(lambda *said: None)
+    said = np.concatenate(
+        [noises.silence(0.5), noises.set_level(noises.say("How much is it?"), -26)]
+    )
+    frames = [said[at : at + FRAME_SAMPLES] for at in range(0, len(said) - 2 * FRAME_SAMPLES, 1920)]
+    written = threading.Event()
+    listener._deliver = lambda *turn: written.set()
+    silence = 0
+    for frame in [*frames, *[FRAME] * 100]:
+        if frame is FRAME:
+            if not director.awaits_words:
+                break
+            silence += 1
+        listener.push(frame, FRAME)
+        while listener._state.frames:
+            time.sleep(0.001)
+        time.sleep(0.002)  # for the frame that was taken last
+        row = HeardRow(speech=listener.take_speech(), writing=listener.writing)
+        director.step(PAD, row, float(np.abs(frame).max()), 0.0)
+    assert written.wait(10)
+    assert 5 < silence < 50  # and then the client is left alone
+
+
+def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
+    monkeypatch.setattr(module, "MOST_SECONDS", 1.0)
+    turns, come = [], threading.Event()
+    listener = ears.open(lambda *said: (turns.append(said), come.set()))
+    sound = turn(
+        "This is a turn that goes on and on for more than one or two seconds, does it not?"
+    )
+    speak(listener, sound)
+    assert come.wait(20)
+    (words, start, end) = turns[0]
+    assert words.count("samples") > 1
+    assert start < 1.0 < 3.0 < end

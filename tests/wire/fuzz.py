@@ -1,0 +1,199 @@
+"""Random bytes at every layer of a socket, drawn from a seed.
+
+The suite plays a slice of it (test_fuzz.py). The long run, beside a client that talks at the pace
+of speech, prints what it cost: `python -m tests.wire.fuzz --messages 100000 --connections 5000`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import struct
+from collections import Counter
+
+from engine.bench.clients import converse, voice
+from engine.bench.process import Server
+from engine.wire.protocol import Kind
+from tests.wire.raw import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, Raw, frame, raw, request
+
+PARALLEL = 8
+LETTERS = "aé漢😀\u202e\u0000\u2028 !.,0123456789$%€\n\ud7ff"
+QUERIES = (
+    *("", "format=pcm16", "events=1&format=pcm16", "format=mp3", "seed=-1&routing=1", "%ff=%00&&="),
+    *("voice_prompt=../../x", "text_prompt=" + "x" * 900, "text_topk=1e99", "events=1"),
+)
+
+
+def draw_text(rng: random.Random) -> str:
+    return "".join(rng.choices(LETTERS, k=rng.choice((0, 1, 5, 80, 500, 2000, 2001))))
+
+
+def draw_value(rng: random.Random, depth: int = 0) -> object:
+    """Something that JSON can hold, not too deep."""
+    simple = (None, True, 0, -1, 1e308, 10**30, "queue", "replace", draw_text(rng)[:50])
+    if depth > 3 or rng.random() < 0.7:
+        return rng.choice(simple)
+    if rng.random() < 0.5:
+        return [draw_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+    return {draw_text(rng)[:5]: draw_value(rng, depth + 1) for _ in range(rng.randrange(4))}
+
+
+def draw_json(rng: random.Random) -> bytes:
+    names = ("type", "text", "mode", "routing", "text_topk", "text_temperature", "id")
+    data = {name: draw_value(rng) for name in rng.sample(names, rng.randrange(len(names)))}
+    if rng.random() < 0.8:
+        data["type"] = rng.choice(("say", "ask", "cancel", "set", "dance"))
+    if rng.random() < 0.5:
+        data["text"] = draw_text(rng)
+    return json.dumps(data, ensure_ascii=rng.random() < 0.5).encode(errors="surrogatepass")
+
+
+def draw_payload(rng: random.Random) -> bytes:
+    """One message of `/api`: right, nearly right, or noise."""
+    kind = rng.choice((*range(8), 8, 99, 255))
+    match rng.randrange(8):
+        case 0:
+            return b""
+        case 1:
+            return bytes([Kind.METADATA]) + draw_json(rng)
+        case 2:
+            return bytes([Kind.SAY]) + draw_text(rng).encode(errors="surrogatepass")
+        case 3:
+            return bytes([Kind.CONTROL, rng.randrange(6)])
+        case 4:
+            return bytes([Kind.AUDIO]) + rng.randbytes(2 * rng.choice((0, 1, 24, 480, 1920)))
+        case 5:
+            return bytes([Kind.AUDIO]) + b"OggS" + rng.randbytes(rng.randrange(200))
+        case 6:
+            return bytes([kind]) + rng.randbytes(rng.choice((0, 1, 60, 130, 9000, 70_000)))
+    data = bytearray(bytes([Kind.METADATA]) + draw_json(rng))
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(data)
+
+
+def draw_frames(rng: random.Random) -> bytes:
+    """One message as frames: nearly always legal ones, or a connection would end with its first."""
+    payload, chance = draw_payload(rng), rng.random()
+    if chance < 0.85:
+        return frame(payload)
+    if chance < 0.93:  # in pieces, with a ping between them
+        at = rng.randrange(len(payload) + 1)
+        begun, rest = frame(payload[:at], fin=False), frame(payload[at:], 0)
+        return begun + frame(rng.randbytes(rng.randrange(126)), rng.choice((PING, PONG))) + rest
+    match rng.randrange(7):
+        case 0:
+            return frame(payload, masked=False)
+        case 1:
+            return frame(payload, opcode=rng.choice((3, 7, 11, 15)))
+        case 2:
+            return frame(payload, opcode=0)  # goes on with what never began
+        case 3:
+            return frame(draw_text(rng).encode(errors="surrogatepass"), TEXT)
+        case 4:
+            return frame(struct.pack(">H", rng.randrange(65_536)) + rng.randbytes(3), CLOSE)
+        case 5:
+            return b"\x82\xff" + rng.randbytes(8) + bytes(4)  # a length that cannot be
+    return rng.randbytes(rng.randrange(1, 200))
+
+
+async def listen(line: Raw, faults: list[str]) -> None:
+    """Read until the end; note what the server calls its own fault."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        while True:
+            opcode, payload = await line.next()
+            if opcode == BINARY and payload.startswith(b"\x05internal error"):
+                faults.append(payload[1:].decode())
+            if opcode == CLOSE:
+                return
+
+
+async def fuzz_once(url: str, rng: random.Random, messages: int, faults: list[str]) -> int:
+    """One connection; the messages that were sent before it ended."""
+    sent = 0
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        async with raw(url) as line:
+            if rng.random() < 0.03:  # not even HTTP
+                await line.send(rng.randbytes(200) + b"\r\n\r\n")
+                return 1
+            path = rng.choice(("/api", "/api/chat")) + "?" + rng.choice(QUERIES)
+            await line.send(request(path, rng.choice(("GET",) * 9 + ("HEAD",)), **UPGRADE))
+            if b" 101 " not in await line.read_head():
+                return 1
+            listening = asyncio.create_task(listen(line, faults))
+            try:
+                while sent < messages and not listening.done():
+                    await line.send(draw_frames(rng))
+                    sent += 1
+                    if rng.random() < 0.3:
+                        await asyncio.sleep(0)
+                if rng.random() < 0.5:
+                    await line.send(frame(b"\x03\xe8", CLOSE))
+                    await asyncio.wait([listening], timeout=2)
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+    return max(1, sent)
+
+
+async def fuzz(
+    url: str, seed: int, messages: int, connections: int, counts: Counter[str] | None = None
+) -> tuple[Counter[str], list[str]]:
+    """(what was sent, faults), in at least so many connections and messages."""
+    counts = Counter() if counts is None else counts
+    faults: list[str] = []
+    each = max(1, messages // connections)
+
+    async def work(n: int) -> None:
+        rng = random.Random(f"{seed} {n}")
+        while counts["connections"] < connections or counts["messages"] < messages:
+            counts["connections"] += 1
+            longest = rng.choice((each // 4 + 1, each, 4 * each))
+            counts["messages"] += await fuzz_once(url, rng, longest, faults)
+
+    await asyncio.gather(*(work(n) for n in range(PARALLEL)))
+    return counts, faults
+
+
+async def measure(server: Server, seed: int, messages: int, connections: int) -> bool:
+    """Fuzz beside one paced talk; whether everything held."""
+    before, sizes = server.sizes(), []
+    counts: Counter[str] = Counter()
+    fuzzing = asyncio.create_task(fuzz(server.url, seed, messages, connections, counts))
+    talks = []
+    while not fuzzing.done():
+        talks.append(await converse(server.url, 10.0, 0.0, voice()))
+        sizes.append(server.sizes())
+        print(f"{sizes[-1]['rss_mb']:.0f} MB, {talks[-1].late} late, {dict(counts)}", flush=True)
+    _counts, faults = await fuzzing
+    left = server.wait_until_empty()
+    after = server.sizes()
+    log = os.pread(server.log.fileno(), 1 << 30, 0).decode(errors="replace")
+    frames = sum(len(talk.sent_at) for talk in talks)
+    late = sum(talk.late for talk in talks)
+    latencies = sorted(1e3 * latency for talk in talks for latency in talk.latencies)
+    print(f"{counts['messages']} messages, {counts['connections']} connections, seed {seed}")
+    print(f"neighbour: {frames} frames, {late} late, ended {[t.error for t in talks if t.broken]}")
+    for part in (0.5, 0.95, 0.99):
+        print(f"  p{100 * part:.0f} {latencies[int(part * len(latencies))]:.1f} ms")
+    print(f"faults {faults[:3]}, tracebacks {log.count('Traceback')}, log {len(log)} bytes")
+    print(f"slots left taken {left}; before {before}; after {after}")
+    return not faults and "Traceback" not in log and not left
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--connections", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--model", default="embedded")
+    args = parser.parse_args()
+    options = ["--model", args.model, "--slots", str(PARALLEL + 8)]
+    with Server(options) as server:
+        held = asyncio.run(measure(server, args.seed, args.messages, args.connections))
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

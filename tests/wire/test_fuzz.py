@@ -1,0 +1,33 @@
+"""A slice of the fuzzer (tests/wire/fuzz.py), beside a neighbour whose words must not change."""
+
+import asyncio
+
+import pytest
+
+from engine.wire.protocol import Kind
+from tests.wire.fuzz import fuzz
+from tests.wire.peer import FRAME, eventually, talking
+
+
+async def talk(server):
+    """What a neighbour hears of 60 frames."""
+    async with talking(server.url, seed=7) as peer:
+        for _ in range(60):
+            await peer.send(Kind.AUDIO, FRAME)
+            await peer.until(Kind.AUDIO)
+    return peer.text, b"".join(peer.of(Kind.AUDIO))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_noise_at_every_layer_is_nobodys_fault_and_reaches_no_neighbour(serve, caplog, seed):
+    served = serve(slots=12)
+    alone = await talk(served)
+    beside, (counts, faults) = await asyncio.gather(
+        talk(served), fuzz(served.url, seed, messages=600, connections=60)
+    )
+    assert beside == alone
+    assert counts["messages"] >= 600
+    assert faults == []
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("engine") and r.exc_info]
+    assert ours == []
+    await eventually(lambda: served.engine.free == 12)
