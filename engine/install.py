@@ -27,7 +27,7 @@ LISTS = {  # each holds the one before it
 }
 BIG = "on Linux with CUDA, about 2.7 GB to fetch, 5.1 GB on disk"
 CONTENTS = {  # as measured on Linux x86-64 with Python 3.12
-    "page": "the page and the built-in voice (about 110 MB to fetch, 490 MB on disk)",
+    "page": "the page and the built-in voice (about 240 MB to fetch, 850 MB on disk)",
     "model": f"PersonaPlex, which needs PyTorch ({BIG})",
     "test": f"the test tools, and PersonaPlex, which needs PyTorch ({BIG})",
 }
