@@ -10,6 +10,7 @@ import base64
 import functools
 import gzip
 import hashlib
+import logging
 import mimetypes
 import re
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class PageFiles:
         """Make them all. Raises RuntimeError if Gradio's part would not suit every visitor."""
         ours = {f"/pp/{path.name}": read(path, ASK_AGAIN) for path in STATIC.iterdir()}
         self._files = {**pack_frontend(), **ours}
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of these requests
         transport = httpx.ASGITransport(mount(build_page(self._config)))
         async with httpx.AsyncClient(transport=transport, base_url=ASKED_BY) as client:
             for path in RENDERED:

@@ -297,26 +297,34 @@ async def test_a_flood_is_told_once_and_ended_while_the_server_stops_reading_it(
 
 
 @contextlib.contextmanager
-def counting_turns(served, monkeypatch, method):
-    """How often one conversation's method began, turn by turn of the server's loop."""
-    counts, turn = {}, [0]
-    original = method.__get__
+def turns_of(served):
+    """The turns of the server's loop since the block began, one entry each."""
+    turns = []
 
     async def tick():
         while True:
-            turn[0] += 1
+            turns.append(None)
             await asyncio.sleep(0)
 
-    async def counted(self, *args):
-        counts[turn[0]] = counts.get(turn[0], 0) + 1
-        return await original(self)(*args)
-
-    monkeypatch.setattr(conversation.ChatSocket, method.__name__, counted)
     ticking = asyncio.run_coroutine_threadsafe(tick(), served._served.loop)
     try:
-        yield counts
+        yield turns
     finally:
         ticking.cancel()
+
+
+@contextlib.contextmanager
+def counting_turns(served, monkeypatch, method):
+    """How often one conversation's method began, turn by turn of the server's loop."""
+    counts, original = {}, method.__get__
+    with turns_of(served) as turns:
+
+        async def counted(self, *args):
+            counts[len(turns)] = counts.get(len(turns), 0) + 1
+            return await original(self)(*args)
+
+        monkeypatch.setattr(conversation.ChatSocket, method.__name__, counted)
+        yield counts
 
 
 async def test_one_client_has_one_message_in_a_turn_however_many_have_come(server, monkeypatch):
@@ -343,23 +351,14 @@ async def test_audio_that_has_come_is_taken_in_one_turn(server, monkeypatch):
     assert max(counts.values()) > 20
 
 
-async def test_pings_of_the_protocol_below_leave_the_others_their_turns(server, monkeypatch):
-    turns = []
-
-    async def tick():
-        while True:
-            turns.append(None)
-            await asyncio.sleep(0)
-
+async def test_pings_of_the_protocol_below_leave_the_others_their_turns(server):
     async with raw(server.url) as line:
         await line.upgrade()
         await line.until(BINARY, b"\0")
-        ticking = asyncio.run_coroutine_threadsafe(tick(), server._served.loop)
-        before = len(turns)
-        await line.send(frame(b"", PING) * 2000 + frame(b"\x06last"))
-        await line.until(BINARY, b"\x06last")
-        ticking.cancel()
-    assert len(turns) - before >= 2000
+        with turns_of(server) as turns:
+            await line.send(frame(b"", PING) * 2000 + frame(b"\x06last"))
+            await line.until(BINARY, b"\x06last")
+    assert len(turns) >= 2000
 
 
 async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(server, monkeypatch):
@@ -367,21 +366,12 @@ async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(ser
     writer = sphn.OpusStreamWriter(SAMPLE_RATE)
     silence = np.zeros(1920, np.float32)
     opus = b"".join(writer.append_pcm(silence) for _ in range(int(25 / 0.08)))
-    turns = []
-
-    async def tick():
-        while True:
-            turns.append(None)
-            await asyncio.sleep(0)
-
     async with connected(server.url) as peer:
         await peer.until(Kind.HANDSHAKE)
-        ticking = asyncio.run_coroutine_threadsafe(tick(), server._served.loop)
-        before = len(turns)
-        await peer.send(Kind.AUDIO, opus)
-        assert await peer.is_alive()
-        ticking.cancel()
-    assert len(turns) - before >= opus.count(b"OggS") // 2
+        with turns_of(server) as turns:
+            await peer.send(Kind.AUDIO, opus)
+            assert await peer.is_alive()
+    assert len(turns) >= opus.count(b"OggS") // 2
 
 
 async def test_two_restarts_with_nothing_between_them_are_one(server, monkeypatch):
