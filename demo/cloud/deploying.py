@@ -89,7 +89,7 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
     if known.get(DEEPSEEK_SECRET):
         named = DEEPSEEK_SECRET
     if named and named != "none":
-        print_routing(f"on ({named})")
+        print_routing(f"on ({named})", is_on=True)
         return add_token(named, token)
     routing = "off: no secret found"
     if named == "none":
@@ -99,18 +99,18 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
     elif has_account() and DEEPSEEK_SECRET not in known:
         insist = f"PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
         routing = f"off: Modal gave no answer; {insist}"
-    print_routing(routing)
+    print_routing(routing, is_on=bool(key))
     return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
 
 
-def print_routing(routing: str) -> None:
+def print_routing(routing: str, is_on: bool) -> None:
     """Say whether questions are looked up, and who will write down those that are spoken."""
     asked = os.environ.get("PERSONAPLEX_TRANSCRIBE") or "auto"
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     hears = "kyutai stt"
     if asked == "0" or (asked == "auto" and os.environ.get("PERSONAPLEX_ROUTING") == "0"):
         hears = "energy only, spoken questions are not routed"
-    elif embedded or (asked == "auto" and not routing.startswith("on")):
+    elif embedded or (asked == "auto" and not is_on):
         hears = "whisper, on the CPU"
     print(f"smart routing: {routing}\nhears: {hears}")
 

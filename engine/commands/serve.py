@@ -74,6 +74,12 @@ def tell(line: str, stream: TextIO | None = None) -> None:
         raise ConfigError(f"{stream.name} cannot be written ({why}); send it elsewhere") from None
 
 
+def tell_end(why: object) -> None:
+    """Say why the process ends, if anybody reads: nothing may keep it from ending."""
+    with contextlib.suppress(ConfigError):
+        tell(f"error: {why}")
+
+
 def check_output() -> None:
     """Raises ConfigError if stdout or stderr is closed, or stderr full.
 
@@ -172,17 +178,17 @@ async def serve_until(
         service.start()
         error = await stop
         if error is not None:
-            tell(f"error: {error}")
+            tell_end(error)
         await service.drain(config.drain_s)
     service.stop()
     if service.hung and error is None:
-        tell("error: the model's thread hangs and is left behind")
+        tell_end("the model's thread hangs and is left behind")
     return int(error is not None or service.hung)
 
 
 def leave_later(seconds: float) -> None:
     """End the process, whatever hangs in it, unless it ends by itself before."""
-    timer = threading.Timer(seconds, leave, [1, "error: something hangs; the process ends"])
+    timer = threading.Timer(seconds, leave, [1, "something hangs; the process ends"])
     timer.daemon = True
     timer.start()
 
@@ -190,7 +196,7 @@ def leave_later(seconds: float) -> None:
 def leave(code: int, why: str = "") -> None:
     """End the process at once."""
     if why:
-        tell(why)
+        tell_end(why)
     with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
         sys.stderr.flush()
     os._exit(code)

@@ -96,7 +96,7 @@ def load_ears(
     if backend.transcribes:
         return None, "kyutai stt"
     deaf = "energy only, spoken questions are not routed"
-    if config.transcribe == "0":
+    if config.transcribe in ("", "0"):
         return None, f"{deaf}: --transcribe is 0"
     if config.transcribe == "auto" and not config.routing:
         return None, f"{deaf}: --routing is 0"
@@ -106,6 +106,8 @@ def load_ears(
         ears = Ears()
     except ModuleNotFoundError as error:
         return None, f"{deaf}: {describe_missing(error)}"
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # a package that is broken
+        return None, f"{deaf}: {error}"
     try:
         ears.load(find_whisper(config.transcribe, progress), names)
     except (ModelError, OSError, RuntimeError, ValueError) as error:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
-from engine.errors import ModelError
+from engine.errors import ModelError, describe_fault
 from engine.weights.hub import fetch, repository_folder
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Ears:
             try:
                 listener.take_frame()
             except Exception as error:  # the thread's boundary: one frame goes unheard
-                logger.error("the ears failed: %s", type(error).__name__)
+                logger.error("the ears failed: %s", describe_fault(error))
 
 
 def step_back() -> None:
@@ -180,7 +180,7 @@ class Listener:
             state.written = self._write(state)
         if state.quiet >= END_WINDOWS:
             self._finish(state)
-        elif len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
+        elif state.written is None and len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
             state.parts.append(self._write(state))
             state.earlier += len(state.turn)
             state.turn.clear()
@@ -199,15 +199,17 @@ class Listener:
         state.parts = []
 
         def deliver(_: "Future[str]") -> None:
-            if state.written is last:
-                state.written = None
-            if state is not self._state or any(part.cancelled() for part in parts):
-                return
-            if any(part.exception() for part in parts):
-                logger.error("a turn could not be written down")
-                return
-            if text := " ".join(filter(None, (part.result().strip() for part in parts))):
-                self._deliver(text, round(max(0.0, start), 3), round(end, 3))
+            try:
+                if state is not self._state or any(part.cancelled() for part in parts):
+                    return
+                text = " ".join(filter(None, (part.result().strip() for part in parts)))
+                if text:
+                    self._deliver(text, round(max(0.0, start), 3), round(end, 3))
+            except Exception as error:  # the writer's boundary: this turn has no words
+                logger.error("a turn could not be written down: %s", describe_fault(error))
+            finally:  # not before: until then its words are on their way
+                if state.written is last:
+                    state.written = None
 
         last.add_done_callback(deliver)  # the writer is one thread: the others are done before
 

@@ -124,7 +124,8 @@ class EmbeddedConversation:
 
     def _cut_greeting(self) -> None:
         """Its first word is said even to a user who speaks at once: somebody is there."""
-        while len(self.script) > (not self.greeted):
+        kept = 0 if self.greeted else 1
+        while len(self.script) > kept:
             self.script.pop()
 
     def _sample(self) -> int:
@@ -158,7 +159,7 @@ class EmbeddedConversation:
 
 
 class UtteranceCollector:
-    """The user's side of a slot: collects an utterance until 0.72 s of quiet end it."""
+    """The user's side of a slot: collects an utterance until `silence_frames` of quiet end it."""
 
     def __init__(self, silence_frames: int = SILENCE_FRAMES) -> None:
         self.silence_frames = silence_frames

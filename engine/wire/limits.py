@@ -138,10 +138,11 @@ class Doors:
             del self._open[address]
 
 
+TOO_MANY = "too many connections are open; close some\n"
 FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 60\r\n"
-    b"Connection: close\r\nContent-Length: 44\r\n\r\ntoo many connections are open; close some of"
-)
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 60\r\n"
+    f"Connection: close\r\nContent-Length: {len(TOO_MANY)}\r\n\r\n{TOO_MANY}"
+).encode()
 
 
 class Connection(web.RequestHandler):

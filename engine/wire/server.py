@@ -15,7 +15,7 @@ from aiohttp import WSCloseCode, web, web_response
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import EndError, EngineError, UnauthorizedError
-from engine.wire.limits import IDLE_SECONDS, Connection, Doors, Guesses
+from engine.wire.limits import IDLE_SECONDS, TOO_MANY, Connection, Doors, Guesses
 from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
 
@@ -50,7 +50,7 @@ async def note_request(
     if not isinstance(connection, Connection):  # of an application that is served otherwise
         return await handler(request)
     if not connection.begin(request):
-        response = web.Response(status=503, text="too many connections are open; close some\n")
+        response = web.Response(status=503, text=TOO_MANY)
         response.force_close()
         return response
     try:

@@ -500,9 +500,9 @@ def count_unsent(transport: asyncio.Transport | None) -> int:
         return 0
     unsent = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
-    try:  # Linux; elsewhere only what the transport holds is known
+    try:  # Linux; elsewhere, and of a closed one, only what the transport holds is known
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
+    except (OSError, ValueError):
         return unsent
     return unsent + struct.unpack("i", answer)[0]
 

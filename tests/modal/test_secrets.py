@@ -106,7 +106,7 @@ def test_a_deployment_says_who_will_hear(monkeypatch, capsys, environ, routing, 
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    deploying.print_routing(routing)
+    deploying.print_routing(routing, is_on=routing.startswith("on"))
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"smart routing: {routing}"
     assert said[1].startswith(f"hears: {hears}")

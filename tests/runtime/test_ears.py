@@ -150,6 +150,26 @@ def test_a_turn_of_a_minute_is_written_in_pieces(ears):
     assert len(lengths) >= 2
 
 
+@pytest.mark.parametrize("spoken", np.arange(23.9, 25.2, 0.1).round(1).tolist())
+def test_a_turn_that_falls_silent_as_it_is_cut_has_each_word_once(ears, spoken):
+    """Each word is a second of speech, and the writer says which seconds it was given."""
+    windows = int(spoken * module.RATE) // module.WINDOW
+    state, texts, given = module.ListenerState(), [], []
+    listener = ears.open(lambda text, *_: texts.append(text))
+    listener._state = state
+    ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
+    count = windows + module.END_WINDOWS
+    for number in range(count):
+        window = np.full(module.WINDOW, number, np.float32)
+        listener._take_window(state, window, 1.0 if number < windows else 0.0, False)
+    ears.writer.submit(lambda: None).result(60)
+    kept = texts[0].split()
+    heard = np.concatenate([given[int(name.removeprefix("piece")) - 1] for name in kept])
+    numbers = heard[:: module.WINDOW].astype(int).tolist()
+    assert len(numbers) == len(set(numbers))
+    assert set(range(windows)) <= set(numbers)
+
+
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no priorities here")
 def test_writing_steps_back_behind_the_frames(ears):
     def priority() -> int:

@@ -177,9 +177,9 @@ async def measure(server: Server, seed: int, messages: int, connections: int) ->
     print(f"neighbour: {frames} frames, {late} late, ended {[t.error for t in talks if t.broken]}")
     for part in (0.5, 0.95, 0.99):
         print(f"  p{100 * part:.0f} {latencies[int(part * len(latencies))]:.1f} ms")
-    print(f"faults {faults[:3]}, tracebacks {log.count('Traceback')}, log {len(log)} bytes")
+    print(f"faults {faults[:3]}, errors {log.count(' ERROR engine')}, log {len(log)} bytes")
     print(f"slots left taken {left}; before {before}; after {after}")
-    return not faults and "Traceback" not in log and not left
+    return not faults and " ERROR engine" not in log and not left
 
 
 def main() -> int:

@@ -55,7 +55,7 @@ class PageProcess:
                 [sys.executable, "-m", "demo", "--model", "embedded", "--host", "127.0.0.1",
                  "--port", str(self.port), "--drain-s", "0", "--slots", "2"],
                 stdout=log, stderr=log, cwd=ROOT,
-                env={**os.environ, "TOKEN": TOKEN},
+                env={**os.environ, "PERSONAPLEX_TOKEN": TOKEN},
             )  # fmt: skip
 
     def wait_until_ready(self) -> None:
@@ -111,5 +111,5 @@ def test_no_request_leaves_its_token_or_its_words_in_the_log(output):
 
 def test_the_log_of_odd_requests_is_short_and_without_tracebacks(output):
     assert "Traceback" not in output
-    assert len(output) < 100_000
+    assert len(output.splitlines()) < 120  # 60 of one line of code, and few others
     assert max(map(len, output.splitlines())) < 2000

@@ -1,8 +1,10 @@
 """`python -m engine serve` as a process: opens, answers, stops with grace."""
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
 import sys
 
 import aiohttp
@@ -99,3 +101,18 @@ async def test_a_server_that_is_open_to_all_says_so_once_with_the_fix(options, w
     out, _err = await asyncio.wait_for(process.communicate(), 20)
     assert out.count(b"warning: ") == warned
     assert out.count(b"PERSONAPLEX_TOKEN") == out.count(b"--host 127.0.0.1") == warned
+
+
+def test_nothing_keeps_a_process_from_ending_not_even_an_output_that_nobody_reads():
+    code = (
+        "from engine.commands.serve import leave_later\n"
+        "import threading; leave_later(0.1); threading.Event().wait()\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)  # a line to it is a broken pipe
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=writer)
+    os.close(writer)
+    try:
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
