@@ -595,7 +595,8 @@ async def load_pages(target: Target) -> None:
 
 LONG_LINE_BYTES = 10 << 20
 ODD_ANSWERS: dict[str, Iterable[str]] = {  # question -> the pieces of its answer
-    "no blanks": ["abcdefghijklmnopqrstuvwxyzabcd"] * 4000,
+    "no blanks": ["abcdefghijklmnopqrstuvwxyzabcd"] * 2000,  # nearly 64 kB: more is refused
+    "a row without end": ["| a "] * 3000,
     "open brackets": ["a, ["] * 3000,
     "nothing at all": itertools.repeat(""),
     "100 MB": ["word " * 20_000] * 1000,

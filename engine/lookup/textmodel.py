@@ -20,6 +20,7 @@ import json
 import logging
 import random
 import re
+import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ RETRY_SECONDS = (0.2, 0.6)  # jitter before the one retry, unless the service sa
 BREAKER_FAILURES = 3  # in a row
 BREAKER_SECONDS = 30.0
 MAX_ANSWER_BYTES = 64 * 1024  # of text, and of all that comes without text
+LEAST_COST = 16  # bytes that one event counts, however little it brings
 MAX_ANSWER_TOKENS = 400
 CONNECTIONS = 64
 IDLE_SECONDS = 60.0  # a connection waits this long for the next question
@@ -43,16 +45,21 @@ DRAIN_SECONDS = 0.5  # for the end of an answer that was heard, so that its conn
 REASONS = {401: "key refused", 402: "no credit"}
 PATH = "/chat/completions"
 
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 FIRST_WORDS = 4  # of the first clause: speech starts with it
 LONG_WORDS = 12  # a clause without any punctuation is cut here
 MAX_SENTENCES = 3  # but short ones go on to LEAST_WORDS
 LEAST_WORDS, MAX_WORDS = 25, 90  # an answer ends with the sentence that passes the second
 LONGEST_WORDS = 150  # of a list or a table, or of a text without any end
 MORE = "And there is more."  # a list that is longer
-LONGEST_BRACKET = 200  # characters; a bracket longer than this is none
+LONGEST_CLAUSE = 300  # characters, about: what is in brackets is not cut before
+LONGEST_ROW = 400  # characters of a table's row
+LONGEST_WORD = 200  # letters; what has no blanks is cut there
+LONG_LETTERS = 10  # of what has no blanks, that take as long to say as a word
+LONGEST_END = 200  # characters that may end a sentence
 LIST_MARK = re.compile(r"[-*•+–]|\d{1,2}[.)]")
 RULE_CELL = re.compile(r"\s*:?-+:?\s*")  # of the line below a table's head
-PARTS = re.compile(r"\n|[^\S\n]+|\S+")
+PARTS = re.compile(r"\n|[^\S\n]+|\S{1,200}")
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’)*_\]]*$""")
 ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|st|vs|approx|no|inc|ltd|etc|a\.m|p\.m)|\b[a-z])\.$",
@@ -269,7 +276,7 @@ async def read_answer(
             piece, cost = Piece(), len(line)
         else:
             piece = read_event(line)
-            cost = len(piece.text) + len(piece.thought) or len(line)
+            cost = max(len(piece.text) + len(piece.thought) or len(line), LEAST_COST)
         left -= cost
         if left < 0:
             raise AnswerError("invalid answer")
@@ -297,6 +304,8 @@ class AnswerLines:
     Raises AnswerError. due: when the next line must be there, by the loop's clock.
     """
 
+    LINES_A_ROUND = 32  # of the event loop: what has come at once is not all read at once
+
     def __init__(self, response: aiohttp.ClientResponse, due: float) -> None:
         self.due = due
         self._response = response
@@ -306,9 +315,13 @@ class AnswerLines:
         size = 0
         while data := await self._read():
             *lines, rest = data.split(b"\n")
-            for line in lines:
+            for count, line in enumerate(lines, 1):
+                if size + len(line) > MAX_ANSWER_BYTES:
+                    raise AnswerError("invalid answer")
                 yield b"".join((*begun, line))
                 begun, size = [], 0
+                if count % self.LINES_A_ROUND == 0:
+                    await asyncio.sleep(0)
             begun.append(rest)
             size += len(rest)
             if size > MAX_ANSWER_BYTES:
@@ -398,7 +411,7 @@ class Thoughts:
         return "" if self._closing else held
 
     def _take(self, text: str) -> Iterator[str]:
-        at, self._held, small = 0, "", text.lower()
+        at, self._held, small = 0, "", text.translate(ASCII_LOWER)  # as long as the text
         while (begin := small.find("<", at)) >= 0:
             if not self._closing:
                 yield text[at:begin]
@@ -434,13 +447,16 @@ class Clauses:
     def __init__(self) -> None:
         self.full = False
         self._word: list[str] = []  # the pieces of a word that has not ended
-        self._clause: list[str] = []
+        self._letters = 0  # of them
         self._row: list[str] | None = None  # the words of a table's row
         self._line_begins = True
         self._in_list = False  # the line is an item or a row
-        self._speakable = False  # the clause has a letter or a digit
-        self._sentences = self._words = self._chars = 0
-        self._brackets = dict.fromkeys("[]()", -1)  # where each was seen last in the clause
+        self._sentences = self._words = 0
+        self._clause: list[str]
+        self._chars: int  # of the clause
+        self._speakable: bool  # it has a letter or a digit
+        self._brackets: dict[str, int]  # where each was seen last in it
+        self._begin_clause()
 
     def feed(self, text: str) -> list[str]:
         """The clauses that are complete now."""
@@ -450,6 +466,9 @@ class Clauses:
                 break
             if not part.isspace():
                 self._word.append(part)
+                self._letters += len(part)
+                if self._letters >= LONGEST_WORD:
+                    clauses += self._end_word()
                 continue
             if self._word:
                 clauses += self._end_word()
@@ -467,7 +486,7 @@ class Clauses:
         return clauses + self._take(True)
 
     def _end_word(self, last: bool = False) -> list[str]:
-        word, self._word = "".join(self._word), []
+        word, self._word, self._letters = "".join(self._word), [], 0
         begins, self._line_begins = self._line_begins, False
         if begins:
             self._in_list = word.startswith("|") or bool(LIST_MARK.fullmatch(word))
@@ -477,7 +496,8 @@ class Clauses:
                 return []
         if self._row is not None:
             self._row.append(word)
-            return []
+            self._chars += len(word) + 1
+            return self._end_line() if self._chars >= LONGEST_ROW else []
         if not self._clause and SENTENCE_END.match(word):
             return []  # a mark that stands alone belongs to the clause before
         self._clause.append(word)
@@ -491,13 +511,13 @@ class Clauses:
     def _cut(self, word: str) -> list[str]:
         """The clause, if it is whole with this word."""
         count = len(self._clause)
-        if SENTENCE_END.search(word[-LONGEST_BRACKET:]):
+        if SENTENCE_END.search(word[-LONGEST_END:]):
             tail = word[-LONGEST_ABBREVIATION:]
             if not ABBREVIATION.search(tail) or (count == 1 and tail.lower() == "no."):
                 return self._take(True)
         elif word[-1] in ",;:" and count >= (2 if self._words else FIRST_WORDS):
             return self._take(False)
-        return self._take(False) if count >= LONG_WORDS else []
+        return self._take(False) if count >= LONG_WORDS or self._chars >= LONGEST_CLAUSE else []
 
     def _end_line(self) -> list[str]:
         self._line_begins = True
@@ -516,12 +536,13 @@ class Clauses:
     def _take(self, is_sentence: bool) -> list[str]:
         """The clause, unless there is nothing in it to be said: then it waits for more."""
         if not self._speakable:
+            if self._chars >= LONGEST_CLAUSE:  # nothing will be said of it
+                self._begin_clause()
             return []
-        self._words += len(self._clause)
+        self._words += max(len(self._clause), self._chars // LONG_LETTERS)
         self._sentences += is_sentence
         clauses = [" ".join(self._clause)]
-        self._clause, self._speakable = [], False
-        self._brackets = dict.fromkeys("[]()", -1)
+        self._begin_clause()
         enough = self._sentences >= MAX_SENTENCES and self._words >= LEAST_WORDS
         if self._words >= LONGEST_WORDS:
             self.full = True
@@ -530,10 +551,14 @@ class Clauses:
             self.full = enough or self._words >= MAX_WORDS
         return clauses
 
+    def _begin_clause(self) -> None:
+        self._clause, self._chars, self._speakable = [], 0, False
+        self._brackets = dict.fromkeys("[]()", -1)
+
     def _inside_bracket(self) -> bool:
-        """Whether a bracket is open, as in a link whose end has not come yet."""
-        at = self._brackets
-        return any(
-            at[opening] > at[closing] and self._chars - at[opening] < LONGEST_BRACKET
-            for opening, closing in ("[]", "()")
-        )
+        """Whether a bracket is open, as in a link whose end has not come yet.
+
+        Not in a clause that is long already: brackets that never end would keep it for ever.
+        """
+        at, is_short = self._brackets, self._chars < LONGEST_CLAUSE
+        return is_short and (at["["] > at["]"] or at["("] > at[")"])

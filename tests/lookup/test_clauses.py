@@ -165,6 +165,17 @@ def test_the_time_for_an_answer_grows_with_its_length_only(part):
     assert seconds(lambda: feed(8000)) < 4 * seconds(lambda: feed(4000)) + 0.02
 
 
+@pytest.mark.parametrize("part", [*HARD, "][", "— ", "| a ", "(a ", "İ"])
+@pytest.mark.parametrize("end", ["", " And a word.", "\nAnd a word."])
+def test_no_clause_is_longer_than_can_be_prepared_beside_the_frames(part, end):
+    clauses, found = Clauses(), []
+    for _ in range(3000):
+        found += clauses.feed(part)
+    found += [*clauses.feed(end), *clauses.finish()]
+    assert max(map(len, found), default=0) <= 650
+    assert sum(len(clause.split()) for clause in found) <= 150 + 200
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_answers_are_cut_into_clauses_that_hold_all_their_words(seed):
     rng = random.Random(seed)
