@@ -387,8 +387,9 @@ def read_json(data: bytes) -> Piece:
 class Thoughts:
     """Drops `<think>…</think>` from an answer, however it is split; the rest goes through.
 
-    inside: the answer begins in a thought. Some services keep its opening tag to themselves, which
-    only the closing one shows: then `began_inside` tells it for the next answer.
+    inside: the answer begins in a thought, most likely. Some services keep its opening tag to
+    themselves, which only the closing one shows: then `began_inside` tells it for the next answer.
+    One in which no tag comes was none: `finish` gives all of it back.
     """
 
     TAGS = ("<think>", "<thinking>", "<reasoning>")
@@ -399,15 +400,21 @@ class Thoughts:
         self._held = ""  # what may be the beginning of a tag
         self._closing = self.ENDS if inside else ()  # the tags that end a thought
         self._opened = False  # by a tag
+        self._doubted: list[str] = []  # all of an answer that is taken for a thought without a tag
+        self._doubts = inside
         self.began_inside = False
 
     def feed(self, text: str) -> str:
         """What is surely to be said."""
+        if self._doubts:
+            self._doubted.append(text)
         return "".join(self._take(self._held + text))
 
     def finish(self) -> str:
         """The stream is over: what looked like a tag was none."""
         held, self._held = self._held, ""
+        if self._doubts:
+            return "".join(self._doubted)
         return "" if self._closing else held
 
     def _take(self, text: str) -> Iterator[str]:
@@ -420,9 +427,10 @@ class Thoughts:
             ends = self._closing or self.ENDS
             if closed := next((end for end in ends if tag.startswith(end)), ""):
                 self.began_inside = self.began_inside or not self._opened
+                self._doubts = False
                 self._closing, at = (), begin + len(closed)
             elif opened := next((t for t in self.TAGS if tag.startswith(t)), ""):
-                at, self._opened = begin + len(opened), True
+                at, self._opened, self._doubts = begin + len(opened), True, False
                 self._closing = self._closing or (f"</{opened[1:]}",)
             elif any(known.startswith(tag) for known in (*self.TAGS, *self.ENDS)):
                 self._held = text[begin:]

@@ -370,7 +370,8 @@ def test_thoughts_are_dropped_however_they_are_split(text, said):
         ("hm, so</think>Yes.", "Yes.", True),
         ("hm <b> so</thinking>Yes. </b>", "Yes. </b>", True),
         ("<think>hm</think>Yes.", "Yes.", False),  # it sends its tags by now
-        ("no tags", "", False),
+        ("no tags", "no tags", False),  # no thought: what one answer showed binds no other
+        ("no <b>tags</b>, and <thin", "no <b>tags</b>, and <thin", False),
     ],
 )
 def test_an_answer_that_begins_inside_a_thought_begins_with_its_end(text, said, again):
