@@ -4,10 +4,13 @@ Every scenario has a server of its own, with paced conversations (the neighbours
 a process of its own: its Python must not hold up the clients that are timed, and it is niced,
 because the machine is shared. First the neighbours talk alone.
 
-A row is red where the neighbours' gaps between two frames are 1.5 times those of the neighbours
-alone (p95) or a twentieth of their frames is late, where a frame or a neighbour was lost, where
-files or threads are left over when all have gone, where the server logged more than its
-conversations explain, and where newcomers waited for more than two seconds after one slow moment.
+A row is red for any of these:
+  the gap between two frames (p95) is 1.5 times that of the neighbours alone;
+  a twentieth of the neighbours' frames is late;
+  a frame or a neighbour was lost;
+  files or threads are left over when all have gone;
+  the server logged more than its conversations explain;
+  newcomers waited for more than two seconds after one slow moment.
 The gaps are what clients see. What the server says stands beside them: where only the gaps grew,
 the machine was busy, not the server.
 """
@@ -120,6 +123,8 @@ def find_reds(row: Mapping[str, Any], alone: Mapping[str, Any]) -> list[str]:
         wrong.append("the machine is not quiet, and nothing can be compared with this row")
     if row.get("slow_s", SLOW_SECONDS) < SLOW_SECONDS:
         wrong.append("there was no slow moment")
+    if row.get("waiting"):
+        wrong.append("newcomers still waiting")
     if row.get("all_in_s", 0) > ALL_IN_SECONDS:
         wrong.append(f"all in after more than {ALL_IN_SECONDS:g} s")
     if row.get("gap_p95", 0) > GAP_RATIO * alone.get("gap_p95", float("inf")):
@@ -303,6 +308,7 @@ async def join_at_once(server: Server, count: int) -> Row:
             for talk in others:
                 await talk.ready.wait()
     taken = time.monotonic() - began
+    waiting = sum(not talk.ready.is_set() for talk in others)
     refused = [talk.error for talk in others if talk.over and not talk.began]
     over.set()
     for talk in others:
@@ -310,7 +316,7 @@ async def join_at_once(server: Server, count: int) -> Row:
     await everybody
     if refused:
         raise EngineError(f"{len(refused)} newcomers were refused, the first: {refused[0]}")
-    return {"slow_s": slow, "all_in_s": taken}
+    return {"slow_s": slow, "all_in_s": taken, "waiting": waiting}
 
 
 def serve_planted() -> int:
@@ -384,7 +390,8 @@ def attack(name: str, url: str, port: int) -> Iterator[tuple[Callable[[], None],
     process = context.Process(target=run_attack, args=given, daemon=True)
     process.start()
     try:
-        ready.wait(START_SECONDS)
+        if not ready.wait(START_SECONDS):
+            raise EngineError(f"the attacker was not ready after {START_SECONDS:g} s")
         yield go.set, count
     finally:
         process.terminate()

@@ -299,7 +299,6 @@ NUMBER = (
 START = r"(?<![\w.,])"  # not in the middle of a word or of a number
 SIGN = r"(?P<sign>(?<![\w)])[-−–+])?"
 DASH = r"\s?[-–—]\s?"
-END = r"(?!\w)"
 
 
 def one_of(words: object) -> str:
@@ -311,7 +310,6 @@ MAGNITUDE = one_of(MAGNITUDES)
 PERIOD = one_of(PERIODS)
 MONTH = "|".join(f"{name[:3]}(?:{name[3:]})?" for name in MONTHS) + "|Sept"
 DAY = "|".join(f"{name[:3]}(?:{'|'.join((name[3:], 's', 'r', 'rs'))})?" for name in DAYS)
-ZONE = r"[A-Z]{2,4}T|UTC|GMT"
 
 
 def sign_of(match: re.Match) -> str:
@@ -349,8 +347,8 @@ def read_price(match: re.Match) -> str:
 
 def is_before_noun(match: re.Match) -> bool:
     """`a $14 plan`, `the $5 coupons`: what is counted is named by its one."""
-    after = match.string[match.end() :]
-    if re.search(r"\b[Aa]n? [$€£]?$", match.string[: match.start()]):
+    after = match.string[match.end() : match.end() + 60]  # not all of a long text for each price
+    if re.search(r"\b[Aa]n? [$€£]?$", match.string[max(0, match.start() - 6) : match.start()]):
         return bool(re.match(r" (?!a\b|an\b|or\b|and\b|to\b|per\b)[A-Za-z]", after))
     return bool(re.match(rf" (?:[A-Z]\w* )?(?:{PRICED})s?\b", after))
 
@@ -611,7 +609,7 @@ def read_range(match: re.Match) -> str:
 def read_inches(match: re.Match) -> str:
     """`a 27" monitor`, unless the mark closes a quotation."""
     number = say_number(match["number"])
-    if match[0][-1] == '"' and match.string[: match.start()].count('"') % 2:
+    if match[0][-1] == '"' and match.string.count('"', 0, match.start()) % 2:
         return f'{match["a"] or ""}{number}"'
     return f"{match['a'] or ''}{number} {'inch' if match['a'] else 'inches'}"
 

@@ -107,23 +107,27 @@ def _go_on() -> None:
 
 
 def _pair_words(text: str, rest: Callable[[], object]) -> list[tuple[str, str]]:
-    """(shown, spoken) words; what cannot be spoken (a dash) is shown with the word before it.
+    """(shown, spoken) words.
+
+    What cannot be spoken (a dash) is shown with the word before it; at the start, after it.
 
     What is read as one (`$1.5 million`) is shown with the first of its spoken words.
     """
     pairs: list[tuple[str, str]] = []
+    latest = 0  # of the words that are shown
     opening: list[str] = []  # tokens that cannot be spoken, before the first word
     for shown, read in read_tokens(text, rest):
         spoken = [word for part in read.split() for word in spell_token(part)]
         rest()
         if spoken:
-            pairs.append((" ".join([*opening, shown]).strip(), spoken[0]))
+            first = " ".join([*opening, shown]).strip()
+            latest = len(pairs) if first else latest
+            pairs.append((first, spoken[0]))
             pairs += [("", word) for word in spoken[1:]]
             opening = []
         elif pairs:
-            at = max(i for i, pair in enumerate(pairs) if pair[0]) if shown else 0
             if shown:
-                pairs[at] = (f"{pairs[at][0]} {shown}", pairs[at][1])
+                pairs[latest] = (f"{pairs[latest][0]} {shown}", pairs[latest][1])
         else:
             opening.append(shown)
     return pairs

@@ -37,6 +37,7 @@ def parsed(*options: str) -> argparse.Namespace:
         ({"attacks": 0}, "nothing was attacked"),
         ({"fault": "the server ended with 1"}, "the server ended with 1"),
         ({"all_in_s": 2.1}, "all in after more than 2 s"),
+        ({"all_in_s": 1.9, "waiting": 1}, "newcomers still waiting"),
         ({"all_in_s": 0.1, "slow_s": 0.3}, "there was no slow moment"),
         ({"scenario": ALONE, "lag_p99": 21.0}, "the machine is not quiet, and nothing can be"),
     ],
@@ -94,11 +95,11 @@ def test_the_table_has_a_row_for_each_scenario_and_a_red_one_makes_the_exit_code
 
 
 def test_newcomers_are_timed_after_each_slow_moment(monkeypatch):
-    monkeypatch.setattr(hostile, "WAITED_SECONDS", 1.5)
     rows = run_outliers(parsed())
     assert [row["scenario"] for row in rows] == ["slow open", "slow tick", "slow piece"]
     assert all(row["slow_s"] >= hostile.SLOW_SECONDS for row in rows)
-    assert all(0 < row["all_in_s"] < 4 for row in rows)
+    assert all(row["waiting"] == 0 for row in rows)
+    assert all(0 < row["all_in_s"] < hostile.WAITED_SECONDS for row in rows)
 
 
 @pytest.mark.timeout(120)
