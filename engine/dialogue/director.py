@@ -23,9 +23,7 @@ from engine.lookup.question import HoldEnd
 from engine.runtime.backend import HeardRow, Tokenizer
 
 TAIL_FRAMES, TAIL_LIMIT_FRAMES = 4, 25
-SILENT_CLIENT_FRAMES = (
-    12  # frames still made after the last word for a client that sends no audio: 1 s
-)
+SILENT_CLIENT_FRAMES = 12  # 1 s, still made after the last word for a client without audio
 QUIET_OUT = 10 ** (-45 / 20)  # peak of an agent frame that counts as silence
 FILLER_FRAMES = 9  # 0.7 s without a clause: the first filler
 PATIENCE_FRAMES = 100  # 8 s: the second filler, and after as long again the apology
@@ -385,10 +383,10 @@ class Director:
         current = self.agenda.current
         if not current:
             return
-        has_word = self.floor.said_word(current.spoken)
+        has_word = bool(self.floor.word) and self.floor.said_word(current.spoken)
         if has_word:
             self._believe_interruption()
-        onset = self.floor.interruption(current.spoken)
+        onset = self.floor.interruption(has_word)
         if onset is None or self.mode is not Mode.SPEAK or onset >= self._frames_in_mode:
             return
         can_resume = self.floor.has_words and not (current.resumed or current.filler)

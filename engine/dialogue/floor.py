@@ -98,9 +98,9 @@ class UserFloor:
         word = self.word.text if self.word else ""
         return bool(word) and not is_backchannel(word) and not sounds_like(word, said)
 
-    def interruption(self, said: str) -> int | None:
+    def interruption(self, has_word: bool) -> int | None:
         """How many frames ago the user began to speak, if that is enough to interrupt the agent."""
-        if self.said_word(said):
+        if has_word:
             return self.frame - self.word.start
         enough = BARGE_IN_FRAMES_WITH_WORDS if self.has_words else BARGE_IN_FRAMES
         return self.onset_frames - 1 if self.speech_frames >= enough else None

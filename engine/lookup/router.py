@@ -84,12 +84,11 @@ class Router:
         self._weights = load_weights()
         self._evidence: Evidence | None = None
         self._ready = threading.Event()  # vectors are there, or will not come
-        self._started = False
+        self._begun = threading.Lock()  # taken by who starts the thread, and never given back
 
     def prepare(self) -> None:
         """Load the vectors in a thread of their own; again: nothing."""
-        if not self._started:
-            self._started = True
+        if self._begun.acquire(blocking=False):
             # No daemon: one that is inside the model at the process's end would abort it.
             threading.Thread(target=self._load, name="facts", daemon=False).start()
 
@@ -129,7 +128,6 @@ class Router:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
-            _ = self.knowledge.index  # made when it is first read
             self._evidence = Evidence(self.knowledge, load_vectors(), load_talk())
         except Exception as error:  # the thread's boundary: words alone decide from now on
             what = f"{type(error).__name__}: {error}"
