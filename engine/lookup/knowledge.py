@@ -175,6 +175,8 @@ class Knowledge:
 
         Other files are named in one warning. Raises ConfigError if there is nothing in it.
         """
+        if not folder.is_dir():
+            raise ConfigError(f"knowledge: {folder} is no folder; give one with *.md or *.txt")
         sections, heads, others = [], [], []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if any(part.startswith(".") for part in path.relative_to(folder).parts):

@@ -164,3 +164,8 @@ def test_five_megabytes_in_twelve_thousand_sections_are_searched_by_words(tmp_pa
     assert knowledge.sections[found.order[0]].title == "Item 7345"
     assert not knowledge.is_small
     assert sum(len(section.sheet) for section in knowledge.pick(found.order)) <= SENT_CHARS
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"knowledge: .*gone is no folder; give one with"):
+        Knowledge.load(tmp_path / "gone")
