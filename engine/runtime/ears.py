@@ -38,6 +38,7 @@ WRITE_WINDOWS = 8  # of silence (0.26 s): a turn may be over, it is written down
 END_WINDOWS = 18  # of silence (0.58 s): it is over
 PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
 MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
+STEP_BACK = 5  # in priority: frames come first, and words still come on a busy machine
 MOST_WAITING_FRAMES = 375  # of one conversation
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
@@ -116,7 +117,7 @@ def step_back() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         priority = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, priority + 10))
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, priority + STEP_BACK))
 
 
 class Listener:

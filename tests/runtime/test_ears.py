@@ -175,7 +175,7 @@ def test_writing_steps_back_behind_the_frames(ears):
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    assert ears.writer.submit(priority).result(60) >= min(19, priority() + 10)
+    assert ears.writer.submit(priority).result(60) >= min(19, priority() + module.STEP_BACK)
 
 
 def test_without_a_network_it_says_so_at_once(monkeypatch, tmp_path):
