@@ -99,9 +99,9 @@ class Service:
                 bang_table(backend.tokenizer)
                 for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
                     prepare_phrase(text, backend.tokenizer)
-                for router in (self.answers.router, *self.answers.routers.values()):
-                    _ = router.knowledge.index  # else a question makes it, in the event loop
                 if self.answers.on:
+                    for router in (self.answers.router, *self.answers.routers.values()):
+                        _ = router.knowledge.index  # else a question makes it, in the event loop
                     self.answers.prepare()  # decisions are by words until vectors are there
             if self._load_ears:
                 self.ears, self.hears = self._load_ears(self._progress, backend)
