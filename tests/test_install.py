@@ -34,29 +34,32 @@ def interpreters() -> dict[str, str]:
     return {v: p for v, p in found.items() if v in ("3.11", "3.12", "3.13", "3.14")}
 
 
-OWN = "{}.{}".format(*sys.version_info[:2])
-OTHERS = {version: path for version, path in interpreters().items() if version != OWN}
-# Set-up has tried our own. Who has wheels for the oldest and the newest has them for the others.
-ENDS = sorted({min(OWN, *OTHERS), max(OWN, *OTHERS)} - {OWN}) if OTHERS else []
-
-
-@pytest.fixture(scope="module")
-def dry_pip(tmp_path_factory) -> list[str]:
+def dry_pip(folder: Path) -> list[str]:
     """A pip whose dry run fetches metadata and no wheels: 25.3 and newer, with `fast-deps`."""
-    folder = tmp_path_factory.mktemp("pip")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--target", str(folder), "pip==26.3"], check=True)
     return [sys.executable, str(folder / "pip"), "--disable-pip-version-check"]
 
 
 @pytest.mark.timeout(PATIENCE)
-@pytest.mark.skipif(not ENDS, reason="there is no second Python from 3.11 to 3.14 here")
-@pytest.mark.parametrize("version", ENDS)
-def test_the_lists_resolve_to_wheels_with_other_pythons(version, dry_pip, tmp_path):
+def test_the_lists_resolve_to_wheels_with_other_pythons(tmp_path):
+    """The oldest and the newest that are here: who has wheels for them has them for the others.
+
+    Set-up has tried our own.
+    """
+    own = "{}.{}".format(*sys.version_info[:2])
+    others = {version: path for version, path in interpreters().items() if version != own}
+    if not others:
+        pytest.skip("there is no second Python from 3.11 to 3.14 here")
+    pip = dry_pip(tmp_path / "pip")
+    for version in sorted({min(own, *others), max(own, *others)} - {own}):
+        check_resolution([*pip, "--python", others[version]], tmp_path / f"{version}.json")
+
+
+def check_resolution(pip: list[str], report: Path) -> None:
     """The lists hold each other, so the longest one shows that each of them resolves."""
-    report = tmp_path / "report.json"
     done = subprocess.run(
-        [*dry_pip, "--python", OTHERS[version], "install", "--dry-run", "--ignore-installed",
+        [*pip, "install", "--dry-run", "--ignore-installed",
          "--only-binary", ":all:", "--use-feature", "fast-deps", "--quiet",
          "--report", str(report), "-r", str(ROOT / LISTS["test"])],
         capture_output=True, text=True, check=False,

@@ -58,8 +58,29 @@ def test_with_a_gpu_and_weights_the_model_is_loaded(machine, monkeypatch):
     assert choose_model("auto")[0] == DEFAULT_REPOSITORY
 
 
-def test_asking_for_cuda_never_fails_where_there_is_none():
-    assert has_cuda() in (True, False)
+class Driver:
+    """NVIDIA's driver library with one GPU; its first call ends with this code."""
+
+    def __init__(self, code: int) -> None:
+        self.cuInit = lambda _flags: code
+
+    def cuDeviceGetName(self, name, _size, _device) -> int:
+        name.value = b"NVIDIA A10G"
+        return 0
+
+
+@pytest.mark.parametrize(("code", "there"), [(0, True), (100, False)])  # 100: no device
+def test_a_gpu_is_there_where_the_driver_says_so(code, there, monkeypatch):
+    monkeypatch.setattr(choose.ctypes, "CDLL", lambda _name: Driver(code))
+    assert has_cuda() is there
+
+
+def test_asking_for_cuda_never_fails_where_there_is_no_driver(monkeypatch):
+    def fail(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(choose.ctypes, "CDLL", fail)
+    assert has_cuda() is False
 
 
 @pytest.mark.parametrize(("asked", "slots"), [(3, 3), (0, EMBEDDED_SLOTS)])

@@ -38,17 +38,21 @@ function simulate({ seconds, drift = 0, late = () => 0 }) {
     playout.pull(out, QUANTUM);
     pulled += QUANTUM;
     const newest = out[QUANTUM - 1];
-    if (newest > 0 && playout.playing && playout.fade === 0) delays.push([now, now - newest]);
+    const counts = pulled % (8 * QUANTUM) === 0; // every 21 ms
+    if (counts && newest > 0 && playout.playing && playout.fade === 0) delays.push([now, now - newest]);
   }
   return { playout, delays };
 }
 
 function mean(delays, from, to) {
-  const some = delays.filter(([time]) => time >= from && time < to).map(([, delay]) => delay);
-  return some.reduce((sum, delay) => sum + delay, 0) / some.length;
+  let [sum, count] = [0, 0];
+  for (const [time, delay] of delays) {
+    if (time >= from && time < to) [sum, count] = [sum + delay, count + 1];
+  }
+  return sum / count;
 }
 
-for (const drift of [0, 1e-4, -1e-4]) {
+for (const drift of [1e-4, -1e-4]) {
   test(`in 30 minutes with clock drift ${drift} the delay grows by 20 ms at most`, () => {
     const { delays, playout } = simulate({ seconds: 1800, drift });
     const first = mean(delays, 5, 65);
