@@ -78,10 +78,13 @@ def swept_log() -> Iterator[LogSweep]:
 
 
 class WholeFiles(LoadScopeScheduling):
-    """A file's tests run in one worker, for what they share; so do all the browser's."""
+    """A file's tests run in one worker, for what they share; two workers have a browser each."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "browser" if nodeid.startswith("tests/browser/") else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/browser/"):
+            return "a to c" if file < "tests/browser/test_d" else "d to z"  # as long as the other
+        return file
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -149,7 +149,7 @@ def test_serving_the_embedded_backend_loads_no_torch():
         "config = ServerConfig(model='embedded', slots=1)\n"
         "engine = build_service(config)\n"
         "add_routes(web.Application(), engine, config)\n"
-        "engine.start(); engine.wait(30); engine.stop()"
+        "engine.start(); engine.wait(60); engine.stop()"
     )
     assert "aiohttp" in loaded
     assert not loaded & {"torch", "gradio", "modal", "transformers"}

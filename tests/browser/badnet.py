@@ -23,7 +23,7 @@ class BadNetwork:
 
     def __enter__(self) -> "BadNetwork":
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(

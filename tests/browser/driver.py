@@ -17,6 +17,7 @@ FLAGS = (
 )
 MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 PATIENCE = 30_000  # ms
+expect.set_options(timeout=PATIENCE)  # else five seconds, which a busy machine may need
 
 # The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
 TAP = """which => {

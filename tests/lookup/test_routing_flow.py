@@ -141,7 +141,7 @@ async def test_an_endless_answer_is_cut_at_25_words_and_the_api_is_left():
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
     assert talk.given == " ".join(["It goes on and on."] * 5)
     assert talk.states[-1] == "done"
 
@@ -208,7 +208,7 @@ async def test_a_user_who_dismisses_it_while_it_is_looked_up_gives_the_call_up(d
         await talk.until(lambda: api.requests)
         await talk.turn(dismissal)
         await talk.settled()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
     assert talk.states == ["asking", "stale"]
     assert talk.routes[-1].reason == "interrupted"
 
@@ -416,7 +416,7 @@ async def test_leaving_hangs_up_on_the_api():
         talk.routing.ask("Is it so?")
         await talk.until(lambda: api.requests)
         await talk.close()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
 
 
 async def test_a_fault_of_ours_lets_the_agent_go_and_tells_no_words(monkeypatch, caplog):

@@ -64,7 +64,7 @@ class Platform:
 
     def __enter__(self) -> "Platform":
         self._thread.start()
-        assert self._ready.wait(20), "the stand-in did not start"
+        assert self._ready.wait(60), "the stand-in did not start"
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -136,7 +136,7 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
     app.cleanup_ctx.append(autoscale(Full(), Growing(spare.keep)))
     runner = web.AppRunner(app)
     await runner.setup()
-    await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(asked.wait(), 60)
     await runner.cleanup()
     assert spare.kept == [1, 0]
 

@@ -137,7 +137,7 @@ async def test_behind_tls_the_socket_talks_with_the_cookie_of_the_page(proxy):
             await ws.send_bytes(b"\x07Hello through the proxy!")
             kinds: set[int] = set()
             while not {0, 1, 2} <= kinds:
-                kinds.add((await ws.receive_bytes(timeout=20))[0])
+                kinds.add((await ws.receive_bytes(timeout=60))[0])
 
 
 @needs_nginx
@@ -148,7 +148,7 @@ async def test_behind_tls_another_page_cannot_use_the_cookie(proxy):
             pass
         origin = {"Origin": "https://elsewhere.example"}
         async with http.ws_connect(url.replace("https:", "wss:") + "/api", headers=origin) as ws:
-            assert (await ws.receive_bytes(timeout=20)).startswith(b"\x05unauthorized: ")
+            assert (await ws.receive_bytes(timeout=60)).startswith(b"\x05unauthorized: ")
 
 
 async def test_on_modal_it_is_https_whatever_the_proxy_says(server, monkeypatch):

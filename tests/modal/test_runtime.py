@@ -12,6 +12,7 @@ import pytest
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import (
     ROOT,
+    SECONDS,
     SECRETS,
     Process,
     clean,
@@ -68,11 +69,11 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
         aiohttp.ClientSession() as http,
         http.ws_connect(f"http://127.0.0.1:{process.port}/api?format=pcm16") as ws,
     ):
-        assert (await ws.receive_bytes(timeout=20))[0] == 0
+        assert (await ws.receive_bytes(timeout=SECONDS))[0] == 0
         process.interrupt()
         heard = [message.data async for message in ws if message.type is aiohttp.WSMsgType.BINARY]
     assert heard[-1].startswith(b"\x05closing: ")
-    assert await asyncio.to_thread(process.wait, 25) == 0
+    assert await asyncio.to_thread(process.wait) == 0
     assert "[ta-1]" in process.output  # our log lines carry the container's name
     assert platform.requests("VolumeCommit")
     assert not platform.requests("TaskResult")  # what a container that failed sends

@@ -186,6 +186,7 @@ def test_after_the_swap_it_is_a_fresh_conversation_token_for_token(backend, samp
     check(call, opening, known)
 
 
+@pytest.mark.parametrize("backend", ["float", "int8"], indirect=True)
 def test_a_long_call_is_renewed_again_and_again(backend):
     opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), SAMPLED, seed=4)
     call = Call(backend, opening)
@@ -226,6 +227,7 @@ def beside_the_ring(loop: Loop) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in state]
 
 
+@pytest.mark.parametrize("backend", ["float", "int8"], indirect=True)
 def test_what_the_codec_and_the_sampler_remember_is_untouched_by_the_swap(backend):
     call = Call(backend, Opening("TINYF0", (), SAMPLED, seed=7))
     work, loop = call.until_due(), backend.loop

@@ -147,7 +147,7 @@ async def run_wscat(program, server, *options):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output = await asyncio.wait_for(process.stdout.read(), 20)
+    output = await asyncio.wait_for(process.stdout.read(), 60)
     process.stdin.close()
     await process.wait()
     return output.decode(errors="replace")

@@ -433,7 +433,7 @@ async def test_requests_that_come_together_begin_a_few_in_each_round_of_the_loop
         answered.clear()
         for line in lines:
             line.writer.write(request("/read"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while sum(per_round) < len(lines):
                 before = len(answered)
                 await asyncio.sleep(0)
@@ -519,7 +519,7 @@ async def test_one_address_has_so_many_connections_and_no_more(caplog):
             for _ in range(3):
                 assert await status(url) == 503
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await status(url) != 200:
                 pass
     [line] = [r for r in caplog.records if "refused" in r.getMessage()]
