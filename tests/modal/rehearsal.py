@@ -18,7 +18,7 @@ from tests.planted import SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"huggingface-secret": ["HF_TOKEN"], "deepseek-secret": ["DEEPSEEK_API_KEY"]}
-SECONDS = 100  # of a machine with other things to do
+SECONDS = 250  # of a machine with other things to do
 
 
 def clean(home: Path, **environ: str) -> dict[str, str]:
