@@ -148,17 +148,22 @@ def test_the_depformer_in_one_launch_is_that_of_many(int8, slots):
     codes = whole.run(hidden, text, sampler, given)
     assert torch.equal(whole.run(hidden, text, sampler, given), codes)
     assert not whole.arrivals.any()
-    agreed, audio = [], sampler.audio
+    agreed, audio, greedy = [], sampler.audio, torch.tensor([0, 1, 0, 0] * 4, device=GPU) > 0
 
     def decide(step, logits):
         noise = sampler.audio_noise[:, step]
         picked = fused.pick(logits, noise, audio.temperature, audio.width, given[:, step])
         agreed.append(picked == codes[:, step])
+        # The greatest must be it, but for two that bf16 may have rounded past each other.
+        best = logits.float().max(1).values
+        chosen = logits.float().gather(1, codes[:, step, None])[:, 0]
+        sure = greedy[:slots] & (given[:, step] < 0)
+        assert (chosen >= best - 0.05 * logits.float().std(1))[sure].all()
         return codes[:, step]
 
     fused.depth(depformer, hidden, text, decide)
-    # Two logits that bf16 rounds to each other's side change a pick here and there.
-    assert torch.stack(agreed).float().mean() > 0.85
+    # By rank: two that are rounded past each other exchange their random numbers.
+    assert torch.stack(agreed).float().mean() > 0.7
     assert (codes[1:2, 3] == 77).all()
     assert (codes[2:3] == 5).all()
 
