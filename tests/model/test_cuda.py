@@ -14,8 +14,15 @@ from engine.model.lm import Depformer
 from engine.model.sampling import Sampler
 from engine.model.transformer import Active, Linear, RingPush, Rings, Rotation
 
-SOURCES = {"attention": ["attend_int8"], "depth": ["depth_bf16", "depth_int8"]}
-ARCHITECTURES = ("sm_80", "sm_86", "sm_90")  # A100, A10G, H100
+KERNELS = {"attention": ["attend_int8"], "depth": ["depth_bf16", "depth_int8"]}
+# A100, A10G, H100. The depformer needs more multiprocessors than the first two have, and compiling
+# it takes 14 s.
+COMPILED = [
+    ("attention", "sm_80"),
+    ("attention", "sm_86"),
+    ("attention", "sm_90"),
+    ("depth", "sm_90"),
+]
 MOST_REGISTERS = 128
 SPILLED = {"attend_int8": 0, "depth_int8": 128, "depth_bf16": 256}  # bytes a thread may store
 STATIC_SHARED = 48 << 10  # bytes that a kernel may name itself
@@ -25,14 +32,13 @@ BF16, INT8 = torch.bfloat16, torch.int8
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("source", "architecture"), COMPILED)
 def test_every_source_compiles_for_a_gpu_and_fits_its_registers(source, architecture):
     log = io.StringIO()
     code = compile_source(source, architecture, log)
     assert len(code.code) > 1000
     said = log.getvalue()
-    for name in SOURCES[source]:
+    for name in KERNELS[source]:
         of_this = said.split(f"function '{name}'")[1].split("Compiling entry")[0]
         stored = int(re.search(r"(\d+) bytes spill stores", of_this)[1])
         registers = int(re.search(r"Used (\d+) registers", of_this)[1])
