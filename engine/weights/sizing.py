@@ -18,7 +18,7 @@ from engine.weights.loading import Checkpoint, LoadedRecogniser
 GIB = 1 << 30
 RESERVE_BYTES = int(0.9 * GIB)  # kept back: context, libraries, fragmentation
 WORK_BYTES = int(0.45 * GIB)  # graphs, activations, staging
-MOST_SLOTS = 16
+MOST_SLOTS = 96  # the largest bucket of gpu/graphs.py
 SCALE_BYTES = 4  # of every output of an int8 product
 LEAST_SPARE = 400  # columns: a persona of 150 and some 15 s of the call, with what comes meanwhile
 

@@ -181,7 +181,9 @@ def main() -> None:
         piece(PREFILL_COLUMNS, BF16)
         tick(torch.int8)
         if capability == capabilities[0]:
-            piece(TILE_ROWS, torch.int8)
+            for rows in (2 * TILE_ROWS, PREFILL_COLUMNS, 80):
+                piece(rows, torch.int8)
+            layer(80, BF16)
             tick(BF16)
             codec_tick()
             depth(torch.int8)
