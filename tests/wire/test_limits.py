@@ -12,6 +12,7 @@ import sphn
 from aiohttp import web
 
 from engine.config import SAMPLE_RATE, ConfigError, ServerConfig
+from engine.dialogue.session import Session
 from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
@@ -19,6 +20,7 @@ from engine.wire import socket as conversation
 from engine.wire.limits import Guesses, MinuteLog, find_address
 from engine.wire.protocol import Kind
 from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
+from tests.wire.ogg import packets, page
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
 
@@ -372,6 +374,26 @@ async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(ser
             await peer.send(Kind.AUDIO, opus)
             assert await peer.is_alive()
     assert len(turns) >= opus.count(b"OggS") // 2
+
+
+async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
+    noise = np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE).astype(np.float32) / 10
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(noise))
+    taken, push = set(), Session.push_audio
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        with turns_of(server) as turns:
+
+            def note(session, pcm):
+                taken.add(len(turns))
+                return push(session, pcm)
+
+            monkeypatch.setattr(Session, "push_audio", note)
+            await peer.send(Kind.AUDIO, page(audio, 0, 0, 2))
+            assert await peer.is_alive()
+    assert len(taken) >= 0.9 * len(audio) > 80
 
 
 async def test_two_restarts_with_nothing_between_them_are_one(server, monkeypatch):
