@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, InternalError, ModelError, logged_fault
+from engine.errors import (
+    BusyError,
+    EngineError,
+    InternalError,
+    ModelError,
+    is_ours,
+    logged_fault,
+)
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
 from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
@@ -448,7 +455,7 @@ def heard_row(heard: Heard, slot: int) -> HeardRow:
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame and "/engine/" not in frame.f_code.co_filename and frame.f_back:
+    while frame and not is_ours(frame) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"

@@ -10,7 +10,7 @@ from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, PAD
 from engine.errors import BusyError, InternalError, ModelError, RefusedError
 from engine.runtime.backend import Opening
 from engine.runtime.metrics import Dropped
-from engine.runtime.scheduler import Scheduler
+from engine.runtime.scheduler import Scheduler, describe_place
 from engine.runtime.seat import Ended, Ready
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig, ticks_within
 
@@ -546,3 +546,22 @@ def test_a_client_that_stops_sending_in_its_turn_gets_the_silence_that_ends_it(r
     assert ticks_within(rig, 5 * FRAME_SECONDS) == 5
     director.awaits_words = False
     assert ticks_within(rig, 5) == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/opt/site-packages/other/engine/core.py", "/usr/lib/engine/wait.py"]
+)
+def test_a_hang_in_somebody_elses_code_is_told_by_our_function_that_called_it(path):
+    """Whatever that code's folder is called."""
+    held, reached, names = threading.Event(), threading.Event(), {}
+    exec(compile("def hang(reached, held): reached.set(); held.wait(60)", path, "exec"), names)
+
+    def call_it():
+        names["hang"](reached, held)
+
+    thread = threading.Thread(target=call_it, daemon=True)
+    thread.start()
+    assert reached.wait(60)
+    place = describe_place(thread)
+    held.set()
+    assert place.endswith("call_it (test_scheduler.py)")
