@@ -106,7 +106,7 @@ def describe_fault(error: BaseException, depth: int = 0) -> str:
     last = frames[-1:]
     places = [
         f"{shorten_path(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
-        for frame, line in [pair for pair in frames[:-1] if is_ours(pair[0])] + last
+        for frame, line in [pair for pair in frames[:-1] if _is_ours(pair[0])] + last
     ]
     told = f"{type(error).__name__} at {' > '.join(places[-MOST_PLACES:]) or 'an unknown place'}"
     if depth < DEEPEST_CAUSE:
@@ -117,8 +117,7 @@ def describe_fault(error: BaseException, depth: int = 0) -> str:
     return told
 
 
-def is_ours(frame: FrameType) -> bool:
-    """Whether a frame is of this project's code, wherever it lies."""
+def _is_ours(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
     return path.startswith(f"{ROOT}/") and "site-packages" not in path
 

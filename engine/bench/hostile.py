@@ -618,11 +618,13 @@ async def answer_oddly(target: Target) -> None:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         target.note()
-        for question, pieces in ODD_ANSWERS.items():
-            for piece in pieces if question in asked else ():
-                choice = {"index": 0, "delta": {"content": piece}}
-                await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n")
-        await response.write(b"data: [DONE]\n")
+        with contextlib.suppress(ConnectionError):  # the server has had enough of it
+            for question, pieces in ODD_ANSWERS.items():
+                for piece in pieces if question in asked else ():
+                    choice = {"index": 0, "delta": {"content": piece}}
+                    line = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n"
+                    await response.write(line)
+            await response.write(b"data: [DONE]\n")
         return response
 
     async def ask(http: aiohttp.ClientSession, first: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from engine.errors import (
     EngineError,
     InternalError,
     ModelError,
-    is_ours,
     logged_fault,
+    shorten_path,
 )
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
@@ -455,10 +456,14 @@ def heard_row(heard: Heard, slot: int) -> HeardRow:
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame and not is_ours(frame) and frame.f_back:
+    while frame and not is_engines(frame) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
+
+
+def is_engines(frame: FrameType) -> bool:
+    return shorten_path(frame.f_code.co_filename).startswith("engine/")
 
 
 class Watchdog:
