@@ -195,7 +195,8 @@ async def test_a_restart_closes_what_was_queued(api):
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "manner"), [("no_key", "", Manner.SILENT), ("failed", "sk-test", Manner.GARBAGE)]
+    ("name", "key", "manner"),
+    [("no_key", "", Manner.SILENT), ("failed", "sk-test", Manner.GARBAGE)],
 )
 async def test_an_apology_was_prepared_at_the_start(monkeypatch, name, key, manner):
     """It takes 3 ms, in which the event loop would serve nobody."""
