@@ -11,8 +11,10 @@ import json
 import os
 import random
 import struct
+import sys
 import time
 from collections import Counter
+from typing import Any
 
 from engine.bench.capacity import HANDLES, measure_growth
 from engine.bench.clients import converse, voice
@@ -166,13 +168,35 @@ async def fuzz(
     return counts, faults
 
 
+async def fuzz_and_tell(url: str, seed: int, messages: int, connections: int) -> None:
+    """The attacker's process: prints what it has sent, every second, and last the faults."""
+    counts: Counter[str] = Counter()
+    fuzzing = asyncio.create_task(fuzz(url, seed, messages, connections, counts))
+    while not (await asyncio.wait([fuzzing], timeout=1.0))[0]:
+        print(json.dumps(counts), flush=True)
+    print(json.dumps({**counts, "faults": fuzzing.result()[1]}), flush=True)
+
+
 async def measure(server: Server, seed: int, messages: int, connections: int) -> bool:
-    """Fuzz beside one paced talk; whether everything held. Late frames only a quiet machine has."""
+    """Fuzz beside one paced talk, from a process of its own, which gives way to that talk.
+
+    Whether everything held. Late frames only a quiet machine has none of.
+    """
     await converse(server.url, 2.0, 0.0, voice())
     server.wait_until_empty()
     before, sizes, began = server.sizes(), [], time.monotonic()
-    counts: Counter[str] = Counter()
-    fuzzing = asyncio.create_task(fuzz(server.url, seed, messages, connections, counts))
+    counts: dict[str, Any] = {}
+    given = ["--url", server.url, *("--seed", f"{seed}", "--messages", f"{messages}")]
+    attacker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.wire.fuzz", *given, "--connections", f"{connections}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+    async def follow() -> None:
+        async for line in attacker.stdout:
+            counts.update(json.loads(line))
+
+    fuzzing = asyncio.create_task(follow())
     talks = []
     while not fuzzing.done():
         talks.append(await converse(server.url, 10.0, 0.0, voice()))
@@ -181,8 +205,9 @@ async def measure(server: Server, seed: int, messages: int, connections: int) ->
             f"{sizes[-1][name]:.0f} {name}" for name in ("own_mb", "files", "threads")
         )
         print(f"{time.monotonic() - began:.0f} s: {shown}, {talks[-1].late} late", end="")
-        print(f" ({talks[-1].late_by_server} by the server), {dict(counts)}", flush=True)
-    _counts, faults = await fuzzing
+        print(f" ({talks[-1].late_by_server} by the server), {counts}", flush=True)
+    await fuzzing
+    faults = counts.get("faults", ["the attacker broke"])
     left = server.wait_until_empty()
     await asyncio.sleep(SETTLE_SECONDS)
     after, grown = server.sizes(), measure_growth([size["own_mb"] for size in sizes])
@@ -208,7 +233,12 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--url", help="only fuzz this server, and print what was sent")
     args = parser.parse_args()
+    if args.url:
+        os.nice(19)
+        asyncio.run(fuzz_and_tell(args.url, args.seed, args.messages, args.connections))
+        return 0
     options = ["--model", args.model, "--slots", str(PARALLEL + 8)]
     with Server(options) as server:
         held = asyncio.run(measure(server, args.seed, args.messages, args.connections))
