@@ -11,12 +11,14 @@ import pytest
 import sphn
 from aiohttp import web
 
+from engine.bench.clients import voice
 from engine.config import SAMPLE_RATE, ConfigError, ServerConfig
 from engine.dialogue.session import Session
 from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
 from engine.wire import socket as conversation
+from engine.wire.audio import OpusCodec
 from engine.wire.limits import AddressBuckets, MinuteLog, find_address, parse_networks
 from engine.wire.protocol import Kind
 from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
@@ -423,6 +425,38 @@ async def test_a_client_that_does_not_take_what_it_is_sent_is_cut_off(serve, mon
         deaf.sendall(request("/api?format=pcm16", **UPGRADE) + frame(b"\x06" + bytes(30_000)) * 5)
         await eventually(lambda: served.engine.free == 0)  # it has its slot, and reads nothing
         await eventually(lambda: served.engine.free == 1)
+
+
+async def test_75_s_of_audio_that_nobody_reads_are_noticed_before_they_are_over(
+    serve, monkeypatch, clock
+):
+    """The kernels' buffers hold much of it: what is in ours counts. A look takes a second here."""
+    looks = []
+
+    class Watched(Unread):
+        def __init__(self):
+            super().__init__(clock)
+
+        def look(self, unsent):
+            clock.now += 1
+            looks.append((self.written, unsent))
+            return super().look(unsent)
+
+    monkeypatch.setattr(conversation, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "Unread", Watched)
+    codec, spoken = OpusCodec(), voice(75.0)
+    audio = [codec.encode(spoken[at : at + 1920]) for at in range(0, len(spoken), 1920)]
+    echoed = b"".join(frame(b"\x06" + one) for one in audio)  # it comes back as it is
+    served = serve(slots=1)
+    with socket.socket() as deaf:  # with the buffers that a system gives
+        await asyncio.to_thread(deaf.connect, ("127.0.0.1", served._served.port))
+        deaf.sendall(request("/api?format=opus", **UPGRADE))
+        await eventually(lambda: served.engine.free == 0)
+        await asyncio.to_thread(deaf.sendall, echoed)
+        await eventually(lambda: served.engine.free == 1)
+    stood_still = [unsent for _written, unsent in looks if unsent]
+    assert conversation.UNREAD_SECONDS < len(stood_still) < 75
 
 
 # -- requests that do not end, and too many connections --------------------------------------------
