@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
+import time
 
 import aiohttp
 import numpy as np
@@ -25,6 +27,8 @@ from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_co
 from tests.wire.ogg import packets, page
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
+
+TONE = np.sin(np.arange(SAMPLE_RATE) / 9).astype(np.float32) / 2
 
 
 class Clock:
@@ -396,6 +400,29 @@ async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
             await peer.send(Kind.AUDIO, page(audio, 0, 0, 2))
             assert await peer.is_alive()
     assert len(taken) >= 0.9 * len(audio) > 80
+
+
+def test_speech_never_waits_for_its_decoding(clock):
+    """Though a slow machine takes 2 ms for 80 ms of it, and a network brings them in lumps."""
+    decoding = Bucket(conversation.DECODE_SHARE, conversation.DECODE_SECONDS, clock)
+    for _ in range(1000):
+        assert decoding.take(0.002) == decoding.take(0.002) == 0
+        clock.now += 0.16
+
+
+async def test_who_sends_packets_that_take_long_is_decoded_slowly(server, monkeypatch):
+    """Else four such clients keep the loop, and the frames' thread, from everybody."""
+    worked = itertools.count()
+    monkeypatch.setattr(conversation.time, "thread_time", lambda: next(worked) // 2 * 0.004)
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(TONE))
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        began = time.monotonic()
+        await peer.send(Kind.AUDIO, page(audio[:10], 0, 0, 2))
+        assert await peer.is_alive()
+    seconds = 10 * 0.004 - conversation.DECODE_SECONDS
+    assert time.monotonic() - began > 0.9 * seconds / conversation.DECODE_SHARE
 
 
 async def test_two_restarts_with_nothing_between_them_are_one(server, monkeypatch):
