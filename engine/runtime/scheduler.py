@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from engine.errors import (
     InternalError,
     ModelError,
     logged_fault,
-    shorten_path,
 )
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
@@ -48,6 +47,7 @@ HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
 STOPPED = "the model has stopped"
+ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
 
 class Scheduler:
@@ -456,14 +456,10 @@ def heard_row(heard: Heard, slot: int) -> HeardRow:
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame and not is_engines(frame) and frame.f_back:
+    while frame and not frame.f_code.co_filename.startswith(ENGINE) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
-
-
-def is_engines(frame: FrameType) -> bool:
-    return shorten_path(frame.f_code.co_filename).startswith("engine/")
 
 
 class Watchdog:
