@@ -14,6 +14,7 @@ SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
 FRAME_SAMPLES = int(SAMPLE_RATE / FRAME_RATE)  # 1920 samples, 80 ms: the budget of one step
 FRAME_SECONDS = 1 / FRAME_RATE
+MAX_WAITING_FRAMES = 375  # of one user, 30 s: beyond them the oldest go unheard
 LATE_SECONDS = 0.120  # from a complete user frame to its agent frame sent: more is late
 
 PAD = 3  # text token "no new word in this frame"

@@ -119,7 +119,7 @@ def describe_fault(error: BaseException, depth: int = 0) -> str:
 
 def _is_ours(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
-    return path.startswith(ROOT) and "site-packages" not in path
+    return path.startswith(f"{ROOT}/") and "site-packages" not in path
 
 
 def shorten_path(path: str) -> str:

@@ -1,5 +1,6 @@
 """Set-up on machines that are not ours: other Pythons, two at once, one that was killed."""
 
+import ast
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import zipfile
 from importlib import metadata
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -346,3 +348,21 @@ def test_without_a_fitting_python_make_says_what_it_wants(tmp_path):
     assert first == f"PYTHON=/no/python3.10 does not fit: {wanted}"
     assert len(others) == 1  # make's own
     assert not (tmp_path / ".venv").exists()
+
+
+def test_what_the_product_imports_is_pinned():
+    """Not only brought along by something that is, and may leave it out one day."""
+    imported = set()
+    for path in [*ROOT.glob("engine/**/*.py"), *ROOT.glob("demo/**/*.py"), ROOT / "modal_app.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - {"engine", "demo", "modal_app"} - set(sys.stdlib_module_names)
+    known = packages_distributions()
+    pins = {canonicalize_name(Requirement(one).name) for one in requirements(LISTS["test"])}
+    names = {
+        module: {canonicalize_name(name) for name in known.get(module, ())} for module in foreign
+    }
+    assert {module for module, found in names.items() if found and not found & pins} == set()

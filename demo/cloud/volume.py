@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, ModelError
-from engine.runtime.choose import choose_device, cuda_device_name
+from engine.runtime.choose import choose_device, cuda_device_name, find_recogniser
 from engine.weights import hub
 
 logger = logging.getLogger(__name__)
@@ -49,31 +49,25 @@ def fetch(config: ServerConfig, progress: hub.Progress, commit: Commit) -> bool:
     if is_repository(config.model) and pin_to_local(config) is config:
         hub.fetch(config.model, config.revision or None, progress)
         fetched = True
-    recogniser = choose_recogniser(config, os.environ)
-    if config.model != "embedded" and recogniser:
-        try:
-            fetched |= fetch_recogniser(recogniser, progress)
-        except ModelError as error:
-            if config.transcribe != "auto":
-                raise
-            logger.warning("%s", error)  # nobody asked for it by name: the server does without
+    wants_one = config.model != "embedded" and choose_recogniser(config, os.environ)
+    if wants_one and not find_local_recogniser(config):
+        fetched |= find_recogniser(config, progress) is not None
     if fetched:
         progress("saving the weights to the volume", 0.0)
         commit()
     return fetched
 
 
-def fetch_recogniser(source: str, progress: hub.Progress) -> bool:
-    """Fetch a recogniser (`1`: the default one); whether it was missing. Raises ModelError."""
-    from engine.weights import loading as recogniser  # brings torch along
+def find_local_recogniser(config: ServerConfig) -> Path | None:
+    """The folder of the recogniser that a start takes, if it is here: nobody is asked."""
+    from engine.weights.loading import DEFAULT_RECOGNISER  # brings torch along
 
-    name = recogniser.DEFAULT_RECOGNISER if source == "1" else source
-    if not is_repository(name):
-        return False
-    if find_local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE)):
-        return False
-    recogniser.download_recogniser(name, progress)
-    return True
+    source = choose_recogniser(config, os.environ)
+    name = DEFAULT_RECOGNISER if source == "1" else source
+    if not source or not is_repository(name):
+        return Path(name).expanduser() if source else None
+    commit = find_local_commit(name, hub.DEFAULT_REVISION, (hub.CONFIG, hub.LM_FILE))
+    return hub.repository_folder(name) / "snapshots" / commit if commit else None
 
 
 def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> None:
@@ -94,10 +88,12 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> N
     try:
         if choose_precision((config.weights, config.kv), folder, device)[0] == "int8":
             loading.quantise_checkpoint(folder, device, report)
-        if source := choose_recogniser(config, os.environ):
-            recogniser = loading.download_recogniser(source, progress)
-            if choose_recogniser_precision(config.weights, folder, recogniser, device) == "int8":
-                loading.quantise_recogniser(recogniser, device, report)
+        recogniser = find_local_recogniser(config)  # `fetch` has brought it
+        weights = recogniser and choose_recogniser_precision(
+            config.weights, folder, recogniser, device
+        )
+        if weights == "int8":
+            loading.quantise_recogniser(recogniser, device, report)
     except ModelError as error:
         logger.warning("%s", error)
     if written:

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineError
 
+SERVE = (sys.executable, "-m", "engine", "serve")
 READY_SECONDS = 400  # to read a full checkpoint, quantise it, compile kernels and time ticks
 LOG_LINES = 5  # of a server that ended, to find out why
 LOG_BYTES = 1 << 20  # of a start, at most
@@ -34,7 +35,7 @@ class Server:
     """`with Server(["--model", …]) as server:` on a free port, without our own settings."""
 
     options: list[str]
-    command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
+    command: list[str] = field(default_factory=lambda: list(SERVE))
     settings: dict[str, str] = field(default_factory=dict)  # environment variables
     ready_seconds: float = 0.0
 

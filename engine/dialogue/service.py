@@ -97,7 +97,7 @@ class Service:
                 prepare("1", backend.tokenizer)  # the rules by which numbers are spelled
             if self.answers:  # what a conversation would otherwise have to wait for
                 bang_table(backend.tokenizer)
-                for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
+                for text in self.answers.phrases.spoken:
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
                     for router in (self.answers.router, *self.answers.routers.values()):

@@ -113,7 +113,10 @@ class Session:
         self._unread = False  # there was too much that the client had not read, a second ago
         self.routing: Routing | None = None
         if engine.answers:
-            voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
+            voice = SessionVoice(
+                self.post, self.announce, self._new_say_id, engine.metrics,
+                frozenset(engine.answers.phrases.spoken),
+            )  # fmt: skip
             persona = engine.personas[0]
             if config.text_prompt is not None:
                 persona = find_persona(config.text_prompt, engine.personas)
@@ -495,8 +498,11 @@ class CommandLine:
 
 
 def _count_chars(command: ev.Command) -> int:
-    """Of a text still to be prepared; the phrases of a hold were prepared at the start."""
-    return len(command.text) if isinstance(command, ev.Say | ev.More) else 0
+    """Of a text still to be prepared; our own phrases were prepared at the start."""
+    match command:
+        case ev.Say(text=text, fixed=False) | ev.More(text=text):
+            return len(text)
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,6 +516,7 @@ class SessionVoice:
     announce: Callable[[ev.Event], None]
     new_say_id: Callable[[], int]
     metrics: Metrics
+    fixed: frozenset[str] = frozenset()  # texts that were prepared at the start
 
     def refuse(self, message: str) -> None:
         self.announce(ev.Refused(message))
@@ -533,7 +540,8 @@ class SessionVoice:
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
         say_id = self.new_say_id()
-        self._post(ev.Say(say_id, text, growing=growing, answer=answer))
+        fixed = text in self.fixed
+        self._post(ev.Say(say_id, text, growing=growing, answer=answer, fixed=fixed))
         return say_id
 
     def add(self, say_id: int, text: str, last: bool = False) -> None:

@@ -72,18 +72,28 @@ def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
-    recogniser = choose_recogniser(config, os.environ)
-    if recogniser and config.transcribe == "auto":
-        from engine.weights.loading import download_recogniser
+    recogniser = find_recogniser(config, progress)
+    config = replace(config, model=source, device=choose_device(config.device))
+    return load_personaplex(config, progress, recogniser)
 
-        try:
-            recogniser = str(download_recogniser(recogniser, progress))
-        except ModelError as error:  # nobody asked for it by name: the CPU's ears may do
-            logger.warning("no recogniser in the model: %s", error)
-            recogniser = ""
-    device = choose_device(config.device)
-    config = replace(config, model=source, device=device, transcribe=recogniser)
-    return load_personaplex(config, progress)
+
+def find_recogniser(config: ServerConfig, progress: Callable[[str, float], None]) -> Path | None:
+    """The folder of the recogniser that the model is to have, fetched if need be; None: none.
+
+    Raises ModelError where it was asked for by name and cannot be had.
+    """
+    source = choose_recogniser(config, os.environ)
+    if not source:
+        return None
+    from engine.weights.loading import download_recogniser  # brings torch along
+
+    try:
+        return download_recogniser(source, progress)
+    except ModelError as error:
+        if config.transcribe != "auto":
+            raise
+        logger.warning("no recogniser in the model: %s", error)  # the CPU's ears may do
+        return None
 
 
 def load_ears(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, MAX_WAITING_FRAMES, SAMPLE_RATE
 from engine.errors import ModelError, describe_fault
 from engine.weights.hub import fetch, repository_folder
 
@@ -39,7 +39,6 @@ END_WINDOWS = 18  # of silence (0.58 s): it is over
 PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
 MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
 STEP_BACK = 5  # in priority: frames come first, and words still come on a busy machine
-MOST_WAITING_FRAMES = 375  # of one conversation
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
 HUB_SECONDS = 5.0  # for a connection
@@ -143,7 +142,9 @@ class Listener:
 
     def push(self, user: np.ndarray, agent: np.ndarray) -> None:
         """One user frame, and the agent's frame before it: [1920] float32. Scheduler's thread."""
-        self._state.frames.append((user.copy(), agent))
+        state = self._state
+        state.pushed += 1
+        state.frames.append((state.pushed, user.copy(), agent))
         self._ears.wake(self)
 
     # -- the ears' thread --------------------------------------------------------------------------
@@ -151,10 +152,10 @@ class Listener:
     def take_frame(self) -> None:
         state = self._state
         try:
-            user, agent = state.frames.popleft()
+            number, user, agent = state.frames.popleft()
         except IndexError:
             return  # it went unheard, or the conversation began anew
-        state.seconds += FRAME_SECONDS
+        state.note_frame(number)
         is_echo = state.echo.take_frame(user, agent)
         windows = state.windows(user)
         speech = state.listen(self._ears.silero, windows)
@@ -171,7 +172,7 @@ class Listener:
         state.quiet = 0 if state.speech else state.quiet + 1
         if state.spoken < BEGIN_WINDOWS:
             if state.quiet >= END_WINDOWS:
-                state.spoken = 0
+                state.spoken, state.unheard = 0, 0.0
             if not state.spoken:
                 del state.turn[:-PRE_ROLL_WINDOWS]
             return
@@ -194,7 +195,8 @@ class Listener:
         """The turn is over: deliver its words as soon as they are there."""
         parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
-        start = end - (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
+        heard = (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
+        start, state.unheard = end - heard - state.unheard, 0.0
         state.turn = state.turn[-PRE_ROLL_WINDOWS:]
         state.spoken = state.quiet = state.earlier = 0
         state.parts = []
@@ -221,10 +223,12 @@ class ListenerState:
     def __init__(self) -> None:
         import soxr
 
-        # (user, agent), to be heard; beyond 30 s of them the oldest go unheard
-        self.frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MOST_WAITING_FRAMES)
+        # (which one, user, agent), to be heard
+        self.frames: deque[tuple[int, np.ndarray, np.ndarray]] = deque(maxlen=MAX_WAITING_FRAMES)
+        self.pushed = self.taken = 0  # frames, counted from 1
         self.heard: deque[bool] = deque()  # whether somebody speaks, not asked for yet
-        self.seconds = 0.0  # of the user's audio
+        self.seconds = 0.0  # of the user's audio, also of what went unheard
+        self.unheard = 0.0  # of these, within the turn
         self.speech = False
         self.spoken = self.quiet = 0  # windows of the turn with speech; without, in a row
         self.turn: list[np.ndarray] = []  # windows [512]
@@ -236,6 +240,15 @@ class ListenerState:
         self._rest = np.zeros(0, np.float32)
         self._context = np.zeros(CONTEXT, np.float32)
         self._memory = [np.zeros((1, 1, 128), np.float32)] * 2  # Silero's h and c
+
+    def note_frame(self, number: int) -> None:
+        """The next frame to be heard: those between it and the last one are lost."""
+        if lost := number - self.taken - 1:
+            if self.spoken:
+                self.unheard += lost * FRAME_SECONDS
+            else:
+                self.turn.clear()  # no turn goes back to what came before the gap
+        self.taken, self.seconds = number, number * FRAME_SECONDS
 
     def windows(self, frame: np.ndarray) -> np.ndarray:
         """The whole windows [n, 512] that this frame of 24 kHz completes."""

@@ -16,12 +16,19 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, InternalError, ModelError, logged_fault
+from engine.errors import (
+    BusyError,
+    EngineError,
+    InternalError,
+    ModelError,
+    logged_fault,
+)
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
 from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
@@ -40,6 +47,7 @@ HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
 STOPPED = "the model has stopped"
+ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
 
 class Scheduler:
@@ -448,7 +456,7 @@ def heard_row(heard: Heard, slot: int) -> HeardRow:
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame and "/engine/" not in frame.f_code.co_filename and frame.f_back:
+    while frame and not frame.f_code.co_filename.startswith(ENGINE) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"

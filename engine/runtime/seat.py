@@ -13,13 +13,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
+from engine.config import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    LATE_SECONDS,
+    MAX_WAITING_FRAMES,
+    SAMPLE_RATE,
+    SamplingConfig,
+)
 from engine.errors import EngineError, RefusedError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.ears import Listener
 from engine.runtime.metrics import Dropped, Metrics
 
-MAX_WAITING_FRAMES = 375  # 30 s of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall

@@ -15,7 +15,7 @@ from aiohttp import WSCloseCode, web, web_response
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import EndError, EngineError, UnauthorizedError
-from engine.wire.limits import IDLE_SECONDS, TOO_MANY, Connection, Doors, Guesses
+from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
 
@@ -46,18 +46,19 @@ async def note_request(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Tell a connection when its request has begun and is answered; let it wait for its turn."""
-    connection = request.protocol
-    if not isinstance(connection, Connection):  # of an application that is served otherwise
-        return await handler(request)
-    if not connection.begin(request):
-        response = web.Response(status=503, text=TOO_MANY)
-        response.force_close()
-        return response
+    connection = find_connection(request)
+    refusal = connection.begin(request)
     try:
         await connection.doors.take_turn()
-        return await handler(request)
+        return await handler(request) if refusal is None else refusal
     finally:
         connection.end()
+
+
+def find_connection(request: web.BaseRequest) -> Connection:
+    connection = request.protocol
+    assert isinstance(connection, Connection), "serve the application by `listening`"
+    return connection
 
 
 @contextlib.asynccontextmanager
@@ -97,8 +98,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     )
     if request.method != "GET" or not ws.can_prepare(request):  # a HEAD may ask for one, too
         return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
-    connection = request.protocol
-    assert isinstance(connection, Connection), "serve the application by `listening`"
+    connection = find_connection(request)
     connection.limit_send_buffer()
     await ws.prepare(request)
     try:
@@ -154,7 +154,7 @@ async def metrics(request: web.Request) -> web.Response:
         try:
             authorize(request)
         except UnauthorizedError as error:
-            may_try = request.app[DOORS].guesses.may_try(find_address(request))
+            may_try = request.app[DOORS].guesses.may_take(find_address(request))
             return web.Response(status=401 if may_try else 429, text=f"{error}\n")
     await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -173,8 +173,7 @@ def is_same_token(given: str, token: str) -> bool:
 
 def find_address(request: web.Request) -> str:
     """Whom wrong tokens are counted for."""
-    forwarded = request.headers.get("X-Forwarded-For", "")
-    return request.app[DOORS].find_address(request.remote or "", forwarded)
+    return find_connection(request).address or ""
 
 
 def is_right_token(request: web.Request, given: str) -> bool:
@@ -182,13 +181,12 @@ def is_right_token(request: web.Request, given: str) -> bool:
 
     Then the right one is refused, too: or who guesses would learn which it is.
     """
-    guesses: Guesses = request.app[DOORS].guesses
-    address = find_address(request)
-    if not guesses.may_try(address):
+    guesses, address = request.app[DOORS].guesses, find_address(request)
+    if not guesses.may_take(address):
         raise UnauthorizedError("too many wrong tokens came from your address; wait a minute")
     if is_same_token(given, request.app[CONFIG].token):
         return True
-    guesses.note_wrong(address)
+    guesses.take(address)
     return False
 
 

@@ -147,11 +147,13 @@ def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_
 
     downloaded(hf_home, "c0ffee")
     asked: list[str] = []
-    monkeypatch.setattr(recogniser, "download_recogniser", lambda name, _: asked.append(name))
+    monkeypatch.setattr(
+        recogniser, "download_recogniser", lambda name, _: asked.append(name) or tmp_path
+    )
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe="1")
     committed: list[bool] = []
     assert volume.fetch(config, lambda *_: None, lambda: committed.append(True))
-    assert (asked, committed) == ([recogniser.DEFAULT_RECOGNISER], [True])
+    assert (asked, committed) == (["1"], [True])
     folder = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe=str(tmp_path))
     assert not volume.fetch(folder, lambda *_: None, pytest.fail)
     embedded = ServerConfig(model="embedded", transcribe="1")

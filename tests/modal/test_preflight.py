@@ -5,13 +5,14 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from demo.cloud import preflight, volume
+from demo.cloud import preflight
 from engine.config import ServerConfig
 from engine.errors import ModelError
-from engine.weights import hub
+from engine.weights import hub, loading
 from tests.modal.hub import RefusingHub
 
 CONFIG = ServerConfig(model=hub.DEFAULT_REPOSITORY)
@@ -122,7 +123,7 @@ def test_download_prints_progress_and_commits(monkeypatch, capsys):
     monkeypatch.delenv("PERSONAPLEX_TRANSCRIBE")  # tests set it
     monkeypatch.setattr(hub, "fetch", fetch)
     monkeypatch.setattr(
-        volume, "fetch_recogniser", lambda name, _: recognisers.append(name) or True
+        loading, "download_recogniser", lambda name, _: recognisers.append(name) or Path("here")
     )
     preflight.download(lambda: committed.append(True))
     lines = capsys.readouterr().out.splitlines()

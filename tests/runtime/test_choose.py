@@ -1,15 +1,18 @@
 """Which backend `--model` means on which machine."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from engine.config import ServerConfig
+from engine.errors import ModelError
 from engine.runtime import choose
 from engine.runtime.choose import (
     DEFAULT_REPOSITORY,
     EMBEDDED_SLOTS,
     choose_model,
+    find_recogniser,
     has_cuda,
     load_backend,
 )
@@ -97,4 +100,31 @@ def test_every_setting_of_the_model_reaches_its_start(monkeypatch):
     monkeypatch.setattr(choose, "has_cuda", lambda: True)
     config = ServerConfig(model="someone/somewhere", slots=3, eager=True, revision="r")
     load_backend(config, progress=print)
-    assert asked == [replace(config, device="cuda", transcribe=""), print]  # no key: no words
+    assert asked == [replace(config, device="cuda"), print, None]  # no key: no words
+
+
+def test_a_recogniser_is_looked_for_once_and_its_folder_is_loaded(monkeypatch, tmp_path):
+    given, asked = [], []
+    monkeypatch.setattr("engine.runtime.starting.load_personaplex", lambda *all: given.extend(all))
+    monkeypatch.setattr(
+        "engine.weights.loading.download_recogniser",
+        lambda source, _progress: asked.append(source) or tmp_path,
+    )
+    config = ServerConfig(model="someone/somewhere", transcribe="a/recogniser")
+    load_backend(config, progress=print)
+    assert (asked, given[2]) == (["a/recogniser"], tmp_path)
+
+
+@pytest.mark.parametrize("asked", ["auto", "1"])
+def test_only_a_recogniser_that_was_asked_for_by_name_must_be_there(monkeypatch, caplog, asked):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "k")
+    monkeypatch.setattr(
+        "engine.weights.loading.download_recogniser", Mock(side_effect=ModelError("no network"))
+    )
+    config = ServerConfig(model="someone/somewhere", transcribe=asked)
+    if asked == "auto":
+        assert find_recogniser(config, print) is None
+        assert "no recogniser in the model: no network" in caplog.text
+    else:
+        with pytest.raises(ModelError, match="no network"):
+            find_recogniser(config, print)

@@ -259,3 +259,30 @@ def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
     (words, start, end) = turns[0]
     assert words.count("samples") > 1
     assert start < 1.0 < 3.0 < end
+
+
+@pytest.mark.parametrize(("lost_at", "lost", "within"), [(0.3, 100, False), (1.2, 3, True)])
+def test_times_stay_right_where_frames_went_unheard(ears, lost_at, lost, within):
+    """Before a turn and within one: the ears are behind, and more has come than may wait."""
+    turns, come, go_on = [], threading.Semaphore(0), threading.Event()
+
+    def take(*said):
+        turns.append(said)
+        come.release()
+
+    sound = turn("This is a sentence that will be heard with a hole in it.")
+    speak(ears.open(take), sound)
+    assert come.acquire(timeout=60)
+    listener, first = ears.open(take), int(lost_at * 24_000)
+    speak(listener, sound[: first + FRAME_SAMPLES])
+    while listener._state.frames:
+        time.sleep(0.001)
+    ears.wake(Mock(take_frame=lambda: go_on.wait(60)))
+    rest = np.zeros((module.MAX_WAITING_FRAMES + 1) * FRAME_SAMPLES, np.float32)
+    rest[: len(sound) - first] = sound[first:]
+    speak(listener, np.concatenate([np.zeros(lost * FRAME_SAMPLES, np.float32), rest]))
+    go_on.set()
+    assert come.acquire(timeout=60)
+    (_, start, end), (_, again, last) = turns
+    assert last - end == pytest.approx(lost * 0.08, abs=0.1)
+    assert again - start == pytest.approx(0 if within else lost * 0.08, abs=0.1)

@@ -7,7 +7,7 @@ import sphn
 from engine.errors import BadAudioError
 from engine.wire.audio import OpusCodec, PcmCodec, make_codec
 from tests.sound import best_match, loud_seconds, speech
-from tests.wire.ogg import EMPTY_PACKET_PAGE
+from tests.wire.ogg import EMPTY_PACKET_PAGE, packets, page
 
 
 def decoded(receiver, payload):
@@ -50,6 +50,13 @@ def test_pcm16_is_little_endian_and_full_scale():
     assert decoded(PcmCodec(), bytes.fromhex("00800040")).tolist() == [-1.0, 0.5]
 
 
+def test_a_long_message_of_pcm16_comes_out_in_parts_of_a_second():
+    samples = np.arange(-32_000, 32_000, dtype="<i2")
+    parts = list(PcmCodec().decode(samples.tobytes()))
+    assert max(map(len, parts)) <= 24_000
+    assert np.array_equal(np.concatenate(parts) * 32768, samples)
+
+
 def test_an_empty_message_holds_no_audio():
     assert len(decoded(PcmCodec(), b"")) == 0
     assert len(decoded(OpusCodec(), b"")) == 0
@@ -69,12 +76,76 @@ def test_many_seconds_in_one_message_are_decoded_page_by_page():
     assert loud_seconds(arrived) > 0.8 * loud_seconds(spoken)
 
 
-def test_empty_packets_come_out_bit_by_bit_so_that_somebody_can_count():
+def paged(pcm, packets_per_page):
+    """(the stream's two headers, its packets put into pages of so many)."""
+    identity, comment, *audio = packets(encoded(pcm))
+    chunks = [audio[at : at + packets_per_page] for at in range(0, len(audio), packets_per_page)]
+    head = page([identity], 2, 0, 0) + page([comment], 0, 0, 1)
+    return head, [page(some, 0, 960 * at, 2 + at) for at, some in enumerate(chunks)]
+
+
+NOISE = np.random.default_rng(0).standard_normal(4 * 24_000).astype(np.float32) / 10
+
+
+def test_no_part_of_a_page_of_4_s_is_longer_than_a_packet():
+    """The codec stops all threads while it decodes one."""
+    receiver = OpusCodec()
+    head, (whole,) = paged(NOISE, 255)
+    decoded(receiver, head)
+    parts = list(receiver.decode(whole))
+    assert sum(map(len, parts)) == len(NOISE)
+    assert max(map(len, parts)) <= 0.12 * 24_000
+
+
+@pytest.mark.parametrize("packets_per_page", [1, 2, 5, 255])
+@pytest.mark.parametrize("cut", [1, 7, 60, 1_000_000])
+def test_samples_are_the_same_in_any_pages_and_any_cut(packets_per_page, cut):
+    pcm = NOISE[: 24_000 // 2]
+    expected = sphn.OpusStreamReader(24_000).append_bytes(encoded(pcm))
+    head, pages = paged(pcm, packets_per_page)
+    stream, receiver = head + b"".join(pages), OpusCodec()
+    cuts = [stream[at : at + cut] for at in range(0, len(stream), cut)]
+    assert np.array_equal(np.concatenate([decoded(receiver, piece) for piece in cuts]), expected)
+
+
+def test_the_audio_of_a_page_is_there_with_its_last_byte():
+    head, pages = paged(NOISE[:9600], 2)
+    receiver = OpusCodec()
+    decoded(receiver, head)
+    for one in pages:
+        assert len(decoded(receiver, one[:-1])) == 0
+        assert len(decoded(receiver, one[-1:])) == 1920
+
+
+def test_a_packet_that_goes_on_in_the_next_page_is_one():
+    identity, comment, *audio = packets(encoded(NOISE[:9600]))
+    long = (
+        bytes([audio[0][0] & 0xFC | 3, 0x41, 249]) + audio[0][1:] + bytes(249)
+    )  # one frame, padded
+    assert 255 < len(long) < 510
+    head = page([identity], 2, 0, 0) + page([comment], 0, 0, 1)
+    begun, rest = bytearray(page([long[:255]], 0, 0, 2)), page([long[255:], audio[1]], 1, 0, 3)
+    begun[26:29] = b"\x01\xff"  # its only segment does not end the packet
+    split, whole = head + bytes(begun) + rest, head + page([long, audio[1]], 0, 0, 2)
+    expected = decoded(OpusCodec(), whole)
+    assert len(expected) == 480 + 960
+    assert np.array_equal(decoded(OpusCodec(), split), expected)
+    assert np.array_equal(sphn.OpusStreamReader(24_000).append_bytes(whole), expected)
+
+
+def test_packets_of_nothing_are_no_audio():
+    """sphn would make 5 s of each, in one go."""
     receiver = OpusCodec()
     decoded(receiver, encoded(np.zeros(960, np.float32)))
-    parts = list(receiver.decode(EMPTY_PACKET_PAGE * 3))
-    assert len(parts) == 3
-    assert all(len(part) <= 5 * 24_000 for part in parts)
+    assert list(receiver.decode(EMPTY_PACKET_PAGE * 3)) == []
+    assert list(receiver.decode(page([b""] * 255, 0, 0, 9))) == []
+    assert len(decoded(receiver, encoded(np.zeros(960, np.float32)))) == 960
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"OggX", b"OggS\1", b"OggS" + b"\xff" * 9])
+def test_garbage_is_refused_with_its_first_wrong_byte(garbage):
+    with pytest.raises(BadAudioError, match="no page begins here"):
+        decoded(OpusCodec(), encoded(np.zeros(960, np.float32)) + garbage)
 
 
 def test_a_stream_that_begins_again_is_decoded():

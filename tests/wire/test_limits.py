@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
+import time
 
 import aiohttp
 import numpy as np
@@ -11,16 +13,22 @@ import pytest
 import sphn
 from aiohttp import web
 
+from engine.bench.clients import voice
 from engine.config import SAMPLE_RATE, ConfigError, ServerConfig
+from engine.dialogue.session import Session
 from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
 from engine.wire import socket as conversation
-from engine.wire.limits import Guesses, MinuteLog, find_address
+from engine.wire.audio import OpusCodec
+from engine.wire.limits import AddressBuckets, MinuteLog, find_address, parse_networks
 from engine.wire.protocol import Kind
 from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
+from tests.wire.ogg import packets, page
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
+
+TONE = np.sin(np.arange(SAMPLE_RATE) / 9).astype(np.float32) / 2
 
 
 class Clock:
@@ -168,27 +176,27 @@ def test_a_client_that_reads_slowly_but_reads_is_as_late_as_its_oldest_byte(cloc
 
 
 def test_ten_wrong_tokens_a_minute_may_be_tried_from_one_address(clock):
-    guesses = Guesses(clock)
+    guesses = AddressBuckets(10 / 60, 10, clock)
     tried = 0
     for _ in range(600):  # five minutes
-        if guesses.may_try("a"):
-            guesses.note_wrong("a")
+        if guesses.may_take("a"):
+            guesses.take("a")
             tried += 1
-        assert guesses.may_try("b")
+        assert guesses.may_take("b")
         clock.now += 0.5
     assert 55 <= tried <= 61
 
 
 def test_the_addresses_of_wrong_tokens_are_not_kept_without_end(clock, monkeypatch):
     monkeypatch.setattr(limits, "MOST_ADDRESSES", 3)
-    guesses = Guesses(clock)
+    guesses = AddressBuckets(10 / 60, 10, clock)
     for _ in range(10):
-        guesses.note_wrong("a")
+        guesses.take("a")
     for address in "bc":
-        guesses.note_wrong(address)
-    assert not guesses.may_try("a")
-    guesses.note_wrong("d")
-    assert guesses.may_try("a")  # forgotten: it was the oldest
+        guesses.take(address)
+    assert not guesses.may_take("a")
+    guesses.take("d")
+    assert guesses.may_take("a")  # forgotten: it was the oldest
 
 
 def test_one_line_a_minute_tells_what_happened_a_thousand_times(clock, caplog):
@@ -217,7 +225,7 @@ def test_one_line_a_minute_tells_what_happened_a_thousand_times(clock, caplog):
     ],
 )
 def test_only_a_proxy_that_we_trust_says_who_asks(peer, forwarded, found):
-    assert find_address(peer, forwarded, ServerConfig().trusted_proxies) == found
+    assert find_address(peer, forwarded, parse_networks(ServerConfig().trusted_proxies)) == found
 
 
 def test_a_proxy_that_is_no_network_is_refused():
@@ -380,6 +388,49 @@ async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(ser
     assert len(turns) >= opus.count(b"OggS") // 2
 
 
+async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
+    noise = np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE).astype(np.float32) / 10
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(noise))
+    taken, push = set(), Session.push_audio
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        with turns_of(server) as turns:
+
+            def note(session, pcm):
+                taken.add(len(turns))
+                return push(session, pcm)
+
+            monkeypatch.setattr(Session, "push_audio", note)
+            await peer.send(Kind.AUDIO, page(audio, 0, 0, 2))
+            assert await peer.is_alive()
+    assert len(taken) >= 0.9 * len(audio) > 80
+
+
+def test_speech_never_waits_for_its_decoding(clock):
+    """Though a slow machine takes 2 ms for 80 ms of it, and a network brings them in lumps."""
+    decoding = Bucket(conversation.DECODE_SHARE, conversation.DECODE_SECONDS, clock)
+    for _ in range(1000):
+        assert decoding.take(0.002) == decoding.take(0.002) == 0
+        clock.now += 0.16
+
+
+async def test_who_sends_packets_that_take_long_is_decoded_slowly(server, monkeypatch):
+    """Else four such clients keep the loop, and the frames' thread, from everybody."""
+    worked = itertools.count()
+    monkeypatch.setattr(conversation.time, "thread_time", lambda: next(worked) // 2 * 0.004)
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(TONE))
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        began = time.monotonic()
+        await peer.send(Kind.AUDIO, page(audio[:10], 0, 0, 2))
+        assert await peer.is_alive()
+    seconds = 10 * 0.004 - conversation.DECODE_SECONDS
+    assert time.monotonic() - began > 0.9 * seconds / conversation.DECODE_SHARE
+
+
 async def test_two_restarts_with_nothing_between_them_are_one(server, monkeypatch):
     restarts = []
     monkeypatch.setattr(
@@ -407,6 +458,38 @@ async def test_a_client_that_does_not_take_what_it_is_sent_is_cut_off(serve, mon
         deaf.sendall(request("/api?format=pcm16", **UPGRADE) + frame(b"\x06" + bytes(30_000)) * 5)
         await eventually(lambda: served.engine.free == 0)  # it has its slot, and reads nothing
         await eventually(lambda: served.engine.free == 1)
+
+
+async def test_75_s_of_audio_that_nobody_reads_are_noticed_before_they_are_over(
+    serve, monkeypatch, clock
+):
+    """The kernels' buffers hold much of it: what is in ours counts. A look takes a second here."""
+    looks = []
+
+    class Watched(Unread):
+        def __init__(self):
+            super().__init__(clock)
+
+        def look(self, unsent):
+            clock.now += 1
+            looks.append((self.written, unsent))
+            return super().look(unsent)
+
+    monkeypatch.setattr(conversation, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "Unread", Watched)
+    codec, spoken = OpusCodec(), voice(75.0)
+    audio = [codec.encode(spoken[at : at + 1920]) for at in range(0, len(spoken), 1920)]
+    echoed = b"".join(frame(b"\x06" + one) for one in audio)  # it comes back as it is
+    served = serve(slots=1)
+    with socket.socket() as deaf:  # with the buffers that a system gives
+        await asyncio.to_thread(deaf.connect, ("127.0.0.1", served._served.port))
+        deaf.sendall(request("/api?format=opus", **UPGRADE))
+        await eventually(lambda: served.engine.free == 0)
+        await asyncio.to_thread(deaf.sendall, echoed)
+        await eventually(lambda: served.engine.free == 1)
+    stood_still = [unsent for _written, unsent in looks if unsent]
+    assert conversation.UNREAD_SECONDS < len(stood_still) < 75
 
 
 # -- requests that do not end, and too many connections --------------------------------------------
@@ -550,6 +633,89 @@ async def test_all_addresses_together_have_so_many_connections_and_no_more():
             await line.send(request("/read", X_Forwarded_For=f"198.51.100.{n}"))
             assert b"200 OK" in await line.read_head()
         assert await status(url) == 503
+
+
+def test_thirty_pages_at_once_and_then_one_a_second_may_come_from_one_address(clock):
+    requests = AddressBuckets(limits.REQUESTS_PER_SECOND, limits.REQUESTS_AT_ONCE, clock)
+
+    def load_page():
+        taken = 0
+        for _ in range(100):
+            if requests.may_take("a"):
+                requests.take("a")
+                taken += 1
+        return taken
+
+    assert [load_page() for _ in range(30)] == [100] * 30
+    for _ in range(120):
+        clock.now += 1
+        assert load_page() == 100
+    assert sum(load_page() for _ in range(100)) < 2000  # and it ends
+
+
+@pytest.fixture
+def few_requests(monkeypatch):
+    """Twenty at once of one address, then next to none."""
+    monkeypatch.setattr(limits, "REQUESTS_AT_ONCE", 20)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0.001)
+
+
+async def test_a_flood_of_requests_is_refused_and_other_addresses_notice_nothing(
+    few_requests, caplog
+):
+    async with small() as url, aiohttp.ClientSession() as http:
+        found = []
+        for _ in range(50):
+            async with http.get(url + "/read") as answer:
+                found.append(answer.status)
+                said = await answer.text()
+        assert found == [200] * 20 + [429] * 30
+        assert answer.headers["Retry-After"] == "1"
+        assert "too many requests" in said
+        assert await status(url, **{"X-Forwarded-For": "198.51.100.3"}) == 200
+    [line] = [r for r in caplog.records if "a request was refused" in r.getMessage()]
+    assert "127.0.0.1" not in line.getMessage()
+
+
+async def test_requests_behind_a_proxy_are_counted_by_their_own_addresses(few_requests):
+    async with small() as url, aiohttp.ClientSession() as http:  # one connection of the proxy's
+        found = {1: [], 2: []}
+        for n in (1,) * 25 + (2,) * 5 + (1,) * 2:
+            headers = {"X-Forwarded-For": f"10.1.1.1, 198.51.100.{n}"}
+            async with http.get(url + "/read", headers=headers) as answer:
+                found[n].append(answer.status)
+    assert found == {1: [200] * 20 + [429] * 7, 2: [200] * 5}
+
+
+async def test_what_cannot_be_read_counts_too_and_is_one_line_a_minute(few_requests, caplog):
+    answers = []
+    async with small() as url:
+        for _ in range(30):
+            async with raw(url) as line:
+                await line.send(b"GET /zanzibarine HTTP/1.1\r\nHost: a\r\nzanzibarine\r\n\r\n")
+                answers.append(int((await line.read_head()).split()[1]))
+    assert answers == [400] * 20 + [429] * 10
+    lines = [r.getMessage() for r in caplog.records if "could not be read" in r.getMessage()]
+    assert len(lines) == 1
+    assert not any(word in caplog.text for word in ("zanzibarine", "127.0.0.1", "Error handling"))
+
+
+async def test_a_connection_finds_its_address_once_and_no_network_is_parsed_again(monkeypatch):
+    async with small() as url, aiohttp.ClientSession() as http:
+        asked = []
+        find = limits.Doors.find_address
+        monkeypatch.setattr(limits.Doors, "find_address", lambda *a: asked.append(a) or find(*a))
+        parse = limits.ipaddress.ip_network
+        parsed = []
+        monkeypatch.setattr(
+            limits.ipaddress, "ip_network", lambda *a, **k: parsed.append(a) or parse(*a, **k)
+        )
+        for _ in range(5):
+            headers = {"X-Forwarded-For": "198.51.100.1"}
+            async with http.get(url + "/read", headers=headers) as answer:
+                assert answer.status == 200
+    assert len(asked) == 2  # of the proxy's own, and of its client
+    assert parsed == []
 
 
 async def test_a_conversation_keeps_its_connection_counted_until_it_ends(serve):
