@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, TextIO
@@ -195,9 +195,7 @@ def compare_tokens(package: Path) -> Row:
         checkpoint = load_checkpoint(folder, dtype=torch.float32)
         size, draw = (COMPARED_FRAMES + 1, SMALL.lm.codebooks), torch.Generator().manual_seed(2)
         codes = torch.randint(0, SMALL.lm.card, size, generator=draw).tolist()
-        peer.ask(
-            "load", folder=folder, device="cpu", dtype="float32", reference=False, codec=False
-        )
+        peer.ask("load", folder=folder, device="cpu", dtype="float32", reference=False, codec=False)
         theirs = np.array(peer.ask("tokens", codes=codes)[1:])  # the first call has no answer
         own = own_tokens(checkpoint, codes)[1:]
     return {
@@ -425,16 +423,13 @@ class Worker:
         self.streams, gen = streams, self.make_gen(SamplingConfig())
         codes = torch.randint(0, self.config.lm.card, (streams, self.config.lm.codebooks, 1))
         pcm = torch.randn(streams, 1, FRAME_SAMPLES) * 0.1
-        work: Callable[[], Any] = lambda: self.step(gen, codes)  # noqa: E731
-        if kind == "frame":
-            work = lambda: self.frame(gen, pcm)  # noqa: E731
         with contextlib.ExitStack() as stack:
             for module in [gen, *self.codecs]:
                 stack.enter_context(module.streaming(streams))
             rings, taken = fill_past(gen, context), []
             for _ in range(PEER_WARM_UPS + times):
                 start = time.perf_counter()
-                work()
+                self.frame(gen, pcm) if kind == "frame" else self.step(gen, codes)
                 taken.append(time.perf_counter() - start)
             main = getattr(gen._streaming_state, "graphed_main", None)
             graphs = getattr(main, "_graph", None) is not None

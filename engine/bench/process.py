@@ -52,7 +52,9 @@ class Server:
         self.port = find_free_port()
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
-        kept = {k: v for k, v in find_ourselves().items() if not k.startswith(OPERATORS)} | self.settings
+        kept = {
+            k: v for k, v in find_ourselves().items() if not k.startswith(OPERATORS)
+        } | self.settings
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept

@@ -142,6 +142,9 @@ class Metrics:
         )
         for reason in Dropped:  # there from the start, at 0
             self._dropped.labels(reason)
+        self._renewals = counter(
+            "personaplex_renewals", "Calls whose memory was made anew before it was full"
+        )
         self._routes = counter("personaplex_routes", "Questions looked up", ["source", "state"])
         self._markers = counter(
             "personaplex_ignored_markers", "Markers that came when none was due"
@@ -171,6 +174,9 @@ class Metrics:
     def ended(self, reason: str) -> None:
         self._live.dec()
         self._ended.labels(reason).inc()
+
+    def renewed(self) -> None:
+        self._renewals.inc()
 
     def ignored(self) -> None:
         self._ignored.inc()

@@ -72,7 +72,7 @@ class Scheduler:
         self._on_death = on_death
         self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._slack_work = SlackWork(backend, clock, self._give_up)
+        self._slack_work = SlackWork(backend, clock, self._give_up, self.metrics)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened

@@ -1,9 +1,6 @@
 """`bench peer` beside a package laid out like NVIDIA's fork: weights, turns, process, words."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,12 +27,9 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peer")
     notes, elsewhere = write_fork(folder / "checkout"), folder / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "engine", "bench", "peer", "--reference", "../checkout"]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [*command, *SETTINGS], cwd=elsewhere, env=environ, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(elsewhere)
+        assert main(["bench", "peer", "--reference", "../checkout", *SETTINGS]) == 0
     return json.loads((elsewhere / "bench-peer.json").read_text()), read_notes(notes)
 
 
@@ -100,9 +94,9 @@ def test_the_ratio_is_to_the_mean_of_our_two_turns():
 
 def test_a_peer_that_ends_is_named_with_what_it_was_asked(tmp_path):
     write_fork(tmp_path)
-    with peer.PeerProcess(tmp_path / "moshi", compiled=False) as process:
-        with pytest.raises(ModelError, match="ended with code 1 when asked to sing; its own words"):
-            process.ask("sing")
+    ended = pytest.raises(ModelError, match="ended with code 1 when asked to sing; its own words")
+    with peer.PeerProcess(tmp_path / "moshi", compiled=False) as process, ended:
+        process.ask("sing")
 
 
 def test_a_path_without_a_package_is_named_with_what_was_looked_for(tmp_path):

@@ -6,7 +6,8 @@ from engine.bench.capacity import SERVER
 from engine.bench.report import parse_options
 
 
-def test_a_server_is_measured_with_so_many_conversations(tmp_path):
+def test_a_server_is_measured_with_so_many_conversations_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no `engine` lies
     path = tmp_path / "server.json"
     options = ["--conversations", "2", "--seconds", "2", "--json", str(path)]
     assert SERVER.run(parse_options(SERVER, options)) == 0
