@@ -194,6 +194,11 @@ class Counts:
             ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
         )
 
+    def stage_ms(self, stage: str, quantile: float) -> float | None:
+        """Milliseconds of a stage in the last minute; None where it brought no frame."""
+        seconds = self.stages.get((f"{quantile:g}", stage))
+        return None if seconds is None else seconds * 1e3
+
     def share_within(self, seconds: float) -> float:
         """The share of ticks that took no longer than a bound of the histogram; 1 if none ran."""
         whole = self.ticks[float("inf")]
