@@ -150,6 +150,7 @@ async def act(scripts: Sequence[Script], at_once: int) -> tuple[list["ActedDialo
         engine = Service(lambda _progress: backend, answers=answers)
         engine.start()
         await asyncio.to_thread(engine.wait)
+        await asyncio.to_thread(answers.router.wait)  # until then words alone decide
         free = asyncio.Semaphore(at_once)
 
         async def one(number: int, script: Script, babbles: bool) -> "ActedDialogue":

@@ -155,9 +155,13 @@ def read_form(text: str) -> Form:
 def is_question(text: str) -> bool:
     """`And how much is it` and `Tell me about prices` ask; `Premium was great` does not."""
     form = read_form(text)
-    if MADE_UP_MIND.search(plain(text)):
+    if takes_back(text):
         return False
     return form.asks or form.wishes or form.mark > 0
+
+
+def takes_back(text: str) -> bool:
+    return bool(MADE_UP_MIND.search(plain(text)))
 
 
 def _begins_as_question(clause: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import ConfigError
-from engine.lookup.evidence import RELATIONS, Evidence, Turn, is_question, load_talk
+from engine.lookup.evidence import RELATIONS, Evidence, Turn, is_question, load_talk, takes_back
 from engine.lookup.knowledge import Found, Knowledge, Section, terms
 from engine.lookup.vectors import WIDTH, load_vectors
 
@@ -103,7 +103,7 @@ class Router:
 
     def judge(self, turn: Turn) -> Band:
         """May take 20 ms: not in the event loop. Any thread."""
-        if not turn.text.strip():
+        if not turn.text.strip() or takes_back(turn.text):
             return Band.NO
         if self._evidence:
             return self._weights.band(self._weights.probability(self._evidence.of(turn)))

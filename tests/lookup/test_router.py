@@ -36,7 +36,7 @@ def by_words() -> Router:
 @pytest.mark.parametrize(
     ("name", "slack"),
     [("transgate", 0.0), ("transgate-strangers", 0.0), ("northlight", 0.05), ("voltara", 0.05),
-     ("inkwell", 0.05)],
+     ("inkwell", 0.05), ("otterbay", 0.05)],
 )  # fmt: skip
 async def test_the_measured_dialogues_are_decided_as_promised(name, slack):
     product = name.partition("-")[0]
@@ -74,6 +74,7 @@ def test_a_question_is_not_left_in_any_words(router, turn):
         Turn("My wife is calling, one second.", "Premium costs $14 a month.", PREMIUM),
         Turn("How many dollars is one euro right now?", "Premium costs $14 a month.", PREMIUM),
         Turn("what's seventeen times six"),
+        Turn("Sorry, I was asking about the price of premium, never mind."),
         Turn("Which laptop should I buy?", "Maybe it's time for a new one.", "My computer is old."),
         Turn("", "", ""),
         Turn("…"),
