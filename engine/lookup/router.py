@@ -72,7 +72,10 @@ def load_weights(path: Path = WEIGHTS_FILE) -> Weights:
         direction = np.array(data["direction"], float)
         if direction.shape != (WIDTH + 1,):
             raise ValueError(f"its direction has {direction.size} numbers, not {WIDTH + 1}")
-        return Weights(*rows.T, data["bias"], data["doubt_from"], data["yes_from"], direction)
+        mean, spread, factors = rows.T
+        return Weights(
+            mean, spread, factors, data["bias"], data["doubt_from"], data["yes_from"], direction
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path.name}: {error}; make it with python -m engine.tools.fit_router"
