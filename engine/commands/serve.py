@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields
+from socket import AF_INET, AF_INET6
 from typing import TextIO
 
 from aiohttp import web
@@ -26,14 +27,17 @@ from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
 from engine.wire.server import add_routes, listening
+from engine.wire.tls import list_addresses, make_context
 
 HOT_WORDS = 12  # of the facts' names, that the ears are told
 END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+ALL_HOSTS = {"0.0.0.0": (AF_INET,), "::": (AF_INET, AF_INET6)}
 OPEN_TO_ALL = (
     "warning: whoever reaches this port may talk; "
     "set PERSONAPLEX_TOKEN, or use --host 127.0.0.1 for this machine only"
 )
+NO_MICROPHONE = "(browsers give its page no microphone without https: see --tls self)"
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -134,6 +138,23 @@ def build_service(
     return service
 
 
+def describe_addresses(config: ServerConfig, port: int) -> list[str]:
+    """Where the server can be opened: on this machine, and from others."""
+    scheme = "https" if config.tls or config.tls_cert else "http"
+    everywhere = ALL_HOSTS.get(config.host, ())
+    own = "localhost" if everywhere or config.host == "127.0.0.1" else bracket(config.host)
+    lines = [f"listening on {scheme}://{own}:{port}"]
+    for address in list_addresses(everywhere):
+        line = f"from other machines: {scheme}://{bracket(address)}:{port}"
+        lines.append(line if scheme == "https" else f"{line} {NO_MICROPHONE}")
+    return lines
+
+
+def bracket(host: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
+
+
 async def run_app(app: web.Application, service: Service, config: ServerConfig) -> int:
     """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
@@ -166,12 +187,14 @@ async def serve_until(
     guard_faults(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         try:
-            port = await stack.enter_async_context(listening(app, config.host, config.port))
+            tls = make_context(config)
+            port = await stack.enter_async_context(listening(app, config.host, config.port, tls))
         except OSError as error:
             why = os.strerror(error.errno or 0)
             where = f"{config.host}:{config.port}"
             raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-        tell(f"listening on http://localhost:{port}")
+        for line in describe_addresses(config, port):
+            tell(line)
         if not config.token and config.host not in LOCAL_HOSTS:
             tell(OPEN_TO_ALL)
         opened()

@@ -26,6 +26,7 @@ IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
 LOG_SECONDS = 60.0  # between two lines about the same thing
 TURNS = 4  # requests that begin in one round of the loop
+ADDRESS_BYTES = 64 * 1024  # of a request's line: 4000 characters of any script take 48 000
 REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
 
 
@@ -55,15 +56,22 @@ class MinuteLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._logged_at: dict[str, float] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._logged_at: dict[tuple[str, str], float] = {}
 
-    def note(self, what: str) -> None:
-        now = self._clock()
-        self._counts[what] += 1
-        if now - self._logged_at.get(what, float("-inf")) >= LOG_SECONDS:
-            logger.warning("%s (%d times since the last such line)", what, self._counts.pop(what))
-            self._logged_at[what] = now
+    def note(self, what: str, of: str = "", level: int = logging.WARNING) -> None:
+        """of: whom it is counted for; the line does not say it."""
+        now, key = self._clock(), (what, of)
+        self._counts[key] += 1
+        if now - self._logged_at.get(key, float("-inf")) >= LOG_SECONDS:
+            count = self._counts.pop(key)
+            logger.log(level, "%s (%d times since the last such line)", what, count)
+            self._logged_at.pop(key, None)
+            self._logged_at[key] = now  # the oldest first
+            if len(self._logged_at) > MOST_ADDRESSES:
+                oldest = next(iter(self._logged_at))
+                del self._logged_at[oldest]
+                self._counts.pop(oldest, None)
 
 
 # -- addresses -------------------------------------------------------------------------------------
@@ -75,7 +83,7 @@ def find_address(peer: str, forwarded: str, proxies: tuple[str, ...]) -> str:
     What stands before the last entry came from the client itself, who may write anything.
     """
     own = _parse_address(peer)
-    if own and any(own in ipaddress.ip_network(proxy, strict=False) for proxy in proxies):
+    if is_trusted(peer, proxies):
         named = _parse_address(forwarded.rpartition(",")[2].strip())
         own = named or own
     if own is None:
@@ -83,6 +91,14 @@ def find_address(peer: str, forwarded: str, proxies: tuple[str, ...]) -> str:
     if own.version == 6:  # one customer has a whole network of them
         return str(ipaddress.ip_network((own, 64), strict=False))
     return str(own)
+
+
+def is_trusted(peer: str, proxies: tuple[str, ...]) -> bool:
+    """Whether this peer's own headers about its clients are believed."""
+    own = _parse_address(peer)
+    return own is not None and any(
+        own in ipaddress.ip_network(proxy, strict=False) for proxy in proxies
+    )
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -144,12 +160,15 @@ FULL = (
     f"Connection: close\r\nContent-Length: {len(TOO_MANY)}\r\n\r\n{TOO_MANY}"
 ).encode()
 
+TLS_HELLO = b"\x16\x03"  # how a client begins that wants https or wss
+SPEAKS_TLS = "TLS came to a port without it: clients use http:// or ws://, or start with --tls self"
+
 
 class Connection(web.RequestHandler):
     """One TCP connection: counted, read in small pieces, and closed when a request never ends."""
 
     def __init__(self, doors: Doors, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, max_line_size=ADDRESS_BYTES, **kwargs)
         self.doors = doors
         self.address: str | None = None  # under which it is counted
         self._refused = False
@@ -184,6 +203,10 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            return
+        if not self._busy and data.startswith(TLS_HELLO):
+            self.doors.log.note(SPEAKS_TLS)
+            self.transport.abort()
             return
         if not self._busy and self._timer is None:
             self._start_timer("headers", lambda: True)

@@ -19,6 +19,7 @@ from engine.config import SAMPLE_RATE
 from engine.dialogue import events as ev
 from engine.dialogue.service import Service
 from engine.errors import (
+    BadAudioError,
     BadParameterError,
     ConfigError,
     EndError,
@@ -29,7 +30,7 @@ from engine.errors import (
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
-from engine.wire.audio import make_codec
+from engine.wire.audio import make_codec, name_format
 from engine.wire.protocol import (
     FIELDS,
     MAX_MESSAGE_BYTES,
@@ -149,12 +150,14 @@ class ChatSocket:
     async def _handle(self, data: bytes) -> int:
         """Carry out one message; how many samples of audio it brought."""
         if len(data) > MAX_MESSAGE_BYTES:
-            raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
+            raise TooFastError(
+                f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}",
+                "a large message",
+            )
         try:
             kind, payload = decode(data)
         except ProtocolError:
-            self.service.metrics.ignored()
-            return 0
+            return self._ignore(data)
         if kind in (Kind.SAY, Kind.METADATA):
             self.restarting = False  # a restart after it has something to drop
         try:
@@ -170,14 +173,24 @@ class ChatSocket:
                 case Kind.METADATA:
                     self._on_metadata(payload)
                 case _:
-                    self.service.metrics.ignored()
+                    return self._ignore(data)
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
         return 0
 
+    def _ignore(self, data: bytes) -> int:
+        """Count a message of no known kind. Raises BadAudioError: it is audio without its kind."""
+        self.service.metrics.ignored()
+        if found := name_format(data):
+            raise BadAudioError(
+                f"this is {found[0]} without its kind; put the byte 0x01 before each message",
+                "no kind byte",
+            )
+        return 0
+
     async def _on_audio(self, payload: bytes) -> int:
         """Decode a message, in several turns of the loop if it takes long."""
-        metrics, samples = self.service.metrics, 0
+        metrics, samples, skipped = self.service.metrics, 0, self.codec.skipped
         received = turned = metrics.clock()
         for pcm in self.codec.decode(payload):
             seconds = metrics.clock() - received
@@ -186,6 +199,8 @@ class ChatSocket:
             if metrics.clock() - turned > TURN_SECONDS:
                 await asyncio.sleep(0)
                 turned = metrics.clock()
+        if self.codec.skipped > skipped:
+            metrics.ignored()
         return samples
 
     def _on_say(self, payload: bytes) -> None:
@@ -245,6 +260,7 @@ class ChatSocket:
     async def _send(self) -> None:
         """Send everything that the session brings, until it ends."""
         await self._wake_up()
+        await asyncio.sleep(self.query.start_at - time.monotonic())
         self.session.connect()
         async for output in self.session.outputs():
             match output:
@@ -283,8 +299,8 @@ class ChatSocket:
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
-        if data := self.codec.encode(frame.pcm):
-            await self._send_bytes(encode(Kind.AUDIO, data))
+        for part in self.codec.split(self.codec.encode(frame.pcm)):
+            await self._send_bytes(encode(Kind.AUDIO, part))
         now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
@@ -333,7 +349,9 @@ class ChatSocket:
             await asyncio.sleep(LOOK_SECONDS)
             waiting = self.unread.look(count_unsent(self.connection.transport))
             if waiting > UNREAD_SECONDS and late:
-                raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
+                raise TooFastError(
+                    f"nothing was read for {waiting:.0f} s; read what is sent", "it reads nothing"
+                )
             late = waiting > UNREAD_SECONDS
 
     async def _refuse(self, text: str) -> None:
@@ -471,7 +489,8 @@ class ClientPace:
             if self._excess > 0:
                 raise TooFastError(
                     f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
-                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
+                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several",
+                    "too many messages",
                 )
             self._over_since, self._excess = now, 0.0
         return max(wait, REST_SECONDS) if wait else 0.0
