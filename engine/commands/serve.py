@@ -16,7 +16,7 @@ from typing import TextIO
 from aiohttp import web
 
 from engine.cli import silence
-from engine.config import ServerConfig, parse_setting
+from engine.config import VOICE_NAMES, ServerConfig, parse_setting
 from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
@@ -26,6 +26,7 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
 from engine.wire.tls import list_addresses, make_context
 
@@ -111,6 +112,7 @@ def build_service(
     def load(progress: Progress) -> Backend:
         prepare(progress)
         backend = load_backend(config, progress)
+        service.default_voice = check_default(config.voice, backend.voices)
         gc.collect()
         gc.freeze()  # what is here stays: a collection over all of it would hold every thread
         return backend
@@ -134,7 +136,8 @@ def build_service(
         hang_s=config.hang_s,
         load_hang_s=config.load_hang_s,
     )
-    service.default_voice = config.voice
+    if source == "embedded":  # its voices are known before it is loaded
+        check_default(config.voice, VOICE_NAMES)
     return service
 
 

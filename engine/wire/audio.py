@@ -17,7 +17,7 @@ PAGE = b"OggS\0"  # every Ogg page begins with it: the name, and its version
 PAGE_HEAD = 27  # bytes, of which the last says how many lengths of segments follow
 MOST_STRAY_BYTES = 3000  # between two pages; then it is no Ogg stream
 MOST_BROKEN_PAGES = 8  # beyond one in ten: to look at one costs more than to send it
-SEEN_PACKETS = 5  # after so many messages of one kind they are called raw Opus packets
+SEEN_PACKETS = 4  # messages for each configuration of Opus, or they are not called its packets
 MOST_PACKET_BYTES = 1275  # of one Opus frame
 INT16_SCALE = 32768
 SEND_OGG = "send Ogg/Opus at 24 kHz mono, or connect with format=pcm16"
@@ -171,9 +171,12 @@ class PageReader:
             size = find_page_size(held)
             if size is None or size > len(held):
                 return
-            inner = held.find(PAGE, 1, size)  # the page lost its end, or by chance
-            if not size or (inner > 0 and not has_right_checksum(bytes(held[:size]))):
-                self._drop_broken(inner if inner > 0 else len(PAGE))
+            if not size:
+                self._skip(len(PAGE))
+                continue
+            inner = held.find(PAGE, 1, size)
+            if inner > 0 and not has_right_checksum(bytes(held[:size])):  # the page lost its end
+                self._drop_broken(inner)
                 continue
             page = bytes(held[:size])
             del held[:size]
@@ -236,7 +239,7 @@ def has_right_checksum(page: bytes) -> bool:
 
 
 def are_packets(first_bytes: list[int] | None) -> bool:
-    """Whether messages look like Opus packets: all of one configuration, as encoders make them."""
-    if first_bytes is None or len(first_bytes) < SEEN_PACKETS:
+    """Whether messages look like Opus packets: an encoder's configurations are few."""
+    if not first_bytes or min(first_bytes) < 8:
         return False
-    return min(first_bytes) > 7 and len({byte >> 3 for byte in first_bytes}) == 1
+    return len({byte >> 3 for byte in first_bytes}) * SEEN_PACKETS <= len(first_bytes)

@@ -25,6 +25,7 @@ REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its he
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
 LOG_SECONDS = 60.0  # between two lines about the same thing
+READ_OUT_SECONDS, READ_OUT_LOOKS = 0.2, 25  # between two looks whether more comes; how many
 TURNS = 4  # requests that begin in one round of the loop
 ADDRESS_BYTES = 64 * 1024  # of a request's line: 4000 characters of any script take 48 000
 REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
@@ -235,6 +236,17 @@ class Connection(web.RequestHandler):
         self._held = True
         self.pause_reading()
 
+    async def read_out(self) -> None:
+        """Wait until a client has sent what it was sending, or its system throws our reason away.
+
+        Nobody keeps what it sends.
+        """
+        for _ in range(READ_OUT_LOOKS):
+            before = self.guard.dropped
+            await asyncio.sleep(READ_OUT_SECONDS)
+            if self.guard.dropped == before:
+                return
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         if not self._held:
             super().resume_reading(resume_parser)
@@ -246,7 +258,8 @@ class Connection(web.RequestHandler):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        super().set_parser(FrameGuard(parser, self.doors.log.note), data_received_cb)
+        self.guard = FrameGuard(parser, self.doors.log.note)
+        super().set_parser(self.guard, data_received_cb)
         self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:

@@ -17,6 +17,7 @@ from engine.dialogue.session import SessionConfig
 from engine.errors import BadParameterError, ConfigError, ProtocolError, RefusedError
 
 VERSION = 1
+SOCKETS = ("/api", "/api/chat")  # the paths of conversations
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 25_000  # 2000 characters, each spelled with 12; is parsed in 5 ms at most
 MAX_OPENING_BYTES = 64 * 1024  # 4000 characters, likewise
@@ -49,7 +50,7 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
 
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
-MAX_WHOLE = 2**53  # above it a float does not hold every whole number
+MAX_WHOLE = 2**53  # from it on a float does not hold every whole number
 SAMPLING = {  # query name -> field of SamplingConfig and its type
     "text_temperature": ("text_temperature", float),
     "audio_temperature": ("audio_temperature", float),
@@ -137,7 +138,7 @@ def _parse_number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
         if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
             return int(value)  # every digit of a large seed
         number = float(value)
-        if kind is int and not (number.is_integer() and abs(number) <= MAX_WHOLE):
+        if kind is int and not (number.is_integer() and abs(number) < MAX_WHOLE):
             raise ValueError
         return value if isinstance(value, kind) else kind(number)
     except (TypeError, ValueError, OverflowError):

@@ -34,7 +34,7 @@ from engine.wire.limits import (
     Guesses,
     is_trusted,
 )
-from engine.wire.protocol import Kind, decode, encode, parse_opening, parse_query
+from engine.wire.protocol import SOCKETS, Kind, decode, encode, parse_opening, parse_query
 from engine.wire.socket import ChatSocket, ClientLeftError, say_goodbye
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ READ_LIMIT_BYTES = 4 * 1024 * 1024  # above it aiohttp hangs up by itself; ours 
 WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, not buffered for
 WARM_SECONDS = 1.2  # so long the public web client throws away what it hears
 OPEN_SECONDS = 20.0  # for the first message, where the client says that it sends one
-SOCKETS = ("/api", "/api/chat")  # the paths of conversations
 
 
 def add_routes(app: web.Application, service: Service, config: ServerConfig) -> None:
@@ -153,6 +152,8 @@ async def listening(
 class ApiSocket(web.WebSocketResponse):
     """A socket whose every end is told: a message that is too large, the client's own code."""
 
+    connection: Connection
+
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True):
         """Close it. By itself aiohttp does so for messages over 4 MiB, and when the client has."""
         if self.close_code and not self.closed and code == WSCloseCode.OK:
@@ -160,6 +161,7 @@ class ApiSocket(web.WebSocketResponse):
         elif code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             with contextlib.suppress(ConnectionError):
                 await self.send_bytes(encode(Kind.ERROR, TOO_LARGE.encode()))
+            await self.connection.read_out()
         return await super().close(code=code, message=message, drain=drain)
 
 
@@ -186,6 +188,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     connection = request.protocol
     assert isinstance(connection, Connection), "serve the application by `listening`"
     connection.limit_send_buffer()
+    ws.connection = connection
     await ws.prepare(request)
     try:
         authorize(request)

@@ -541,12 +541,14 @@ class FrameGuard:
         self._skip = 0  # bytes of payload still to come
         self._pieces = 0  # of the message that has begun
         self._refused = False
+        self.dropped = 0  # bytes after the end
 
     def feed_eof(self) -> None:
         self._reader.feed_eof()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         if self._refused:
+            self.dropped += len(data)
             return False, b""
         whole = self._head + data
         at, refused = self._walk(whole)
@@ -556,7 +558,9 @@ class FrameGuard:
             self._refused = True
             self._note("a connection was closed: its frames are unmasked or endless")
             passed += self.REFUSED
-        return self._reader.feed_data(passed) if passed else (False, b"")
+        if passed:
+            self._refused |= self._reader.feed_data(passed)[0]  # it has enough, too
+        return False, b""
 
     def _walk(self, whole: bytes) -> tuple[int, bool]:
         """Go from frame to frame: where the first one begins whose head is not complete, or that is

@@ -46,7 +46,7 @@ def make_context(config: ServerConfig) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslobject_class = WatchedTls
     if config.tls:
-        path = settings_folder() / "tls.pem"
+        path = own_certificate()
         if not is_fresh(path):
             write_certificate(path)
         context.load_cert_chain(path)
@@ -67,9 +67,10 @@ def make_context(config: ServerConfig) -> ssl.SSLContext | None:
     return context
 
 
-def settings_folder() -> Path:
-    """Where a person's settings for programs are."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "personaplex"
+def own_certificate() -> Path:
+    """The file of --tls self, with its key, among a person's settings."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return folder / "personaplex" / "tls.pem"
 
 
 def list_addresses(families: tuple[int, ...] = (socket.AF_INET, socket.AF_INET6)) -> list[str]:
