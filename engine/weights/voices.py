@@ -9,7 +9,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,19 @@ TARGET_LUFS = -24.0
 BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
 RINGING_SAMPLES = 1 << 14  # after which a filter's response is below rounding
 SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
+UNSIZED_BYTES = 200  # a header takes less
 SUFFIXES = (".pt", ".wav")  # the first found of a name is used
 
 
-def find_voice(wanted: str, names: Iterable[str]) -> str | None:
+def find_voice(wanted: str, names: tuple[str, ...]) -> str | None:
     """The voice that is meant, with or without .pt or .wav, whatever the case."""
     stem = wanted.strip()
     for suffix in SUFFIXES:
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
-    by_case = {name.lower(): name for name in names}
-    return stem if stem in by_case.values() else by_case.get(stem.lower())
+    if stem in names:
+        return stem
+    return next((name for name in names if name.lower() == stem.lower()), None)
 
 
 def choose_voice(wanted: str | None, default: str, names: tuple[str, ...]) -> str:
@@ -171,7 +172,13 @@ def read_audio(path: str | Path, fault: type[EngineError] = ModelError) -> np.nd
             f"{path} cannot be read as audio ({why}); use a wav, flac or ogg file"
         ) from None
     if not len(samples):
-        raise fault(f"{path} holds no samples; use a recording")
+        unsized = Path(path).stat().st_size > UNSIZED_BYTES
+        why = (
+            "says that it holds none, as one that was written into a pipe"
+            if unsized
+            else "is empty"
+        )
+        raise fault(f"{path} holds no samples (it {why}); use a recording in a file of its own")
     mono = samples.mean(axis=1)
     broken = ~np.isfinite(mono)
     if count := int(broken.sum()):
