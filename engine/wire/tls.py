@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from engine.config import ServerConfig
 from engine.errors import ConfigError
@@ -31,12 +32,26 @@ class WatchedTls(ssl.SSLObject):
         try:
             super().do_handshake()
         except ssl.SSLError as error:
-            reason = error.reason or ""
-            if reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):
-                LOG.note(PLAIN)
-            elif "ALERT" in reason and ("CERT" in reason or "CA" in reason):
-                LOG.note(DISTRUST)
+            note_fault(error)
             raise
+
+    def read(self, *given: Any) -> Any:
+        try:
+            return super().read(*given)
+        except (
+            ssl.SSLError
+        ) as error:  # in TLS 1.3 a client says only here that it does not trust us
+            note_fault(error)
+            raise
+
+
+def note_fault(error: ssl.SSLError) -> None:
+    """Log what a client does wrong that comes without TLS, or does not trust us."""
+    reason = error.reason or ""
+    if reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):
+        LOG.note(PLAIN)
+    elif "ALERT" in reason and ("CERT" in reason or "CA" in reason):
+        LOG.note(DISTRUST)
 
 
 def make_context(config: ServerConfig) -> ssl.SSLContext | None:
