@@ -6,6 +6,8 @@ import json
 import aiohttp
 import pytest
 
+from engine.errors import ModelError
+from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
 from tests.wire.peer import connected, eventually
 from tests.wire.raw import BINARY, CLOSE, PING, PONG, UPGRADE, frame, raw, request
@@ -307,3 +309,26 @@ async def test_a_client_that_pings_or_leaves_before_its_opening_message_is_no_fa
         pass
     await eventually(lambda: not server.engine.sessions)
     assert "error" not in caplog.text.lower()
+
+
+# -- voices whose file went bad --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (ModelError("/models/v/x.wav: a voice of 0.08 s is too short"), "x.wav: a voice of 0.08 s"),
+        (FileNotFoundError(2, "No such file or directory", "/models/v/x.pt"), "No such file"),
+    ],
+)
+async def test_a_voice_that_cannot_be_read_reaches_its_client_with_the_cause(serve, fault, told):
+    class Unreadable(EmbeddedBackend):
+        def prepare(self, opening):
+            raise fault
+
+    async with connected(serve(load=lambda _progress: Unreadable(1)).url) as peer:
+        text, code = await peer.end()
+    assert text.startswith("bad parameter: voice NATF2 cannot be used: ")
+    assert told in text
+    assert "/models" not in text
+    assert code == 1008
