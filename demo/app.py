@@ -6,6 +6,7 @@ from demo.page.routes import add_page
 from demo.page.ui import PageConfig
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
+from engine.weights.voices import choose_voice
 from engine.wire.server import add_routes
 
 
@@ -13,7 +14,7 @@ def build_app(service: Service, config: ServerConfig) -> web.Application:
     """`/api`, `/healthz` and the others natively, then the page."""
     app = web.Application()
     add_routes(app, service, config)
-    voice = config.voice if config.voice in service.voices else service.voices[0]
+    voice = choose_voice(None, config.voice, service.voices)
     routing = service.answers.on if service.answers else None
     page = PageConfig(service.voices, service.personas, voice, routing)
     add_page(app, page, config.token, config.frame_ancestors)

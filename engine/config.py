@@ -4,11 +4,15 @@ Not a global settings object: what needs a setting is given it.
 """
 
 import ipaddress
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from engine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
@@ -36,7 +40,8 @@ class Bounds:
     def check(self, name: str, value: float) -> None:
         """Raises ConfigError naming the setting, its value and the range."""
         if not self.low <= value <= self.high:  # NaN fails too
-            raise ConfigError(f"{name} is {value}; use {self.low:g} to {self.high:g}")
+            low, high = (f"{end:.15g}" for end in (self.low, self.high))  # every digit of 2**31
+            raise ConfigError(f"{name} is {value}; use {low} to {high}")
 
 
 REPETITION_CONTEXT = Bounds(1, 4096)
@@ -72,6 +77,7 @@ def setting(default: Any, env: str, help_text: str) -> Any:
     return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
 
 
+QUOTES = ('""', "''", "``", "“”", "‘’")
 PRECISIONS = ("auto", "bf16", "int8")
 SERVER_BOUNDS = {
     "port": Bounds(0, 65535),
@@ -94,6 +100,10 @@ class ServerConfig:
 
     host: str = setting("0.0.0.0", "HOST", "address to listen on")
     port: int = setting(8998, "PORT", "port of page and /api")
+    tls: str = setting("", "TLS", "self: https and wss with a certificate of our own making")
+    tls_cert: str = setting("", "TLS_CERT", "a certificate's file (PEM): https and wss")
+    tls_key: str = setting("", "TLS_KEY", "its private key's file (PEM)")
+    root_path: str = setting("", "ROOT_PATH", "path under which a proxy shows this server: /voice")
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
     transcribe: str = setting(
@@ -145,6 +155,14 @@ class ServerConfig:
         for name in ("weights", "kv"):
             if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
+        if self.tls not in ("", "self"):
+            raise ConfigError(f"tls is {self.tls!r}; use self, or --tls-cert and --tls-key")
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls and self.tls_cert):
+            raise ConfigError("--tls-cert and --tls-key go together, and without --tls self")
+        root = "/" + self.root_path.strip("/") if self.root_path.strip("/") else ""
+        if root and not is_root_path(root):
+            raise ConfigError(f"root_path is {self.root_path!r}; use a path such as /voice")
+        object.__setattr__(self, "root_path", root)
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy, strict=False)
@@ -165,9 +183,26 @@ class ServerConfig:
         values = dict(given)
         for entry in fields(cls):
             text = environ.get(entry.metadata["env"], "")
+            if entry.name == "token":
+                text = trim_secret(entry.metadata["env"], text)
             if text and entry.name not in given:
                 values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
         return cls(**values)
+
+
+def trim_secret(name: str, text: str) -> str:
+    """A secret as it was meant: files and consoles leave line ends, blanks and quotes around it."""
+    trimmed = text.strip()
+    if len(trimmed) > 1 and trimmed[0] + trimmed[-1] in QUOTES:
+        trimmed = trimmed[1:-1].strip()
+    if trimmed != text:
+        logger.warning("%s has blanks, a line end or quotes around it: they are left out", name)
+    return trimmed
+
+
+def is_root_path(text: str) -> bool:
+    """Whether this is a path such as /voice or /a/b."""
+    return bool(re.fullmatch(r"(/[\w.~%-]+)+", text, re.ASCII))
 
 
 def choose_recogniser(config: ServerConfig, environ: Mapping[str, str]) -> str:

@@ -66,3 +66,37 @@ def test_the_defaults_of_sampling_are_those_of_the_wire():
     sampling = SamplingConfig()
     assert (sampling.text_temperature, sampling.audio_temperature) == (0.7, 0.8)
     assert (sampling.text_top_k, sampling.audio_top_k) == (25, 250)
+
+
+# -- what strangers set ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["secret\r", "secret\r\n", "  secret ", '"secret"', "'secret'", "“secret”", ' "secret"\n'],
+)
+def test_a_token_from_the_environment_is_trimmed_with_a_warning(caplog, text):
+    config = ServerConfig.from_environment({"PERSONAPLEX_TOKEN": text})
+    assert config.token == "secret"
+    assert "PERSONAPLEX_TOKEN has blanks, a line end or quotes around it" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["secret", "open sesame", "it's", '"', "'a\""])
+def test_a_token_with_nothing_around_it_is_taken_as_it_is(caplog, text):
+    assert ServerConfig.from_environment({"PERSONAPLEX_TOKEN": text}).token == text
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [("", ""), ("/", ""), ("voice", "/voice"), ("/voice/", "/voice"), ("/a/b", "/a/b")],
+)
+def test_the_root_path_is_taken_with_and_without_slashes(given, path):
+    assert ServerConfig(root_path=given).root_path == path
+
+
+@pytest.mark.parametrize("given", ["/a b", "/a//b", "/{x}", "https://h/voice", "/ü"])
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(ConfigError, match=r"root_path is .*; use a path such as /voice"):
+        ServerConfig(root_path=given)

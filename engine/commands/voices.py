@@ -5,8 +5,7 @@ import argparse
 from engine.config import VOICE_NAMES
 from engine.progress import show
 from engine.runtime.choose import choose_model
-from engine.weights.hub import find
-from engine.weights.voices import Voices
+from engine.weights.voices import open_voices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     source, _why = choose_model(args.model)
     embedded = source == "embedded"
-    names = VOICE_NAMES if embedded else Voices(find(source, args.revision, show)).names
+    names = VOICE_NAMES if embedded else open_voices(source, args.revision, show).names
     print("\n".join(names))
     return 0

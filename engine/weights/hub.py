@@ -5,6 +5,7 @@ Every way in which fetching can fail ends in one line that says what to do.
 
 import errno
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,11 +25,42 @@ Progress = Callable[[str, float], None]  # phase, percent
 Report = Callable[[float], None]  # percent of one phase
 
 
+def hub_home() -> Path:
+    """Where the hub's client keeps its things, found as it finds it itself."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return expand(os.environ.get("HF_HOME") or usual)
+
+
+def expand(path: str | Path) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 def repository_folder(repository: str) -> Path:
     """Where the hub's client keeps a repository."""
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-    return cache / f"models--{repository.replace('/', '--')}"
+    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    cache = next(filter(None, map(os.environ.get, names)), hub_home() / "hub")
+    return expand(cache) / f"models--{repository.replace('/', '--')}"
+
+
+def has_token() -> bool:
+    """Whether there is a token, in the environment or where `hf auth login` puts it."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    return expand(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").is_file()
+
+
+def find_token_fault() -> str:
+    """What no token has, in the one that is set: consoles and editors put it there; "": nothing."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        if odd := next((char for char in token if char in "\"'`" or not char.isascii()), None):
+            what = {'"': "quotes", "'": "quotes", "`": "quotes", "“": "quotes", "”": "quotes"}.get(
+                odd, f"the character {odd!r} ({unicodedata.name(odd, 'unknown').lower()})"
+            )
+            return f"{name} has {what} in it, which no token has: set it again, without"
+        if any(not char.isprintable() or char == " " for char in token):
+            return f"{name} has blanks or line ends in it, which no token has: set it again"
+    return ""
 
 
 def find(source: str, revision: str | None, progress: Progress) -> Path:
@@ -69,7 +101,7 @@ def fetch(
         try:
             path = hf_hub_download(repository, name, revision=revision, tqdm_class=bar)
         except faults as error:
-            option = "--model" if files is FILES else "--transcribe"
+            option = "--model" if files in (FILES, (VOICES_FILE,)) else "--transcribe"
             raise ModelError(reason(error, repository, revision, name, option)) from error
     return Path(path).parent
 
@@ -98,6 +130,9 @@ def reason(error: Exception, repository: str, revision: str, name: str, option: 
     token = "a token from https://huggingface.co/settings/tokens (HF_TOKEN=... or `hf auth login`)"
     resume = f"run `python -m engine download {option} {repository}` again to resume"
     status = getattr(getattr(error, "response", None), "status_code", None)
+    refused = isinstance(error, UnicodeError | errors.RepositoryNotFoundError)
+    if (refused or status in (401, 403)) and (fault := find_token_fault()):
+        return fault
     if isinstance(error, errors.GatedRepoError) or status in (401, 403):
         if not get_token():
             return f"{repository} is gated: accept the licence at {page}, then set {token}"

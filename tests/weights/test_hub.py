@@ -1,6 +1,8 @@
 """Fetching a checkpoint: every way it fails ends in one line that says what to do."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -101,3 +103,70 @@ def test_what_is_neither_a_folder_nor_a_repository_is_refused(source):
 def test_a_folder_is_taken_as_it_is():
     tiny = Path(__file__).parents[1] / "golden" / "tiny"
     assert hub.find(str(tiny), None, lambda phase, percent: None) == tiny
+
+
+# -- tokens and folders as people set them ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ("'hf_abc'", "HF_TOKEN has quotes in it"),
+        ('"hf_abc"', "HF_TOKEN has quotes in it"),
+        ("“hf_abc”", "HF_TOKEN has quotes in it"),
+        ("hf_—abc", "HF_TOKEN has the character '—' (em dash) in it"),
+        ("hf_–abc", "HF_TOKEN has the character '–' (en dash) in it"),
+        ("hf_abc def", "HF_TOKEN has blanks or line ends in it"),
+    ],
+)
+@pytest.mark.parametrize("status", [401, 403, None])
+def test_what_no_token_has_is_named(failing, monkeypatch, token, told, status):
+    monkeypatch.setenv("HF_TOKEN", token)
+    coding = UnicodeEncodeError("ascii", token, 3, 4, "ordinal not in range(128)")
+    said = failing(http(errors.GatedRepoError, status) if status else coding)
+    assert told in said
+    assert "hf_" not in said
+
+
+def test_a_token_with_a_line_end_is_no_fault(failing, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abc\r\n")
+    assert "accept the licence" in failing(http(errors.GatedRepoError, 403))
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({}, "~/.cache/huggingface/hub"),
+        ({"HF_HOME": "~/models"}, "~/models/hub"),
+        ({"HF_HOME": "$PLACE/models"}, "/data/models/hub"),
+        ({"XDG_CACHE_HOME": "/var/x"}, "/var/x/huggingface/hub"),
+        ({"HF_HUB_CACHE": "~/hub", "HF_HOME": "/elsewhere"}, "~/hub"),
+        ({"HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+        ({"HF_HUB_CACHE": "/new", "HUGGINGFACE_HUB_CACHE": "/old"}, "/new"),
+    ],
+)
+def test_weights_are_looked_for_where_the_hubs_client_puts_them(monkeypatch, environment, folder):
+    """Asked of the client itself, in a process of its own: it reads the environment once."""
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**environment, "PLACE": "/data"}.items():
+        monkeypatch.setenv(name, value)
+    want = Path(folder).expanduser()
+    assert hub.repository_folder("a/b").parent == want
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == want
+
+
+def test_a_token_counts_where_the_hubs_client_finds_it(monkeypatch, tmp_path):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert not hub.has_token()
+    (tmp_path / "mine").write_text("hf_abc")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "mine"))
+    assert hub.has_token()
+    monkeypatch.delenv("HF_TOKEN_PATH")
+    (tmp_path / "token").write_text("hf_abc")
+    assert hub.has_token()
