@@ -134,6 +134,7 @@ class Metrics:
             "personaplex_conversations", "Open conversations", registry=self.registry
         )
         self._ended = counter("personaplex_conversations_ended", "Ended conversations", ["reason"])
+        self._resumed = counter("personaplex_conversations_resumed", "Gone on after a lost line")
         self._ignored = counter("personaplex_ignored_messages", "Unknown kinds and empty messages")
         self._dropped = counter(
             "personaplex_dropped_user_frames",
@@ -171,6 +172,9 @@ class Metrics:
     def ended(self, reason: str) -> None:
         self._live.dec()
         self._ended.labels(reason).inc()
+
+    def resumed(self) -> None:
+        self._resumed.inc()
 
     def ignored(self) -> None:
         self._ignored.inc()

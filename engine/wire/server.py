@@ -100,11 +100,14 @@ async def chat(request: web.Request) -> web.StreamResponse:
     connection = request.protocol
     assert isinstance(connection, Connection), "serve the application by `listening`"
     connection.limit_send_buffer()
+    connection.probe_when_idle()
     await ws.prepare(request)
     try:
         authorize(request)
-        query = parse_query(request.query)
-        await ChatSocket(ws, request.app[SERVICE], query, connection).run()
+        query, service = parse_query(request.query), request.app[SERVICE]
+        service.check_open()
+        before = await service.ghosts.find(query.resume) if query.resume else None
+        await ChatSocket(ws, service, query, connection, before).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
@@ -137,6 +140,7 @@ async def healthz(request: web.Request) -> web.Response:
         "model": service.model,
         "slots": service.slots,
         "free": service.free,
+        "dropped": len(service.ghosts),
         "limited_by": service.limited_by,
         "hears": service.hears,
     }
