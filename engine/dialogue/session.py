@@ -104,6 +104,7 @@ class Session:
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
         self._open_texts: dict[int, str] = {}  # queued or spoken: a client waits for their end
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
+        self._again: deque[Output] = deque()  # to be sent before it: a line has dropped
         self._early: list[Notice] = []  # what came before the handshake
         self._sent: deque[tuple[int, Output]] = deque()  # of late, with the frames before each
         self._in_hand = False  # the last of them may not have been sent
@@ -396,12 +397,12 @@ class Session:
             self._handshake_at, self._waiting_since = None, time.monotonic()
             self._scheduler.freeze(self._seat)
 
-    def _thaw(self, heard: float | None) -> deque[Output]:
-        """Go on; what the next line is to send at once.
+    def _thaw(self, heard: float | None) -> None:
+        """Go on, first with what did not reach the client.
 
-        heard: seconds of agent audio that its client has; None: all that was sent.
+        heard: seconds of agent audio that it has; None: all that was sent.
         """
-        again: deque[Output] = deque()
+        again: list[Output] = []
         if self._goes_on:
             if heard is None:
                 kept = [self._sent[-1]] if self._in_hand else []
@@ -413,12 +414,13 @@ class Session:
             if kept:
                 self.frames_out = kept[0][0]
             again += [Ready(), *(output for _, output in kept)]
+        again += self._again  # this line's own, which has dropped while they were sent
         while not self._outbox.empty():
             again.append(self._outbox.get_nowait())
         self._frozen = self._goes_on = self._in_hand = False
         self._unread_frames, now = 0, self._scheduler.clock()
         self._scheduler.thaw(self._seat)
-        return deque(
+        self._again = deque(
             replace(output, due_at=now, ready_at=now) if isinstance(output, Frame) else output
             for output in again
         )
@@ -430,10 +432,12 @@ class Session:
         seconds of agent audio, as far as it is kept. It begins with `Ready`.
         """
         ready = self._frozen and self._goes_on
-        again = self._thaw(heard) if self._frozen else deque()
+        if self._frozen:
+            self._thaw(heard)
         while True:
-            if again:
-                output = again.popleft()
+            if self._again:
+                await asyncio.sleep(0)  # there may be many: others have a turn between them
+                output = self._again.popleft()
             else:
                 output = await self._outbox.get()
                 self._unread_frames -= isinstance(output, Frame)
@@ -456,7 +460,7 @@ class Session:
             self._in_hand = False
             if isinstance(output, Ready):
                 ready = True
-                again.extendleft(reversed(self._early))
+                self._again.extendleft(reversed(self._early))
                 self._early.clear()
 
     def _note_sent(self, output: Output) -> None:

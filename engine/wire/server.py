@@ -101,7 +101,10 @@ async def chat(request: web.Request) -> web.StreamResponse:
     assert isinstance(connection, Connection), "serve the application by `listening`"
     connection.limit_send_buffer()
     connection.probe_when_idle()
-    await ws.prepare(request)
+    try:
+        await ws.prepare(request)
+    except ConnectionError:
+        return web.Response(status=400)  # nobody reads it: its client has left
     try:
         authorize(request)
         query, service = parse_query(request.query), request.app[SERVICE]

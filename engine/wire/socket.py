@@ -291,7 +291,9 @@ class ChatSocket:
             case "restart":
                 await self._change_role(data)
             case _:
-                raise RefusedError(f"type is {kind[:40]!r}; use say, ask, cancel or set, or restart")
+                raise RefusedError(
+                    f"type is {kind[:40]!r}; use say, ask, cancel or set, or restart"
+                )
 
     async def _change_role(self, data: dict[str, Any]) -> None:
         """Nothing is read meanwhile: what comes after it is for the new role."""
