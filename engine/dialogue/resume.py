@@ -9,18 +9,16 @@ All of it belongs to one event loop.
 import asyncio
 import contextlib
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.errors import GoneError
+from engine.runtime.metrics import Metrics
 
 if TYPE_CHECKING:
     from engine.dialogue.session import Session
-
-logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
 GHOST_SECONDS = 5.0  # that a newcomer waits for a ghost's slot, at most
@@ -71,9 +69,9 @@ class Ghosts:
     `keep_s` seconds; 0: not at all.
     """
 
-    def __init__(self, keep_s: float, leave: Callable[["Session"], None]) -> None:
+    def __init__(self, keep_s: float, leave: Callable[["Session"], None], metrics: Metrics) -> None:
         self.keep_s = keep_s
-        self._leave = leave
+        self._leave, self._metrics = leave, metrics
         self._lines: set[Line] = set()
         self._dropped: list[Line] = []  # the oldest first
         self._newcomers = 0  # who wait for a ghost's slot
@@ -112,6 +110,7 @@ class Ghosts:
     def take_over(self, line: Line, secret: str, format: str) -> Line:
         """The next line of its conversation, which stands still until that one goes on."""
         self._forget(line)
+        self._metrics.resumed()
         line.taken.set()
         line.settled.set()
         line.session.freeze()
@@ -126,7 +125,8 @@ class Ghosts:
         line.settled.set()
         self._dropped.append(line)
         line.timer = asyncio.get_running_loop().call_later(self.keep_s, self._give_up, line)
-        logger.info("session %s: its line dropped; kept for %g s", line.session.id, self.keep_s)
+        line.session.lost_lines += 1
+        self._metrics.line_lost()
         self._tell()
 
     def release(self, line: Line) -> None:
@@ -171,6 +171,7 @@ class Ghosts:
         self._lines.discard(line)
         if line in self._dropped:
             self._dropped.remove(line)
+            self._metrics.line_found()
         if line.timer:
             line.timer.cancel()
 

@@ -83,7 +83,7 @@ class Service:
         self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
         self.sessions: set[Session] = set()
-        self.ghosts = Ghosts(resume_s, self.leave)
+        self.ghosts = Ghosts(resume_s, self.leave, self.metrics)
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
 

@@ -93,6 +93,7 @@ class Session:
         self.config = config
         self.frames_out = 0  # agent frames handed out
         self.late_frames = 0  # of them, sent too late
+        self.lost_lines = 0
         self.end_reason = "left"
         self.director: Director | None = None
         self._engine = engine
@@ -155,8 +156,9 @@ class Session:
             self._line.clear()
             self._scheduler.leave(self._seat, self.end_reason)
             seconds, frames = time.monotonic() - self._started, self.frames_out
-            line = "session %s closed (%s): %.1f s, %d agent frames"
-            logger.info(line, self.id, self.end_reason, seconds, frames)
+            lost = f", lines lost: {self.lost_lines}" if self.lost_lines else ""
+            line = "session %s closed (%s): %.1f s, %d agent frames%s"
+            logger.info(line, self.id, self.end_reason, seconds, frames, lost)
 
     async def close(self) -> None:
         """After `leave`: give up what is on its way."""

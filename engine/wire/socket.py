@@ -7,7 +7,6 @@ then a close code.
 import asyncio
 import contextlib
 import fcntl
-import logging
 import struct
 import termios
 import time
@@ -55,8 +54,6 @@ from engine.wire.protocol import (
 
 if TYPE_CHECKING:
     from engine.wire.limits import Connection
-
-logger = logging.getLogger(__name__)
 
 TOLD = b"resume"  # of the ping that follows a new secret
 STATS_FRAMES = 13  # about one second between two `stats`
@@ -120,8 +117,6 @@ class ChatSocket:
         try:
             if self.before:
                 await self.before.ended.wait()
-                self.service.metrics.resumed()
-                logger.info("session %s goes on", self.session.id)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive())
                 group.create_task(self._send())

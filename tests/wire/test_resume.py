@@ -360,8 +360,7 @@ async def test_no_secret_is_ever_logged_or_counted(alone, caplog):
     async with resumed(alone, secret) as after:
         await refused(alone, resume=secret)
         metrics = alone.engine.metrics.text().decode()
-    assert "its line dropped; kept for 30 s" in caplog.text
-    assert "goes on" in caplog.text
+    await eventually(lambda: "lines lost: 1" in caplog.text)
     for hidden in (secret, ready_of(after)["resume"]):
         assert len(hidden) >= 40
         assert hidden not in caplog.text
@@ -426,10 +425,11 @@ async def test_where_nobody_is_waited_for_busy_comes_at_once(alone):
 def quick_looks(monkeypatch):
     monkeypatch.setattr(conversation, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(conversation, "ASK_SECONDS", 0.1)
-    monkeypatch.setattr(conversation, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(conversation, "DEAD_SECONDS", 15.0)
 
 
-async def test_a_line_on_which_nothing_comes_is_dropped_and_kept(alone, quick_looks):
+async def test_a_line_on_which_nothing_comes_is_dropped_and_kept(alone, quick_looks, monkeypatch):
+    monkeypatch.setattr(conversation, "DEAD_SECONDS", 0.3)
     async with raw(alone.url) as peer:  # it answers no ping
         await peer.upgrade("/api?format=pcm16&events=1")
         ready = json.loads((await peer.until(2, b"\x04"))[1:])
@@ -443,18 +443,21 @@ async def test_a_line_on_which_nothing_comes_is_dropped_and_kept(alone, quick_lo
 async def test_a_client_that_only_answers_pings_stays(alone, quick_looks):
     async with raw(alone.url) as peer:
         await peer.upgrade("/api?format=pcm16")
-        began = time.monotonic()
-        while time.monotonic() - began < 2.5:
+        for _ in range(5):
             asked = await peer.until(PING)
             await peer.send(bytes([0x80 | PONG, 0x80 | len(asked)]) + bytes(4) + asked)
         await peer.send(b"\x82\x81\0\0\0\0\x06")
         assert await peer.until(2, b"\x06") == b"\x06"
 
 
-async def test_a_public_client_without_audio_stays(alone, quick_looks):
+async def test_a_public_client_without_audio_stays(alone, quick_looks, monkeypatch):
+    asked = []
+    ping = conversation.ChatSocket._ping
+    note = lambda self, payload=b"": asked.append(payload) or ping(self, payload)  # noqa: E731
+    monkeypatch.setattr(conversation.ChatSocket, "_ping", note)
     async with talking(alone.url) as peer:
         reading = asyncio.create_task(peer.end())
-        await asyncio.sleep(2.0)
+        await eventually(lambda: len(asked) >= 5)
         assert not reading.done()
         await peer.ws.close()
         await reading
