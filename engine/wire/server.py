@@ -143,7 +143,6 @@ async def healthz(request: web.Request) -> web.Response:
         "model": service.model,
         "slots": service.slots,
         "free": service.free,
-        "dropped": len(service.ghosts),
         "limited_by": service.limited_by,
         "hears": service.hears,
     }

@@ -72,9 +72,9 @@ class Wire:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         self._lines.append((asyncio.current_task(), writers))
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        writers.append(back)
         with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            writers.append(back)
             await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
