@@ -224,6 +224,7 @@ async def test_a_lookup_that_is_on_its_way_is_answered_into_the_waiting_conversa
             async with resumed(server, ready_of(peer)["resume"]) as after:
                 await after.event("route", state="done")
             assert "nine dollars" in after.text
+            await asyncio.to_thread(server.run, server.engine.drain(0.0))  # the answerer's sockets
 
 
 # -- it is over ------------------------------------------------------------------------------------
