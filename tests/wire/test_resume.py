@@ -187,13 +187,20 @@ async def test_a_line_that_is_not_known_to_be_dead_is_taken_over(alone):
     assert "ten." not in old.text
 
 
-async def test_a_line_that_drops_again_before_its_client_knows_the_new_secret_still_goes_on(alone):
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_line_that_drops_again_before_its_client_knows_the_new_secret_still_goes_on(
+    alone, told, monkeypatch
+):
     secret = await drop_one(alone)
+    if not told:
+        never = asyncio.Event()  # nobody sets it
+        monkeypatch.setattr(conversation.ChatSocket, "_send_ready", lambda self: never.wait())
     async with raw(alone.url) as blind:  # it reads nothing, so it never has the next secret
         await blind.upgrade(f"/api?resume={secret}&format=pcm16")
         await eventually(lambda: not len(alone.engine.ghosts))
         blind.writer.transport.abort()
         await dropped(alone)
+    monkeypatch.undo()
     async with resumed(alone, secret) as after:
         assert ready_of(after)["resumed"] is True
 

@@ -6,7 +6,10 @@ import threading
 import numpy as np
 import pytest
 
+from engine.config import ServerConfig
+from engine.dialogue.persona import load_personas
 from engine.errors import ModelError
+from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
 from engine.wire.socket import RESTART_COST
@@ -131,6 +134,22 @@ async def test_a_voice_whose_file_is_broken_is_refused_and_the_talk_goes_on():
             assert "NATM1.pt is no voice" in refusal
             await frames(peer, 3)
             assert (await restarted(peer, voice_prompt="NATM0"))["voice"] == "NATM0"
+
+
+async def test_a_role_that_looks_things_up_does_so_from_then_on_and_another_does_not():
+    personas = load_personas()
+    assistant = next(persona for persona in personas if persona.looks_up)
+    with ApiServer(slots=1, answers=build_answers(ServerConfig(), {})) as server:
+        async with talking(server.url, events=1, text_prompt="You are Ann.") as peer:
+            (session,) = server.engine.sessions
+            assert not session.routing._watches
+            await restarted(peer, text_prompt=assistant.text)
+            assert session.routing._watches
+            await restarted(peer, text_prompt="You are Bob.")
+            assert not session.routing._watches
+            await peer.tell(type="set", routing=1)
+            await restarted(peer, seed=4)
+            assert session.routing._watches
 
 
 async def test_before_there_is_anything_to_restart_it_is_refused(serve):
