@@ -25,7 +25,7 @@ from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import PING, PONG, raw
 from tests.wire.test_socket import RESTART, frames
 
-SENTENCE = "One two three four five six seven eight nine ten."
+SENTENCE = "One two three four five six seven."
 HUM = (np.full(1920, 0.1) * 32767).astype("<i2").tobytes()
 
 
@@ -105,7 +105,7 @@ async def test_a_dropped_conversation_goes_on_with_the_rest_of_the_sentence(alon
     assert ready["format"] == "pcm16"
     assert ready["t"] == pytest.approx(heard, abs=1e-3)
     words = (peer.text + after.text).split()
-    assert words[-7:] == ["four", "five", "six", "seven", "eight", "nine", "ten."]
+    assert words[-4:] == ["four", "five", "six", "seven."]
     assert words[:3] == ["One", "two", "three"]
 
 
@@ -183,8 +183,8 @@ async def test_a_line_that_is_not_known_to_be_dead_is_taken_over(alone):
             reason, code = await reading
     assert reason == "gone: this conversation goes on in another connection of yours"
     assert code == 1008
-    assert "ten." in new.text
-    assert "ten." not in old.text
+    assert "seven." in new.text
+    assert "seven." not in old.text
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -494,9 +494,9 @@ async def test_the_kernel_looks_after_idle_lines_too(alone):
 
 @pytest.mark.parametrize("model", ["embedded", str(TINY)], ids=["embedded", "tiny"])
 async def test_lines_drop_and_every_conversation_goes_on_as_if_none_had(model):
-    figures = await drop_lines(model, drops=8, talks=2, seed=3)
-    assert figures["drops"] >= 8
-    assert figures["frames heard"] > 50
+    figures = await drop_lines(model, drops=6, talks=2, seed=3)
+    assert figures["drops"] >= 6
+    assert figures["frames heard"] > 20
 
 
 # -- our own client --------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ async def test_our_terminal_client_goes_on_over_a_cut_wire(alone):
     words = "".join(texts).split()
     assert list(dict.fromkeys(words)) == SENTENCE.split()
     assert len(words) <= len(SENTENCE.split()) + 2  # a word at the cut may come twice
-    assert heard / 24_000 > 2.0
+    assert heard / 24_000 > 1.5
 
 
 async def test_our_client_does_not_come_back_to_a_conversation_that_has_ended(alone):
