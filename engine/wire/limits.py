@@ -157,7 +157,7 @@ class Connection(web.RequestHandler):
         self._peer = ""
         self._busy = False  # with a request that is read
         self._held = False
-        self._guard: FrameGuard | None = None  # of a WebSocket
+        self.guard: FrameGuard | None = None  # of a WebSocket
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -227,7 +227,7 @@ class Connection(web.RequestHandler):
     @property
     def said_goodbye(self) -> bool:
         """Whether its client has closed its WebSocket, or broken its rules."""
-        return self._guard is not None and self._guard.said_goodbye
+        return self.guard is not None and self.guard.said_goodbye
 
     def probe_when_idle(self) -> None:
         """Let the kernel find out that the other side is gone, while nothing is sent to it."""
@@ -239,8 +239,8 @@ class Connection(web.RequestHandler):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        self._guard = FrameGuard(parser, self.doors.log.note)
-        super().set_parser(self._guard, data_received_cb)
+        self.guard = FrameGuard(parser, self.doors.log.note)
+        super().set_parser(self.guard, data_received_cb)
         self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:

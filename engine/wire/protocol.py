@@ -90,7 +90,8 @@ def parse_query(query: Mapping[str, str]) -> Query:
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
     events = bool(_parse_flag(query, "events"))
-    return Query(session, fmt, events, resume, _parse_heard(query) if resume else None)
+    heard = _parse_heard(query) if resume else None
+    return Query(session, fmt, events, resume=resume, heard=heard)
 
 
 def _parse_heard(query: Mapping[str, str]) -> float | None:
