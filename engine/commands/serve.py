@@ -135,6 +135,7 @@ def build_service(
         load_ears=open_ears,
         hang_s=config.hang_s,
         load_hang_s=config.load_hang_s,
+        resume_s=config.resume_s,
     )
     if source == "embedded":  # its voices are known before it is loaded
         check_default(config.voice, VOICE_NAMES)

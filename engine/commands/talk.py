@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 async def talk(args: argparse.Namespace, wav: np.ndarray | None, answer: "Answer") -> None:
     """Hold the conversation; what comes is in `answer`, also if it breaks off."""
     query = {"voice_prompt": args.voice, "text_prompt": args.text_prompt, "token": args.token}
-    async with Client(args.url, fmt=args.format, **query) as client:
+    async with Client(args.url, fmt=args.format, returns=True, **query) as client:
         receiving = asyncio.create_task(answer.receive(client))
         await answer.ready.wait()
         sending = asyncio.create_task(send_all(client, args.say, wav))

@@ -6,7 +6,7 @@ public Moshi and PersonaPlex clients speak it too.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -51,6 +51,7 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
 MAX_WHOLE = 2**53  # from it on a float does not hold every whole number
+MAX_HEARD_SECONDS = 1e6
 SAMPLING = {  # query name -> field of SamplingConfig and its type
     "text_temperature": ("text_temperature", float),
     "audio_temperature": ("audio_temperature", float),
@@ -68,22 +69,22 @@ class Query:
     """A checked query: the session's part, and what only the socket needs."""
 
     session: SessionConfig
-    format: str = "opus"
+    format: str = "opus"  # "": as before, where a conversation is resumed
     events: bool = False
     warm: bool = True  # on /api/chat 0x00 waits until the public web client listens
     start_at: float = 0.0  # time.monotonic(), before which no 0x00 is sent
+    resume: str = field(default="", repr=False)  # the secret of a conversation that goes on
+    heard: float | None = None  # seconds of its agent audio that have arrived
 
 
 def parse_query(query: Mapping[str, str]) -> Query:
     """Check a query; unknown names are ignored. Raises BadParameterError."""
     prompt = query.get("text_prompt")
-    if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-        raise BadParameterError(
-            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}",
-            "text_prompt: too long",
-        )
-    fmt = query.get("format", "opus")
-    if fmt not in FORMATS:
+    if prompt is not None:
+        _check_prompt(prompt)
+    resume = query.get("resume", "")
+    fmt = query.get("format", "" if resume else "opus")
+    if fmt not in FORMATS and (fmt or not resume):
         raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16", "format: unknown")
     session = SessionConfig(
         text_prompt=prompt,
@@ -93,8 +94,21 @@ def parse_query(query: Mapping[str, str]) -> Query:
         routing=_parse_flag(query, "routing"),
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
+    events = bool(_parse_flag(query, "events"))
+    heard = _parse_heard(query) if resume else None
     warm = _parse_flag(query, "warm") is not False
-    return Query(session, fmt, bool(_parse_flag(query, "events")), warm)
+    return Query(session, fmt, events, warm, resume=resume, heard=heard)
+
+
+def _parse_heard(query: Mapping[str, str]) -> float | None:
+    if "heard" not in query:
+        return None
+    heard = _parse_number("heard", query["heard"], float)
+    if not 0 <= heard <= MAX_HEARD_SECONDS:
+        raise BadParameterError(
+            f"heard is {heard}; use 0 to {MAX_HEARD_SECONDS:.0f} seconds", "heard: out of range"
+        )
+    return heard
 
 
 def parse_sampling(
@@ -114,16 +128,28 @@ def parse_sampling(
     return fields
 
 
+def _check_prompt(prompt: str) -> None:
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise BadParameterError(
+            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}",
+            "text_prompt: too long",
+        )
+
+
+def _check_seed(name: str, seed: int) -> int:
+    if not -1 <= seed <= MAX_SEED:
+        raise BadParameterError(
+            f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}", f"{name}: out of range"
+        )
+    return seed
+
+
 def _parse_seed(query: Mapping[str, str]) -> int:
     """The first seed given that is not −1; the public clients send one for text and audio."""
     for name in ("seed", "text_seed", "audio_seed"):
         if name not in query:
             continue
-        seed = _parse_number(name, query[name], int)
-        if not -1 <= seed <= MAX_SEED:
-            raise BadParameterError(
-                f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}", f"{name}: out of range"
-            )
+        seed = _check_seed(name, _parse_number(name, query[name], int))
         if seed >= 0:
             return seed
     return -1
@@ -186,13 +212,13 @@ def parse_metadata(payload: bytes, most: int = MAX_METADATA_BYTES) -> tuple[str,
     return data["type"], data
 
 
-def read_text(data: dict[str, Any]) -> str:
-    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
-    text = data.get("text")
+def read_text(data: dict[str, Any], name: str = "text") -> str:
+    """A text of a message. Raises RefusedError if it is not a string of whole characters."""
+    text = data.get(name)
     if not isinstance(text, str):
-        raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
+        raise RefusedError(f"{data['type']}: {name} is missing or not a string; send text")
     if has_half_character(text):
-        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
+        raise RefusedError(f"{data['type']}: {name} is not valid Unicode; send whole characters")
     return text
 
 
@@ -223,3 +249,19 @@ def parse_opening(payload: bytes) -> dict[str, str]:
         text = str(int(value) if isinstance(value, bool) else value)
         asked["voice_prompt" if name == "voice" else name] = text
     return asked
+
+
+def parse_role(data: dict[str, Any]) -> dict[str, Any]:
+    """What a `restart` changes, as fields of SessionConfig.
+
+    Raises RefusedError, BadParameterError.
+    """
+    changes: dict[str, Any] = {}
+    if "text_prompt" in data:
+        prompt = changes["text_prompt"] = read_text(data, "text_prompt")
+        _check_prompt(prompt)
+    if "voice_prompt" in data:
+        changes["voice"] = read_text(data, "voice_prompt") or None
+    if "seed" in data:
+        changes["seed"] = _check_seed("seed", _parse_number("seed", data["seed"], int))
+    return changes

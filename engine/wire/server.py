@@ -183,16 +183,22 @@ async def chat(request: web.Request) -> web.StreamResponse:
     connection = find_connection(request)
     connection.limit_send_buffer()
     ws.connection = connection
-    await ws.prepare(request)
+    connection.probe_when_idle()
+    try:
+        await ws.prepare(request)
+    except ConnectionError:
+        return web.Response(status=400)  # nobody reads it: its client has left
     try:
         authorize(request)
         asked = dict(request.query)
         if asked.get("open") == "1":
             asked |= await read_opening(ws)
-        query = parse_query(asked)
-        if find_path(request) == "/api/chat" and not query.events and query.warm:
+        query, service = parse_query(asked), request.app[SERVICE]
+        service.check_open()
+        before = await service.ghosts.find(query.resume) if query.resume else None
+        if find_path(request) == "/api/chat" and not (query.events or before) and query.warm:
             query = replace(query, start_at=time.monotonic() + WARM_SECONDS)
-        await ChatSocket(ws, request.app[SERVICE], query, connection).run()
+        await ChatSocket(ws, service, query, connection, before).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
