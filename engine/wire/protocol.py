@@ -161,6 +161,8 @@ def _parse_number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
     try:
         if isinstance(value, bool):
             raise ValueError
+        if kind is int and isinstance(value, int):
+            return value
         if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
             return int(value)  # every digit of a large seed
         number = float(value)

@@ -515,7 +515,7 @@ async def test_our_terminal_client_goes_on_over_a_cut_wire(alone):
         async for message in client.messages():
             if message.kind is Kind.TEXT:
                 texts.append(message.text)
-                if message.text in (" two", " six"):
+                if message.text in (" two", " six") and texts.count(message.text) == 1:
                     wire.cut("ended" if message.text == " two" else "reset")
             if message.kind is Kind.AUDIO:
                 heard += len(message.pcm)
