@@ -18,7 +18,8 @@ POLICY = (  # Content-Security-Policy
     "default-src 'self'",  # the socket, too: 'self' is wss: on https and ws: on http
     # Gradio's page has inline scripts, known by their hashes, and it makes functions of the
     # text of our js= listeners, which is eval.
-    "script-src 'self' 'unsafe-eval' {hashes}",
+    # It takes its modules out of one file, by addresses in its own memory (static/modules.js).
+    "script-src 'self' blob: 'unsafe-eval' {hashes}",
     "style-src 'self' 'unsafe-inline'",  # Gradio's components, and our meters, set styles
     "img-src 'self' data:",  # check marks in Gradio's theme
     "object-src 'none'",

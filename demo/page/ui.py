@@ -21,7 +21,7 @@ TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
 SAY_MAX = 2000  # characters (docs/api.md)
-IMPORT = "import(new URL('pp/main.js', document.baseURI))"
+IMPORT = "window.pageModules.load('pp/main.js')"
 PRIVATE = {"queue": False, "api_visibility": "private"}
 SENDS = (
     "While this is on, questions about the product and the last turns of both sides go to "
@@ -252,5 +252,4 @@ def mount(page: gr.Blocks) -> FastAPI:
         run_history=False,
         footer_links=[],
         theme=look.make_theme(),
-        css_paths=[STATIC / "page.css"],
     )

@@ -78,7 +78,7 @@ export class Devices {
     const { audioWorklet } = this.context;
     await Promise.all(
       ["capture", "playback"].map((name) =>
-        audioWorklet.addModule(new URL(`./${name}-worklet.js`, import.meta.url))),
+        audioWorklet.addModule(window.pageModules.address(`pp/${name}-worklet.js`))),
     );
     this.playback = this.#worklet("playback", { numberOfInputs: 0, outputChannelCount: [1] });
     this.capture = this.#worklet("capture", { outputChannelCount: [1] });

@@ -66,6 +66,7 @@ class Page {
     if (answer?.ok) this.voices = await answer.json();
     this.trigger("voices");
     this.trigger("refresh");
+    document.documentElement.classList.add("pp-there"); // static/skeleton.css
   }
 
   /** @param {WidgetValues} settings */
