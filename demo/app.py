@@ -16,5 +16,5 @@ def build_app(service: Service, config: ServerConfig) -> web.Application:
     voice = config.voice if config.voice in service.voices else service.voices[0]
     routing = service.answers.on if service.answers else None
     page = PageConfig(service.voices, service.personas, voice, routing)
-    add_page(app, page, config.token, config.frame_ancestors)
+    add_page(app, page, config)
     return app

@@ -37,6 +37,8 @@ TAP = """which => {
 class Tab:
     """One page in a context of its own."""
 
+    START = "#pp-start, #pp-connect"
+
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
         self.context = browser.new_context(**options)

@@ -87,7 +87,7 @@ class Page {
     this.conversation?.clear();
     this.panel?.notice("");
     const routing = this.config.routing ? settings.routing : null;
-    this.call = new Call(context, { ...settings, codec, routing }, options, {
+    this.call = new Call(context, { ...settings, codec, routing, token: window.accessToken }, options, {
       state: (state) => this.#show(state),
       notice: (sentence, passing) => this.panel?.notice(sentence, passing),
       levels: (levels) => this.panel?.levels(levels),

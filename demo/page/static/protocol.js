@@ -13,7 +13,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  *   audioTopK: number, routing: boolean | null}} Tuning
  * What a call is made with: the page's widgets.
  * @typedef {Tuning & {persona: string, voice: string, seed: number, record: boolean,
- *   codec: string}} Settings
+ *   codec: string, token?: string}} Settings
  */
 
 /**
@@ -100,6 +100,7 @@ export function socketUrl(pageUrl, settings) {
     voice_prompt: settings.voice,
     seed: settings.seed,
     ...tunable(settings),
+    ...(settings.token ? { token: settings.token } : {}),
   };
   url.search = new URLSearchParams(
     Object.entries(query).map(([name, value]) => [name, String(value)])).toString();
