@@ -1,97 +1,70 @@
 // @ts-check
-// The two panels this page draws itself: the state of the call, and the conversation.
+// The places beside the stage: who to talk to, the conversation, and what is left of it.
 
-import { Animation, Meter } from "./meters.js";
-import { describe } from "./status.js";
 import { TranscriptView, element, find } from "./transcript-view.js";
 
 /**
  * @typedef {import("./transcript.js").Turn} Turn
- * @typedef {{delay: number | null, trip: number | null, queuedMs: number, step: number | null,
- *   lost: {underruns: number, jumps: number, unsent: number, late: number}}} CallStats
+ * @typedef {typeof import("./main.js").page} Page
+ * @typedef {import("./state.js").CallState} CallState
  */
 
-const PASSING = 8000; // ms
-const SLOW = "Your network is too slow: try “low bandwidth” under Settings.";
-
-/** @param {number | null} value ms */
-const rounded = (value) => (value === null ? "–" : `${Math.round(value)} ms`);
-
-export class StatePanel {
-  /** @param {HTMLElement} root */
-  constructor(root) {
-    this.card = find(root, ".state-card");
-    this.headline = find(root, ".state-headline");
-    this.detail = find(root, ".state-detail");
-    this.problem = find(root, ".notice");
-    this.delay = find(root, ".delay");
-    this.lost = find(root, ".lost");
-    this.model = find(root, ".model");
-    this.mic = new Meter(find(root, ".meter.mic"));
-    this.agent = new Meter(find(root, ".meter.agent"));
-    this.animation = new Animation([this.mic, this.agent]);
-    this.lasting = ""; // the notice that stays
-    this.unsent = 0;
-    this.timer = 0;
-  }
-
-  /** @param {import("./status.js").CallState} state */
-  state(state) {
-    const { tone, headline, detail } = describe(state);
-    this.card.dataset.tone = tone;
-    this.headline.textContent = headline;
-    this.detail.textContent = detail;
-    if (state.name === "idle" || state.name === "closed") this.animation.stop();
-    else this.animation.start();
-  }
-
-  /** @param {import("./protocol.js").ReadyEvent} event */
-  ready({ model, voice }) {
-    this.model.textContent = model.slice(model.lastIndexOf("/") + 1);
-    this.model.title = `${model}, voice ${voice}`;
-  }
-
+export class CastPanel {
   /**
-   * A passing notice gives way after a while to the one that stays (why there is no microphone).
-   * @param {string} sentence
+   * @param {HTMLElement} root
+   * @param {Page} page
    */
-  notice(sentence, passing = false) {
-    clearTimeout(this.timer);
-    if (passing) this.timer = setTimeout(() => this.#notice(this.lasting), PASSING);
-    else this.lasting = sentence;
-    this.#notice(sentence);
+  constructor(root, page) {
+    this.page = page;
+    this.preset = /** @type {HTMLSelectElement} */ (find(root, "#pp-preset"));
+    this.role = /** @type {HTMLTextAreaElement} */ (find(root, "#pp-persona"));
+    this.voice = /** @type {HTMLSelectElement} */ (find(root, "#pp-voice"));
+    this.preset.append(...page.config.personas.map(({ title }) => new Option(title, title)));
+    this.role.value = page.settings.persona;
+    this.preset.onchange = () => this.#choose();
+    this.role.oninput = () => { page.settings.persona = this.role.value; };
+    this.voice.onchange = () => { page.settings.voice = this.voice.value; };
+    this.voices(page.config.voices);
   }
 
-  /** @param {string} sentence */
-  #notice(sentence) {
-    this.problem.textContent = sentence;
-    this.problem.hidden = sentence === "";
+  #choose() {
+    const persona = this.page.config.personas.find(({ title }) => title === this.preset.value);
+    this.role.value = persona?.text ?? "";
+    this.page.settings.persona = this.role.value;
+    this.page.settings.routing = this.page.config.routing && (persona?.looksUp ?? false);
   }
 
-  /** @param {{mic?: number, agent?: number}} levels */
-  levels({ mic, agent }) {
-    if (mic !== undefined) this.mic.add(mic);
-    if (agent !== undefined) this.agent.add(agent);
+  /** @param {string[]} names */
+  voices(names) {
+    this.voice.replaceChildren(...names.map((name) => new Option(name, name)));
+    if (this.page.settings.voice) this.voice.value = this.page.settings.voice;
   }
 
-  /** @param {CallStats} stats */
-  stats({ delay, trip, queuedMs, lost, step }) {
-    this.delay.textContent = rounded(delay);
-    this.delay.title = `network ${rounded(trip)}, playback queue ${rounded(queuedMs)}, server step ${rounded(step)}`;
-    const { underruns, jumps, unsent, late } = lost;
-    this.lost.textContent = String(underruns + jumps + unsent);
-    this.lost.title = `gaps ${underruns}, skips ${jumps}, not sent ${unsent}; late on the server ${late}`;
-    if (unsent > this.unsent) this.notice(SLOW, true);
-    this.unsent = unsent;
-  }
+  state() {}
 }
 
 export class ConversationPanel {
-  /** @param {HTMLElement} root */
-  constructor(root) {
+  /**
+   * @param {HTMLElement} root
+   * @param {Page} page
+   */
+  constructor(root, page) {
     this.view = new TranscriptView(find(root, ".log"), find(root, ".empty"));
     this.hint = find(root, ".hint");
     this.waiting = find(root, ".queue");
+    this.text = /** @type {HTMLInputElement} */ (find(root, "#pp-text"));
+    this.kind = /** @type {HTMLSelectElement} */ (find(root, "#pp-kind"));
+    this.send = /** @type {HTMLButtonElement} */ (find(root, "#pp-send"));
+    find(root, ".composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const kind = this.kind.value === "ask" ? "ask" : "say";
+      if (page.speak(kind, this.text.value)) this.text.value = "";
+    });
+  }
+
+  /** @param {CallState} state */
+  state(state) {
+    this.text.disabled = this.send.disabled = !state.live;
   }
 
   clear() {
@@ -120,5 +93,28 @@ export class ConversationPanel {
   queue(list) {
     this.waiting.replaceChildren(...list.map(({ text }) => element("li", "queued", text)));
     this.waiting.hidden = list.length === 0;
+  }
+}
+
+export class SummaryPanel {
+  /**
+   * @param {HTMLElement} root
+   * @param {Page} page
+   */
+  constructor(root, page) {
+    this.page = page;
+    this.card = find(root, ".summary");
+  }
+
+  clear() {
+    this.card.hidden = true;
+  }
+
+  /**
+   * @param {CallState} state
+   * @param {import("./call.js").Call | null} call the one that is on, or the last one
+   */
+  state(state, call) {
+    this.card.hidden = !(state.phase === "ended" && call?.begun);
   }
 }

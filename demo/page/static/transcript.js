@@ -8,7 +8,7 @@
  * @typedef {import("./protocol.js").UserTextEvent} UserTextEvent
  * @typedef {{id: number, text: string}} Waiting
  *
- * One turn; its times are seconds of agent audio.
+ * One turn; its times are seconds of the recording: when it was heard in this browser.
  * @typedef {object} Turn
  * @property {"agent" | "user" | "page"} who
  * @property {"own" | "given" | "answer" | "heard" | "question" | "note"} kind
@@ -28,7 +28,6 @@ const NEW_TURN = 2.5; // s of silence after which the agent's next word opens a 
 
 export class Transcript {
   turns = /** @type {Turn[]} */ ([]);
-  offset = 0; // s: where this conversation begins in the transcript
   waiting = /** @type {Waiting[]} */ ([]); // to be said
   /** @type {(Waiting & {kind: "answer" | "given", mark: string}) | null} */
   speaking = null; // being said
@@ -49,7 +48,6 @@ export class Transcript {
 
   clear() {
     this.turns = [];
-    this.offset = 0;
     this.#forget();
   }
 
@@ -58,10 +56,8 @@ export class Transcript {
    * @param {string} note
    */
   restart(note) {
-    const last = this.turns.at(-1);
-    this.offset = last ? last.end : 0;
     this.#forget();
-    if (note) this.note(note, 0);
+    this.note(note, this.turns.at(-1)?.end ?? 0);
   }
 
   #forget() {
@@ -91,10 +87,10 @@ export class Transcript {
     const last = this.turns.at(-1);
     const goesOn =
       last !== undefined && last.who === "agent" && last.kind === kind &&
-      last.say === (this.speaking?.id ?? null) && t + this.offset - last.end < NEW_TURN;
+      last.say === (this.speaking?.id ?? null) && t - last.end < NEW_TURN;
     const turn = goesOn ? last : this.#agentTurn(kind, t);
     turn.text = turn.text === "" ? piece.trimStart() : turn.text + piece;
-    turn.end = Math.max(turn.end, t + this.offset);
+    turn.end = Math.max(turn.end, t);
     this.#changed(turn);
   }
 
@@ -177,7 +173,7 @@ export class Transcript {
   /** @param {UserTextEvent} event */
   #user({ text, start, end, final }) {
     this.partial ??= this.#add({ who: "user", kind: "heard", text, start, end });
-    Object.assign(this.partial, { text, final, end: end + this.offset });
+    Object.assign(this.partial, { text, final, end });
     this.#changed(this.partial);
     if (final) this.partial = null;
   }
@@ -188,8 +184,6 @@ export class Transcript {
    */
   #add(turn) {
     const whole = { cut: "", state: "", mark: "", say: null, final: true, ...turn };
-    whole.start += this.offset;
-    whole.end += this.offset;
     const later = this.turns.findIndex((one) => one.start > whole.start);
     this.turns.splice(later < 0 ? this.turns.length : later, 0, whole);
     this.#changed(whole);
