@@ -20,10 +20,10 @@ from pathlib import Path
 import httpx
 
 from demo.page.bundle import ASSETS, make_bundle
-from demo.page.ui import STATIC, TITLE, PageConfig, build_page, mount
+from demo.page.ui import SAMPLES, STATIC, TITLE, PageConfig, build_page, mount
 
 HERE = Path(__file__).parent
-PICTURES = HERE.parents[1] / "assets" / "page"  # the icon, voices' samples, a link's preview
+PICTURES = HERE.parents[1] / "assets" / "page"  # the icon, and what a link's preview shows
 DESCRIPTION = (
     "Talk with PersonaPlex as with a person: it hears you while it speaks, and you may interrupt."
 )
@@ -65,8 +65,10 @@ class PageFiles:
 
     async def render(self) -> None:
         """Make them all. Raises RuntimeError if Gradio's part would not suit every visitor."""
-        ours = [*STATIC.iterdir(), *PICTURES.iterdir()]
-        self._files = pack_frontend() | {f"/pp/{p.name}": read(p, ASK_AGAIN) for p in ours}
+        ours = {f"/pp/{path.name}": path for path in (*STATIC.iterdir(), *PICTURES.iterdir())}
+        for path in SAMPLES.glob("*/*.opus"):
+            ours[f"/pp/voices/{path.parent.name}/{path.name}"] = path
+        self._files = pack_frontend() | {name: read(p, ASK_AGAIN) for name, p in ours.items()}
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of these requests
         page = build_page(self._config)
         transport = httpx.ASGITransport(mount(page))
@@ -121,7 +123,8 @@ def pack_frontend() -> dict[str, PageFile]:
 
 
 def read(path: Path, cache: str) -> PageFile:
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    known = "audio/ogg" if path.suffix == ".opus" else mimetypes.guess_type(path.name)[0]
+    kind = known or "application/octet-stream"
     return pack(path.read_bytes(), kind, cache)
 
 

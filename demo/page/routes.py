@@ -22,6 +22,7 @@ POLICY = (  # Content-Security-Policy
     "script-src 'self' blob: 'unsafe-eval' {hashes}",
     "style-src 'self' 'unsafe-inline'",  # Gradio's components, and our meters, set styles
     "img-src 'self' data:",  # check marks in Gradio's theme
+    "media-src 'self' blob:",  # a voice's sample, and the recording
     "object-src 'none'",
     "base-uri 'self'",
     "form-action 'self'",  # the token's form

@@ -19,6 +19,7 @@ from engine.dialogue.persona import Persona
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+SAMPLES = HERE.parents[1] / "assets" / "voices"
 TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
@@ -34,21 +35,32 @@ class PageConfig:
     personas: Sequence[Persona]
     voice: str  # chosen at first
     routing: bool | None = None  # whether questions are looked up at first; None: never, no Ask
+    why_not: str = ""  # why nothing can be looked up; empty: it can
 
     @property
     def can_ask(self) -> bool:
-        return self.routing is not None
+        return self.routing is not None and not self.why_not
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [
-            {"title": one.title, "text": one.text, "looksUp": one.looks_up} for one in self.personas
+            {
+                "title": one.title,
+                "text": one.text,
+                "looksUp": one.looks_up,
+                "line": one.line,
+                "toTry": one.to_try,
+            }
+            for one in self.personas
         ]
         base = SamplingConfig()
         whole = {
             "voices": list(self.voices),
             "personas": personas,
+            "voice": self.voice,
+            "samples": find_samples(),
             "routing": self.can_ask,
+            "whyNot": self.why_not,
             "sampling": {
                 "textTemperature": base.text_temperature,
                 "textTopK": base.text_top_k,
@@ -57,6 +69,14 @@ class PageConfig:
             },
         }
         return json.dumps(whole).replace("<", "\\u003c")
+
+
+def find_samples() -> dict[str, list[str]]:
+    """Which model's voices can be heard beforehand (`engine voices --samples`): model -> voices."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(SAMPLES.glob("*/*.opus")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
 
 
 def place(name: str, config: str = "null") -> gr.HTML:

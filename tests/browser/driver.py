@@ -103,7 +103,7 @@ class Tab:
 
     def send(self, kind: str, text: str) -> None:
         """Give the composer a text to `say` or to `ask`."""
-        self.page.select_option("#pp-kind", kind)
+        self.page.locator(f".kinds label:has(#pp-kind-{kind})").click()
         self.page.fill("#pp-text", text)
         self.page.press("#pp-text", "Enter")
 

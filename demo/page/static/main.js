@@ -6,9 +6,12 @@ import { Sound } from "./audio.js";
 import { Bar } from "./bar.js";
 import { Call } from "./call.js";
 import { opusSupported, chooseCodec } from "./codec.js";
-import { CastPanel, ConversationPanel, SummaryPanel } from "./panels.js";
+import { CastPanel } from "./cards.js";
+import { ConversationPanel } from "./composer.js";
+import { Drawer } from "./drawer.js";
 import { Stage } from "./stage.js";
 import { CallState } from "./state.js";
+import { SummaryPanel } from "./summary.js";
 import { Transcript } from "./transcript.js";
 
 const query = new URLSearchParams(location.search);
@@ -19,15 +22,15 @@ const PRESS_AGAIN = 700; // ms within which a second press on the same place is 
  * @typedef {import("./protocol.js").Tuning} Tuning
  * @typedef {import("./protocol.js").Sampling} Sampling
  * PageConfig of demo/page/ui.py.
- * @typedef {{voices: string[], personas: {title: string, text: string, looksUp: boolean}[],
- *   routing: boolean, sampling: Sampling}} PageConfig
+ * @typedef {{voices: string[], personas: import("./cards.js").Persona[], voice: string,
+ *   samples: Record<string, string[]>, routing: boolean, whyNot: string, sampling: Sampling}} PageConfig
  * What `/healthz` says.
  * @typedef {{status: string, model?: string, slots?: number, free?: number, hears?: string,
  *   phase?: string, percent?: number, reason?: string}} Health
  */
 
 class Page {
-  config = /** @type {PageConfig} */ ({ voices: [], personas: [], routing: false,
+  config = /** @type {PageConfig} */ ({ voices: [], personas: [], voice: "", samples: {}, routing: false, whyNot: "",
     sampling: { textTemperature: null, textTopK: null, audioTemperature: null, audioTopK: null } });
   configured = false;
   places = /** @type {[string, HTMLElement][]} */ ([]); // that wait to be filled
@@ -52,9 +55,11 @@ class Page {
   cast = /** @type {CastPanel | null} */ (null);
   conversation = /** @type {ConversationPanel | null} */ (null);
   summary = /** @type {SummaryPanel | null} */ (null);
+  drawer = /** @type {Drawer | null} */ (null);
 
   transcript = new Transcript(
-    (turn, before) => this.conversation?.turn(turn, before), (list) => this.conversation?.queue(list));
+    (turn, before) => this.conversation?.turn(turn, before), (list) => this.conversation?.queue(list),
+    (kind, text) => this.conversation?.taken(kind, text));
 
   /**
    * Gradio has put one place of demo/page/ui.py on the page. In whatever order they come, none is
@@ -83,6 +88,7 @@ class Page {
     if (name === "cast") this.cast = new CastPanel(root, this);
     if (name === "conversation") this.conversation = new ConversationPanel(root, this);
     if (name === "summary") this.summary = new SummaryPanel(root, this);
+    if (name === "drawer") this.drawer = new Drawer(root, this);
   }
 
   /** @param {PageConfig} config */
@@ -126,9 +132,14 @@ class Page {
       token: window.accessToken };
     this.stage?.notice("");
     const call = new Call(this.sound, this.state, settings, {
-      notice: (sentence, passing) => this.stage?.notice(sentence, passing),
+      notice: (sentence, passing) => {
+        if (!this.conversation?.refused(sentence)) this.stage?.notice(sentence, passing);
+      },
       levels: (levels) => this.stage?.levels(levels),
-      stats: (stats) => this.stage?.stats(stats),
+      stats: (stats) => {
+        this.stage?.stats(stats);
+        this.drawer?.stats(stats);
+      },
       ready: (ready) => this.#live(call, ready),
       transcript: this.transcript,
     });

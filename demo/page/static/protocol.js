@@ -27,7 +27,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  * @typedef {{type: "closing", reason: string, seconds_left?: number}} ClosingEvent
  * @typedef {{type: "say", id: number, text: string, spoken?: string,
  *   state: "queued" | "speaking" | "done" | "cancelled"}} SayEvent
- * @typedef {{type: "route", id: number, t: number, question: string, reason?: string,
+ * @typedef {{type: "route", id: number, t: number, question: string, reason?: string, source?: string,
  *   knowledge?: boolean, state: "asking" | "answering" | "done" | "failed" | "stale"}} RouteEvent
  * @typedef {{type: "user_text", text: string, start: number, end: number, final: boolean
  *   }} UserTextEvent
