@@ -105,6 +105,7 @@ export class ConversationPanel {
     this.text.placeholder = state.live ? "Type here" : "Start talking first";
     if (!state.calling && this.sent) this.#release("The call ended before it was taken.");
     this.#lock();
+    this.#count();
   }
 
   clear() {
@@ -132,8 +133,15 @@ export class ConversationPanel {
    */
   queue(list) {
     this.list.replaceChildren(...list.map(({ text }) => element("li", "queued", text)));
-    this.count.textContent = list.length === 1 ? "1 text waits" : `${list.length} texts wait`;
-    this.waiting.hidden = list.length === 0;
+    this.#count();
+  }
+
+  // What still waits when the call ends was not said; it can be read, and typed again.
+  #count() {
+    const texts = this.list.childElementCount;
+    const [one, many] = this.page.state.calling ? ["waits", "wait"] : ["was not said", "were not said"];
+    this.count.textContent = texts === 1 ? `1 text ${one}` : `${texts} texts ${many}`;
+    this.waiting.hidden = texts === 0;
   }
 }
 
