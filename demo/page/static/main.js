@@ -120,7 +120,8 @@ class Page {
     if (!this.state.on("start")) return;
     this.sound.wake(); // in the click itself: stricter browsers let only a gesture start the sound
     const codec = query.get("codec") ?? chooseCodec(this.settings.bandwidth, this.opus, location, navigator);
-    const settings = { ...this.settings, codec, routing: this.config.routing ? this.settings.routing : null };
+    const opus = this.opus && !query.has("codec");
+    const settings = { ...this.settings, codec, opus, routing: this.config.routing ? this.settings.routing : null };
     this.stage?.notice("");
     const call = new Call(this.sound, this.state, settings, {
       notice: (sentence, passing) => this.stage?.notice(sentence, passing),
