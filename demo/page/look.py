@@ -1,4 +1,4 @@
-"""How the page looks: Gradio's theme. What the page draws itself has its colours in static/base.css.
+"""How the page looks: Gradio's theme. Our own colours stand in static/base.css.
 
 Fonts are the system's, so that nothing is loaded from outside. Every pair of colours is readable
 (axe-core checks it).

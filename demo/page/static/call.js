@@ -17,6 +17,10 @@ const FRAME = 80; // ms: the server answers in frames of this length
 const DEAF_CHUNKS = 150; // of 20 ms, with nothing but zeros: the microphone is off somewhere
 const HUSH = 200; // ms beyond the way there and back until the server is quiet
 
+const THIN_BYTES = 24_000; // not yet sent: half a second of PCM
+const THIN_TRIP = 800; // ms more than the quickest way there and back
+const THIN_CHECKS = 8; // of CHECK_EVERY: 2 s
+
 /**
  * @typedef {import("./protocol.js").ServerEvent} ServerEvent
  * @typedef {import("./protocol.js").Settings} Settings
@@ -51,6 +55,10 @@ export class Call {
   hushedUntil = -Infinity; // ms
   zeros = 0; // chunks of nothing in a row
   waited = false; // for a place
+  stale = /** @type {Client[]} */ ([]); // lost lines that are not closed yet
+  thin = 0; // looks in a row at which the line was too thin
+  bestTrip = Infinity; // ms there and back
+  slowTrips = 0; // pings in a row that took much longer
   marks = 0;
   pending = /** @type {Map<number, (t: number) => void>} */ (new Map()); // what happens at each mark
   silence = new Float32Array(0);
@@ -184,13 +192,14 @@ export class Call {
      * @returns {(...given: Given) => void}
      */
     const going = (obey) => (...given) => { if (!this.ended) obey(...given); };
-    const client = new Client(socketUrl(location.href, this.settings, resume), {
+    const url = socketUrl(location.href, this.settings, resume, this.received / SAMPLE_RATE);
+    const client = new Client(url, {
       ready: going(() => this.#ready()),
       audio: going((payload) => this.#audio(payload)),
       text: going((piece) => this.#inStep((t) => this.on.transcript.text(piece, t))),
       event: going((event) => this.#event(event)),
       notice: going((sentence) => this.on.notice(sentence, true)),
-      pong: going(() => this.pulse.pong()),
+      pong: going(() => this.#pong()),
       closed: going(({ end }) => this.#closed(end)),
     });
     this.client = client;
@@ -202,6 +211,7 @@ export class Call {
 
   async #ready() {
     clearTimeout(this.timer);
+    for (const old of this.stale.splice(0)) old.close();
     if (this.waited) {
       this.waited = false;
       chime(this.devices.context);
@@ -261,6 +271,13 @@ export class Call {
     this.state.on("waking", { waking: phase, percent: percent ?? null });
   }
 
+  #pong() {
+    this.pulse.pong();
+    const trip = this.client?.roundTrip ?? 0;
+    this.bestTrip = Math.min(this.bestTrip, trip);
+    this.slowTrips = trip > this.bestTrip + THIN_TRIP ? this.slowTrips + 1 : 0;
+  }
+
   // Looks at the line four times a second, while there should be one.
   #check() {
     if (!this.state.live || !this.client) return;
@@ -269,6 +286,17 @@ export class Call {
     if (sign === "dead") this.#lost();
     else if (sign === "stutter" || navigator.onLine === false) this.state.on("stutter");
     else this.state.on("steady");
+    if (this.state.phase === "live") this.#watchWidth();
+    else this.thin = 0; // a line that stands still is not thin
+  }
+
+  // For plain PCM on a line that may be too thin for it: what waits to be sent, and the way there and back.
+  #watchWidth() {
+    const { client, settings } = this;
+    if (!client || settings.codec !== "pcm16" || !settings.opus || !this.secret) return;
+    const slow = client.waiting > THIN_BYTES || this.slowTrips > 1;
+    this.thin = slow ? this.thin + 1 : 0;
+    if (this.thin >= THIN_CHECKS) this.#useLess();
   }
 
   // The network came or went, or somebody looks at the page again.
@@ -283,17 +311,25 @@ export class Call {
   }
 
   #lost() {
+    if (this.client) this.stale.push(this.client);
     this.client?.abandon();
     this.#closed(null);
   }
 
+  // The line is too thin for what we send: the same conversation goes on with a tenth of the data.
+  #useLess() {
+    this.settings.codec = "opus";
+    this.on.notice("Your network is slow: from here on it gets a tenth of the data.", true);
+    if (this.client) this.stale.push(this.client);
+    this.client?.abandon();
+    this.#drop();
+    this.state.on("lost");
+    this.#connect();
+  }
+
   /** @param {import("./client.js").EndReason | null} end */
   #closed(end) {
-    clearTimeout(this.timer);
-    this.codec?.close();
-    this.client = null;
-    this.#flush();
-    this.devices.clear();
+    this.#drop();
     const again = this.retry.after(end);
     if (again === null) {
       this.#finish(end?.kind ?? (this.retry.liveAt === null ? "unreachable" : "dropped"), end?.text);
@@ -302,6 +338,15 @@ export class Call {
     if (again.why === "busy") this.#wait();
     else this.state.on("lost");
     this.timer = setTimeout(() => this.#connect(), again.wait);
+  }
+
+  // Nothing of this line counts any more.
+  #drop() {
+    clearTimeout(this.timer);
+    this.codec?.close();
+    this.client = null;
+    this.#flush();
+    this.devices.clear();
   }
 
   // For a place, without a microphone.
@@ -319,6 +364,7 @@ export class Call {
     for (const name of ["online", "offline"]) window.removeEventListener(name, this.network);
     document.removeEventListener("visibilitychange", this.network);
     this.ended = true;
+    for (const old of this.stale.splice(0)) old.close();
     this.#flush();
     this.codec?.close();
     this.devices.close();
@@ -362,7 +408,7 @@ export class Call {
 
   /** @param {Bytes} payload */
   #audio(payload) {
-    this.pulse.audio();
+    this.pulse.audio(performance.now());
     this.codec?.decode(payload);
   }
 

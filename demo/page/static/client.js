@@ -70,11 +70,11 @@ export class Client {
   beQuiet() { this.#control(CONTROL.endTurn); }
   close() { this.socket.close(1000); }
 
-  // The line is dead: nothing that still comes over it counts, and nobody waits for its end.
+  // The line is dead: nothing that still comes over it counts, and nobody waits for its end. It is
+  // not closed yet: a goodbye that arrives late would end the conversation that is to go on.
   abandon() {
     clearInterval(this.timer);
     this.socket.onmessage = this.socket.onclose = null;
-    this.socket.close();
   }
 
   ping() {

@@ -128,8 +128,9 @@ class Page {
     if (!this.state.on("start")) return;
     this.sound.wake(); // in the click itself: stricter browsers let only a gesture start the sound
     const codec = query.get("codec") ?? chooseCodec(this.settings.bandwidth, this.opus, location, navigator);
-    const settings = { ...this.settings, codec, routing: this.config.routing ? this.settings.routing : null,
-      token: window.accessToken };
+    const opus = this.opus && !query.has("codec");
+    const routing = this.config.routing ? this.settings.routing : null;
+    const settings = { ...this.settings, codec, opus, routing, token: window.accessToken };
     this.stage?.notice("");
     const call = new Call(this.sound, this.state, settings, {
       notice: (sentence, passing) => {

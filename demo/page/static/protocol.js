@@ -15,7 +15,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  * @typedef {Sampling & {routing: boolean | null}} Tuning
  * What a call is made with. An empty voice is the server's own.
  * @typedef {Tuning & {persona: string, voice: string, seed: number | null, record: boolean,
- *   codec: string, microphone: string, token?: string}} Settings
+ *   codec: string, opus: boolean, microphone: string, token?: string}} Settings
  */
 
 /**
@@ -95,7 +95,7 @@ export function tunable(settings) {
  */
 function kept(values) {
   const given = Object.entries(values).filter(
-    ([, value]) => value !== null && value !== "" && !Number.isNaN(value));
+    ([, value]) => (value ?? "") !== "" && !Number.isNaN(value));
   return /** @type {Record<string, string | number>} */ (Object.fromEntries(given));
 }
 
@@ -104,14 +104,15 @@ function kept(values) {
  * @param {string} pageUrl
  * @param {Settings} settings
  * @param {string} resume the secret of the old one, else empty
+ * @param {number} heard seconds of the old one's audio that have arrived
  */
-export function socketUrl(pageUrl, settings, resume = "") {
+export function socketUrl(pageUrl, settings, resume = "", heard = 0) {
   const url = new URL("api", pageUrl);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   const query = {
     events: 1,
     format: settings.codec === "opus" ? "opus" : "pcm16",
-    ...(resume ? { resume } : {
+    ...(resume ? { resume, heard: heard.toFixed(2) } : {
       ...kept({ voice_prompt: settings.voice, seed: settings.seed }),
       text_prompt: settings.persona, // an empty one is nobody in particular
       ...tunable(settings),

@@ -13,7 +13,8 @@ export class Pulse {
   unanswered = 0; // ms without an answer to a ping
   at = /** @type {number | null} */ (null); // ms, the last look
 
-  audio() { this.silent = 0; }
+  /** @param {number} now ms */
+  audio(now) { this.silent = (this.at ?? now) - now; }
   pong() { this.unanswered = 0; }
 
   /**

@@ -44,9 +44,11 @@ export class Stage {
     this.pause.onclick = () => page.call?.pause();
     this.quiet.onclick = () => page.call?.beQuiet();
     this.start.disabled = false; // until now a press would have been lost
-    for (const one of root.querySelectorAll(".sheet-button")) {
-      if (one instanceof HTMLElement) one.onclick = () => this.sheet(one.dataset.sheet ?? "");
+    for (const id of ["#pp-words", "#pp-keys"]) {
+      const one = button(id);
+      one.onclick = () => this.sheet(one.dataset.sheet ?? "");
     }
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") this.sheet(""); });
   }
 
   /**
@@ -56,6 +58,7 @@ export class Stage {
   sheet(name) {
     const { dataset } = document.documentElement;
     const open = dataset.sheet === name ? "" : name;
+    if ((dataset.sheet ?? "") === open) return;
     dataset.sheet = open;
     for (const one of document.querySelectorAll("[data-sheet][aria-expanded]")) {
       one.setAttribute("aria-expanded", String(one.getAttribute("data-sheet") === open));
@@ -82,14 +85,13 @@ export class Stage {
     write(this.aloud, spokenWord(state.face, word, sentence) ?? this.aloud.textContent ?? "");
     this.orb.show(state.face, facts.percent);
     this.start.hidden = calling;
-    this.start.textContent = state.phase === "ended" ? "Talk again" : "Start talking";
+    name(this.start, state.phase === "ended" ? "Talk again" : "Start talking");
     for (const one of [this.mic, this.pause, this.quiet]) one.hidden = !live;
     this.end.hidden = !calling;
-    this.end.textContent = live ? "End" : "Cancel";
-    write(this.mic, !facts.microphone ? "Find mic" : facts.muted ? "Unmute" : "Mute");
-    this.mic.setAttribute("aria-pressed", String(facts.muted));
-    write(this.pause, facts.paused ? "Go on" : "Pause");
-    this.pause.setAttribute("aria-pressed", String(facts.paused));
+    name(this.end, live ? "End" : "Cancel");
+    const mute = facts.microphone && !facts.muted;
+    name(this.mic, !facts.microphone ? "Find mic" : mute ? "Mute" : "Unmute", !mute);
+    name(this.pause, facts.paused ? "Go on" : "Pause", facts.paused);
   }
 
   ready() {
@@ -144,6 +146,16 @@ function above(loud) {
 /** @param {HTMLElement} element @param {string} text */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * @param {HTMLElement} button
+ * @param {string} label
+ * @param {boolean} on what it does has been done, and it undoes it
+ */
+function name(button, label, on = false) {
+  write(find(button, ".label"), label);
+  button.dataset.on = String(on);
 }
 
 // Who speaks is heard; a screen reader need not say it each time.

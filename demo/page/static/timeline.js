@@ -35,6 +35,7 @@ export class Speech {
 export class Timeline {
   bars = /** @type {Bar[]} */ ([]);
   gaps = /** @type {Gap[]} */ ([]);
+  gap = /** @type {Gap | null} */ (null); // that may become one
   overlaps = 0; // times that you began while it spoke
   steps = 0;
   user = new Speech();
@@ -70,7 +71,8 @@ export class Timeline {
     const userLoud = this.user.hear(user, steps);
     const agentLoud = this.agent.hear(agent, steps);
     if (userLoud && !userTalked && this.agent.talking) this.overlaps += 1;
-    if (agentLoud && !agentTalked) this.#answer(agentEnded);
+    if (agentLoud && !agentTalked) this.#begin(agentEnded);
+    this.#settle(userLoud);
     bar.user = Math.max(bar.user, user);
     bar.agent = Math.max(bar.agent, agent);
     bar.both ||= this.user.talking && this.agent.talking;
@@ -79,15 +81,23 @@ export class Timeline {
   }
 
   /**
-   * The agent begins. A gap is there only if you spoke after it had ended, and have stopped.
+   * The agent begins: after a gap, if you spoke after it had ended. Whether you have stopped, and
+   * not only drawn breath, shows a moment later.
    * @param {number} agentEnded step
    */
-  #answer(agentEnded) {
+  #begin(agentEnded) {
     const stopped = this.user.lastLoud;
-    const ms = (this.steps - stopped) * STEP;
-    if (stopped <= agentEnded || stopped === this.steps || this.user.talking && ms < 2 * STEP) return;
-    if (ms > LONGEST_GAP) return;
-    this.gaps.push({ from: stopped * STEP / 1000, to: this.steps * STEP / 1000, ms });
+    const ms = (this.steps - stopped - 1) * STEP;
+    if (stopped <= agentEnded || stopped === this.steps || ms > LONGEST_GAP) return;
+    this.gap = { from: (stopped + 1) * STEP / 1000, to: this.steps * STEP / 1000, ms };
+  }
+
+  /** @param {boolean} userLoud */
+  #settle(userLoud) {
+    if (userLoud) this.gap = null; // you went on: both talk
+    if (!this.gap || this.user.talking) return;
+    this.gaps.push(this.gap);
+    this.gap = null;
   }
 
   #closeBar() {
