@@ -22,6 +22,7 @@ class Conversation:
         self.go_on = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.query = dict(request.query)
+        self.takes = True  # `echo` says that a text has come
         self.controls: list[int] = []
         self.says: list[str] = []
         self.metadata: list[dict] = []
@@ -53,6 +54,7 @@ class Conversation:
                 continue
             kind, payload = message.data[0], message.data[1:]
             self._note(kind, payload)
+            await self._take(kind)
             if kind == 6:
                 await self.send(6, payload)
             if kind == 1:
@@ -60,6 +62,18 @@ class Conversation:
                 while len(audio) >= FRAME_BYTES:
                     await self.send(1, bytes(audio[:FRAME_BYTES]))
                     del audio[:FRAME_BYTES]
+
+    async def _take(self, kind: int) -> None:
+        """Say, as the server does, that a text has come."""
+        if not self.takes:
+            return
+        if kind == 7:
+            await self.event(
+                type="say", id=1000 + len(self.says), state="queued", text=self.says[-1]
+            )
+        if kind == 4 and (asked := self.metadata[-1])["type"] == "ask":
+            route = {"id": 1000 + len(self.metadata), "question": asked["text"]}
+            await self.event(type="route", state="asking", source="client", **route)
 
     def _note(self, kind: int, payload: bytes) -> None:
         if kind == 3:

@@ -73,7 +73,7 @@ function toSrt(turns, about) {
 /** @param {Turn[]} turns @param {Record<string, string>} about */
 function toVtt(turns, about) {
   const note = Object.entries(about).map(([name, value]) => `${name}: ${escaped(value).replaceAll("-->", "→")}\n`).join("");
-  const written = cues(turns).map((cue) => `${span(cue, ".")}\n<v ${cue.who}>${escaped(cue.text)}\n\n`);
+  const written = cues(turns).map((cue) => `${span(cue, ".")}\n<v ${cue.who}>${escaped(cue.text.slice(cue.who.length + 2))}\n\n`);
   return `WEBVTT\n\nNOTE\n${note}\n${written.join("")}`;
 }
 
@@ -113,7 +113,8 @@ function cuesOf(turn) {
   let words = /** @type {import("./transcript.js").Piece[]} */ ([]);
   const close = (/** @type {number} */ end) => {
     if (words.length === 0) return;
-    for (const text of fold([`${who}:`, ...words.map((one) => one.text)])) made.push({ who, start: words[0].t, end, text });
+    const shown = [`${who}:`, ...words.map((one) => one.text)];
+    for (const text of fold(shown)) made.push({ who, start: words[0].t, end, text });
     words = [];
   };
   for (const word of wordsOf(turn)) {
