@@ -84,6 +84,7 @@ class Tab:
             self.phase("live")
 
     def end(self) -> None:
+        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")  # no double click
         self.page.click("#pp-end")
         self.phase("ended")
 

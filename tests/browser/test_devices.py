@@ -1,4 +1,4 @@
-"""Devices that the system takes away in the midst of a call: the page says which, and gets it back."""
+"""Devices that the system takes away in a call: the page says which, and gets it back."""
 
 import pytest
 from playwright.sync_api import expect

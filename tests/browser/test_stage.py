@@ -140,6 +140,7 @@ def test_the_pill_tells_the_places_on_load_on_focus_and_after_a_call_and_never_p
     pill = tab.page.locator(".pill")
     expect(pill).to_have_text("ready · 14 of 16 places free")
     expect(tab.page.locator(".demo-badge")).to_be_hidden()
+    tab.page.wait_for_timeout(1200)  # a call of the test before may just have ended
     asked = api.healths
     tab.page.wait_for_timeout(1500)
     assert api.healths == asked
@@ -221,6 +222,14 @@ def test_only_state_words_are_read_out_and_who_speaks_is_not(tab):
 # -- one clock -----------------------------------------------------------------------------------
 
 
+SAVE = """async () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await PersonaPlex.call.recorder.wav());
+    link.download = "call.wav";
+    link.click();
+}"""
+
+
 def test_each_word_lies_within_100_ms_of_its_sound_in_the_recording(tab, api, tmp_path):
     """The server sends frames in heaps and with gaps; each word comes just before its tone."""
     words = [f"word{i}" for i in range(8)]
@@ -251,8 +260,9 @@ def test_each_word_lies_within_100_ms_of_its_sound_in_the_recording(tab, api, tm
     tab.page.wait_for_timeout(1200)
     tab.end()
     stamped = tab.page.evaluate("window.stamps")
-    wav = "PersonaPlex.call.recorder.wav().arrayBuffer().then((all) => [...new Uint8Array(all)])"
-    (tmp_path / "call.wav").write_bytes(bytes(tab.page.evaluate(wav)))
+    with tab.page.expect_download() as download:
+        tab.page.evaluate(SAVE)
+    download.value.save_as(tmp_path / "call.wav")
     sound, rate = soundfile.read(tmp_path / "call.wav")
     loud = np.abs(sound[:, 0]) > 0.1
     quiet_before = np.array([not loud[max(0, i - 2400) : i].any() for i in np.flatnonzero(loud)])
