@@ -4,9 +4,11 @@ Not a global settings object: what needs a setting is given it.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.errors import ConfigError
 
@@ -72,6 +74,7 @@ def setting(default: Any, env: str, help_text: str) -> Any:
 
 
 PRECISIONS = ("auto", "bf16", "int8")
+ROOT_PATH = re.compile(r"(https?://[\w.\-:\[\]]+)?(/[\w~-][\w.~-]*)*/?", re.ASCII)
 SERVER_BOUNDS = {
     "port": Bounds(0, 65535),
     "slots": Bounds(0, 256),
@@ -123,6 +126,9 @@ class ServerConfig:
     frame_ancestors: str = setting(
         "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
     )
+    root_path: str = setting(
+        "", "ROOT_PATH", "where a proxy shows the server: /talk, or the whole https://HOST/talk"
+    )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
@@ -157,6 +163,13 @@ class ServerConfig:
             raise ConfigError(
                 f"frame_ancestors is {self.frame_ancestors!r}; use addresses with blanks between"
             )
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"root_path is {self.root_path!r}; use /talk or https://HOST/talk")
+
+    @property
+    def base_path(self) -> str:
+        """The path of `root_path`, which a proxy may leave in what it hands on: /talk, or empty."""
+        return urlsplit(self.root_path).path.rstrip("/")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":

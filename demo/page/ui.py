@@ -19,11 +19,11 @@ from engine.dialogue.persona import Persona
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
-STYLES = ("base.css", "stage.css", "parts.css")
+SAMPLES = HERE.parents[1] / "assets" / "voices"
 TITLE = "PersonaPlex: talk to it"
 SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
-IMPORT = "import(new URL('pp/main.js', document.baseURI))"
+IMPORT = "window.pageModules.load('pp/main.js')"
 PRIVATE = {"queue": False, "api_visibility": "private"}
 
 
@@ -35,21 +35,32 @@ class PageConfig:
     personas: Sequence[Persona]
     voice: str  # chosen at first
     routing: bool | None = None  # whether questions are looked up at first; None: never, no Ask
+    why_not: str = ""  # why nothing can be looked up; empty: it can
 
     @property
     def can_ask(self) -> bool:
-        return self.routing is not None
+        return self.routing is not None and not self.why_not
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [
-            {"title": one.title, "text": one.text, "looksUp": one.looks_up} for one in self.personas
+            {
+                "title": one.title,
+                "text": one.text,
+                "looksUp": one.looks_up,
+                "line": one.line,
+                "toTry": one.to_try,
+            }
+            for one in self.personas
         ]
         base = SamplingConfig()
         whole = {
             "voices": list(self.voices),
             "personas": personas,
+            "voice": self.voice,
+            "samples": find_samples(),
             "routing": self.can_ask,
+            "whyNot": self.why_not,
             "sampling": {
                 "textTemperature": base.text_temperature,
                 "textTopK": base.text_top_k,
@@ -58,6 +69,14 @@ class PageConfig:
             },
         }
         return json.dumps(whole).replace("<", "\\u003c")
+
+
+def find_samples() -> dict[str, list[str]]:
+    """Which model's voices can be heard beforehand (`engine voices --samples`): model -> voices."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(SAMPLES.glob("*/*.opus")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
 
 
 def place(name: str, config: str = "null") -> gr.HTML:
@@ -139,5 +158,4 @@ def mount(page: gr.Blocks) -> FastAPI:
         run_history=False,
         footer_links=[],
         theme=look.make_theme(),
-        css_paths=[STATIC / name for name in STYLES],
     )

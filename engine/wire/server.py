@@ -34,11 +34,12 @@ WRITE_LIMIT_BYTES = 16 * 1024  # 0.3 s of pcm16: an unread client is noticed, no
 def add_routes(app: web.Application, service: Service, config: ServerConfig) -> None:
     app[SERVICE], app[CONFIG], app[DOORS] = service, config, Doors(config)
     app.middlewares.append(note_request)
-    for path in ("/api", "/api/chat"):
-        app.router.add_get(path, chat)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/voices", voices)
-    app.router.add_get("/metrics", metrics)
+    for base in dict.fromkeys(("", config.base_path)):  # a proxy may leave its path in a request
+        for path in ("/api", "/api/chat"):
+            app.router.add_get(base + path, chat)
+        app.router.add_get(f"{base}/healthz", healthz)
+        app.router.add_get(f"{base}/voices", voices)
+        app.router.add_get(f"{base}/metrics", metrics)
 
 
 @web.middleware

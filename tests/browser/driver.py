@@ -37,6 +37,8 @@ TAP = """which => {
 class Tab:
     """One page in a context of its own."""
 
+    START = "#pp-start, #pp-connect"
+
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
         self.context = browser.new_context(**options)
@@ -108,7 +110,7 @@ class Tab:
 
     def send(self, kind: str, text: str) -> None:
         """Give the composer a text to `say` or to `ask`."""
-        self.page.select_option("#pp-kind", kind)
+        self.page.locator(f".kinds label:has(#pp-kind-{kind})").click()
         self.page.fill("#pp-text", text)
         self.page.press("#pp-text", "Enter")
 

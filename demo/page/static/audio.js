@@ -41,7 +41,7 @@ export class Sound {
     const context = new AudioContext({ latencyHint: "interactive" });
     this.context = context;
     const modules = ["capture", "playback"].map((name) =>
-      context.audioWorklet?.addModule(new URL(`./${name}-worklet.js`, import.meta.url)));
+      context.audioWorklet?.addModule(window.pageModules.address(`pp/${name}-worklet.js`)));
     this.loaded = Promise.all(modules).then(() => {});
     this.loaded.catch(() => { this.context = null; }); // the next call tries again
   }

@@ -6,9 +6,12 @@ import { Sound } from "./audio.js";
 import { Bar } from "./bar.js";
 import { Call } from "./call.js";
 import { opusSupported, chooseCodec } from "./codec.js";
-import { CastPanel, ConversationPanel, SummaryPanel } from "./panels.js";
+import { CastPanel } from "./cards.js";
+import { ConversationPanel } from "./composer.js";
+import { Drawer } from "./drawer.js";
 import { Stage } from "./stage.js";
 import { CallState } from "./state.js";
+import { SummaryPanel } from "./summary.js";
 import { Transcript } from "./transcript.js";
 
 const query = new URLSearchParams(location.search);
@@ -19,15 +22,15 @@ const PRESS_AGAIN = 700; // ms within which a second press on the same place is 
  * @typedef {import("./protocol.js").Tuning} Tuning
  * @typedef {import("./protocol.js").Sampling} Sampling
  * PageConfig of demo/page/ui.py.
- * @typedef {{voices: string[], personas: {title: string, text: string, looksUp: boolean}[],
- *   routing: boolean, sampling: Sampling}} PageConfig
+ * @typedef {{voices: string[], personas: import("./cards.js").Persona[], voice: string,
+ *   samples: Record<string, string[]>, routing: boolean, whyNot: string, sampling: Sampling}} PageConfig
  * What `/healthz` says.
  * @typedef {{status: string, model?: string, slots?: number, free?: number, hears?: string,
  *   phase?: string, percent?: number, reason?: string}} Health
  */
 
 class Page {
-  config = /** @type {PageConfig} */ ({ voices: [], personas: [], routing: false,
+  config = /** @type {PageConfig} */ ({ voices: [], personas: [], voice: "", samples: {}, routing: false, whyNot: "",
     sampling: { textTemperature: null, textTopK: null, audioTemperature: null, audioTopK: null } });
   configured = false;
   places = /** @type {[string, HTMLElement][]} */ ([]); // that wait to be filled
@@ -52,9 +55,11 @@ class Page {
   cast = /** @type {CastPanel | null} */ (null);
   conversation = /** @type {ConversationPanel | null} */ (null);
   summary = /** @type {SummaryPanel | null} */ (null);
+  drawer = /** @type {Drawer | null} */ (null);
 
   transcript = new Transcript(
-    (turn, before) => this.conversation?.turn(turn, before), (list) => this.conversation?.queue(list));
+    (turn, before) => this.conversation?.turn(turn, before), (list) => this.conversation?.queue(list),
+    (kind, text) => this.conversation?.taken(kind, text));
 
   /**
    * Gradio has put one place of demo/page/ui.py on the page. In whatever order they come, none is
@@ -69,6 +74,8 @@ class Page {
     if (!this.configured) return;
     for (const [place, element] of this.places.splice(0)) this.#fill(place, element);
     this.#show();
+    const there = this.stage && this.conversation && this.cast;
+    if (there) document.documentElement.classList.add("pp-there"); // skeleton.css
   }
 
   /**
@@ -81,6 +88,7 @@ class Page {
     if (name === "cast") this.cast = new CastPanel(root, this);
     if (name === "conversation") this.conversation = new ConversationPanel(root, this);
     if (name === "summary") this.summary = new SummaryPanel(root, this);
+    if (name === "drawer") this.drawer = new Drawer(root, this);
   }
 
   /** @param {PageConfig} config */
@@ -121,12 +129,18 @@ class Page {
     this.sound.wake(); // in the click itself: stricter browsers let only a gesture start the sound
     const codec = query.get("codec") ?? chooseCodec(this.settings.bandwidth, this.opus, location, navigator);
     const opus = this.opus && !query.has("codec");
-    const settings = { ...this.settings, codec, opus, routing: this.config.routing ? this.settings.routing : null };
+    const routing = this.config.routing ? this.settings.routing : null;
+    const settings = { ...this.settings, codec, opus, routing, token: window.accessToken };
     this.stage?.notice("");
     const call = new Call(this.sound, this.state, settings, {
-      notice: (sentence, passing) => this.stage?.notice(sentence, passing),
+      notice: (sentence, passing) => {
+        if (!this.conversation?.refused(sentence)) this.stage?.notice(sentence, passing);
+      },
       levels: (levels) => this.stage?.levels(levels),
-      stats: (stats) => this.stage?.stats(stats),
+      stats: (stats) => {
+        this.stage?.stats(stats);
+        this.drawer?.stats(stats);
+      },
       ready: (ready) => this.#live(call, ready),
       transcript: this.transcript,
     });

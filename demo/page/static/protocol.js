@@ -15,7 +15,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  * @typedef {Sampling & {routing: boolean | null}} Tuning
  * What a call is made with. An empty voice is the server's own.
  * @typedef {Tuning & {persona: string, voice: string, seed: number | null, record: boolean,
- *   codec: string, opus: boolean, microphone: string}} Settings
+ *   codec: string, opus: boolean, microphone: string, token?: string}} Settings
  */
 
 /**
@@ -27,7 +27,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  * @typedef {{type: "closing", reason: string, seconds_left?: number}} ClosingEvent
  * @typedef {{type: "say", id: number, text: string, spoken?: string,
  *   state: "queued" | "speaking" | "done" | "cancelled"}} SayEvent
- * @typedef {{type: "route", id: number, t: number, question: string, reason?: string,
+ * @typedef {{type: "route", id: number, t: number, question: string, reason?: string, source?: string,
  *   knowledge?: boolean, state: "asking" | "answering" | "done" | "failed" | "stale"}} RouteEvent
  * @typedef {{type: "user_text", text: string, start: number, end: number, final: boolean
  *   }} UserTextEvent
@@ -117,6 +117,7 @@ export function socketUrl(pageUrl, settings, resume = "", heard = 0) {
       text_prompt: settings.persona, // an empty one is nobody in particular
       ...tunable(settings),
     }),
+    ...(settings.token ? { token: settings.token } : {}),
   };
   url.search = new URLSearchParams(
     Object.entries(query).map(([name, value]) => [name, String(value)])).toString();

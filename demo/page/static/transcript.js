@@ -20,6 +20,9 @@
  * @property {string} mark of an answer
  * @property {number | null} say id of the text that was given to say
  * @property {boolean} final whether the words of the user will not change any more
+ * @property {Piece[]} pieces of what the agent said, each with the second in which it was heard
+ *
+ * @typedef {{text: string, t: number}} Piece
  */
 
 /** @type {Partial<Record<RouteEvent["state"], string>>} */
@@ -39,10 +42,12 @@ export class Transcript {
    * @param {(turn: Turn, before: Turn | null) => void} changed after every change; `before` is the
    *   turn that follows
    * @param {(list: Waiting[]) => void} queued when what waits to be said has changed
+   * @param {(kind: "say" | "ask", text: string) => void} taken when the server has a text
    */
-  constructor(changed, queued) {
+  constructor(changed, queued, taken = () => {}) {
     this.changed = changed;
     this.queued = queued;
+    this.taken = taken;
     this.clear();
   }
 
@@ -91,6 +96,7 @@ export class Transcript {
     const turn = goesOn ? last : this.#agentTurn(kind, t);
     turn.text = turn.text === "" ? piece.trimStart() : turn.text + piece;
     turn.end = Math.max(turn.end, t);
+    turn.pieces.push({ text: piece, t });
     this.#changed(turn);
   }
 
@@ -114,6 +120,7 @@ export class Transcript {
 
   /** @param {SayEvent} event */
   #say({ id, state, text, spoken }) {
+    if (state === "queued" || state === "speaking") this.taken("say", text);
     if (state === "queued") this.waiting.push({ id, text });
     else this.waiting = this.waiting.filter((one) => one.id !== id);
     if (state === "speaking") this.#startSaying(id, text);
@@ -147,6 +154,7 @@ export class Transcript {
 
   /** @param {RouteEvent} event */
   #route(event) {
+    if (event.source === "client") this.taken("ask", event.question);
     const turn = this.questions.get(event.id) ?? this.#question(event);
     turn.state = OUTCOME[event.state] ?? "";
     if (turn.state && event.reason) turn.state += `: ${event.reason}`;
@@ -183,7 +191,7 @@ export class Transcript {
    * @returns {Turn}
    */
   #add(turn) {
-    const whole = { cut: "", state: "", mark: "", say: null, final: true, ...turn };
+    const whole = { cut: "", state: "", mark: "", say: null, final: true, pieces: [], ...turn };
     const later = this.turns.findIndex((one) => one.start > whole.start);
     this.turns.splice(later < 0 ? this.turns.length : later, 0, whole);
     this.#changed(whole);
@@ -194,6 +202,37 @@ export class Transcript {
   #changed(turn) {
     this.changed(turn, this.turns[this.turns.indexOf(turn) + 1] ?? null);
   }
+}
+
+/**
+ * The words of a turn, each with the second in which it begins. What the user said came as a whole:
+ * there its words share the time by their lengths.
+ * @param {Turn} turn
+ * @returns {Piece[]}
+ */
+export function wordsOf({ text, pieces, start, end }) {
+  if (pieces.length > 0) return wholeWords(pieces);
+  const words = text.split(/\s+/).filter(Boolean);
+  const all = words.reduce((sum, word) => sum + word.length + 1, 0);
+  let before = 0;
+  return words.map((word) => {
+    const t = start + ((end - start) * before) / all;
+    before += word.length + 1;
+    return { text: word, t };
+  });
+}
+
+/** @param {Piece[]} pieces parts of words; a new word begins with a blank */
+function wholeWords(pieces) {
+  const words = /** @type {Piece[]} */ ([]);
+  for (const { text, t } of pieces) {
+    text.split(/(?=\s)/).forEach((part) => {
+      const last = words.at(-1);
+      if (last && !/^\s/.test(part)) last.text += part;
+      else if (part.trim()) words.push({ text: part.trim(), t });
+    });
+  }
+  return words;
 }
 
 /** @param {RouteEvent} event */
