@@ -1,4 +1,4 @@
-"""A TCP proxy that is a bad network: jitter on every piece, in order, and stalls on demand."""
+"""A TCP proxy that is a bad network: jitter, in order; stalls and narrowness on demand."""
 
 import asyncio
 import random
@@ -20,6 +20,7 @@ class BadNetwork:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._stalled_until = 0.0
+        self._rate = 0.0
 
     def __enter__(self) -> "BadNetwork":
         self._thread.start()
@@ -38,6 +39,10 @@ class BadNetwork:
 
     def _stall(self, seconds: float) -> None:
         self._stalled_until = self._loop.time() + seconds
+
+    def narrow(self, bytes_per_second: float) -> None:
+        """From now on no more than this goes each way of each connection; 0: any number."""
+        self._rate = bytes_per_second
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -79,7 +84,10 @@ class BadNetwork:
         while True:
             due, data = await pieces.get()
             await self._sleep_until(due)
-            await self._sleep_until(self._stalled_until)
+            while self._loop.time() < self._stalled_until:  # which may end earlier than it was said
+                await asyncio.sleep(min(0.05, self._stalled_until - self._loop.time()))
+            if self._rate:
+                await asyncio.sleep(len(data) / self._rate)
             if not data:
                 writer.close()
                 return

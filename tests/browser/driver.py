@@ -86,8 +86,15 @@ class Tab:
             self.phase("live")
 
     def end(self) -> None:
+        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")  # no double click
         self.page.click("#pp-end")
         self.phase("ended")
+
+    def rest(self) -> None:
+        """No call, and the next press is a press of its own."""
+        if self.page.evaluate("PersonaPlex.state.calling"):
+            self.page.evaluate("PersonaPlex.call.hangUp()")
+        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")
 
     def phase(self, name: str) -> None:
         """Wait for a phase of static/state.js."""

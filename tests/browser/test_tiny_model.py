@@ -38,10 +38,8 @@ def test_three_tabs_talk_with_the_model_at_once(browser, tiny_server, open_tab, 
     for tab in tabs:
         tab.until(lambda tab=tab: tab.seconds() > 4)
         expect(tab.page.locator(".turn.agent.own").first).to_be_visible()
-        expect(tab.page.locator(".model")).to_have_text("tiny")
     assert len(tiny_server.engine.sessions) == CONVERSATIONS
     tabs[0].page.screenshot(path=artifacts / "tiny-model.png", full_page=True)
     for tab in tabs:
-        tab.page.click("#pp-connect")
-        tab.see("Conversation ended")
+        tab.end()
     tabs[0].until(lambda: not tiny_server.engine.sessions)

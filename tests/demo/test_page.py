@@ -70,31 +70,23 @@ def test_no_listener_runs_on_the_server_or_shows_in_an_api(page):
         assert function.api_visibility == "private"
 
 
-def test_what_the_script_updates_is_what_the_widgets_are(page):
-    """widgets() in main.js answers in the order of Widgets.changing()."""
+def test_every_place_of_the_page_has_its_script(page):
+    """What ui.py calls a place is what `#fill` in main.js knows."""
     source = (STATIC / "main.js").read_text()
-    body = re.search(r"  widgets\(\) \{(.*?)\n  \}", source, re.S)[1]
-    assert "...[live, live, live, live, live].map(enabled)" in body
-    refresh = next(f for f in page.fns.values() if "widgets()" in str(f.js))
-    ids = [
-        page.blocks[output._id].elem_id or page.blocks[output._id].label
-        for output in refresh.outputs
+    scripts = [
+        str(block.js_on_load) for block in page.blocks.values() if hasattr(block, "js_on_load")
     ]
-    assert ids == [
-        *("pp-connect", "pp-mute", "pp-pause", "pp-say", "pp-say-now", "pp-cancel"),
-        *("pp-ask", "pp-ask-now", "pp-preset", "pp-persona", "pp-voice", "Seed (−1: random)"),
-        *("Low bandwidth", "Record in this browser", "pp-save-wav"),
-        *("pp-save-txt", "pp-save-srt", "pp-save-vtt", "pp-save-json"),
-    ]
+    places = [re.search(r"mount\('(\w+)'", script)[1] for script in scripts]
+    assert {"bar", "stage", "cast", "conversation", "summary", "drawer"} <= set(places)
+    filled = re.findall(r'name === "(\w+)"', source)
+    assert set(filled) <= set(places)
 
 
 async def test_the_page_is_served_with_its_settings(client):
     config = read_config(await (await client.get("/")).text())
-    panel = next(
-        part for part in config["components"] if part["props"].get("elem_id") == "pp-state"
-    )
+    panel = next(part for part in config["components"] if part["props"].get("elem_id") == "pp-bar")
     script = panel["props"]["js_on_load"]
-    given = json.loads(re.search(r"const config = (\{.*\});", script)[1])
+    given = json.loads(re.search(r"element, (\{.*\})\)", script)[1])
     assert given["voices"][0] == VOICE_NAMES[0]
     assert len(given["personas"]) == len(load_personas())
 

@@ -90,6 +90,8 @@ export class Call {
     this.network = () => this.#network();
     for (const name of ["online", "offline"]) window.addEventListener(name, this.network);
     document.addEventListener("visibilitychange", this.network);
+    this.plugged = () => this.#plugged();
+    navigator.mediaDevices?.addEventListener("devicechange", this.plugged);
   }
 
   async start() {
@@ -363,6 +365,7 @@ export class Call {
     clearInterval(this.checking);
     for (const name of ["online", "offline"]) window.removeEventListener(name, this.network);
     document.removeEventListener("visibilitychange", this.network);
+    navigator.mediaDevices?.removeEventListener("devicechange", this.plugged);
     this.ended = true;
     for (const old of this.stale.splice(0)) old.close();
     this.#flush();
@@ -493,9 +496,15 @@ export class Call {
   #microphone(what, label) {
     if (this.ended) return;
     const name = label ? `The microphone “${label}”` : "The microphone";
+    if (what === "ended") this.devices.deafen();
     this.state.tell({ microphone: what === "back" });
     if (what === "ended") this.on.notice(`${name} was unplugged or taken away: press Mic to use another one.`);
     else this.on.notice(what === "silent" ? `${name} fell silent: the system or another program has muted it.` : "");
+  }
+
+  // Another device is there. Who lost the microphone has it again without asking.
+  #plugged() {
+    if (this.state.live && !this.state.facts.microphone && !this.devices.stream?.active) this.#takeMicrophone();
   }
 }
 
