@@ -104,7 +104,7 @@ def lay_out(config: PageConfig) -> None:
         with gr.Column(elem_classes="pp-right", scale=2, min_width=320):
             place("conversation")
     with gr.Column(elem_id="pp-drawer"):
-        place("drawer")
+        place("tools")
         lay_out_tuning()
 
 

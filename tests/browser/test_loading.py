@@ -1,4 +1,4 @@
-"""What a visit costs, and that our rules win over Gradio's: in both themes, as the browser computes."""
+"""What a visit costs; and that our rules win over Gradio's, as the browser computes them."""
 
 import re
 
@@ -56,12 +56,14 @@ LOOK = """() => {
     const box = (element.closest("label") ?? element).getBoundingClientRect();
     const name = element.id || element.className || element.textContent;
     const inText = element.matches(".word, input[type=range]");
-    if (!inText && Math.min(box.width, box.height) < 24) found.push(`${name} is ${box.width}x${box.height}`);
+    const size = `${name} is ${box.width}x${box.height}`;
+    if (!inText && Math.min(box.width, box.height) < 24) found.push(size);
     if (element.disabled || element.matches("input[type=radio]")) continue;
     element.focus({ focusVisible: true });
     const { outlineColor, outlineStyle, outlineWidth } = getComputedStyle(element);
-    if (outlineStyle === "none" || parseFloat(outlineWidth) < 2) found.push(`${name}: focus is not seen`);
-    else if (contrast(outlineColor, back(element)) < 3) found.push(`${name}: focus ${outlineColor} on ${back(element)}`);
+    const seen = outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
+    const focus = `${name}: focus ${outlineStyle} ${outlineColor} on ${back(element)}`;
+    if (!seen || contrast(outlineColor, back(element)) < 3) found.push(focus);
   }
   return found;
 }"""

@@ -88,7 +88,7 @@ class Page {
     if (name === "cast") this.cast = new CastPanel(root, this);
     if (name === "conversation") this.conversation = new ConversationPanel(root, this);
     if (name === "summary") this.summary = new SummaryPanel(root, this);
-    if (name === "drawer") this.drawer = new Drawer(root, this);
+    if (name === "tools") this.drawer = new Drawer(root, this);
   }
 
   /** @param {PageConfig} config */
