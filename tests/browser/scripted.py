@@ -22,7 +22,7 @@ class Conversation:
         self.ws = ws
         self.request = request
         self.go_on = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.query = dict(request.query)
         self.takes = True  # `echo` says that a text has come
         self.controls: list[int] = []
@@ -32,7 +32,7 @@ class Conversation:
 
     def resume(self) -> None:
         """Set `go_on` from the test's thread."""
-        self._loop.call_soon_threadsafe(self.go_on.set)
+        self.loop.call_soon_threadsafe(self.go_on.set)
 
     async def send(self, kind: int, payload: bytes = b"") -> None:
         await self.ws.send_bytes(bytes([kind]) + payload)

@@ -137,7 +137,7 @@ def test_be_quiet_silences_it_here_at_once_and_on_the_server(tab, api):
 
 
 def test_the_pill_tells_the_places_on_load_on_focus_and_after_a_call_and_never_polls(tab, api):
-    pill = tab.page.locator(".pill")
+    pill = tab.page.locator(".pill-text")
     expect(pill).to_have_text("ready · 14 of 16 places free")
     expect(tab.page.locator(".demo-badge")).to_be_hidden()
     tab.page.wait_for_timeout(1200)  # a call of the test before may just have ended
@@ -159,7 +159,7 @@ def test_the_pill_tells_the_places_on_load_on_focus_and_after_a_call_and_never_p
 
 
 def test_a_server_that_wakes_up_or_is_away_is_told_in_the_pill(tab, api):
-    pill = tab.page.locator(".pill")
+    pill = tab.page.locator(".pill-text")
     for health, says in (
         ({"status": "waking", "phase": "loading", "percent": 40}, "waking up · 40 %"),
         ({"status": "stuck", "reason": "x"}, "in trouble"),

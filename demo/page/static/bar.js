@@ -15,6 +15,7 @@ export class Bar {
   constructor(root, page) {
     this.pill = find(root, ".pill");
     this.text = find(root, ".pill-text");
+    this.short = find(root, ".pill-short");
     this.badge = find(root, ".demo-badge");
     const tuning = find(root, "#pp-tuning");
     tuning.addEventListener("click", () => page.stage?.sheet("drawer"));
@@ -22,22 +23,26 @@ export class Bar {
 
   /** @param {Health | null} health */
   health(health) {
-    const { tone, text } = summarise(health);
+    const { tone, text, short } = summarise(health);
     this.pill.dataset.tone = tone;
     this.text.textContent = text;
+    this.short.textContent = short;
     this.badge.hidden = health?.model !== EMBEDDED;
   }
 }
 
 /**
  * @param {Health | null} health null: no answer
- * @returns {{tone: "ready" | "full" | "waking" | "away", text: string}}
+ * @returns {{tone: "ready" | "full" | "waking" | "away", text: string, short: string}}
  */
 export function summarise(health) {
-  if (!health) return { tone: "away", text: "the server does not answer" };
+  if (!health) return { tone: "away", text: "the server does not answer", short: "no answer" };
   const { status, free, slots, percent } = health;
-  if (status === "ok" && free) return { tone: "ready", text: `ready · ${free} of ${slots} places free` };
-  if (status === "ok") return { tone: "full", text: `all ${slots} places are taken` };
-  if (status === "waking") return { tone: "waking", text: `waking up${percent ? ` · ${Math.round(percent)} %` : ""}` };
-  return { tone: "away", text: "the server is in trouble" };
+  if (status === "ok" && free) {
+    return { tone: "ready", text: `ready · ${free} of ${slots} places free`, short: `${free} of ${slots} free` };
+  }
+  if (status === "ok") return { tone: "full", text: `all ${slots} places are taken`, short: "all taken" };
+  const far = percent ? `${Math.round(percent)} %` : "";
+  if (status === "waking") return { tone: "waking", text: `waking up${far && ` · ${far}`}`, short: far || "waking" };
+  return { tone: "away", text: "the server is in trouble", short: "trouble" };
 }

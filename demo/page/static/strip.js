@@ -79,12 +79,12 @@ export class Strip {
     const now = (this.drawn * BAR * STEP) / 1000;
     const xOf = (/** @type {number} */ t) => wide - ((now - t) * 1000 / (BAR * STEP)) * step;
     paint.font = `600 11px ${colour.font}`;
-    for (const { from, to, ms } of gaps) this.#gap(paint, colour.ink, xOf(from), xOf(to), `${Math.round(ms / 10) * 10} ms`, left, wide, middle);
+    for (const { from, to, ms } of gaps) this.#gap(paint, colour, xOf(from), xOf(to), `${Math.round(ms / 10) * 10} ms`, left, wide, middle);
   }
 
   /**
    * @param {CanvasRenderingContext2D} paint
-   * @param {string} ink
+   * @param {{ink: string, card: string}} colour
    * @param {number} from px
    * @param {number} to px
    * @param {string} text
@@ -92,7 +92,7 @@ export class Strip {
    * @param {number} wide px
    * @param {number} middle px
    */
-  #gap(paint, ink, from, to, text, left, wide, middle) {
+  #gap(paint, { ink, card }, from, to, text, left, wide, middle) {
     if (from < left) return;
     paint.fillStyle = paint.strokeStyle = ink;
     paint.lineWidth = 1;
@@ -104,9 +104,14 @@ export class Strip {
     paint.moveTo(to, middle - 6);
     paint.lineTo(to, middle + 6);
     paint.stroke();
-    const width = paint.measureText(text).width;
+    const width = paint.measureText(text).width + 8;
     const x = Math.max(left, Math.min(wide - width, (from + to - width) / 2));
-    paint.fillText(text, x, middle - 13);
+    paint.fillStyle = card;
+    paint.beginPath();
+    paint.roundRect(x, 0, width, 16, 5);
+    paint.fill();
+    paint.fillStyle = ink;
+    paint.fillText(text, x + 4, 8.5);
   }
 }
 
@@ -115,7 +120,7 @@ export class Strip {
  * @param {number} middle px
  */
 function height(level, middle) {
-  return Math.round(Math.max(0, (loudness(level) - 0.25) / 0.75) * (middle - 4));
+  return Math.round(Math.max(0, (loudness(level) - 0.25) / 0.75) * (middle - 18)); // the labels stand above
 }
 
 /** @param {HTMLElement} root */
@@ -124,6 +129,6 @@ function colours(root) {
   const value = (/** @type {string} */ name) => style.getPropertyValue(name).trim();
   return {
     user: value("--pp-user-line"), agent: value("--pp-agent-line"), both: value("--pp-both"),
-    line: value("--pp-line"), ink: value("--pp-ink"), font: style.fontFamily,
+    line: value("--pp-line"), card: value("--pp-card"), ink: value("--pp-ink"), font: style.fontFamily,
   };
 }

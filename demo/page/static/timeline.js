@@ -95,7 +95,7 @@ export class Timeline {
   /** @param {boolean} userLoud */
   #settle(userLoud) {
     if (userLoud) this.gap = null; // you went on: both talk
-    if (!this.gap || this.user.talking) return;
+    if (!this.gap || this.steps * STEP - this.gap.to * 1000 < HOLD) return;
     this.gaps.push(this.gap);
     this.gap = null;
   }
