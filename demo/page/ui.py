@@ -21,7 +21,6 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 SAMPLES = HERE.parents[1] / "assets" / "voices"
 TITLE = "PersonaPlex: talk to it"
-SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
 IMPORT = "window.pageModules.load('pp/main.js')"
 PRIVATE = {"queue": False, "api_visibility": "private"}
@@ -111,14 +110,7 @@ def lay_out(config: PageConfig) -> None:
 def lay_out_tuning() -> None:
     base = SamplingConfig()
     controls = [
-        gr.Number(
-            None,
-            label="Seed (empty: random)",
-            precision=0,
-            minimum=-1,
-            maximum=SEED_MAX,
-            elem_id="pp-seed",
-        ),
+        gr.Textbox(label="Seed (empty: random)", max_lines=1, max_length=10, elem_id="pp-seed"),
         make_slider(0, 2, base.text_temperature, "Text temperature", "pp-temp"),
         make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk"),
         make_slider(0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"),
@@ -135,7 +127,8 @@ def make_slider(low: int, high: int, value: float, label: str, elem_id: str) -> 
 
 
 TUNE = """(seed, textTemperature, textTopK, audioTemperature, audioTopK) =>
- window.PersonaPlex.tune({seed, textTemperature, textTopK, audioTemperature, audioTopK})"""
+ window.PersonaPlex.tune({seed: /^[0-9]+$/.test(seed) ? Number(seed) : null, textTemperature,
+ textTopK, audioTemperature, audioTopK})"""
 
 
 def build_page(config: PageConfig) -> gr.Blocks:

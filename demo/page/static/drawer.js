@@ -19,6 +19,7 @@ export class Drawer {
   context = /** @type {AudioContext | null} */ (null);
   timer = 0;
   until = 0; // ms
+  last = /** @type {CallStats | null} */ (null);
 
   /**
    * @param {HTMLElement} root
@@ -58,6 +59,7 @@ export class Drawer {
   #opened(open) {
     if (open) {
       this.#list();
+      this.stats(this.last);
       find(document.body, ".drawer-close").focus();
     } else {
       this.#stop();
@@ -116,6 +118,7 @@ export class Drawer {
 
   /** @param {CallStats | null} stats */
   stats(stats) {
+    this.last = stats;
     if (stats && document.documentElement.dataset.sheet !== "drawer") return;
     const { health, call } = this.page;
     const { info } = call ?? {};
