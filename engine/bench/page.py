@@ -127,9 +127,10 @@ def talk(browser: Any, url: str, seconds: float) -> dict[str, float]:
     page.wait_for_selector(READY)
     watch = context.new_cdp_session(page)
     watch.send("Performance.enable")
+    page.wait_for_timeout(3000)  # what loading leaves to be done is not idling
     idle = share_of_core(page, min(5.0, seconds))
     page.click(START)
-    page.wait_for_function("window.PersonaPlex.call?.live")
+    page.wait_for_function("window.PersonaPlex.state.live || window.PersonaPlex.call?.live")
     page.wait_for_timeout(2000)
     first = heap(watch)
     calling = share_of_core(page, seconds)

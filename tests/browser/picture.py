@@ -1,6 +1,6 @@
 """The pictures of README, docs/modal.md and of a link's preview: the page in a real call.
 
-`python -m tests.browser.picture` remakes them in assets/page. The voice is the embedded one, and the
+`python -m tests.browser.picture` remakes them in assets/page. The voice is the embedded one, the
 microphone a recorded sentence; the picture is taken when both talk.
 """
 

@@ -102,5 +102,5 @@ def test_in_another_sites_frame_the_token_of_its_address_opens_page_and_socket(
     frame.wait_for_selector(".pp-there")
     assert "token" not in frame.evaluate("location.href")
     frame.click(Tab.START)
-    frame.wait_for_function("window.PersonaPlex.call?.live")
+    frame.wait_for_function("window.PersonaPlex.state.live")
     context.close()

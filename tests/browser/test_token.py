@@ -35,7 +35,7 @@ def test_the_token_opens_page_and_socket(browser, locked_server):
 def test_a_tab_that_lost_its_cookie_is_told_what_to_do(browser, locked_server, open_tab):
     tab = open_tab(browser, f"{locked_server.url}?token=open+sesame")
     tab.page.reload()  # the token of the address was kept in memory only
-    tab.see("Ready when you are")
+    tab.phase("ready")
     tab.context.clear_cookies()
     tab.connect("Ended")
     expect(tab.sentence).to_contain_text("needs an access token")
