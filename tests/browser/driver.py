@@ -118,6 +118,13 @@ class Tab:
         self.page.click("#pp-mic")
         expect(self.page.locator("#pp-mic")).to_have_text("Unmute")
 
+    def save(self, ending: str) -> None:
+        """Choose a file of the summary's menu."""
+        menu = self.page.locator(".save")
+        if menu.get_attribute("open") is None:
+            menu.locator("summary").click()
+        menu.locator(f"button[value={ending}]").click()
+
     def tuning(self) -> None:
         """Open the drawer, or close it."""
         self.page.click("#pp-tuning")

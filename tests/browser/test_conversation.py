@@ -52,11 +52,10 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
 def test_what_was_chosen_reaches_the_engine(browser, server, backend, open_tab):
     tab = open_tab(browser, server.url)
     page = tab.page
-    page.click("#pp-voice input")
-    page.get_by_role("option", name="VARM3").click()
-    page.click("#pp-preset input")
-    page.get_by_role("option", name="Astronaut").click()
-    expect(page.locator("#pp-persona textarea")).to_have_value(persona("Astronaut"), timeout=30_000)
+    page.get_by_role("button", name="All 18 voices").click()
+    page.get_by_text("Varied male 3").click()
+    page.get_by_text("Astronaut in trouble", exact=True).click()
+    expect(page.locator("#pp-persona")).to_have_value(persona("Astronaut"))
     tab.tuning()
     tab.sets("#pp-temp", "0.31")
     tab.connect()
@@ -99,12 +98,11 @@ def test_a_queue_of_texts_is_shown_and_can_be_stopped(talking):
     tab, page = talking, talking.page
     tab.mute()
     tab.say("One two three four five six seven eight nine ten eleven twelve.")
-    page.locator("#pp-say").locator("input, textarea").fill("This waits for its turn.")
-    page.click("#pp-say-now")
+    tab.say("This waits for its turn.")
     expect(page.locator(".queued")).to_have_count(1, timeout=30_000)  # the first is being said
     expect(page.locator(".queued")).to_have_text("This waits for its turn.")
     expect(page.locator(".turn.given .said")).to_contain_text("two", timeout=30_000)
-    page.click("#pp-cancel")
+    page.click("#pp-quiet")
     expect(page.locator(".queued")).to_have_count(0)
     expect(page.locator(".turn.given .cut")).to_contain_text("twelve")
     assert "twelve" not in page.locator(".turn.given .said").inner_text()
@@ -115,12 +113,11 @@ def test_recording_and_transcript_can_be_saved(talking, spoken, tmp_path):
     greeting = page.locator(".turn.agent.own .said").first
     expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
     tab.until(lambda: tab.seconds() > 6)
-    page.click("#pp-connect")
-    tab.see("Conversation ended")
+    tab.end()
     files = {}
     for ending in ("wav", "txt", "srt", "vtt", "json"):
         with page.expect_download() as download:
-            page.click(f"#pp-save-{ending}")
+            tab.save(ending)
         files[ending] = tmp_path / download.value.suggested_filename
         download.value.save_as(files[ending])
     sound, rate = soundfile.read(files["wav"])
