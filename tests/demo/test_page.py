@@ -77,7 +77,7 @@ def test_every_place_of_the_page_has_its_script(page):
         str(block.js_on_load) for block in page.blocks.values() if hasattr(block, "js_on_load")
     ]
     places = [re.search(r"mount\('(\w+)'", script)[1] for script in scripts]
-    assert {"bar", "stage", "cast", "conversation", "summary", "drawer"} <= set(places)
+    assert {"bar", "stage", "cast", "conversation", "summary", "tools"} <= set(places)
     filled = re.findall(r'name === "(\w+)"', source)
     assert set(filled) <= set(places)
 
