@@ -10,8 +10,11 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
+from engine.commands.voices import write_samples
 from engine.errors import ModelError
+from engine.runtime.embedded import EmbeddedBackend
 from engine.weights.voices import Voices, loudness, normalise, read_audio, unpack
+from engine.wire.audio import OpusCodec
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 LOUDNESS_TOLERANCE = 1e-4  # dB
@@ -96,3 +99,14 @@ def test_a_file_that_is_no_sound_is_refused(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"no sound")
     with pytest.raises(ModelError, match="cannot be read as audio"):
         read_audio(tmp_path / "a.wav")
+
+
+def test_every_voice_says_a_sample_without_silence_around_it(tmp_path):
+    backend = EmbeddedBackend(1)
+    backend.voices = ("NATF2", "VARM4")
+    write_samples(backend, tmp_path / "embedded")
+    for voice in backend.voices:
+        codec = OpusCodec()
+        pcm = np.concatenate(list(codec.decode((tmp_path / f"embedded/{voice}.opus").read_bytes())))
+        assert 1 < len(pcm) / 24_000 < 8
+        assert np.abs(pcm[:4800]).max() > 0.01
