@@ -224,7 +224,7 @@ def test_only_state_words_are_read_out_and_who_speaks_is_not(tab):
 
 SAVE = """async () => {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await PersonaPlex.call.recorder.wav());
+    link.href = URL.createObjectURL(await PersonaPlex.call.recorder.wav({}));
     link.download = "call.wav";
     link.click();
 }"""
