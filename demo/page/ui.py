@@ -109,7 +109,7 @@ def lay_out(config: PageConfig) -> None:
 
 def lay_out_tuning() -> None:
     base = SamplingConfig()
-    controls = [
+    controls: list[gr.Textbox | gr.Slider] = [
         gr.Textbox(label="Seed (empty: random)", max_lines=1, max_length=10, elem_id="pp-seed"),
         make_slider(0, 2, base.text_temperature, "Text temperature", "pp-temp"),
         make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk"),
