@@ -9,13 +9,17 @@ from engine.dialogue.service import Service
 from engine.weights.voices import choose_voice
 from engine.wire.server import add_routes
 
+NO_KEY = "Nothing can be looked up: this server has no key for it."
+
 
 def build_app(service: Service, config: ServerConfig) -> web.Application:
     """`/api`, `/healthz` and the others natively, then the page."""
     app = web.Application()
     add_routes(app, service, config)
     voice = choose_voice(None, config.voice, service.voices)
-    routing = service.answers.on if service.answers else None
-    page = PageConfig(service.voices, service.personas, voice, routing)
-    add_page(app, page, config.token, config.frame_ancestors)
+    answers = service.answers
+    routing = answers.on if answers else None
+    why_not = "" if answers and answers.answerer.has_key else NO_KEY
+    page = PageConfig(service.voices, service.personas, voice, routing, why_not)
+    add_page(app, page, config)
     return app

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.errors import ConfigError
 
@@ -79,6 +80,8 @@ def setting(default: Any, env: str, help_text: str) -> Any:
 
 QUOTES = ('""', "''", "``", "“”", "‘’")
 PRECISIONS = ("auto", "bf16", "int8")
+PATH = r"(/[\w~-][\w.~-]*)"  # a part of one
+ROOT_PATH = re.compile(rf"(https?://[\w.\-:\[\]]+)?{PATH}*", re.ASCII)
 SERVER_BOUNDS = {
     "port": Bounds(0, 65535),
     "slots": Bounds(0, 256),
@@ -104,7 +107,6 @@ class ServerConfig:
     tls: str = setting("", "TLS", "self: https and wss with a certificate of our own making")
     tls_cert: str = setting("", "TLS_CERT", "a certificate's file (PEM): https and wss")
     tls_key: str = setting("", "TLS_KEY", "its private key's file (PEM)")
-    root_path: str = setting("", "ROOT_PATH", "path under which a proxy shows this server: /voice")
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
     transcribe: str = setting(
@@ -135,6 +137,9 @@ class ServerConfig:
     frame_ancestors: str = setting(
         "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
     )
+    root_path: str = setting(
+        "", "ROOT_PATH", "where a proxy shows the server: /talk, or the whole https://HOST/talk"
+    )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
@@ -163,10 +168,6 @@ class ServerConfig:
             raise ConfigError(f"tls is {self.tls!r}; use self, or --tls-cert and --tls-key")
         if bool(self.tls_cert) != bool(self.tls_key) or (self.tls and self.tls_cert):
             raise ConfigError("--tls-cert and --tls-key go together, and without --tls self")
-        root = "/" + self.root_path.strip("/") if self.root_path.strip("/") else ""
-        if root and not is_root_path(root):
-            raise ConfigError(f"root_path is {self.root_path!r}; use a path such as /voice")
-        object.__setattr__(self, "root_path", root)
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy, strict=False)
@@ -180,6 +181,16 @@ class ServerConfig:
             raise ConfigError(
                 f"frame_ancestors is {self.frame_ancestors!r}; use addresses with blanks between"
             )
+        root = self.root_path.rstrip("/")
+        root = f"/{root}" if root and root[0] != "/" and ":" not in root else root
+        if not ROOT_PATH.fullmatch(root):
+            raise ConfigError(f"root_path is {self.root_path!r}; use /talk or https://HOST/talk")
+        object.__setattr__(self, "root_path", root)
+
+    @property
+    def base_path(self) -> str:
+        """The path of `root_path`, which a proxy may leave in what it hands on: /talk, or empty."""
+        return urlsplit(self.root_path).path.rstrip("/")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":
@@ -206,7 +217,7 @@ def trim_secret(name: str, text: str) -> str:
 
 def is_root_path(text: str) -> bool:
     """Whether this is a path such as /voice or /a/b."""
-    return bool(re.fullmatch(r"(/[\w.~%-]+)+", text, re.ASCII))
+    return bool(re.fullmatch(f"{PATH}+", text, re.ASCII))
 
 
 def choose_recogniser(config: ServerConfig, environ: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "hostile": "engine.bench.hostile",
     "drift": "engine.bench.drift",
     "gpu": "engine.bench.gpu",
+    "page": "engine.bench.page",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",

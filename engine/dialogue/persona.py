@@ -22,6 +22,8 @@ class Persona:
     text: str
     looks_up: bool = False  # questions about the product are looked up, unless a client says no
     facts: str = ""  # the folder of `assets` that it looks them up in; empty: the server's own
+    line: str = ""  # who it is, on the page
+    to_try: str = ""  # what to ask it first
 
 
 def find_persona(text: str, personas: Sequence[Persona]) -> Persona | None:
@@ -50,8 +52,10 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
             raise ConfigError(f"{path.name}: [{key}] looks_up is true or false, facts a folder")
         if facts and not (path.parent / facts).is_dir():
             raise ConfigError(f"{path.name}: [{key}] facts is {facts!r}; no such folder beside it")
+        line, to_try = str(entry.get("line", "")), str(entry.get("try", ""))
         text = " ".join(text.split())
-        personas.append(Persona(key, title, text, looks_up or bool(facts), facts))
+        persona = Persona(key, title, text, looks_up or bool(facts), facts, line, to_try)
+        personas.append(persona)
     if not personas:
         raise ConfigError(f"{path.name}: no persona in it; add one")
     return tuple(personas)

@@ -50,25 +50,23 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
     answers = dict.fromkeys(SOCKETS, chat)
     answers |= {"/healthz": healthz, "/voices": voices, "/metrics": metrics}
     for path, answer in answers.items():
-        for root in {"", config.root_path}:
+        for root in {"", config.base_path}:
             app.router.add_get(root + path, answer)
 
 
 def find_root(request: web.Request) -> str:
     """Under which path browsers see this server: "" or such as /voice.
 
-    A proxy that we trust says it in X-Forwarded-Prefix; else it is --root-path.
+    A proxy says it in X-Forwarded-Prefix; else it is --root-path. Whoever makes it up misleads
+    nobody but himself.
     """
-    config = request.app[CONFIG]
     given = request.headers.get("X-Forwarded-Prefix", "").strip().rstrip("/")
-    if given and is_root_path(given) and request.app[DOORS].trusts(request.remote or ""):
-        return given
-    return config.root_path
+    return given if is_root_path(given) else request.app[CONFIG].base_path
 
 
 def find_path(request: web.Request) -> str:
     """The path that is asked for, below the root."""
-    for root in (find_root(request), request.app[CONFIG].root_path):
+    for root in (find_root(request), request.app[CONFIG].base_path):
         if root and (request.path + "/").startswith(root + "/"):
             return request.path[len(root) :] or "/"
     return request.path

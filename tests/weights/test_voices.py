@@ -10,8 +10,10 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
+from engine.commands.voices import write_samples
 from engine.config import VOICE_NAMES
 from engine.errors import BadParameterError, ConfigError, ModelError
+from engine.runtime.embedded import EmbeddedBackend
 from engine.weights.voices import (
     Voices,
     check_default,
@@ -23,6 +25,7 @@ from engine.weights.voices import (
     read_audio,
     unpack,
 )
+from engine.wire.audio import OpusCodec
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 LOUDNESS_TOLERANCE = 1e-4  # dB
@@ -216,3 +219,14 @@ def test_the_voices_of_a_repository_are_all_that_is_fetched(monkeypatch, tmp_pat
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert open_voices("some/where", None, lambda *_: None).names == ("TINYF0", "TINYM0")
     assert fetched == ["voices.tgz"]
+
+
+def test_every_voice_says_a_sample_without_silence_around_it(tmp_path):
+    backend = EmbeddedBackend(1)
+    backend.voices = ("NATF2", "VARM4")
+    write_samples(backend, tmp_path / "embedded")
+    for voice in backend.voices:
+        codec = OpusCodec()
+        pcm = np.concatenate(list(codec.decode((tmp_path / f"embedded/{voice}.opus").read_bytes())))
+        assert 1 < len(pcm) / 24_000 < 8
+        assert np.abs(pcm[:4800]).max() > 0.01
