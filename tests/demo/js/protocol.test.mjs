@@ -3,7 +3,6 @@ import test from "node:test";
 
 import { chooseCodec } from "../../../demo/page/static/codec.js";
 import { KIND, encodeText, pcmBytes, pcmSamples, readError, socketUrl, tunable } from "../../../demo/page/static/protocol.js";
-import { Recorder } from "../../../demo/page/static/recorder.js";
 
 const SETTINGS = {
   codec: "pcm16", persona: "You are a & b?", voice: "NATM1", seed: 7, routing: null,
@@ -74,29 +73,4 @@ test("only the errors of the table end a conversation", () => {
   assert.equal(readError("time limit: over").kind, "time limit");
   assert.equal(readError("gone: that conversation is over").kind, "gone");
   assert.equal(readError("say: the text is empty").kind, null);
-});
-
-test("the recording is stereo: agent left, user right", async () => {
-  const recorder = new Recorder();
-  for (let i = 0; i < 3; i++) recorder.agent(new Float32Array(480).fill(0.5));
-  for (let i = 0; i < 2; i++) recorder.user(new Float32Array(480).fill(-0.25));
-  const view = new DataView(await recorder.wav().arrayBuffer());
-  assert.equal(view.byteLength, 44 + 2 * 480 * 4);
-  assert.equal(view.getUint16(22, true), 2);
-  assert.equal(view.getUint32(24, true), 24000);
-  assert.equal(view.getUint32(40, true), 2 * 480 * 4);
-  assert.ok(Math.abs(view.getInt16(44, true) / 32767 - 0.5) < 1e-3);
-  assert.ok(Math.abs(view.getInt16(46, true) / 32767 + 0.25) < 1e-3);
-});
-
-test("a long recording is whole", async () => {
-  const recorder = new Recorder();
-  for (let i = 0; i < 1100; i++) { // 22 s: more than two parts
-    recorder.agent(new Float32Array(480).fill(i / 2200));
-    recorder.user(new Float32Array(480));
-  }
-  const view = new DataView(await recorder.wav().arrayBuffer());
-  assert.equal(view.byteLength, 44 + 1100 * 480 * 4);
-  const last = view.getInt16(44 + (1100 * 480 - 1) * 4, true) / 32767;
-  assert.ok(Math.abs(last - 1099 / 2200) < 1e-3);
 });
