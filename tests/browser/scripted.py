@@ -139,6 +139,7 @@ class ScriptedApi:
         return web.json_response(["NATF2", "NATM0", "VARF1"])
 
     async def _chat(self, request: web.Request) -> web.WebSocketResponse:
+        request.protocol.begin(request)  # the doors know that its headers are there
         ws = web.WebSocketResponse(compress=False)
         await ws.prepare(request)
         conversation = Conversation(ws, request)
