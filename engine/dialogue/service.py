@@ -79,6 +79,7 @@ class Service:
         self._hang_s = hang_s
         self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
+        self.failed = ""  # why it will never be warm, in the words of who runs the server
         self.sessions: set[Session] = set()
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
@@ -195,9 +196,11 @@ class Service:
         return Session(self, config)
 
     def check_open(self) -> None:
-        """Raises ClosingError once the server is going down, InternalError when it hangs."""
+        """Raises ClosingError once the server is going down, InternalError if it has failed."""
         if self.hung:
             raise InternalError(STOPPED)
+        if self.failed:
+            raise InternalError(f"the server cannot start: {self.failed}")
         if self.closing:
             raise ClosingError(GOODBYE)
 

@@ -116,6 +116,11 @@ class Process:
         return self._log.read_text(encoding="utf-8")
 
     @property
+    def code(self) -> int | None:
+        """Its exit code; None: it runs."""
+        return self._process.poll()
+
+    @property
     def lines(self) -> list[str]:
         """The lines that begin with `error:`."""
         return [line for line in self.output.splitlines() if line.startswith("error:")]
