@@ -1,10 +1,10 @@
 """How a full container gets others started. Two ways; which is better only a live account tells.
 
-`spare`, the usual one: a full container asks the platform for as many spare containers as are full.
-The platform's own count of containers is one as long as its count of inputs is small (every picture
-of the page is an input, so containers are declared to take a hundred), and so there is always one
-more than the full ones. `places`: a container takes only as many inputs as it has places, and the
-platform starts others for those who wait. `bench fleet` plays both.
+`spare`, the usual one: a full container asks the platform for as many spare containers as are full,
+and one that wakes for as many as its waiting callers will fill. The platform itself counts one
+container for a hundred inputs (every picture of the page is an input, so this is what is declared),
+and so there is always one more than the full ones. `places`: a container takes only as many inputs
+as it has places, and the platform starts others for those who wait. `bench fleet` plays both.
 
 A call that fails is logged once and never reaches a conversation.
 """
@@ -34,8 +34,8 @@ EXPECTED_PLACES = {"L40S": 8, "A100-40GB": 15, "A100": 15}  # projected; every o
 class Fleet(Protocol):
     """The containers of one deployment, as one of them sees them. Every call may raise anything."""
 
-    async def report(self, is_full: bool) -> int:
-        """Tell the others whether this one is full; how many are, this one included."""
+    async def report(self, filled: int) -> int:
+        """Tell the others how many containers this one's callers fill; the sum of what all tell."""
 
     async def keep_spares(self, count: int) -> None:
         """Keep this many idle containers beside those in use."""
@@ -51,13 +51,13 @@ class ModalFleet:
         self._app, self._cls = app, cls
         self._name = os.environ.get("MODAL_TASK_ID", "")
 
-    async def report(self, is_full: bool) -> int:
+    async def report(self, filled: int) -> int:
         import modal  # only where the platform is
 
         full = modal.Dict.from_name(f"{self._app}-full", create_if_missing=True)
-        await full.put.aio(self._name, time.time() if is_full else 0.0)
+        await full.put.aio(self._name, (filled, time.time()))
         young = time.time() - FORGET_SECONDS
-        return len([name async for name, at in full.items.aio() if at > young])
+        return sum([count async for _, (count, at) in full.items.aio() if at > young])
 
     async def keep_spares(self, count: int) -> None:
         import modal
@@ -75,25 +75,35 @@ class Growing:
     """When to ask for spares and when to give them back. Belongs to one event loop."""
 
     def __init__(
-        self, fleet: Fleet, base: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        fleet: Fleet,
+        base: int = 0,
+        expected: int = 4,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._base = base  # spares that were deployed: never fewer
+        self._expected = expected  # places, as long as they are not known
         self._clock = clock
-        self._asked_at: float | None = None
+        self._told = 0  # how many containers our callers fill, as the others know it
+        self._told_at = 0.0
         self._roomy_since: float | None = None
         self._most = 0  # places that were ever free: a slow machine has fewer than slots
         self._complained = False
 
-    async def look(self, free: int, slots: int) -> None:
-        """Act on how many would be admitted. `slots` is 0 while the model loads."""
+    async def look(self, free: int, slots: int, callers: int) -> None:
+        """Act on how many would be admitted, and how many are here.
+
+        `slots` is 0 while the model loads: then all callers wait.
+        """
         now, self._most = self._clock(), max(self._most, free)
-        if slots and not free:
+        filled = int(not free) if slots else callers // self._expected
+        if filled:
             self._roomy_since = None
-            if self._asked_at is None or now - self._asked_at >= RENEW_SECONDS:
-                self._asked_at = now
-                await self._ask(is_full=True)
-        elif self._asked_at is not None:
+            if filled > self._told or now - self._told_at >= RENEW_SECONDS:
+                self._told, self._told_at = filled, now
+                await self._ask(filled)
+        elif self._told:
             if free < min(ROOM, self._most):
                 self._roomy_since = None
             elif self._roomy_since is None:
@@ -102,16 +112,16 @@ class Growing:
                 await self.give_back()
 
     async def give_back(self) -> None:
-        """Give the spare back: the container ends, or has room again."""
-        if self._asked_at is not None and await self._ask(is_full=False):
-            self._asked_at = None
+        """Give the spares back: the container ends, or has room again."""
+        if self._told and await self._ask(0):
+            self._told = 0
         self._roomy_since = None
 
-    async def _ask(self, is_full: bool) -> bool:
+    async def _ask(self, filled: int) -> bool:
         """Ask the platform for a spare per full container; whether it agreed."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                count = self._base + await self._fleet.report(is_full)
+                count = self._base + await self._fleet.report(filled)
                 await self._fleet.keep_spares(count)
         except Exception as error:  # the platform's boundary: growing is a favour, talking is not
             if not self._complained:
@@ -134,7 +144,7 @@ class Door:
         self._places = 0
         self._open(expected)
 
-    async def look(self, free: int, slots: int) -> None:
+    async def look(self, free: int, slots: int, callers: int) -> None:
         """Take over the number of places once the model is there. `slots` is 0 until then."""
         if slots and slots != self._places:
             self._open(slots)
@@ -156,10 +166,11 @@ def choose_growing(environ: Mapping[str, str], fleet: Fleet | None) -> Growing |
     way = environ.get("PERSONAPLEX_AUTOSCALE") or "1"
     if fleet is None or way == "0":
         return None
-    if way != "places":
-        return Growing(fleet, int(environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0))
     asked, kind = environ.get("PERSONAPLEX_SLOTS") or "0", environ.get("PERSONAPLEX_GPU", "")
-    return Door(fleet, int(asked) or EXPECTED_PLACES.get(kind.split(",")[0], 4))
+    expected = int(asked) or EXPECTED_PLACES.get(kind.split(",")[0], 4)
+    if way == "places":
+        return Door(fleet, expected)
+    return Growing(fleet, int(environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0), expected)
 
 
 def autoscale(
@@ -169,7 +180,7 @@ def autoscale(
 
     async def poll() -> None:
         while True:
-            await growing.look(service.free, service.slots)
+            await growing.look(service.free, service.slots, len(service.sessions))
             await asyncio.sleep(LOOK_SECONDS)
 
     async def context(_app: web.Application) -> AsyncIterator[None]:

@@ -155,6 +155,14 @@ class Process:
                 time.sleep(0.1)
         raise AssertionError(f"not ready: {self.output[-2000:]}")
 
+    def wait_until_said(self, words: str) -> None:
+        """Until its output holds these words."""
+        end = time.monotonic() + SECONDS
+        while words not in self.output:
+            over = time.monotonic() > end or self.code is not None
+            assert not over, self.output[-2000:]
+            time.sleep(0.05)
+
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)
 

@@ -31,8 +31,8 @@ class Double:
         self.fault = fault
         self.others = others  # full containers beside this one
 
-    async def report(self, is_full: bool) -> int:
-        return self.others + is_full
+    async def report(self, filled: int) -> int:
+        return self.others + filled
 
     async def keep_spares(self, count: int) -> None:
         self.kept.append(count)
@@ -61,12 +61,12 @@ def clock():
 async def test_the_last_slot_taken_asks_for_one_spare_once(clock):
     spare = Double()
     growing = Growing(spare, clock=clock)
-    await growing.look(free=0, slots=0)  # the model still loads
-    await growing.look(free=1, slots=4)
+    await growing.look(free=0, slots=0, callers=0)  # the model still loads
+    await growing.look(free=1, slots=4, callers=0)
     assert spare.kept == []
     for _ in range(5):
         clock.now += 1
-        await growing.look(free=0, slots=4)
+        await growing.look(free=0, slots=4, callers=0)
     assert spare.kept == [1]
 
 
@@ -74,7 +74,7 @@ async def test_while_full_it_asks_again_each_minute(clock):
     spare = Double()
     growing = Growing(spare, clock=clock)
     for _ in range(3):
-        await growing.look(free=0, slots=4)
+        await growing.look(free=0, slots=4, callers=0)
         clock.now += RENEW_SECONDS
     assert spare.kept == [1, 1, 1]
 
@@ -82,30 +82,30 @@ async def test_while_full_it_asks_again_each_minute(clock):
 async def test_the_spare_is_given_back_after_two_free_slots_for_a_minute(clock):
     spare = Double()
     growing = Growing(spare, base=1, clock=clock)
-    await growing.look(free=0, slots=4)
-    await growing.look(free=2, slots=4)
+    await growing.look(free=0, slots=4, callers=0)
+    await growing.look(free=2, slots=4, callers=0)
     clock.now += CALM_SECONDS - 1
-    await growing.look(free=2, slots=4)
+    await growing.look(free=2, slots=4, callers=0)
     assert spare.kept == [2]
-    await growing.look(free=1, slots=4)  # one came: the minute begins anew
+    await growing.look(free=1, slots=4, callers=0)  # one came: the minute begins anew
     clock.now += 2
-    await growing.look(free=3, slots=4)
+    await growing.look(free=3, slots=4, callers=0)
     clock.now += CALM_SECONDS - 1
-    await growing.look(free=3, slots=4)
+    await growing.look(free=3, slots=4, callers=0)
     assert spare.kept == [2]
     clock.now += 1
-    await growing.look(free=3, slots=4)
-    await growing.look(free=4, slots=4)
+    await growing.look(free=3, slots=4, callers=0)
+    await growing.look(free=4, slots=4, callers=0)
     assert spare.kept == [2, 1]  # back to what was deployed, and only once
 
 
 async def test_one_slot_alone_is_room_enough(clock):
     spare = Double()
     growing = Growing(spare, clock=clock)
-    await growing.look(free=0, slots=1)
-    await growing.look(free=1, slots=1)
+    await growing.look(free=0, slots=1, callers=0)
+    await growing.look(free=1, slots=1, callers=0)
     clock.now += CALM_SECONDS
-    await growing.look(free=1, slots=1)
+    await growing.look(free=1, slots=1, callers=0)
     assert spare.kept == [1, 0]
 
 
@@ -114,15 +114,15 @@ async def test_a_container_of_more_slots_than_it_holds_in_time_asks_and_gives_ba
     growing = Growing(spare, clock=clock)
     rig = Rig(slots=16)
     rig.scheduler.overload = Overload(lambda: rig.now, TickTable({1: 0.05, 2: 0.09, 16: 0.2}))
-    await growing.look(rig.scheduler.free, slots=16)
+    await growing.look(rig.scheduler.free, slots=16, callers=0)
     assert spare.kept == []
     seat = rig.join()
-    await growing.look(rig.scheduler.free, slots=16)
+    await growing.look(rig.scheduler.free, slots=16, callers=0)
     assert spare.kept == [1]
     rig.scheduler.leave(seat, "left")
     for _ in range(2):
         clock.now += CALM_SECONDS
-        await growing.look(rig.scheduler.free, slots=16)
+        await growing.look(rig.scheduler.free, slots=16, callers=0)
     assert spare.kept == [1, 0]
 
 
@@ -131,7 +131,7 @@ async def test_a_refused_call_is_logged_once_and_raises_nothing(clock, caplog):
     growing = Growing(spare, clock=clock)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            await growing.look(free=0, slots=1)
+            await growing.look(free=0, slots=1, callers=0)
             clock.now += RENEW_SECONDS
     assert len(spare.kept) == 3
     assert [record.getMessage() for record in caplog.records] == [
@@ -141,7 +141,7 @@ async def test_a_refused_call_is_logged_once_and_raises_nothing(clock, caplog):
 
 async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
     class Full:
-        free, slots = 0, 2
+        free, slots, sessions = 0, 2, frozenset()
 
     class Heard(Double):
         async def keep_spares(self, count: int) -> None:
@@ -161,25 +161,39 @@ async def test_an_application_looks_by_itself_and_gives_back_when_it_ends():
 async def test_it_asks_for_one_more_than_the_full_containers(clock):
     spare = Double(others=2)
     growing = Growing(spare, base=1, clock=clock)
-    await growing.look(free=0, slots=4)
+    await growing.look(free=0, slots=4, callers=0)
     assert spare.kept == [4]  # three are full; the platform counts one by itself
     spare.others = 1
     await growing.give_back()
     assert spare.kept == [4, 2]  # another one is still full
 
 
+async def test_while_it_wakes_it_asks_for_as_many_as_its_callers_will_fill(clock):
+    spare = Double()
+    growing = Growing(spare, expected=4, clock=clock)
+    for callers in (3, 4, 7, 8, 30, 29):
+        clock.now += 1
+        await growing.look(free=0, slots=0, callers=callers)
+    assert spare.kept == [1, 2, 7]
+    await growing.look(free=0, slots=4, callers=4)  # warm: the others try again elsewhere
+    assert spare.kept == [1, 2, 7]
+    clock.now += RENEW_SECONDS
+    await growing.look(free=0, slots=4, callers=4)
+    assert spare.kept == [1, 2, 7, 1]
+
+
 async def test_a_door_takes_the_expected_number_then_the_true_one_and_never_moves_again():
     fleet = Double()
     door = Door(fleet, expected=4)
     for slots in (0, 0, 3, 3, 3):
-        await door.look(free=1, slots=slots)
+        await door.look(free=1, slots=slots, callers=9)
     await door.give_back()
     assert fleet.taken == [4, 3]
 
 
 async def test_a_door_that_cannot_be_set_is_a_line_in_the_log(caplog):
     door = Door(Double(RuntimeError("no such thing")), expected=4)
-    await door.look(free=1, slots=4)
+    await door.look(free=1, slots=4, callers=0)
     assert "the number of inputs stays: RuntimeError: no such thing" in caplog.text
 
 
@@ -209,7 +223,7 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
         "async def fill(name):\n"
         "    os.environ['MODAL_TASK_ID'] = name\n"
         "    growing = Growing(ModalFleet('personaplex', 'PersonaPlexServer'))\n"
-        "    await growing.look(free=0, slots=4)\n"
+        "    await growing.look(free=0, slots=4, callers=0)\n"
         "    return growing\n"
         "async def main():\n"
         "    first, second = await fill('ta-1'), await fill('ta-2')\n"
