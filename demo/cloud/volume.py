@@ -67,7 +67,7 @@ def fetch(
     see_others(reload)  # a container sees the volume as it was at its own start
     if not is_missing(config):
         return False
-    turn = Turn(hub.repository_folder(config.model).parent, commit, reload, pause)
+    turn = FetchTurn(hub.repository_folder(config.model).parent, commit, reload, pause)
     if not turn.take(lambda: is_missing(config), progress):
         return False
     fetched = False
@@ -115,7 +115,7 @@ def see_others(reload: Commit) -> None:
         logger.warning("the volume was not reloaded: %s", error)
 
 
-class Turn:
+class FetchTurn:
     """A lock between containers: a file on the volume that says who fetches, and since when.
 
     A volume has no locks. Each container writes its name and commits; the last commit wins, and

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from demo.cloud.volume import STALE_SECONDS, Turn
+from demo.cloud.volume import STALE_SECONDS, FetchTurn
 from engine.weights import hub
 from tests.modal.hub import FakeHub
 from tests.modal.rehearsal import ROOT, clean
@@ -84,8 +84,8 @@ class Volume:
         self.waited += seconds
         self.now += seconds
 
-    def turn(self) -> Turn:
-        return Turn(self.folder, lambda: None, lambda: None, self.pause, lambda: self.now)
+    def turn(self) -> FetchTurn:
+        return FetchTurn(self.folder, lambda: None, lambda: None, self.pause, lambda: self.now)
 
 
 def test_a_container_that_was_killed_holds_nobody_up_for_long(tmp_path):
