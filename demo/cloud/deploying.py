@@ -92,7 +92,7 @@ def choose_secrets() -> list[modal.Secret]:
     known = ask_which_exist(asked)
     if known.get(HF_SECRET) is False:
         raise SystemExit(
-            f"secret {HF_SECRET} not found; create it (docs/modal.md, step 4):\n"
+            f"secret {HF_SECRET} not found; create it (docs/modal.md, 3):\n"
             f"  modal secret create {HF_SECRET} {HF_KEY}=hf_...\n"
             "or deploy without the model, on CPU:\n"
             "  PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy modal_app.py"

@@ -214,7 +214,7 @@ def test_nothing_of_the_former_guide_is_lost(kind, words):
 
 def test_the_guide_is_short_and_comes_to_a_page_without_a_licence_first():
     assert len(GUIDE.splitlines()) <= 200
-    first = GUIDE.index("PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy")
+    first = GUIDE.index("export PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded\nmodal deploy")
     assert GUIDE.index("git clone") < GUIDE.index("-m venv") < first < GUIDE.index("The licence")
     for later in ("(modal-scaling.", "(modal-gates.", "(unauthenticated)", "--detach", "$env:"):
         assert later in GUIDE
