@@ -82,6 +82,10 @@ QUOTES = ('""', "''", "``", "“”", "‘’")
 PRECISIONS = ("auto", "bf16", "int8")
 PATH = r"(/[\w~-][\w.~-]*)"  # a part of one
 ROOT_PATH = re.compile(rf"(https?://[\w.\-:\[\]]+)?{PATH}*", re.ASCII)
+SWITCH_WORDS = {
+    **dict.fromkeys(("1", "on", "yes", "true"), True),
+    **dict.fromkeys(("0", "off", "no", "false"), False),
+}
 SERVER_BOUNDS = {
     "port": Bounds(0, 65535),
     "slots": Bounds(0, 256),
@@ -236,13 +240,18 @@ def parse_setting(name: str, text: str, default: Any) -> Any:
     if isinstance(default, tuple):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(default, bool):
-        if text not in ("0", "1"):
-            raise ConfigError(f"{name} is {text!r}; use 0 or 1")
-        return text == "1"
+        return parse_switch(name, text)
     try:
         return type(default)(text)
     except ValueError:
         raise ConfigError(f"{name} is {text!r}; use a number such as {default}") from None
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """On or off, in the words that people use. Raises ConfigError."""
+    if (word := text.strip().lower()) not in SWITCH_WORDS:
+        raise ConfigError(f"{name} is {text!r}; use 1 (on, yes, true) or 0 (off, no, false)")
+    return SWITCH_WORDS[word]
 
 
 @dataclass(frozen=True, slots=True)

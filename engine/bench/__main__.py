@@ -22,6 +22,7 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
+    "fleet": "engine.bench.fleet",
 }
 
 

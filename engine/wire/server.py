@@ -272,8 +272,9 @@ async def hang_up(ws: web.WebSocketResponse, request: web.Request) -> None:
 
 async def healthz(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
-    if service.stuck:
-        body = {"status": "stuck", "reason": service.stuck}
+    if service.failed or service.stuck:
+        status = "failed" if service.failed else "stuck"
+        body = {"status": status, "reason": service.failed or service.stuck}
         return web.json_response(body, status=503, headers=make_cors_headers(request))
     if (waking := service.waking) is not None:
         body = {"status": "waking", "phase": waking.phase, "percent": waking.percent}

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from aiohttp import web
 
+from demo.app import PAGE
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.wire.limits import Doors
@@ -56,5 +57,7 @@ class Served:
         if DOORS not in app:  # a page without our own routes, before a scripted socket
             app[DOORS] = Doors(ServerConfig())
         async with listening(app, "127.0.0.1", self.port) as self.port:
+            if PAGE in app:
+                await app[PAGE].wait()
             self._ready.set()
             await self._stop.wait()

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from demo.app import build_app
+from demo.app import PAGE, build_app
 from demo.page import files
 from demo.page.bundle import FRONTEND
 from demo.page.files import OWN_ADDRESS, PageFiles
@@ -164,8 +164,10 @@ def read_config(text):
 @pytest.fixture
 async def whole():
     engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
-    client = TestClient(TestServer(build_app(engine, ServerConfig(token="open sesame"))))
+    app = build_app(engine, ServerConfig(token="open sesame"))
+    client = TestClient(TestServer(app))
     await client.start_server()
+    await app[PAGE].wait()
     yield client
     await client.close()
     engine.stop()

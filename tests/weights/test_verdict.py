@@ -141,6 +141,15 @@ def test_a_verdict_of_another_kind_of_gpu_or_another_quantiser_is_not_obeyed(
     assert choose_precision(AUTO, copy, "cuda") == ("int8", "int8")
 
 
+@pytest.mark.parametrize("there", ["NVIDIA A10", "NVIDIA A10G"])
+def test_an_a10_and_an_a10g_have_one_verdict(copy, two_kinds, there):
+    two_kinds["name"] = there
+    write_verdict(copy, "cuda", True, True, True, {})
+    for here, weights in (("NVIDIA A10", "int8"), ("NVIDIA A10G", "int8"), ("NVIDIA A100", "bf16")):
+        two_kinds["name"] = here
+        assert choose_precision(AUTO, copy, "cuda")[0] == weights
+
+
 def test_a_verdict_that_names_no_device_is_not_obeyed(copy, caplog):
     path = write_verdict(copy, "cpu", True, True, True, {})
     kept = json.loads(path.read_text())
