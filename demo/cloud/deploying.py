@@ -29,7 +29,11 @@ FOLDERS, IGNORE = ("engine", "demo", "assets"), ["**/__pycache__", "**/*.pyc"]
 KNOWLEDGE = "/knowledge"  # where a knowledge folder lies in the container
 # These do not travel as they are: secrets, local paths, and what the container fixes itself.
 APART = {
-    f"PERSONAPLEX_{name}" for name in ("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT")
+    f"PERSONAPLEX_{name}"
+    for name in (
+        *("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT"),
+        *("TLS", "TLS_CERT", "TLS_KEY"),  # the platform speaks TLS for us
+    )
 }
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 
+import aiohttp
 import gradio as gr
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 
 from demo.app import PAGE, build_app
 from demo.page import files
@@ -22,7 +23,7 @@ from engine.errors import ConfigError
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.limits import Doors
 from engine.wire.server import CONFIG as SERVER_CONFIG
-from engine.wire.server import DOORS
+from engine.wire.server import DOORS, listening
 from tests.browser.serving import warm
 
 CONFIG = PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0])
@@ -40,14 +41,29 @@ def page():
     return asyncio.run(build())
 
 
+class Visitor:
+    """Requests to an application as it is really served."""
+
+    @classmethod
+    async def to(cls, app: web.Application) -> "Visitor":
+        self = cls()
+        self._stack = AsyncExitStack()
+        port = await self._stack.enter_async_context(listening(app, "127.0.0.1", 0))
+        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}")
+        self.session = await self._stack.enter_async_context(session)
+        self.get, self.request = self.session.get, self.session.request
+        return self
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
 async def client_of(**settings):
     app = web.Application()
     config = ServerConfig(**settings)
     app[SERVER_CONFIG], app[DOORS] = config, Doors(config)
     add_page(app, CONFIG, config)
-    client = TestClient(TestServer(app))
-    await client.start_server()
-    return client
+    return await Visitor.to(app)
 
 
 @pytest.fixture
@@ -165,8 +181,7 @@ def read_config(text):
 async def whole():
     engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
     app = build_app(engine, ServerConfig(token="open sesame"))
-    client = TestClient(TestServer(app))
-    await client.start_server()
+    client = await Visitor.to(app)
     await app[PAGE].wait()
     yield client
     await client.close()
@@ -266,8 +281,9 @@ async def test_the_cookie_keeps_to_the_path_that_a_proxy_tells(told, path):
 async def test_a_proxy_may_leave_its_path_in_the_request():
     engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
     config = ServerConfig(root_path="https://talk.example/voice", token="open")
-    client = TestClient(TestServer(build_app(engine, config)))
-    await client.start_server()
+    app = build_app(engine, config)
+    client = await Visitor.to(app)
+    await app[PAGE].wait()
     for path in ("/voice/healthz", "/healthz", "/voice/voices", "/voice/pp/icon.svg"):
         async with client.get(path) as response:
             assert response.status == 200, path

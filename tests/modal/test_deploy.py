@@ -62,7 +62,11 @@ def tuned(home):
     knowledge = home / "knowledge"
     knowledge.mkdir()
     (knowledge / "prices.md").write_text("# Prices\n")
-    server = {entry.metadata["env"]: another_value(entry) for entry in fields(ServerConfig)}
+    server = {
+        entry.metadata["env"]: another_value(entry)
+        for entry in fields(ServerConfig)
+        if entry.name != "tls"  # not beside a certificate's files
+    }
     server |= {"PERSONAPLEX_KNOWLEDGE": str(knowledge), "PERSONAPLEX_TOKEN": "s3cret"}
     names = "GPU CPU MEMORY TIMEOUT STARTUP_TIMEOUT SCALEDOWN_WINDOW MIN_CONTAINERS MAX_CONTAINERS"
     values = ["L40S, A100-40GB", "8", "32768", "7200", "900", "120", "1", "3"]
@@ -199,7 +203,8 @@ def test_every_number_of_the_deployment_has_its_setting(tuned):
 
 def test_every_server_setting_travels_into_the_container(tuned):
     environment = "\n".join(line for line in image_lines(tuned) if line.startswith("ENV"))
-    fixed = {"PERSONAPLEX_HOST", "PERSONAPLEX_PORT"}  # the container's own business
+    # The container's own business, and the platform's: it speaks TLS for us.
+    fixed = {f"PERSONAPLEX_{name}" for name in ("HOST", "PORT", "TLS", "TLS_CERT", "TLS_KEY")}
     for entry in fields(ServerConfig):
         name, value = entry.metadata["env"], re.escape(another_value(entry))
         if name in fixed | {"PERSONAPLEX_TOKEN"}:

@@ -219,8 +219,6 @@ def test_a_verdict_on_another_recogniser_is_stale(copy, stt, caplog):
 
 def test_a_start_obeys_the_verdict_on_the_recogniser(copy, stt):
     write_verdict(copy, "cpu", False, False, False, {}, recogniser=(stt, True))
-    backend = load_personaplex(
-        ServerConfig(model=str(copy), device="cpu", slots=1, transcribe=str(stt))
-    )
+    backend = load_personaplex(ServerConfig(model=str(copy), device="cpu", slots=1), recogniser=stt)
     assert backend.hearing.stt.text_linear.scale is not None
     assert backend.checkpoint.lm.text_linear.scale is None
