@@ -49,7 +49,8 @@ class Visitor:
         self = cls()
         self._stack = AsyncExitStack()
         port = await self._stack.enter_async_context(listening(app, "127.0.0.1", 0))
-        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}")
+        jar = aiohttp.CookieJar(unsafe=True)  # an address in numbers may have cookies, too
+        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}", cookie_jar=jar)
         self.session = await self._stack.enter_async_context(session)
         self.get, self.request = self.session.get, self.session.request
         return self
