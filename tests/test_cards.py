@@ -81,7 +81,7 @@ def tick_of(card: dict, mode: Mode, slots: int) -> float:
 
 
 def modal_table() -> list[str]:
-    """The rows of docs/modal.md that follow from prices and ticks, a card a column."""
+    """The rows of docs/modal-scaling.md that follow from prices and ticks, a card a column."""
     cards, bf16, int8 = CARDS["cards"], ("bf16", "bf16"), ("int8", "int8")
     whole = [3600 * (card["usd_per_s"] + beside_usd()) for card in cards]
 
@@ -110,7 +110,8 @@ def modal_table() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "lines"), [("performance.md", performance_table()), ("modal.md", modal_table())]
+    ("name", "lines"),
+    [("performance.md", performance_table()), ("modal-scaling.md", modal_table())],
 )
 def test_a_documents_table_is_that_of_the_file(name, lines):
     text = (DOCS / name).read_text(encoding="utf-8")
@@ -118,9 +119,9 @@ def test_a_documents_table_is_that_of_the_file(name, lines):
     assert not missing, "\n".join([f"{name} lacks (python -m tests.test_cards):", *missing])
 
 
-@pytest.mark.parametrize("name", ["performance.md", "modal.md"])
+@pytest.mark.parametrize("name", ["performance.md", "modal-scaling.md"])
 def test_no_document_has_a_row_of_a_card_that_is_not_in_the_file(name):
-    known = {"performance.md": performance_table(), "modal.md": modal_table()}[name]
+    known = {"performance.md": performance_table(), "modal-scaling.md": modal_table()}[name]
     text = (DOCS / name).read_text(encoding="utf-8")
     labels = {line.split("|")[1].strip() for line in known} - {"", "---"}
     rows = [line for line in text.splitlines() if line.split("|")[1:2]]

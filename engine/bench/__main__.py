@@ -18,10 +18,12 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "drift": "engine.bench.drift",
     "peer": "engine.bench.peer",
     "gpu": "engine.bench.gpu",
+    "page": "engine.bench.page",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
+    "fleet": "engine.bench.fleet",
 }
 
 
