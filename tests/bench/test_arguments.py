@@ -120,7 +120,7 @@ def test_what_small_lowers_is_an_option_of_the_subject(name):
 @pytest.mark.parametrize("subject", subjects())
 def test_a_subject_names_no_file_by_a_path_that_only_our_own_folder_has(subject):
     load_subject(subject)
-    ours = [module for name, module in sys.modules.items() if name.startswith("engine.")]
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("engine.")]
     paths = [value for module in ours for value in vars(module).values() if isinstance(value, Path)]
     assert len(paths) > 3
     relative = [path for path in paths if not path.expanduser().is_absolute()]
