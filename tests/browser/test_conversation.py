@@ -141,7 +141,7 @@ def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, o
 
 def test_the_low_bandwidth_box_chooses_opus(browser, scripted_server, api, open_tab):
     tab = open_tab(browser, scripted_server.url)
-    tab.tab.tuning()
-    tab.page.get_by_label("Low bandwidth").check()
+    tab.tuning()
+    tab.page.get_by_label("Data", exact=True).select_option("Low: a tenth of the data")
     tab.connect()
     assert api.conversations[-1].query["format"] == "opus"
