@@ -1,31 +1,29 @@
 """Asking, answers, the user's own words: the page shows what the events say, as text only."""
 
+import asyncio
+
 from playwright.sync_api import expect
 
 NASTY = "<img src=x onerror=\"document.title='broken in'\">"
 
 
 async def answering(conversation):
-    """Answers the first question it is asked."""
+    """Answers the first question it is asked, while the sound goes on."""
     await conversation.ready(transcript=True)
-    while True:
-        message = await conversation.ws.receive()
-        if (
-            isinstance(message.data, bytes)
-            and message.data[:1] == b"\x04"
-            and b'"ask"' in message.data
-        ):
-            break
+    conversation.takes = False  # what it is asked it says itself
+    sound = asyncio.create_task(conversation.echo())
+    while not any(one["type"] == "ask" for one in conversation.metadata):
+        await asyncio.sleep(0.02)
     route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
-    await conversation.event(**route, state="asking")
+    await conversation.event(**route, state="asking", source="client")
     await conversation.go_on.wait()
-    await conversation.event(**route, state="answering")
+    await conversation.event(**route, state="answering", source="client")
     say = {"type": "say", "id": 8, "text": "Fourteen dollars a month, I think."}
     await conversation.event(**say, state="speaking")
     await conversation.send(2, b" Fourteen dollars")
     await conversation.event(**say, state="cancelled", spoken="Fourteen dollars")
-    await conversation.event(**route, state="done")
-    await conversation.echo()
+    await conversation.event(**route, state="done", source="client")
+    await sound
 
 
 def test_a_question_is_checked_answered_and_cut_off_truthfully(
