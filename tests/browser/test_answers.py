@@ -12,8 +12,8 @@ async def answering(conversation):
     await conversation.ready(transcript=True)
     conversation.takes = False  # what it is asked it says itself
     sound = asyncio.create_task(conversation.echo())
-    while not any(one["type"] == "ask" for one in conversation.metadata):
-        await asyncio.sleep(0.02)
+    await conversation.go_on.wait()
+    conversation.go_on.clear()
     route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
     await conversation.event(**route, state="asking", source="client")
     await conversation.go_on.wait()
@@ -34,6 +34,9 @@ def test_a_question_is_checked_answered_and_cut_off_truthfully(
     tab.connect()
     page = tab.page
     tab.send("ask", "How much is it?")
+    asked = {"type": "ask", "text": "How much is it?"}
+    tab.until(lambda: api.conversations[0].metadata == [asked])
+    api.conversations[0].resume()
     question = page.locator(".turn.user")
     expect(question).to_contain_text("How much is it?")
     expect(question).to_contain_text("checking…")
