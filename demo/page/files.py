@@ -103,6 +103,8 @@ class PageFiles:
             "title": html.escape(TITLE),
             "description": html.escape(DESCRIPTION),
             "address": html.escape(self._address),
+            # Chromium asks for an address again when a call begins; this it has.
+            "icon": base64.b64encode((PICTURES / "icon.svg").read_bytes()).decode(),
             "config": config[0].replace(f'"{ASKED_BY}"', OWN_ADDRESS),
         }
         page = re.sub(r"\{\{(\w+)\}\}", lambda name: texts[name[1]], page)

@@ -42,6 +42,15 @@ class BadNetwork:
         self._moving.clear()
         self._end_of_stall = self._loop.call_later(seconds, self._moving.set)
 
+    def cut(self) -> None:
+        """Every connection breaks, on both sides, and nobody says goodbye."""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
     def narrow(self, bytes_per_second: float) -> None:
         """From now on no more than this goes each way of each connection; 0: any number."""
         self._rate = bytes_per_second

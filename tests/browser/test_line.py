@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 
 from tests.browser.badnet import BadNetwork
 from tests.browser.scripted import talk_on
+from tests.browser.sound import alike, speech
 
 STAMPS = """() => {
     window.stamps = [[performance.now(), PersonaPlex.state.phase]];
@@ -140,4 +141,46 @@ def test_on_a_thin_line_the_conversation_goes_on_in_opus(browser, network, api, 
     network.narrow(0)
     tab.phase("live")
     expect(tab.notice).to_contain_text("a tenth of the data")
+    tab.errors.clear()
+
+
+# -- with the server that `make run` serves --------------------------------------------------------
+
+
+def drops(network):
+    network.cut()
+
+
+def falls_silent(network):
+    network.stall(7.0)
+
+
+@pytest.mark.parametrize("breaks", [drops, falls_silent])
+def test_with_the_real_server_the_same_talk_goes_on(
+    browser, server, backend, engine, open_tab, breaks
+):
+    with BadNetwork(server.port) as network:
+        tab = open_tab(browser, f"http://127.0.0.1:{network.port}/?raw=1")
+        tab.connect()
+        tab.until(lambda: tab.seconds() > 3)
+        tab.page.evaluate(STAMPS)
+        (session,), opened = engine.sessions, len(backend.opened)
+        breaks(network)
+        tab.until(lambda: "reconnecting" in [phase for _, phase in tab.page.evaluate("stamps")])
+        tab.phase("live")
+        assert list(engine.sessions) == [session]
+        assert len(backend.opened) == opened
+        expect(tab.page.locator(".turn.page")).to_have_count(0)
+        before = len(backend.heard_in_newest())
+        tab.until(lambda: alike(backend.heard_in_newest()[before:], speech(), 0.9) >= 2, every=0.5)
+        expect(tab.headline).to_have_text(re.compile("^(Listening|Speaking|Both talking)$"))
+        tab.until(lambda: tab.level("agent") > 20)
+        tab.mute()
+        tab.say("We are back.")
+        words = tab.page.locator(".turn.given .said")
+        expect(words).to_have_text("We are back.")
+        tab.until(lambda: tab.page.evaluate("!PersonaPlex.state.facts.agent"))
+        expect(tab.headline).to_have_text("Muted")
+        tab.end()
+        tab.until(lambda: not engine.sessions)
     tab.errors.clear()

@@ -84,7 +84,8 @@ async def test_link_previews_and_the_icon_are_our_own(client):
     assert tags["description"] == tags["og:description"]
     assert "radio" not in head.split("</title>")[1].replace("window.gradio_config", "")
     icon = re.search(r'rel="icon" href="([^"]+)"', head)[1]
-    for path in (icon, tags["og:image"], "favicon.ico"):
+    assert icon.startswith("data:image/svg+xml;base64,")  # asked of nobody, in a call neither
+    for path in (tags["og:image"], "favicon.ico"):
         async with client.get(f"/{path}") as response:
             assert response.status == 200
             assert response.headers["Content-Type"].startswith("image/")

@@ -165,7 +165,7 @@ export class Call {
   /**
    * New sampling values: now, or once a conversation is there. A moved slider sends one message,
    * not fifty.
-   * @param {Tuning} values
+   * @param {Partial<Tuning>} values
    */
   tune(values) {
     Object.assign(this.settings, values);

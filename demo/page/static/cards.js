@@ -74,7 +74,7 @@ export class CastPanel {
     this.page.settings.persona = this.role.value;
     if (this.chosen === CUSTOM) return;
     this.chosen = CUSTOM;
-    this.page.settings.routing = false;
+    this.page.lookUp(false);
     for (const one of this.personas.querySelectorAll("input")) one.checked = one.value === CUSTOM;
   }
 
@@ -85,7 +85,7 @@ export class CastPanel {
   #set(text, looksUp) {
     this.role.value = text;
     this.page.settings.persona = text;
-    this.page.settings.routing = this.page.config.routing && looksUp;
+    this.page.lookUp(looksUp);
   }
 
   /** @param {string[]} names of this server's voices, the default first */

@@ -33,10 +33,12 @@ export class Drawer {
     this.problem = find(root, ".test-problem");
     this.bandwidth = /** @type {HTMLSelectElement} */ (find(root, "#pp-bandwidth"));
     this.record = /** @type {HTMLInputElement} */ (find(root, "#pp-record"));
+    this.lookup = /** @type {HTMLInputElement} */ (find(root, "#pp-lookup"));
     this.figures = find(root, ".figures");
     this.microphones.onchange = () => { page.settings.microphone = this.microphones.value; };
     this.bandwidth.onchange = () => { page.settings.bandwidth = this.bandwidth.value === "low" ? "low" : "auto"; };
     this.record.onchange = () => { page.settings.record = this.record.checked; };
+    this.lookup.onchange = () => page.tune({ routing: this.lookup.checked });
     this.test.onclick = () => this.#toggle();
     find(root, ".drawer-close").onclick = () => page.stage?.sheet("drawer");
     document.addEventListener("keydown", (event) => this.#key(event));
@@ -44,6 +46,13 @@ export class Drawer {
     navigator.mediaDevices?.addEventListener("devicechange", () => this.#list());
     this.#list();
     this.stats(null);
+  }
+
+  // Whether this call looks things up; without one, whether the next will.
+  state() {
+    const { call, config, settings, state } = this.page;
+    find(document.body, ".check:has(#pp-lookup)").hidden = !config.routing;
+    this.lookup.checked = (state.calling && call ? call.settings : settings).routing ?? false;
   }
 
   /** @param {KeyboardEvent} event */

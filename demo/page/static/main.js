@@ -170,6 +170,7 @@ class Page {
     this.cast?.state();
     this.conversation?.state(this.state);
     this.summary?.state(this.state, this.call);
+    this.drawer?.state();
     if (this.phaseShown === this.state.phase) return;
     this.phaseShown = this.state.phase;
     if (this.phaseShown === "ended") setTimeout(() => this.learn(), FREED);
@@ -177,12 +178,21 @@ class Page {
   }
 
   /**
-   * The sliders: now, and for the next call.
+   * The drawer: now, and for the next call. A seed, like a card that is chosen in a call, is for the next one only.
    * @param {Partial<Tuning> & {seed?: number | null}} values
    */
-  tune(values) {
-    Object.assign(this.settings, values);
-    if (this.state.calling) this.call?.tune({ ...this.settings, routing: this.config.routing ? this.settings.routing : null });
+  tune({ seed, ...values }) {
+    Object.assign(this.settings, values, seed === undefined ? {} : { seed });
+    if (this.state.calling) this.call?.tune(values);
+  }
+
+  /**
+   * Whether the next call looks things up, as its persona says.
+   * @param {boolean} on
+   */
+  lookUp(on) {
+    this.settings.routing = this.config.routing && on;
+    this.drawer?.state();
   }
 
   /**
