@@ -78,6 +78,7 @@ SERVER_BOUNDS = {
     "slots": Bounds(0, 256),
     **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
     "drain_s": Bounds(0, 20),
+    "resume_s": Bounds(0, 600),
     **dict.fromkeys(("hang_s", "load_hang_s"), Bounds(0.5, 86_400)),
     "marker_threshold": Bounds(2, 3),
     "asks_per_minute": Bounds(1, 600),
@@ -128,6 +129,9 @@ class ServerConfig:
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
+    resume_s: float = setting(
+        30.0, "RESUME_S", "keep a conversation whose line dropped for this long; 0: it is over"
+    )
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
     knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (.md, .txt); empty: our own")

@@ -81,6 +81,10 @@ class ClosingError(EndError):
     close_code, prefix = 1001, "closing: "
 
 
+class GoneError(EndError):
+    close_code, prefix = 1008, "gone: "
+
+
 class InternalError(EndError):
     close_code, prefix = 1011, "internal error: "
 

@@ -129,6 +129,7 @@ def build_service(
         load_ears=open_ears,
         hang_s=config.hang_s,
         load_hang_s=config.load_hang_s,
+        resume_s=config.resume_s,
     )
     service.default_voice = config.voice
     return service

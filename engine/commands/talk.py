@@ -49,7 +49,7 @@ async def talk(args: argparse.Namespace) -> "Answer":
     wav = read_wav(args.input) if args.input else None
     answer = Answer()
     query = {"voice_prompt": args.voice, "text_prompt": args.text_prompt, "token": args.token}
-    async with Client(args.url, fmt=args.format, **query) as client:
+    async with Client(args.url, fmt=args.format, returns=True, **query) as client:
         receiving = asyncio.create_task(answer.receive(client))
         await answer.ready.wait()
         sending = asyncio.create_task(send_all(client, args.say, wav))

@@ -255,6 +255,12 @@ class Routing:
             self.drop("switched off")
         self._voice.watch(on)
 
+    def take_role(self, facts: str, watches: bool) -> None:
+        """The agent is somebody else from now on, who has these facts."""
+        self._router, self._watches = self._answers.router_of(facts), watches
+        if self.on and watches:
+            self._router.prepare()
+
     def drop(self, reason: str) -> None:
         """Give up what is on its way and forget the conversation so far."""
         for question in self._questions:

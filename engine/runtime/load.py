@@ -249,7 +249,8 @@ def next_due(seats: list[Seat], now: float) -> float | None:
     None: there is none. A silent client's may be complete at any moment, so from now on. What is
     late already, after a slow moment, is caught up with beside the newcomers and not before them.
     """
-    live = [seat.expected_at(now) or now for seat in seats if seat.live and not seat.left]
+    awake = [seat for seat in seats if seat.live and not seat.left and seat.frozen_at is None]
+    live = [seat.expected_at(now) or now for seat in awake]
     return min((due for due in live if due + LATE_SECONDS >= now), default=None)
 
 

@@ -133,7 +133,13 @@ class Metrics:
         self._live = Gauge(
             "personaplex_conversations", "Open conversations", registry=self.registry
         )
+        self._lost = Gauge(
+            "personaplex_conversations_dropped",
+            "Conversations that wait for their clients",
+            registry=self.registry,
+        )
         self._ended = counter("personaplex_conversations_ended", "Ended conversations", ["reason"])
+        self._resumed = counter("personaplex_conversations_resumed", "Gone on after a lost line")
         self._ignored = counter("personaplex_ignored_messages", "Unknown kinds and empty messages")
         self._dropped = counter(
             "personaplex_dropped_user_frames",
@@ -171,6 +177,19 @@ class Metrics:
     def ended(self, reason: str) -> None:
         self._live.dec()
         self._ended.labels(reason).inc()
+
+    def line_lost(self) -> None:
+        """A conversation waits for its client."""
+        self._live.dec()
+        self._lost.inc()
+
+    def line_found(self) -> None:
+        """It goes on, or is about to end."""
+        self._live.inc()
+        self._lost.dec()
+
+    def resumed(self) -> None:
+        self._resumed.inc()
 
     def ignored(self) -> None:
         self._ignored.inc()

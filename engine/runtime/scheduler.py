@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,9 +129,31 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """How many newcomers in a row would be admitted now, which may be fewer than free slots."""
-        empty = range(len(self._seats), self.backend.slots)
+        """How many newcomers in a row would be admitted, which may be fewer than free slots.
+
+        A frozen seat is free: its conversation makes way for a newcomer.
+        """
+        with self._wake:
+            awake = sum(seat.frozen_at is None for seat in self._seats.values())
+        empty = range(awake, self.backend.slots)
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
+
+    def admits_instead(self) -> bool:
+        """Whether a newcomer would be admitted if one of those who sit here left."""
+        live = len(self._seats) - 1
+        return live < self.backend.slots and self.overload.admits(live)
+
+    def prepare(self, opening: Opening) -> Future[None]:
+        """Read the files that an opening needs. Done: they are read; or it has what is wrong."""
+        return self._loader.submit(self.backend.prepare, opening)
+
+    def freeze(self, seat: Seat) -> None:
+        """Let not a frame of this seat pass until `thaw`: its slot stays as it is."""
+        seat.freeze(self.clock())
+
+    def thaw(self, seat: Seat) -> None:
+        seat.thaw(self.clock())
+        self.wake()
 
     def join(
         self,
@@ -352,7 +374,7 @@ class Scheduler:
         """What overload asks for: the recogniser goes first, then the newest conversation."""
         backend, was_paused = self.backend, self.overload.recogniser_paused
         relief = self.overload.step(backend.transcribes and backend.transcribing)
-        staying = [seat for seat in seats if not seat.left]
+        staying = [seat for seat in seats if not seat.left and seat.frozen_at is None]
         if relief is Relief.PAUSE_RECOGNISER:
             logger.warning("overload: the recogniser is paused")
             backend.transcribing = False

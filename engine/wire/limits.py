@@ -24,6 +24,7 @@ REQUESTS_PER_SECOND = 100.0
 REQUESTS_AT_ONCE = 4000.0
 MOST_ADDRESSES = 10_000  # whose wrong tokens or requests are remembered
 SEND_BUFFER_BYTES = 64 * 1024  # of the kernel, which doubles it
+KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds; probes
 REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its headers, or body
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
@@ -187,6 +188,7 @@ class Connection(web.RequestHandler):
         self._peer = ""
         self._busy = False  # with a request that is read
         self._held = False
+        self._guard: FrameGuard | None = None  # of a WebSocket
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -277,8 +279,23 @@ class Connection(web.RequestHandler):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether its client has closed its WebSocket, or broken its rules."""
+        return self._guard is not None and self._guard.said_goodbye
+
+    def probe_when_idle(self) -> None:
+        """Let the kernel find out that the other side is gone, while nothing is sent to it."""
+        sock = self.transport and self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEP_ALIVE.items():
+                if hasattr(socket, name):  # Linux has all of them
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        super().set_parser(FrameGuard(parser, self.doors.log.note), data_received_cb)
+        self._guard = FrameGuard(parser, self.doors.log.note)
+        super().set_parser(self._guard, data_received_cb)
         self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ public Moshi and PersonaPlex clients speak it too.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -48,6 +48,7 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
 
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
+MAX_HEARD_SECONDS = 1e6
 SAMPLING = {  # query name -> field of SamplingConfig and its type
     "text_temperature": ("text_temperature", float),
     "audio_temperature": ("audio_temperature", float),
@@ -65,19 +66,20 @@ class Query:
     """A checked query: the session's part, and what only the socket needs."""
 
     session: SessionConfig
-    format: str = "opus"
+    format: str = "opus"  # "": as before, where a conversation is resumed
     events: bool = False
+    resume: str = field(default="", repr=False)  # the secret of a conversation that goes on
+    heard: float | None = None  # seconds of its agent audio that have arrived
 
 
 def parse_query(query: Mapping[str, str]) -> Query:
     """Check a query; unknown names are ignored. Raises BadParameterError."""
     prompt = query.get("text_prompt")
-    if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-        raise BadParameterError(
-            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}"
-        )
-    fmt = query.get("format", "opus")
-    if fmt not in FORMATS:
+    if prompt is not None:
+        _check_prompt(prompt)
+    resume = query.get("resume", "")
+    fmt = query.get("format", "" if resume else "opus")
+    if fmt not in FORMATS and (fmt or not resume):
         raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16")
     session = SessionConfig(
         text_prompt=prompt,
@@ -87,7 +89,17 @@ def parse_query(query: Mapping[str, str]) -> Query:
         routing=_parse_flag(query, "routing"),
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
-    return Query(session, fmt, bool(_parse_flag(query, "events")))
+    events = bool(_parse_flag(query, "events"))
+    return Query(session, fmt, events, resume, _parse_heard(query) if resume else None)
+
+
+def _parse_heard(query: Mapping[str, str]) -> float | None:
+    if "heard" not in query:
+        return None
+    heard = _parse_number("heard", query["heard"], float)
+    if not 0 <= heard <= MAX_HEARD_SECONDS:
+        raise BadParameterError(f"heard is {heard}; use 0 to {MAX_HEARD_SECONDS:.0f} seconds")
+    return heard
 
 
 def parse_sampling(
@@ -106,14 +118,25 @@ def parse_sampling(
     return fields
 
 
+def _check_prompt(prompt: str) -> None:
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise BadParameterError(
+            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}"
+        )
+
+
+def _check_seed(name: str, seed: int) -> int:
+    if not -1 <= seed <= MAX_SEED:
+        raise BadParameterError(f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}")
+    return seed
+
+
 def _parse_seed(query: Mapping[str, str]) -> int:
     """The first seed given that is not −1; the public clients send one for text and audio."""
     for name in ("seed", "text_seed", "audio_seed"):
         if name not in query:
             continue
-        seed = _parse_number(name, query[name], int)
-        if not -1 <= seed <= MAX_SEED:
-            raise BadParameterError(f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}")
+        seed = _check_seed(name, _parse_number(name, query[name], int))
         if seed >= 0:
             return seed
     return -1
@@ -172,11 +195,27 @@ def parse_metadata(payload: bytes) -> tuple[str, dict[str, Any]]:
     return data["type"], data
 
 
-def read_text(data: dict[str, Any]) -> str:
-    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
-    text = data.get("text")
+def read_text(data: dict[str, Any], name: str = "text") -> str:
+    """A text of a message. Raises RefusedError if it is not a string of whole characters."""
+    text = data.get(name)
     if not isinstance(text, str):
-        raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
+        raise RefusedError(f"{data['type']}: {name} is missing or not a string; send text")
     if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell half a character
-        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
+        raise RefusedError(f"{data['type']}: {name} is not valid Unicode; send whole characters")
     return text
+
+
+def parse_role(data: dict[str, Any]) -> dict[str, Any]:
+    """What a `restart` changes, as fields of SessionConfig.
+
+    Raises RefusedError, BadParameterError.
+    """
+    changes: dict[str, Any] = {}
+    if "text_prompt" in data:
+        prompt = changes["text_prompt"] = read_text(data, "text_prompt")
+        _check_prompt(prompt)
+    if "voice_prompt" in data:
+        changes["voice"] = read_text(data, "voice_prompt") or None
+    if "seed" in data:
+        changes["seed"] = _check_seed("seed", _parse_number("seed", data["seed"], int))
+    return changes

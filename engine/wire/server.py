@@ -100,11 +100,17 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
     connection = find_connection(request)
     connection.limit_send_buffer()
-    await ws.prepare(request)
+    connection.probe_when_idle()
+    try:
+        await ws.prepare(request)
+    except ConnectionError:
+        return web.Response(status=400)  # nobody reads it: its client has left
     try:
         authorize(request)
-        query = parse_query(request.query)
-        await ChatSocket(ws, request.app[SERVICE], query, connection).run()
+        query, service = parse_query(request.query), request.app[SERVICE]
+        service.check_open()
+        before = await service.ghosts.find(query.resume) if query.resume else None
+        await ChatSocket(ws, service, query, connection, before).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise

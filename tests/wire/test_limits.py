@@ -23,7 +23,15 @@ from engine.wire import socket as conversation
 from engine.wire.audio import OpusCodec
 from engine.wire.limits import AddressBuckets, MinuteLog, find_address, parse_networks
 from engine.wire.protocol import Kind
-from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
+from engine.wire.socket import (
+    RESTART_COST,
+    Alive,
+    Bucket,
+    ClientPace,
+    Silence,
+    Unread,
+    find_cost,
+)
 from tests.wire.ogg import packets, page
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
@@ -248,6 +256,50 @@ def test_a_proxy_that_is_no_network_is_refused():
 )
 def test_a_message_counts_for_what_it_costs(message, cost):
     assert find_cost(message) == cost
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+def looks(clock, silence, seconds, lag=0.0):
+    """A look a second, for so long."""
+    seen = []
+    for _ in range(seconds):
+        clock.now += 1.0 + lag
+        seen.append(silence.look(lag))
+    return seen
+
+
+def test_who_sends_nothing_is_asked_once_and_has_15_s_to_answer(clock):
+    seen = looks(clock, Silence(clock), 22)
+    assert seen.index(Alive.UNKNOWN) == 5
+    assert seen.count(Alive.UNKNOWN) == 1
+    assert seen.index(Alive.NO) == 5 + 16
+    assert set(seen[6:21]) == {Alive.YES}
+
+
+def test_who_answers_stays_and_is_asked_again(clock):
+    silence = Silence(clock)
+    for _ in range(30):
+        seen = looks(clock, silence, 18)
+        assert Alive.NO not in seen
+        assert Alive.UNKNOWN in seen
+        silence.note()
+
+
+def test_who_sends_audio_is_never_asked(clock):
+    silence = Silence(clock)
+    for _ in range(100):
+        silence.note()
+        assert looks(clock, silence, 1) == [Alive.YES]
+
+
+def test_nobody_is_dead_because_this_server_stood_still(clock):
+    silence = Silence(clock)
+    assert Alive.UNKNOWN in looks(clock, silence, 8)
+    assert looks(clock, silence, 1, lag=60.0) == [Alive.YES]  # his answer is not read yet
+    silence.note()
+    assert looks(clock, silence, 5) == [Alive.YES] * 5
 
 
 # -- floods on real sockets ------------------------------------------------------------------------

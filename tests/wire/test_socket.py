@@ -173,6 +173,7 @@ async def test_ready_tells_everything_a_client_needs_before_the_handshake(server
     assert [kind for kind, _ in peer.heard] == [Kind.METADATA, Kind.HANDSHAKE]
     ready = peer.events[0]
     assert ready.pop("session")
+    assert ready.pop("resume")
     assert ready == {
         "type": "ready",
         "t": 0,
