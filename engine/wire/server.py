@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, web, web_response
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import EndError, EngineError, UnauthorizedError
+from engine.wire import realtime
 from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
@@ -36,6 +37,7 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
     app.middlewares.append(note_request)
     for path in ("/api", "/api/chat"):
         app.router.add_get(path, chat)
+    app.router.add_get("/v1/realtime", chat_realtime)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/voices", voices)
     app.router.add_get("/metrics", metrics)
@@ -88,37 +90,76 @@ async def listening(app: web.Application, host: str, port: int) -> AsyncIterator
         await runner.cleanup()
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
-    """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
+async def open_socket(
+    request: web.Request, protocols: tuple[str, ...] = ()
+) -> tuple[web.WebSocketResponse | None, web.StreamResponse]:
+    """(the socket, itself once more), or (None, the answer of HTTP where there is none)."""
     ws = web.WebSocketResponse(
         compress=False,
         autoping=False,  # it answers pings without end, and no other conversation has a turn
         max_msg_size=READ_LIMIT_BYTES,
         writer_limit=WRITE_LIMIT_BYTES,
+        protocols=protocols,
     )
     if request.method != "GET" or not ws.can_prepare(request):  # a HEAD may ask for one, too
-        return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
+        text = f"this is a WebSocket: connect with wss://HOST{request.path}\n"
+        return None, web.Response(status=426, text=text)
     connection = find_connection(request)
     connection.limit_send_buffer()
     connection.probe_when_idle()
     try:
         await ws.prepare(request)
     except ConnectionError:
-        return web.Response(status=400)  # nobody reads it: its client has left
+        return None, web.Response(status=400)  # nobody reads it: its client has left
+    return ws, ws
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
+    ws, answer = await open_socket(request)
+    if ws is None:
+        return answer
     try:
         authorize(request)
         query, service = parse_query(request.query), request.app[SERVICE]
         service.check_open()
         before = await service.ghosts.find(query.resume) if query.resume else None
-        await ChatSocket(ws, service, query, connection, before).run()
+        await ChatSocket(ws, service, query, find_connection(request), before).run()
     except EngineError as error:
-        if not isinstance(error, EndError):
-            raise
-        logger.info("conversation ended: %s", error.prefix.rstrip(": "))
-        await say_goodbye(ws, error)
+        await end_chat(ws, error, say_goodbye)
     finally:
         await hang_up(ws, request)
     return ws
+
+
+async def chat_realtime(request: web.Request) -> web.StreamResponse:
+    """One conversation in OpenAI's Realtime protocol (docs/realtime.md)."""
+    ws, answer = await open_socket(request, (realtime.SUBPROTOCOL,))
+    if ws is None:
+        return answer
+    try:
+        authorize(request)
+        service = request.app[SERVICE]
+        service.check_open()
+        beta = realtime.is_beta(request.headers)
+        await realtime.RealtimeSocket(ws, service, find_connection(request), beta).run()
+    except EngineError as error:
+        await end_chat(ws, error, realtime.say_goodbye)
+    finally:
+        await hang_up(ws, request)
+    return ws
+
+
+async def end_chat(
+    ws: web.WebSocketResponse,
+    error: EngineError,
+    say: Callable[[web.WebSocketResponse, EndError], Awaitable[None]],
+) -> None:
+    """Log why a conversation ended, and tell its client. Raises what is our own fault."""
+    if not isinstance(error, EndError):
+        raise error
+    logger.info("conversation ended: %s", error.prefix.rstrip(": "))
+    await say(ws, error)
 
 
 async def hang_up(ws: web.WebSocketResponse, request: web.Request) -> None:
@@ -207,7 +248,8 @@ def authorize(request: web.Request) -> None:
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         bearer = ""
-    for given in (request.query.get("token", ""), bearer.strip()):
+    key = realtime.find_key(request.headers)
+    for given in (request.query.get("token", ""), bearer.strip(), key):
         if given and is_right_token(request, given):
             return
     cookie = request.cookies.get(COOKIE, "")
