@@ -1,9 +1,8 @@
-"""`/v1/realtime`: the OpenAI Realtime protocol, as a thin translation over the same session.
+"""`/v1/realtime`: OpenAI's Realtime protocol (`openai.py`), translated over the same session.
 
-First the settings of a session in both dialects, then the agent's turns as responses, then the
-socket. The model is full duplex: it hears while it speaks and decides by itself when to speak. What
-it cannot do is refused by name, or accepted without effect where a refusal would break the public
-clients; docs/realtime.md says which.
+The model is full duplex: it hears while it speaks and decides by itself when to speak, so every
+turn of the agent is a response, asked for or not. What it cannot do is refused by name, or accepted
+without effect where a refusal would break the public clients; docs/realtime.md says which.
 """
 
 import asyncio
@@ -12,10 +11,9 @@ import binascii
 import contextlib
 import json
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,21 +28,35 @@ from engine.dialogue.service import Service
 from engine.dialogue.session import MAX_BURST_SECONDS, Session, SessionConfig
 from engine.errors import (
     BadAudioError,
-    BadParameterError,
     EndError,
     EngineError,
     RefusedError,
     TimeLimitError,
     TooFastError,
-    UnauthorizedError,
     logged_fault,
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready
 from engine.weights.voices import choose_voice
-from engine.wire.audio import PcmCodec
 from engine.wire.limits import Connection
-from engine.wire.protocol import check_prompt, parse_sampling
+from engine.wire.openai import (
+    BETA_NAMES,
+    FORMATS,
+    OPENAI_VOICES,
+    RequestError,
+    Settings,
+    as_request_error,
+    make_codec,
+    make_id,
+    read_content,
+    read_object,
+    read_string,
+    refuse_constant,
+    refuse_text_only,
+    refuse_the_unable,
+    show_error,
+    show_format,
+)
 from engine.wire.socket import (
     BYTES_PER_MESSAGE,
     CLOSE_BYTES,
@@ -56,13 +68,12 @@ from engine.wire.socket import (
     LiveSocket,
     first_of,
 )
-from engine.wire.telephony import TelephoneCodec
 
-BETA_HEADER = "realtime=v1"  # of `OpenAI-Beta`
-SUBPROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
-BETA_PROTOCOL = "openai-beta.realtime-v1"
 MAX_EVENT_BYTES = 2 * 1024 * 1024  # 30 s of audio in base64
+MAX_TEXT_BYTES = 64 * 1024  # of an event without audio
+MAX_ITEM_BYTES = 25_000  # of an item's content, without audio
 MAX_ITEMS = 200  # of a conversation that can be asked for
+MAX_WAITING = 16  # responses that were asked for
 PRE_ROLL_FRAMES = 2  # 160 ms before the agent's first sound
 QUIET_FRAMES = 9  # without a sound of the agent: its turn is over
 SAID_QUIET_FRAMES = 4  # after a text that it was told to say
@@ -71,253 +82,10 @@ PATIENCE_FRAMES, LOOKUP_PATIENCE_FRAMES = 125, 375  # for a response that was as
 LIVE_SECONDS = 10.0  # that time goes on for a client that sends nothing
 GAP_SECONDS = 0.2  # without audio of the client: silence is taken in its place
 LEAST_COMMIT_SECONDS = 0.1
+MAX_MS = 1e9  # of an item's audio
 LOOK_SECONDS = 1.0
 
-# -- settings: what a client sees of its session ---------------------------------------------------
-
-OPENAI_VOICES = {  # their names -> ours, of a like pitch
-    **{"marin": "NATF2", "alloy": "NATF0", "coral": "NATF1", "sage": "NATF3"},
-    **{"shimmer": "VARF0", "nova": "VARF1", "fable": "VARF2"},
-    **{"cedar": "NATM0", "ash": "NATM1", "verse": "NATM2", "echo": "NATM3"},
-    **{"ballad": "VARM0", "onyx": "VARM1"},
-}
-FORMATS = {  # of the GA dialect -> of the beta
-    "audio/pcm": "pcm16",
-    "audio/pcmu": "g711_ulaw",
-    "audio/pcma": "g711_alaw",
-}
-TURN_DETECTION = {
-    "type": "server_vad",
-    "threshold": 0.5,
-    "prefix_padding_ms": 300,
-    "silence_duration_ms": 500,
-    "create_response": True,
-    "interrupt_response": True,
-}
-UNABLE = {  # field of a session or a response -> why it is refused, where it asks for something
-    "tools": "this model calls no tools; leave `tools` empty",
-    "prompt": "there are no stored prompts here; use `instructions`",
-}
-
-
-class RequestError(RefusedError):
-    """A client's event that is refused, in the protocol's form. The conversation goes on."""
-
-    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """A session as its client has set it."""
-
-    instructions: str
-    voice: str = ""  # as the client has named it; "": the server's
-    format_in: str = "audio/pcm"
-    format_out: str = "audio/pcm"
-    turn_detection: Mapping[str, Any] | None = field(default_factory=lambda: dict(TURN_DETECTION))
-    transcription: Mapping[str, Any] | None = None  # None: the client does not want the words
-    temperature: float = SamplingConfig().text_temperature
-    noted: Mapping[str, Any] = field(default_factory=dict)  # what has no effect, shown as it came
-
-    def update(
-        self, data: Mapping[str, Any], find_voice: Callable[[str], str | None]
-    ) -> "Settings":
-        """With the fields of a `session.update`, in either dialect. Raises RequestError."""
-        if data.get("type", "realtime") != "realtime":
-            raise RequestError("session.type must be 'realtime': speech to speech", "session.type")
-        refuse_the_unable(data, "session")
-        audio = read_object(data, "audio")
-        heard, said = read_object(audio, "input"), read_object(audio, "output")
-        changes: dict[str, Any] = {}
-        if "instructions" in data:
-            changes["instructions"] = text = read_string(data, "instructions")
-            with as_request_error("session.instructions"):
-                check_prompt(text)
-        voice = said.get("voice", data.get("voice"))
-        if voice is not None:
-            changes["voice"] = voice = read_string({"voice": find_id(voice)}, "voice")
-            with as_request_error("session.audio.output.voice"):
-                find_voice(voice)
-        for name, fmt in (
-            ("format_in", heard.get("format", data.get("input_audio_format"))),
-            ("format_out", said.get("format", data.get("output_audio_format"))),
-        ):
-            if fmt is not None:
-                changes[name] = read_format(fmt)
-        for source in (heard, data):
-            if "turn_detection" in source:
-                changes["turn_detection"] = read_turn_detection(source["turn_detection"])
-        for source, name in ((heard, "transcription"), (data, "input_audio_transcription")):
-            if name in source:
-                changes["transcription"] = read_object(source, name) or None
-        if data.get("temperature") is not None:
-            with as_request_error("session.temperature"):
-                parsed = parse_sampling({"text_temperature": data["temperature"]})
-            changes["temperature"] = float(parsed["text_temperature"])
-        if said.get("speed") not in (None, 1):
-            raise RequestError(
-                "this model speaks at its own pace; use 1", "session.audio.output.speed"
-            )
-        refuse_text_only(data, "session")
-        noted = {name: data[name] for name in NOTED if name in data}
-        return replace(self, **changes, noted={**self.noted, **noted})
-
-    @property
-    def manual(self) -> bool:
-        """Whether the client itself says when a turn of the user is over."""
-        return self.turn_detection is None
-
-    def show(
-        self, session_id: str, model: str, voice: str, hears: bool, beta: bool
-    ) -> dict[str, Any]:
-        """The session as an object of the protocol."""
-        transcription = dict(self.transcription) if self.transcription and hears else None
-        turns = dict(self.turn_detection) if self.turn_detection else None
-        shown = {
-            "id": session_id,
-            "object": "realtime.session",
-            "model": model,
-            "instructions": self.instructions,
-            "tools": [],
-            "tool_choice": "auto",
-        }
-        if beta:
-            return shown | {
-                "modalities": ["text", "audio"],
-                "voice": voice,
-                "input_audio_format": FORMATS[self.format_in],
-                "output_audio_format": FORMATS[self.format_out],
-                "input_audio_transcription": transcription,
-                "turn_detection": turns,
-                "temperature": self.temperature,
-                "max_response_output_tokens": "inf",
-            }
-        return {
-            "type": "realtime",
-            **shown,
-            "output_modalities": ["audio"],
-            "audio": {
-                "input": {
-                    "format": show_format(self.format_in),
-                    "transcription": transcription,
-                    "noise_reduction": None,
-                    "turn_detection": turns,
-                },
-                "output": {"format": show_format(self.format_out), "voice": voice, "speed": 1.0},
-            },
-            "max_output_tokens": "inf",
-            **self.noted,
-        }
-
-
-NOTED = ("tool_choice", "tracing", "truncation", "include", "max_output_tokens", "reasoning")
-
-
-@contextlib.contextmanager
-def as_request_error(param: str) -> Any:
-    """Say of which field an error is, and let the conversation go on."""
-    try:
-        yield
-    except EngineError as error:
-        raise RequestError(Exception.__str__(error), param) from None
-
-
-def refuse_the_unable(data: Mapping[str, Any], where: str) -> None:
-    for name, why in UNABLE.items():
-        if data.get(name):
-            raise RequestError(why, f"{where}.{name}", "unsupported_value")
-
-
-def refuse_text_only(data: Mapping[str, Any], where: str) -> None:
-    for name in ("output_modalities", "modalities"):
-        wanted = data.get(name)
-        if wanted is not None and "audio" not in wanted:
-            raise RequestError(
-                "this model always speaks; use ['audio']", f"{where}.{name}", "unsupported_value"
-            )
-
-
-def read_object(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An object of an event; {} where it is missing or null. Raises RequestError."""
-    value = data.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise RequestError(f"{name} must be an object", name, "invalid_type")
-    return value or {}
-
-
-def read_string(data: Mapping[str, Any], name: str) -> str:
-    """Raises RequestError unless it is a string of whole characters."""
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise RequestError(f"{name} is missing or no string", name, "invalid_type")
-    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell half a character
-        raise RequestError(f"{name} is not valid Unicode; send whole characters", name)
-    return value
-
-
-def find_id(voice: Any) -> Any:
-    return voice.get("id") if isinstance(voice, dict) else voice
-
-
-def read_format(value: Any) -> str:
-    """The GA name of an audio format of either dialect. Raises RequestError."""
-    rate = None
-    if isinstance(value, dict):
-        value, rate = value.get("type"), value.get("rate")
-    for name, beta in FORMATS.items():
-        if value in (name, beta):
-            if rate in (None, SAMPLE_RATE if name == "audio/pcm" else 8000):
-                return name
-            break
-    raise RequestError(
-        f"format is {str(value)[:40]!r} at rate {str(rate)[:10]}; use audio/pcm (24000), "
-        "audio/pcmu or audio/pcma (8000)",
-        "format",
-    )
-
-
-def show_format(name: str) -> dict[str, Any]:
-    return {"type": name, "rate": SAMPLE_RATE} if name == "audio/pcm" else {"type": name}
-
-
-def read_turn_detection(value: Any) -> Mapping[str, Any] | None:
-    """Raises RequestError where the model is to be silent until it is asked."""
-    if value is None or value is False:  # Pipecat says false
-        return None
-    if not isinstance(value, dict):
-        raise RequestError("turn_detection must be an object or null", "turn_detection")
-    if value.get("create_response") is False:
-        raise RequestError(
-            "this model answers by itself; leave create_response true, or pause your audio",
-            "turn_detection.create_response",
-            "unsupported_value",
-        )
-    given = {name: entry for name, entry in value.items() if entry is not None}
-    if given.get("type") == "semantic_vad":
-        return {"create_response": True, "interrupt_response": True, "eagerness": "auto", **given}
-    return {**TURN_DETECTION, **given}
-
-
-def make_codec(name: str) -> PcmCodec | TelephoneCodec:
-    return PcmCodec() if name == "audio/pcm" else TelephoneCodec(name[-1])
-
-
 # -- responses: the agent's turns ------------------------------------------------------------------
-
-BETA_NAMES = {
-    "response.output_audio.delta": "response.audio.delta",
-    "response.output_audio.done": "response.audio.done",
-    "response.output_audio_transcript.delta": "response.audio_transcript.delta",
-    "response.output_audio_transcript.done": "response.audio_transcript.done",
-    "conversation.item.added": "conversation.item.created",
-    "conversation.item.done": "",  # was not told
-}
-
-
-def make_id(kind: str) -> str:
-    return f"{kind}_{uuid.uuid4().hex[:20]}"
 
 
 @dataclass(slots=True)
@@ -330,8 +98,10 @@ class Response:
     id: str = field(default_factory=lambda: make_id("resp"))
     item_id: str = field(default_factory=lambda: make_id("item"))
     begun: bool = False  # there was something to hear
+    ending: str = ""  # the status that it will have: its text is over, the sound not yet
     status: str = "in_progress"
     reason: str = ""  # of a cancelled one
+    before: str | None = None  # the item before its own
     said: list[tuple[float, str]] = field(default_factory=list)  # ms of audio before it, text
     ms: float = 0.0  # of audio
     quiet: int = 0  # frames in a row
@@ -363,7 +133,7 @@ class RealtimeSocket(LiveSocket):
         self.conversation_id = make_id("conv")
         self.settings = Settings(instructions=service.personas[0].text)
         self.told = False  # its instructions were set by the client
-        self.created, self.begun = asyncio.Event(), asyncio.Event()
+        self.created, self.begun, self.seated = (asyncio.Event() for _ in range(3))
         self.ready = False
         self.pushed = self.frames_before = 0  # since then: frames sent to it, answered before
         self.codec_in, self.codec_out = make_codec("audio/pcm"), make_codec("audio/pcm")
@@ -392,7 +162,8 @@ class RealtimeSocket(LiveSocket):
         self.question: str | None = None  # a text of the user, to be answered
         self.heard_seconds = self.committed_seconds = 0.0  # of the user's audio
         self.user_speaks = False
-        self.user_item: str | None = None  # of the turn whose words are still to come
+        self.user_item: str | None = None  # that is being spoken
+        self.wordless: str | None = None  # the last one committed, where words are still to come
         self.words: list[str] = []  # of the user, that belong to no item yet
         self.words_told, self.words_seconds = "", 0.0
         self.live_until = self.heard_at = self.framed_at = float("-inf")
@@ -430,7 +201,7 @@ class RealtimeSocket(LiveSocket):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self.begun.wait()
-        group.create_task(self.session.watch(self.service.limits))
+        group.create_task(self.live.watch(self.service.limits))
         group.create_task(self._keep_time())
 
     def _begin(self) -> Session:
@@ -447,6 +218,12 @@ class RealtimeSocket(LiveSocket):
             self.line = self.service.ghosts.enter(self.session, settings.format_in)
             self.service.enter(self.session)
             self.begun.set()
+        return self.session
+
+    @property
+    def live(self) -> Session:
+        """The conversation that has begun."""
+        assert self.session, "nothing has needed a conversation yet"
         return self.session
 
     def _find_voice(self, name: str) -> str | None:
@@ -484,7 +261,7 @@ class RealtimeSocket(LiveSocket):
             now = time.monotonic()
             lives = now < self.live_until or self.response is not None
             if self.ready and lives and now - self.heard_at > GAP_SECONDS and self._is_heard_out:
-                self.session.push_audio(silence)
+                self.live.push_audio(silence)
                 self.pushed += 1
 
     # -- from the client ---------------------------------------------------------------------------
@@ -523,7 +300,7 @@ class RealtimeSocket(LiveSocket):
         event: Any = None
         try:
             try:
-                event = json.loads(text)
+                event = json.loads(text, parse_constant=refuse_constant)
             except (ValueError, RecursionError):
                 raise RequestError("this is not JSON", code="invalid_json") from None
             if not isinstance(event, dict) or not isinstance(event.get("type"), str):
@@ -534,6 +311,8 @@ class RealtimeSocket(LiveSocket):
                 raise RequestError(f"{kind!r} is no event of this server", "type")
             if handler == self._on_append:
                 return max(1.0, size / BYTES_PER_MESSAGE), await self._on_append(event)
+            if size > MAX_TEXT_BYTES and handler != self._on_item_create:
+                raise RequestError(f"the event has {size} bytes; send at most {MAX_TEXT_BYTES}")
             extra = await handler(event)
             return COMMAND_COST + size / LETTERS_PER_MESSAGE + (extra or 0), 0
         except (EngineError, TypeError, AttributeError) as error:
@@ -552,6 +331,7 @@ class RealtimeSocket(LiveSocket):
         after = before.update(data, self._find_voice)
         cost = 0.0
         if self.session:
+            await self.seated.wait()
             changes: dict[str, Any] = {}
             if after.instructions != before.instructions:
                 changes["text_prompt"] = after.instructions
@@ -573,13 +353,11 @@ class RealtimeSocket(LiveSocket):
 
     async def _change_role(self, changes: dict[str, Any]) -> None:
         """Begin anew as somebody else."""
-        if not self.session.director:  # it has no slot yet, and so nothing to change
-            raise RequestError("the conversation is about to begin; update it then", "session")
         with as_request_error("session"):
-            await self.session.change_role(changes)
-        await self._finish("cancelled", "client_cancelled")
+            await self.live.change_role(changes)
+        self.ready = False  # at once: the next `Ready` may come while something is sent
         self.speaking.clear()
-        self.ready = False
+        await self._finish("cancelled", "client_cancelled")
 
     async def _on_append(self, event: dict[str, Any]) -> int:
         return await self._hear(read_string(event, "audio"))
@@ -631,13 +409,12 @@ class RealtimeSocket(LiveSocket):
         """What the user has said so far is an item."""
         self.committed_seconds = self.heard_seconds
         item_id, self.user_item = self.user_item or make_id("item"), None
-        before = self.last_item
+        fields = {"item_id": item_id, "previous_item_id": self.last_item}
+        await self._tell("input_audio_buffer.committed", **fields)
         content = [{"type": "input_audio", "transcript": None}]
-        await self._tell("input_audio_buffer.committed", item_id=item_id, previous_item_id=before)
-        await self._add_item(
-            {"id": item_id, "type": "message", "role": "user", "content": content}, "completed"
-        )
-        self.user_item = item_id
+        item = {"id": item_id, "type": "message", "role": "user", "content": content}
+        await self._add_item(item, "completed")
+        self.wordless = item_id
         if self.words:
             await self._complete_words()
 
@@ -662,16 +439,20 @@ class RealtimeSocket(LiveSocket):
                 "an item of this id is there", "item.id", "item_create_duplicate_item_id"
             )
         texts, audio = read_content(item)
+        kept = ("type", "text", "transcript")
+        content = [{key: part[key] for key in kept if key in part} for part in item["content"]]
+        if len(json.dumps(content)) > MAX_ITEM_BYTES:
+            raise RequestError(f"a text has more than {MAX_ITEM_BYTES} bytes", "item.content")
         for part in audio if role == "user" else ():
             await self._hear(part)
         if role == "user" and texts:
             self.question = " ".join(texts)
-        content = [{k: v for k, v in part.items() if k != "audio"} for part in item["content"]]
-        await self._add_item({**item, "content": content}, "completed")
+        message = {"id": item["id"], "type": "message", "role": role, "content": content}
+        await self._add_item(message, "completed")
 
     async def _add_item(self, item: dict[str, Any], status: str) -> None:
         before, self.last_item = self.last_item, item["id"]
-        item = {"object": "realtime.item", "status": status, **item, "id": item["id"]}
+        item = {"object": "realtime.item", "status": status, **item}
         self.items[item["id"]] = item
         while len(self.items) > MAX_ITEMS:
             oldest = next(iter(self.items))
@@ -690,19 +471,22 @@ class RealtimeSocket(LiveSocket):
     async def _on_item_truncate(self, event: dict[str, Any]) -> None:
         """The client has heard no more of it: its transcript ends there."""
         item, end = self._find_item(event, "truncate"), event.get("audio_end_ms")
-        if not isinstance(end, int | float) or isinstance(end, bool) or end < 0:
-            raise RequestError("audio_end_ms must be 0 or more", "audio_end_ms")
+        if not isinstance(end, int | float) or isinstance(end, bool) or not 0 <= end < MAX_MS:
+            raise RequestError("audio_end_ms must be milliseconds, 0 or more", "audio_end_ms")
         response = self.responses.get(item["id"])
         if response and response is not self.response:  # one in progress goes on
             response.said = [(at, text) for at, text in response.said if at < end]
             for part in item["content"]:
                 part["transcript"] = response.transcript()
-        fields = {"item_id": item["id"], "content_index": event.get("content_index", 0)}
-        await self._tell("conversation.item.truncated", **fields, audio_end_ms=end)
+        fields = {"item_id": item["id"], "content_index": 0, "audio_end_ms": end}
+        await self._tell("conversation.item.truncated", **fields)
 
     async def _on_item_delete(self, event: dict[str, Any]) -> None:
         item = self._find_item(event, "delete")
         del self.items[item["id"]]
+        self.responses.pop(item["id"], None)
+        if self.wordless == item["id"]:
+            self.wordless = None
         await self._tell("conversation.item.deleted", item_id=item["id"])
 
     async def _on_item_retrieve(self, event: dict[str, Any]) -> None:
@@ -716,11 +500,16 @@ class RealtimeSocket(LiveSocket):
         refuse_the_unable(wanted, "response")
         refuse_text_only(wanted, "response")
         text, question = self._find_text(wanted)
+        routing = self._begin().routing
+        if not (routing and routing.on):
+            question = ""  # nobody reads it: the model takes no text
         if self.response and not (text or question):
             raise RequestError(
                 f"{self.response.id} is in progress; wait for its response.done",
                 code="conversation_already_has_active_response",
             )
+        if len(self.waiting) >= MAX_WAITING:
+            raise RequestError(f"{MAX_WAITING} responses wait; create them slower")
         session = self._begin()
         self._keep_live()
         response = Response(metadata=wanted.get("metadata"), patience=PATIENCE_FRAMES)
@@ -737,7 +526,8 @@ class RealtimeSocket(LiveSocket):
 
     def _find_text(self, wanted: Mapping[str, Any]) -> tuple[str, str]:
         """(what is to be said, what is to be looked up)."""
-        said, asked = [], [self.question] if self.question else []
+        said: list[str] = []
+        asked = [self.question] if self.question else []
         for item in wanted.get("input") or []:
             texts, _audio = read_content(item) if item.get("type") == "message" else ([], [])
             (said if item.get("role") == "assistant" else asked).extend(texts)
@@ -763,7 +553,7 @@ class RealtimeSocket(LiveSocket):
 
     async def _stop(self) -> None:
         """Be silent now; nothing more of this response is sent."""
-        self.session.post(ev.EndTurn())
+        self.live.post(ev.EndTurn())
         self.hushed = HUSH_FRAMES
         await self._finish("cancelled", "client_cancelled")
 
@@ -780,8 +570,9 @@ class RealtimeSocket(LiveSocket):
             await self._tell("conversation.created", conversation=conversation)
         self.created.set()
         await self.begun.wait()
-        session = self.session
+        session = self.live
         await self.service.connect(session)
+        self.seated.set()
         async for output in session.outputs():
             match output:
                 case Ready():
@@ -795,21 +586,23 @@ class RealtimeSocket(LiveSocket):
     def _start(self) -> None:
         """The model hears from now on, first what the user has said meanwhile."""
         self.ready, self.pushed, self.framed_at = True, 0, time.monotonic()
-        self.frames_before = self.session.frames_out
+        self.frames_before = self.live.frames_out
         early, self.early = self.early, []
         for part in early:
-            self._push(self.session, part)
+            self._push(self.live, part)
 
     @property
     def _is_heard_out(self) -> bool:
         """Whether the model has taken all that it was sent."""
-        answered = self.session.frames_out - self.frames_before
+        answered = self.live.frames_out - self.frames_before
         if answered < self.pushed and time.monotonic() - self.framed_at > 5 * GAP_SECONDS:
             self.pushed = answered  # some were dropped
         return answered >= self.pushed
 
     async def _on_frame(self, frame: Frame) -> None:
-        self.framed_at = time.monotonic()
+        session, self.framed_at = self.live, time.monotonic()
+        # More than it was sent: silence was taken for what was missing.
+        self.pushed = max(self.pushed, session.frames_out - self.frames_before)
         await self._note_user()
         texts = []
         for event in frame.events:
@@ -822,9 +615,9 @@ class RealtimeSocket(LiveSocket):
             self.hushed = self.hushed - 1 if sounds else 0
             sounds, texts = False, []
         await self._speak(frame.pcm, texts, sounds)
-        now, metrics = self.session.clock(), self.service.metrics
+        now, metrics = session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
-        self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
+        session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
 
     async def _speak(self, pcm: np.ndarray, texts: list[str], sounds: bool) -> None:
         """One frame of the agent: it begins, continues or ends a response."""
@@ -850,12 +643,9 @@ class RealtimeSocket(LiveSocket):
             await self._tell_part("response.output_audio_transcript.delta", response, delta=text)
         await self._send_audio(response, pcm)
         response.quiet = 0 if sounds else response.quiet + 1
-        most = SAID_QUIET_FRAMES if response.status != "in_progress" else QUIET_FRAMES
+        most = SAID_QUIET_FRAMES if response.ending else QUIET_FRAMES
         if response.quiet >= most and not self.speaking:
-            await self._finish(
-                "completed" if response.status == "in_progress" else response.status,
-                response.reason,
-            )
+            await self._finish(response.ending or "completed", response.reason)
 
     async def _on_event(self, event: ev.Event) -> None:
         match event:
@@ -873,11 +663,9 @@ class RealtimeSocket(LiveSocket):
 
     async def _take_up(self, say_id: int) -> None:
         """A text begins: if it has a response of its own, the one before it is over."""
-        wanted = next((r for r in self.waiting if r.say_id == say_id), None)
-        if wanted:
-            self.waiting.remove(wanted)
+        if wanted := self._pop_waiting(say_id):
+            self.waiting.appendleft(wanted)
             await self._finish("completed")
-            await self._create(wanted)
 
     async def _note_end(self, say_id: int, state: SayState) -> None:
         """A text is said or was cut: its response ends when the agent is quiet."""
@@ -885,15 +673,20 @@ class RealtimeSocket(LiveSocket):
         reason = "" if state is SayState.DONE else "turn_detected"
         response = self.response
         if response and response.say_id == say_id:
-            response.status, response.reason = ended, reason
+            response.ending, response.reason = ended, reason
             if not response.begun:
                 await self._finish(ended, reason)
-        elif wanted := next((r for r in self.waiting if r.say_id == say_id), None):
+        elif wanted := self._pop_waiting(say_id):
+            await self._tell("response.created", response=self._show_response(wanted))
+            wanted.status, wanted.reason = ended, reason
+            await self._tell("response.done", response=self._show_response(wanted))
+
+    def _pop_waiting(self, say_id: int) -> Response | None:
+        """The response that waits for a text of this id."""
+        wanted = next((response for response in self.waiting if response.say_id == say_id), None)
+        if wanted:
             self.waiting.remove(wanted)
-            current, self.response = self.response, None
-            await self._create(wanted)
-            await self._finish(ended, reason)
-            self.response = current
+        return wanted
 
     async def _create(self, response: Response) -> None:
         self.response = response
@@ -907,6 +700,7 @@ class RealtimeSocket(LiveSocket):
         fields = {"response_id": response.id, "output_index": 0}
         await self._tell("response.output_item.added", **fields, item=shown)
         self.responses[response.item_id] = response
+        response.before = self.last_item
         await self._add_item(item, "in_progress")
         part = {"type": "audio", "transcript": ""}
         await self._tell_part("response.content_part.added", response, part=part)
@@ -933,12 +727,15 @@ class RealtimeSocket(LiveSocket):
             item = self._end_item(response)
             fields = {"response_id": response.id, "output_index": 0}
             await self._tell("response.output_item.done", **fields, item=item)
-            await self._tell("conversation.item.done", item=item, previous_item_id=None)
+            before = response.before
+            await self._tell("conversation.item.done", item=item, previous_item_id=before)
         await self._tell("response.done", response=self._show_response(response))
+        if self.waiting:
+            await self._create(self.waiting.popleft())
 
     def _end_item(self, response: Response) -> dict[str, Any]:
         kind = "audio" if self.beta else "output_audio"
-        item = self.items.setdefault(response.item_id, {"id": response.item_id})
+        item = self.items.get(response.item_id, {"id": response.item_id})
         item.update(
             object="realtime.item",
             type="message",
@@ -952,19 +749,19 @@ class RealtimeSocket(LiveSocket):
 
     async def _note_user(self) -> None:
         """The user has begun to speak, or has stopped."""
-        speaks = self.session.director.floor.speaking
+        speaks = self.live.director.floor.speaking
         if speaks == self.user_speaks:
             return
         self.user_speaks = speaks
         if self.settings.manual:
             return
-        ms = int(self.session.seconds_out * 1000)
+        ms = int(self.live.seconds_out * 1000)
         if speaks:
             self.user_item = make_id("item")
             start = max(0, ms - int(START_LOUD * FRAME_SECONDS * 1000))
             fields = {"audio_start_ms": start, "item_id": self.user_item}
             await self._tell("input_audio_buffer.speech_started", **fields)
-        elif self.user_item and self.user_item not in self.items:
+        elif self.user_item:
             fields = {"audio_end_ms": ms, "item_id": self.user_item}
             await self._tell("input_audio_buffer.speech_stopped", **fields)
             await self._commit()
@@ -974,33 +771,29 @@ class RealtimeSocket(LiveSocket):
         """The words of the user's turn so far: what is new of them, or all of them at its end."""
         if self.settings.transcription is None:
             return
-        item_id = self.user_item
-        new = turn.text.removeprefix(self.words_told)
-        fields = {"item_id": item_id, "content_index": 0}
-        if new and item_id and turn.text.startswith(self.words_told):
+        item_id = self.user_item or self.wordless
+        if item_id and turn.text.startswith(self.words_told) and turn.text != self.words_told:
+            fields = {"item_id": item_id, "delta": turn.text.removeprefix(self.words_told)}
             name = "conversation.item.input_audio_transcription.delta"
-            await self._tell(name, **fields, delta=new)
+            await self._tell(name, **fields, content_index=0)
             self.words_told = turn.text
         if not turn.final:
             return
-        self.words_told = ""
+        self.words_told, self.words_seconds = "", max(0.0, turn.end - turn.start)
         self.words.append(turn.text)
-        self.words_seconds = max(0.0, turn.end - turn.start)
-        if item_id in self.items:
+        if self.wordless:
             await self._complete_words()
 
     async def _complete_words(self) -> None:
         """The words are those of the last item of the user."""
-        item_id, words = self.user_item, " ".join(self.words)
+        item_id, words = self.wordless, " ".join(self.words)
+        self.wordless = None
         self.words.clear()
         self.items[item_id]["content"] = [{"type": "input_audio", "transcript": words}]
-        await self._tell(
-            "conversation.item.input_audio_transcription.completed",
-            item_id=item_id,
-            content_index=0,
-            transcript=words,
-            usage={"type": "duration", "seconds": self.words_seconds},
-        )
+        fields = {"item_id": item_id, "content_index": 0, "transcript": words}
+        usage = {"type": "duration", "seconds": self.words_seconds}
+        name = "conversation.item.input_audio_transcription.completed"
+        await self._tell(name, **fields, usage=usage)
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -1014,18 +807,17 @@ class RealtimeSocket(LiveSocket):
         )
 
     def _show_response(self, response: Response) -> dict[str, Any]:
-        over = response.status not in ("in_progress",) and self.response is not response
-        status = response.status if over else "in_progress"
+        over = response.status != "in_progress"
         details: dict[str, Any] | None = None
-        if over and response.reason:
-            details = {"type": status, "reason": response.reason}
+        if response.reason and over:
+            details = {"type": response.status, "reason": response.reason}
         shown = {
             "object": "realtime.response",
             "id": response.id,
             "conversation_id": self.conversation_id,
-            "status": status,
+            "status": response.status,
             "status_details": details,
-            "output": [self.items[response.item_id]] if over and response.begun else [],
+            "output": [self._end_item(response)] if over and response.begun else [],
             "metadata": response.metadata,
             "usage": None,
         }
@@ -1049,71 +841,12 @@ class RealtimeSocket(LiveSocket):
         name = BETA_NAMES.get(name, name) if self.beta else name
         if name:
             event = {"type": name, "event_id": make_id("event"), **fields}
-            data = json.dumps(event, ensure_ascii=False)
+            data = json.dumps(event)  # in ASCII: what a client sent may hold half a character
             self.unread.written += len(data)
             await self.ws.send_str(data)
 
     async def _refuse(self, error: EngineError, event_id: Any = None) -> None:
         await self._tell("error", error=show_error(error, event_id))
-
-
-def read_content(item: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(texts, audio in base64) of a message. Raises RequestError where there is an image."""
-    texts, audio = [], []
-    content = item.get("content")
-    if not isinstance(content, list):
-        raise RequestError("content must be a list of parts", "item.content", "invalid_type")
-    for part in content:
-        match part.get("type"):
-            case "input_text" | "output_text" | "text":
-                texts.append(read_string(part, "text"))
-            case "input_audio":
-                audio.append(read_string(part, "audio"))
-            case "output_audio" | "audio":
-                texts += [part["transcript"]] if part.get("transcript") else []
-            case kind:
-                raise RequestError(
-                    f"this model takes text and audio, and no {str(kind)[:40]}",
-                    "item.content",
-                    "unsupported_value",
-                )
-    return texts, audio
-
-
-def show_error(error: EngineError, event_id: Any = None) -> dict[str, Any]:
-    """An error as an object of the protocol."""
-    ends = isinstance(error, EndError)
-    code: str | None = getattr(error, "code", "invalid_value")
-    if isinstance(error, UnauthorizedError):
-        code = "invalid_api_key"
-    elif ends:
-        code = error.prefix.rstrip(": ").replace(" ", "_")
-    theirs = isinstance(error, UnauthorizedError | BadParameterError | TooFastError) or not ends
-    return {
-        "type": "invalid_request_error" if theirs else "server_error",
-        "code": code,
-        "message": str(error),
-        "param": getattr(error, "param", None),
-        "event_id": event_id,
-    }
-
-
-def list_protocols(headers: Mapping[str, str]) -> list[str]:
-    return [name.strip() for name in headers.get("Sec-WebSocket-Protocol", "").split(",")]
-
-
-def is_beta(headers: Mapping[str, str]) -> bool:
-    """Whether a client asks for the old names. A browser can do so by a sub-protocol alone."""
-    named = BETA_HEADER in headers.get("OpenAI-Beta", "")
-    return named or BETA_PROTOCOL in list_protocols(headers)
-
-
-def find_key(headers: Mapping[str, str]) -> str:
-    """The key that a browser gives as a sub-protocol, or none."""
-    for name in list_protocols(headers):
-        if name.startswith(KEY_PROTOCOL):
-            return name.removeprefix(KEY_PROTOCOL)
-    return ""
 
 
 async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
@@ -1122,7 +855,7 @@ async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
     event = {"type": "error", "event_id": make_id("event"), "error": show_error(error)}
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_str(json.dumps(event, ensure_ascii=False))
+            await ws.send_str(json.dumps(event))
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass

@@ -15,7 +15,7 @@ from aiohttp import WSCloseCode, web, web_response
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import EndError, EngineError, UnauthorizedError
-from engine.wire import realtime
+from engine.wire import openai, realtime
 from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import parse_query
 from engine.wire.socket import ChatSocket, say_goodbye
@@ -134,14 +134,14 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 async def chat_realtime(request: web.Request) -> web.StreamResponse:
     """One conversation in OpenAI's Realtime protocol (docs/realtime.md)."""
-    ws, answer = await open_socket(request, (realtime.SUBPROTOCOL,))
+    ws, answer = await open_socket(request, (openai.SUBPROTOCOL,))
     if ws is None:
         return answer
     try:
         authorize(request)
         service = request.app[SERVICE]
         service.check_open()
-        beta = realtime.is_beta(request.headers)
+        beta = openai.is_beta(request.headers)
         await realtime.RealtimeSocket(ws, service, find_connection(request), beta).run()
     except EngineError as error:
         await end_chat(ws, error, realtime.say_goodbye)
@@ -248,7 +248,7 @@ def authorize(request: web.Request) -> None:
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         bearer = ""
-    key = realtime.find_key(request.headers)
+    key = openai.find_key(request.headers)
     for given in (request.query.get("token", ""), bearer.strip(), key):
         if given and is_right_token(request, given):
             return

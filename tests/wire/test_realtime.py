@@ -9,9 +9,14 @@ import aiohttp
 import numpy as np
 import pytest
 
+from engine.config import ServerConfig
 from engine.dialogue.persona import prompt_ids
-from engine.wire.realtime import MAX_EVENT_BYTES, OPENAI_VOICES, PRE_ROLL_FRAMES
+from engine.dialogue.session import Session
+from engine.lookup.routing import build_answers
+from engine.wire.openai import OPENAI_VOICES
+from engine.wire.realtime import MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
+from tests.serving import ApiServer
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS, eventually
 
@@ -347,25 +352,77 @@ async def test_a_text_of_the_assistant_in_input_is_said(server):
     assert_says(client.sound(), ["Seven", "umbrellas"])
 
 
-async def test_a_question_in_text_is_looked_up_or_refused_by_name(server):
-    content = [{"type": "input_text", "text": "What does it cost?"}]
+def text_of_a_user(text, **fields):
+    content = [{"type": "input_text", "text": text}]
+    return {"type": "message", "role": "user", "content": content, **fields}
+
+
+async def test_items_are_added_told_and_deleted_by_their_ids(server):
     async with connected(server) as client:
-        item = {"id": "q1", "type": "message", "role": "user", "content": content}
+        item = text_of_a_user("What does it cost?", id="q1")
         await client.send("conversation.item.create", item=item)
         added = await client.until("conversation.item.added")
-        assert added["item"]["content"] == content
-        await client.send("response.create", event_id="mine")
-        error = await client.refused()
-        assert "smart routing" in error["message"]
-        assert error["event_id"] == "mine"
+        assert added["item"]["content"] == item["content"]
+        assert added["previous_item_id"] is None
         await client.send("conversation.item.create", item=item)
         assert (await client.refused())["code"] == "item_create_duplicate_item_id"
+        await client.send("conversation.item.create", item={**item, "id": "q2"})
+        assert (await client.until("conversation.item.added"))["previous_item_id"] == "q1"
         await client.send("conversation.item.retrieve", item_id="q1")
         assert (await client.until("conversation.item.retrieved"))["item"]["id"] == "q1"
         await client.send("conversation.item.delete", item_id="q1")
         assert (await client.until("conversation.item.deleted"))["item_id"] == "q1"
         await client.send("conversation.item.retrieve", item_id="q1")
         assert (await client.refused())["code"] == "item_retrieve_invalid_item_id"
+
+
+async def test_a_users_text_is_looked_up_once_when_a_response_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Session, "ask", lambda _session, text: asked.append(text))
+    with ApiServer(slots=1, answers=build_answers(ServerConfig(), {})) as server:
+        async with connected(server) as client:
+            item = text_of_a_user("What does it cost?")
+            await client.send("conversation.item.create", item=item)
+            await client.until("conversation.item.added")
+            assert not asked
+            await client.send("response.create")
+            await client.until("response.created")
+            assert asked == ["What does it cost?"]
+            await client.until("response.done")  # it greets
+            await client.send("response.create", response={"input": [text_of_a_user("Where?")]})
+            await client.until("response.created")
+    assert asked == ["What does it cost?", "Where?"]
+
+
+async def test_a_users_text_that_nobody_can_look_up_ends_nothing(server):
+    async with connected(server) as client:
+        await client.send("conversation.item.create", item=text_of_a_user("Say hello."))
+        await client.send("response.create")  # as Pipecat begins
+        await client.until("response.done")
+    assert not client.errors
+    assert loud_seconds(client.sound()) > 0.1  # it greets
+
+
+async def test_a_second_response_without_a_text_is_refused_with_their_code(server):
+    async with connected(server) as client:
+        await client.send("response.create")
+        await client.send("response.create", event_id="mine")
+        error = await client.refused()
+    assert error["code"] == "conversation_already_has_active_response"
+    assert error["event_id"] == "mine"
+
+
+async def test_the_texts_that_wait_are_cancelled_with_the_one_that_is_said(server):
+    async with connected(server) as client:
+        await client.say("Seven yellow umbrellas are waiting behind the door of the old theatre")
+        await client.say("Eight", metadata={"n": "2"})
+        await client.until("response.output_audio_transcript.delta")
+        await client.send("response.cancel")
+        first = (await client.until("response.done"))["response"]
+        second = (await client.until("response.done"))["response"]
+    assert (first["status"], second["status"]) == ("cancelled", "cancelled")
+    assert second["metadata"] == {"n": "2"}
+    assert second["output"] == []
 
 
 async def test_a_truncated_item_ends_where_the_client_stopped_listening(server):
