@@ -46,7 +46,14 @@ class RefusedError(EngineError):
 
 
 class EndError(EngineError):
-    """The conversation ends: the client gets the reason as 0x05, then the close code."""
+    """The conversation ends: the client gets the reason as 0x05, then the close code.
+
+    told: what a log may say of it: names and kinds, never a value of the client's.
+    """
+
+    def __init__(self, text: str = "", told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class BusyError(EndError):

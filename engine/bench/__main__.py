@@ -17,10 +17,12 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "hostile": "engine.bench.hostile",
     "drift": "engine.bench.drift",
     "gpu": "engine.bench.gpu",
+    "page": "engine.bench.page",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
+    "fleet": "engine.bench.fleet",
 }
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
@@ -69,11 +70,20 @@ class Server:
         while True:
             with contextlib.suppress(OSError):  # nobody listens yet, or 503: it is waking up
                 self.health()
-                return
+                if self._has_page():
+                    return
             self.check_alive()
             if time.monotonic() - started > READY_SECONDS:
                 raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._tail()}")
             time.sleep(0.02)
+
+    def _has_page(self) -> bool:
+        """Whether no page is still being made: that costs a core for seconds."""
+        try:
+            self._read("/")
+        except urllib.error.HTTPError as error:
+            return error.code != 503
+        return True
 
     def precision(self) -> tuple[str, str] | None:
         """What `auto` came to, of weights and of keys and values, as the start logged it."""

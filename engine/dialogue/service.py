@@ -82,6 +82,7 @@ class Service:
         self._hang_s = hang_s
         self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
+        self.failed = ""  # why it will never be warm, in the words of who runs the server
         self.sessions: set[Session] = set()
         self.ghosts = Ghosts(resume_s, self.leave, self.metrics)
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
@@ -214,9 +215,11 @@ class Service:
                     raise
 
     def check_open(self) -> None:
-        """Raises ClosingError once the server is going down, InternalError when it hangs."""
+        """Raises ClosingError once the server is going down, InternalError if it has failed."""
         if self.hung:
             raise InternalError(STOPPED)
+        if self.failed:
+            raise InternalError(f"the server cannot start: {self.failed}")
         if self.closing:
             raise ClosingError(GOODBYE)
 

@@ -671,8 +671,8 @@ def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
     match event:
         case ev.Text(text):
             routing.note_agent_text(text)
-        case ev.UserText(text, final=True):
-            routing.note_turn(text)
+        case ev.UserText(text, start, end, final=True):
+            routing.note_turn(text, start, end)
         case ev.Triggered(id, source):
             routing.hand_over(id, source)
         case ev.MarkerIgnored():

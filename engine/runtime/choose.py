@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.install import describe_missing
-from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, repository_folder
+from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, has_token, repository_folder
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
@@ -54,9 +54,7 @@ def choose_model(model: str) -> tuple[str, str]:
         return model, "as asked"
     if not has_cuda():
         return "embedded", "no CUDA device here, so the built-in test voice speaks"
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    has_token = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
-    if has_token or any(repository_folder(DEFAULT_REPOSITORY).glob(f"snapshots/*/{LM_FILE}")):
+    if has_token() or any(repository_folder(DEFAULT_REPOSITORY).glob(f"snapshots/*/{LM_FILE}")):
         return DEFAULT_REPOSITORY, "a CUDA device is here, and weights or a token for them"
     return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
 

@@ -37,7 +37,8 @@ BEGIN_WINDOWS = 4  # of speech make a turn: shorter ones are clicks
 WRITE_WINDOWS = 8  # of silence (0.26 s): a turn may be over, it is written down already
 END_WINDOWS = 18  # of silence (0.58 s): it is over
 PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
-MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
+PIECE_SECONDS = 10.0  # of a turn are kept as a piece at the next pause: Whisper skips in long ones
+MOST_SECONDS = 25.0  # of a piece without a pause: Whisper hears 30 s at once
 STEP_BACK = 5  # in priority: frames come first, and words still come on a busy machine
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
@@ -176,20 +177,21 @@ class Listener:
             if not state.spoken:
                 del state.turn[:-PRE_ROLL_WINDOWS]
             return
-        if state.speech:
-            state.written = None  # the user goes on: what was written is not the whole
+        if state.speech and state.written:  # the user goes on: what was written is not the whole
+            if state.written_windows * WINDOW_SECONDS > PIECE_SECONDS:
+                state.keep(state.written, state.written_windows)
+            state.written = None
         elif state.written is None and state.quiet >= WRITE_WINDOWS:
-            state.written = self._write(state)
+            state.written, state.written_windows = self._write(state.turn), len(state.turn)
         if state.quiet >= END_WINDOWS:
             self._finish(state)
         elif state.written is None and len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
-            state.parts.append(self._write(state))
-            state.earlier += len(state.turn)
-            state.turn.clear()
+            cut = find_quietest(state.turn)
+            state.keep(self._write(state.turn[:cut]), cut)
 
-    def _write(self, state: "ListenerState") -> "Future[str]":
+    def _write(self, windows: "list[np.ndarray]") -> "Future[str]":
         write_down = self._ears.write_down or (lambda samples: "")
-        return self._ears.writer.submit(write_down, np.concatenate(state.turn))
+        return self._ears.writer.submit(write_down, np.concatenate(windows))
 
     def _finish(self, state: "ListenerState") -> None:
         """The turn is over: deliver its words as soon as they are there."""
@@ -235,6 +237,7 @@ class ListenerState:
         self.parts: list[Future[str]] = []  # of a turn too long for one piece
         self.earlier = 0  # windows of these
         self.written: Future[str] | None = None
+        self.written_windows = 0  # of the turn, that it is of
         self.echo = EchoFinder()
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, RATE, 1, dtype="float32")
         self._rest = np.zeros(0, np.float32)
@@ -249,6 +252,12 @@ class ListenerState:
             else:
                 self.turn.clear()  # no turn goes back to what came before the gap
         self.taken, self.seconds = number, number * FRAME_SECONDS
+
+    def keep(self, part: "Future[str]", windows: int) -> None:
+        """These first windows of the turn are a piece, whatever follows."""
+        self.parts.append(part)
+        self.earlier += windows
+        del self.turn[:windows]
 
     def windows(self, frame: np.ndarray) -> np.ndarray:
         """The whole windows [n, 512] that this frame of 24 kHz completes."""
@@ -268,6 +277,13 @@ class ListenerState:
         probabilities, *self._memory = silero.run(None, {"input": rows, "h": h, "c": c})
         self._context = samples[-CONTEXT:]
         return probabilities.ravel().tolist()
+
+
+def find_quietest(windows: "list[np.ndarray]") -> int:
+    """Where to cut what has no pause: in the quietest tenth of a second of its second half."""
+    half = len(windows) // 2
+    loudness = [float(window @ window) for window in windows[half:]]
+    return half + 1 + int(np.convolve(loudness, np.ones(3), "valid").argmin())
 
 
 class EchoFinder:

@@ -6,6 +6,7 @@ and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no t
 rules: docs/internals.md.
 """
 
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -16,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from engine.config import FRAME_SECONDS, LATE_SECONDS
-from engine.errors import EngineError, logged_fault
+from engine.errors import BadParameterError, EngineError, ModelError, logged_fault
 from engine.runtime.backend import Backend
 from engine.runtime.seat import Renewed, Seat
 
@@ -254,6 +255,9 @@ def next_due(seats: list[Seat], now: float) -> float | None:
     return min((due for due in live if due + LATE_SECONDS >= now), default=None)
 
 
+FOLDERS = re.compile(r"(?:/[^\s/]+)+/")  # of this machine, in a fault: no client's business
+
+
 class SlackWork:
     """Prompts first, as somebody waits for them; then renewals. Scheduler's thread only.
 
@@ -313,7 +317,7 @@ class SlackWork:
         """One bounded piece of a newcomer's prompt."""
         try:
             if seat.work is None:
-                seat.prepared.result()  # raises what is wrong with its voice
+                self._check_voice(seat)
                 seat.work = self._backend.open(seat.slot, seat.opening)
             next(seat.work)
         except StopIteration:
@@ -324,6 +328,14 @@ class SlackWork:
             self._give_up(seat, error)
         except Exception:  # out of memory, say: a newcomer's fault must not reach its neighbours
             self._give_up(seat, logged_fault("a conversation could not be opened"))
+
+    def _check_voice(self, seat: Seat) -> None:
+        """Raises BadParameterError with what is wrong with the files of a newcomer's voice."""
+        try:
+            seat.prepared.result()
+        except (ModelError, OSError) as error:
+            why = f"voice {seat.opening.voice} cannot be used: {FOLDERS.sub('', str(error))}"
+            raise BadParameterError(why, "voice_prompt: a file that is no voice") from None
 
     def _renew(self, seat: Seat, work: Generator[None, None, int]) -> None:
         """One piece of work for a conversation whose context runs out."""

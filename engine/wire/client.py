@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ import numpy as np
 
 from engine.config import SAMPLE_RATE
 from engine.errors import ConfigError, EngineError
+from engine.weights.voices import read_audio
 from engine.wire.audio import make_codec
-from engine.wire.protocol import MAX_MESSAGE_BYTES, Kind, decode, encode
+from engine.wire.protocol import MAX_MESSAGE_BYTES, SOCKETS, Kind, decode, encode
+from engine.wire.tls import own_certificate
 
 CHUNK_SAMPLES = SAMPLE_RATE // 50  # 20 ms, as browsers send
 CONNECT_SECONDS = 30.0
@@ -24,17 +27,36 @@ RESUME_SECONDS, RETRY_SECONDS = 30.0, 0.5  # for a dropped line; between two tri
 PING_SECONDS = 8.0  # without a message: is the line dead?
 
 
+DROPS = (aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+
+
 def api_url(url: str, **query: Any) -> str:
-    """The WebSocket address that any common form of a server's URL means, with a query."""
+    """The WebSocket address that any common form of a server's URL means, with a query.
+
+    A path is kept: a proxy may show the server under one.
+    """
     parts = urlsplit(url if "://" in url else f"http://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    path = parts.path if parts.path.startswith("/api") else "/api"
+    path = parts.path.rstrip("/")
+    path = path if path.endswith(SOCKETS) else f"{path}/api"
     asked = urlencode({name: value for name, value in query.items() if value is not None})
     joined = "&".join(part for part in (parts.query, asked) if part)
     return urlunsplit((scheme, parts.netloc, path, joined, ""))
 
 
-DROPS = (aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+def base_url(url: str) -> str:
+    """The plain address of the same server, above /api: the page's."""
+    parts = urlsplit(api_url(url))
+    path = parts.path.removesuffix("/chat").removesuffix("/api")
+    return urlunsplit((parts.scheme.replace("ws", "http", 1), parts.netloc, path, "", ""))
+
+
+def trust_own() -> ssl.SSLContext:
+    """TLS as usual; the certificate that --tls self has made here is trusted, too."""
+    context = ssl.create_default_context()
+    if (own := own_certificate()).is_file():
+        context.load_verify_locations(own)
+    return context
 
 
 @dataclass
@@ -83,7 +105,7 @@ class Client:
     async def _connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
         heartbeat = PING_SECONDS if self._returns else None
         return await self._http.ws_connect(
-            url, max_msg_size=16 * MAX_MESSAGE_BYTES, heartbeat=heartbeat
+            url, max_msg_size=16 * MAX_MESSAGE_BYTES, heartbeat=heartbeat, ssl=trust_own()
         )
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -158,16 +180,8 @@ class Client:
 
 
 def read_wav(path: str | Path) -> np.ndarray:
-    """A sound file as mono float32 [n] at 24 kHz, first channel. Raises ConfigError."""
-    import soundfile  # here: a client that reads no file needs neither
-    import soxr
-
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise ConfigError(f"{path}: {error}; give a wav, flac or ogg file") from error
-    mono = samples[:, 0]
-    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+    """A sound file as mono float32 [n] at 24 kHz. Raises ConfigError."""
+    return read_audio(path, ConfigError)
 
 
 async def send_wav(client: Client, pcm: np.ndarray) -> None:

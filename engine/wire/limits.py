@@ -29,7 +29,9 @@ REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its he
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
 LOG_SECONDS = 60.0  # between two lines about the same thing
+READ_OUT_SECONDS, READ_OUT_LOOKS = 0.2, 25  # between two looks whether more comes; how many
 TURNS = 4  # requests that begin in one round of the loop
+ADDRESS_BYTES = 64 * 1024  # of a request's line: 4000 characters of any script take 48 000
 REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
 
 
@@ -61,15 +63,22 @@ class MinuteLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._logged_at: dict[str, float] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._logged_at: dict[tuple[str, str], float] = {}
 
-    def note(self, what: str) -> None:
-        now = self._clock()
-        self._counts[what] += 1
-        if now - self._logged_at.get(what, float("-inf")) >= LOG_SECONDS:
-            logger.warning("%s (%d times since the last such line)", what, self._counts.pop(what))
-            self._logged_at[what] = now
+    def note(self, what: str, of: str = "", level: int = logging.WARNING) -> None:
+        """of: whom it is counted for; the line does not say it."""
+        now, key = self._clock(), (what, of)
+        self._counts[key] += 1
+        if now - self._logged_at.get(key, float("-inf")) >= LOG_SECONDS:
+            count = self._counts.pop(key)
+            logger.log(level, "%s (%d times since the last such line)", what, count)
+            self._logged_at.pop(key, None)
+            self._logged_at[key] = now  # the oldest first
+            if len(self._logged_at) > MOST_ADDRESSES:
+                oldest = next(iter(self._logged_at))
+                del self._logged_at[oldest]
+                self._counts.pop(oldest, None)
 
 
 # -- addresses -------------------------------------------------------------------------------------
@@ -88,7 +97,7 @@ def find_address(peer: str, forwarded: str, proxies: Networks) -> str:
     What stands before the last entry came from the client itself, who may write anything.
     """
     own = _parse_address(peer)
-    if own and any(own in network for network in proxies):
+    if is_trusted(peer, proxies):
         named = _parse_address(forwarded.rpartition(",")[2].strip())
         own = named or own
     if own is None:
@@ -96,6 +105,12 @@ def find_address(peer: str, forwarded: str, proxies: Networks) -> str:
     if own.version == 6:  # one customer has a whole network of them
         return str(ipaddress.ip_network((own, 64), strict=False))
     return str(own)
+
+
+def is_trusted(peer: str, proxies: Networks) -> bool:
+    """Whether this peer's own headers about its clients are believed."""
+    own = _parse_address(peer)
+    return own is not None and any(own in network for network in proxies)
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -125,6 +140,9 @@ class Doors:
 
     def find_address(self, peer: str, forwarded: str = "") -> str:
         return find_address(peer, forwarded, self._proxies)
+
+    def trusts(self, peer: str) -> bool:
+        return is_trusted(peer, self._proxies)
 
     def enter(self, address: str) -> bool:
         """Count a connection, unless there are too many."""
@@ -169,6 +187,9 @@ FULL = (
     f"Connection: close\r\nContent-Length: {len(TOO_MANY)}\r\n\r\n{TOO_MANY}"
 ).encode()
 
+TLS_HELLO = b"\x16\x03"  # how a client begins that wants https or wss
+SPEAKS_TLS = "TLS came to a port without it: clients use http:// or ws://, or start with --tls self"
+
 
 def refuse(status: int, text: str, **headers: str) -> web.Response:
     response = web.Response(status=status, text=text, headers=headers)
@@ -180,7 +201,7 @@ class Connection(web.RequestHandler):
     """One TCP connection: counted, read in small pieces, and closed when a request never ends."""
 
     def __init__(self, doors: Doors, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, max_line_size=ADDRESS_BYTES, **kwargs)
         self.doors = doors
         self.address: str | None = None  # under which it is counted
         self._forwarded = ""  # what X-Forwarded-For said when that was found
@@ -188,7 +209,7 @@ class Connection(web.RequestHandler):
         self._peer = ""
         self._busy = False  # with a request that is read
         self._held = False
-        self._guard: FrameGuard | None = None  # of a WebSocket
+        self.guard: FrameGuard | None = None  # of a WebSocket
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -217,6 +238,10 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            return
+        if not self._busy and data.startswith(TLS_HELLO):
+            self.doors.log.note(SPEAKS_TLS)
+            self.transport.abort()
             return
         if not self._busy and self._timer is None:
             self._start_timer("headers", lambda: True)
@@ -269,6 +294,17 @@ class Connection(web.RequestHandler):
         self._held = True
         self.pause_reading()
 
+    async def read_out(self) -> None:
+        """Wait until a client has sent what it was sending, or its system throws our reason away.
+
+        Nobody keeps what it sends.
+        """
+        for _ in range(READ_OUT_LOOKS):
+            before = self.guard.dropped
+            await asyncio.sleep(READ_OUT_SECONDS)
+            if self.guard.dropped == before:
+                return
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         if not self._held:
             super().resume_reading(resume_parser)
@@ -282,7 +318,7 @@ class Connection(web.RequestHandler):
     @property
     def said_goodbye(self) -> bool:
         """Whether its client has closed its WebSocket, or broken its rules."""
-        return self._guard is not None and self._guard.said_goodbye
+        return self.guard is not None and self.guard.said_goodbye
 
     def probe_when_idle(self) -> None:
         """Let the kernel find out that the other side is gone, while nothing is sent to it."""
@@ -294,8 +330,8 @@ class Connection(web.RequestHandler):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        self._guard = FrameGuard(parser, self.doors.log.note)
-        super().set_parser(self._guard, data_received_cb)
+        self.guard = FrameGuard(parser, self.doors.log.note)
+        super().set_parser(self.guard, data_received_cb)
         self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:

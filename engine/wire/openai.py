@@ -5,6 +5,7 @@ socket says. Source: the event types of the public `openai` package, 3.57.
 """
 
 import contextlib
+import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from engine.wire.audio import PcmCodec
 from engine.wire.protocol import check_prompt, parse_sampling
 from engine.wire.telephony import TelephoneCodec
 
+PATH = "/v1/realtime"
 BETA_HEADER = "realtime=v1"  # of `OpenAI-Beta`
 SUBPROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
 BETA_PROTOCOL = "openai-beta.realtime-v1"
@@ -317,6 +319,12 @@ def show_error(error: EngineError, event_id: Any = None) -> dict[str, Any]:
         "param": getattr(error, "param", None),
         "event_id": event_id,
     }
+
+
+def encode_error(error: EngineError, event_id: Any = None) -> str:
+    """The event that tells an error."""
+    event = {"type": "error", "event_id": make_id("event"), "error": show_error(error, event_id)}
+    return json.dumps(event)
 
 
 def list_protocols(headers: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from engine.dialogue.floor import AUDIBLE, START_LOUD
 from engine.dialogue.resume import Line
 from engine.dialogue.service import Service
 from engine.dialogue.session import MAX_BURST_SECONDS, Session, SessionConfig
+from engine.dialogue.speech import QUEUE_LIMIT
 from engine.errors import (
     BadAudioError,
     EndError,
@@ -46,6 +47,7 @@ from engine.wire.openai import (
     RequestError,
     Settings,
     as_request_error,
+    encode_error,
     make_codec,
     make_id,
     read_content,
@@ -54,13 +56,10 @@ from engine.wire.openai import (
     refuse_constant,
     refuse_text_only,
     refuse_the_unable,
-    show_error,
     show_format,
 )
 from engine.wire.socket import (
     BYTES_PER_MESSAGE,
-    CLOSE_BYTES,
-    CLOSE_SECONDS,
     COMMAND_COST,
     LETTERS_PER_MESSAGE,
     RESTART_COST,
@@ -73,7 +72,8 @@ MAX_EVENT_BYTES = 2 * 1024 * 1024  # 30 s of audio in base64
 MAX_TEXT_BYTES = 64 * 1024  # of an event without audio
 MAX_ITEM_BYTES = 25_000  # of an item's content, without audio
 MAX_ITEMS = 200  # of a conversation that can be asked for
-MAX_WAITING = 16  # responses that were asked for
+MAX_ID_CHARS = 128  # of an item's or an event's
+MAX_WAITING = QUEUE_LIMIT - 1  # responses that were asked for, beside the one in progress
 PRE_ROLL_FRAMES = 2  # 160 ms before the agent's first sound
 QUIET_FRAMES = 9  # without a sound of the agent: its turn is over
 SAID_QUIET_FRAMES = 4  # after a text that it was told to say
@@ -94,7 +94,7 @@ class Response:
 
     say_id: int = 0  # of the text that it was told to say; 0: in its own words
     metadata: Any = None
-    patience: int = 0  # frames for which it may take to begin; 0: it has begun
+    patience: int = 0  # frames that it may take to begin; 0: its text will tell
     id: str = field(default_factory=lambda: make_id("resp"))
     item_id: str = field(default_factory=lambda: make_id("item"))
     begun: bool = False  # there was something to hear
@@ -107,8 +107,8 @@ class Response:
     quiet: int = 0  # frames in a row
     waited: int = 0  # frames, before it began
 
-    def transcript(self, until_ms: float = float("inf")) -> str:
-        return "".join(text for at, text in self.said if at < until_ms).strip()
+    def transcript(self) -> str:
+        return "".join(text for _at, text in self.said).strip()
 
 
 # -- the socket ------------------------------------------------------------------------------------
@@ -134,23 +134,11 @@ class RealtimeSocket(LiveSocket):
         self.settings = Settings(instructions=service.personas[0].text)
         self.told = False  # its instructions were set by the client
         self.created, self.begun, self.seated = (asyncio.Event() for _ in range(3))
+        self.turn = asyncio.Lock()  # a frame or an event is told to its end before the next
         self.ready = False
         self.pushed = self.frames_before = 0  # since then: frames sent to it, answered before
         self.codec_in, self.codec_out = make_codec("audio/pcm"), make_codec("audio/pcm")
         self.early: list[np.ndarray] = []  # audio that waits for the slot
-        self.handlers = {
-            "session.update": self._on_session_update,
-            "input_audio_buffer.append": self._on_append,
-            "input_audio_buffer.commit": self._on_commit,
-            "input_audio_buffer.clear": self._on_clear,
-            "conversation.item.create": self._on_item_create,
-            "conversation.item.truncate": self._on_item_truncate,
-            "conversation.item.delete": self._on_item_delete,
-            "conversation.item.retrieve": self._on_item_retrieve,
-            "response.create": self._on_response_create,
-            "response.cancel": self._on_response_cancel,
-            "output_audio_buffer.clear": self._on_output_clear,
-        }
         self.items: dict[str, dict[str, Any]] = {}
         self.last_item: str | None = None
         self.responses: dict[str, Response] = {}  # by their items
@@ -174,7 +162,7 @@ class RealtimeSocket(LiveSocket):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive())
                 group.create_task(self._send())
-                group.create_task(self._watch_line())
+                group.create_task(self._watch_client())
                 group.create_task(self._watch_time(group))
         except* (ClientLeftError, ConnectionError):
             pass
@@ -190,6 +178,11 @@ class RealtimeSocket(LiveSocket):
         if self.session:
             self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
         return error
+
+    async def _watch_client(self) -> None:
+        """While the model wakes up nothing is read, so nobody can be missed."""
+        await self.created.wait()
+        await self._watch_line()
 
     async def _watch_time(self, group: asyncio.TaskGroup) -> None:
         """Before the conversation begins: the server may end, and nobody may wait for ever."""
@@ -296,7 +289,9 @@ class RealtimeSocket(LiveSocket):
         """Carry out one event; for how many messages it counts, and its samples of audio."""
         size = len(text)
         if size > MAX_EVENT_BYTES:
-            raise TooFastError(f"an event has {size} bytes; send at most {MAX_EVENT_BYTES}")
+            raise TooFastError(
+                f"an event has {size} bytes; send at most {MAX_EVENT_BYTES}", "a large message"
+            )
         event: Any = None
         try:
             try:
@@ -305,15 +300,15 @@ class RealtimeSocket(LiveSocket):
                 raise RequestError("this is not JSON", code="invalid_json") from None
             if not isinstance(event, dict) or not isinstance(event.get("type"), str):
                 raise RequestError("an event is an object with a `type`", "type", "invalid_type")
-            handler = self.handlers.get(event["type"])
-            if handler is None:
-                kind = event["type"][:60]
-                raise RequestError(f"{kind!r} is no event of this server", "type")
-            if handler == self._on_append:
+            kind = event["type"]
+            if kind == "input_audio_buffer.append":
                 return max(1.0, size / BYTES_PER_MESSAGE), await self._on_append(event)
-            if size > MAX_TEXT_BYTES and handler != self._on_item_create:
+            if kind not in HANDLERS:
+                raise RequestError(f"{kind[:60]!r} is no event of this server", "type")
+            if size > MAX_TEXT_BYTES and kind != "conversation.item.create":
                 raise RequestError(f"the event has {size} bytes; send at most {MAX_TEXT_BYTES}")
-            extra = await handler(event)
+            async with self.turn:
+                extra = await HANDLERS[kind](self, event)
             return COMMAND_COST + size / LETTERS_PER_MESSAGE + (extra or 0), 0
         except (EngineError, TypeError, AttributeError) as error:
             if isinstance(error, EndError):
@@ -323,7 +318,8 @@ class RealtimeSocket(LiveSocket):
                     "a field of the event is of a wrong type", None, "invalid_type"
                 )
             event_id = event.get("event_id") if isinstance(event, dict) else None
-            await self._refuse(error, event_id)
+            known = isinstance(event_id, str) and len(event_id) <= MAX_ID_CHARS
+            await self._refuse(error, event_id if known else None)
         return COMMAND_COST + size / LETTERS_PER_MESSAGE, 0
 
     async def _on_session_update(self, event: dict[str, Any]) -> float:
@@ -337,11 +333,11 @@ class RealtimeSocket(LiveSocket):
                 changes["text_prompt"] = after.instructions
             if after.voice != before.voice:
                 changes["voice"] = self._find_voice(after.voice)
-            if after.temperature != before.temperature:
-                self.session.tune({"text_temperature": after.temperature})
             if changes:
                 await self._change_role(changes)
                 cost = RESTART_COST
+            if after.temperature != before.temperature:
+                self.session.tune({"text_temperature": after.temperature})
         self.told |= after.instructions != before.instructions
         if after.format_in != before.format_in:
             self.codec_in = make_codec(after.format_in)
@@ -434,7 +430,9 @@ class RealtimeSocket(LiveSocket):
                 "unsupported_value",
             )
         item["id"] = item.get("id") or make_id("item")
-        if read_string(item, "id") in self.items:
+        if len(read_string(item, "id")) > MAX_ID_CHARS:
+            raise RequestError(f"an id has at most {MAX_ID_CHARS} characters", "item.id")
+        if item["id"] in self.items:
             raise RequestError(
                 "an item of this id is there", "item.id", "item_create_duplicate_item_id"
             )
@@ -500,8 +498,8 @@ class RealtimeSocket(LiveSocket):
         refuse_the_unable(wanted, "response")
         refuse_text_only(wanted, "response")
         text, question = self._find_text(wanted)
-        routing = self._begin().routing
-        if not (routing and routing.on):
+        session = self._begin()
+        if not (session.routing and session.routing.on):
             question = ""  # nobody reads it: the model takes no text
         if self.response and not (text or question):
             raise RequestError(
@@ -510,7 +508,6 @@ class RealtimeSocket(LiveSocket):
             )
         if len(self.waiting) >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} responses wait; create them slower")
-        session = self._begin()
         self._keep_live()
         response = Response(metadata=wanted.get("metadata"), patience=PATIENCE_FRAMES)
         if text:
@@ -578,10 +575,12 @@ class RealtimeSocket(LiveSocket):
                 case Ready():
                     self._start()
                 case Notice(events):
-                    for event in events:
-                        await self._on_event(event)
+                    async with self.turn:
+                        for event in events:
+                            await self._on_event(event)
                 case Frame():
-                    await self._on_frame(output)
+                    async with self.turn:
+                        await self._on_frame(output)
 
     def _start(self) -> None:
         """The model hears from now on, first what the user has said meanwhile."""
@@ -789,7 +788,8 @@ class RealtimeSocket(LiveSocket):
         item_id, words = self.wordless, " ".join(self.words)
         self.wordless = None
         self.words.clear()
-        self.items[item_id]["content"] = [{"type": "input_audio", "transcript": words}]
+        if item := self.items.get(item_id):
+            item["content"] = [{"type": "input_audio", "transcript": words}]
         fields = {"item_id": item_id, "content_index": 0, "transcript": words}
         usage = {"type": "duration", "seconds": self.words_seconds}
         name = "conversation.item.input_audio_transcription.completed"
@@ -841,21 +841,25 @@ class RealtimeSocket(LiveSocket):
         name = BETA_NAMES.get(name, name) if self.beta else name
         if name:
             event = {"type": name, "event_id": make_id("event"), **fields}
-            data = json.dumps(event)  # in ASCII: what a client sent may hold half a character
-            self.unread.written += len(data)
-            await self.ws.send_str(data)
+            await self._send_text(json.dumps(event))  # ASCII: a client may send half a character
 
     async def _refuse(self, error: EngineError, event_id: Any = None) -> None:
-        await self._tell("error", error=show_error(error, event_id))
+        await self._send_text(encode_error(error, event_id))
+
+    async def _send_text(self, data: str) -> None:
+        self.unread.written += len(data)
+        await self.ws.send_str(data)
 
 
-async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
-    """Send the reason as an error, then the close code. A client that reads nothing is cut off."""
-    message = str(error).encode()[:CLOSE_BYTES].decode(errors="ignore").encode()
-    event = {"type": "error", "event_id": make_id("event"), "error": show_error(error)}
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_str(json.dumps(event))
-            await ws.close(code=error.close_code, message=message)
-    except (TimeoutError, ConnectionError):
-        pass
+HANDLERS: dict[str, Callable[[RealtimeSocket, dict[str, Any]], Awaitable[float | None]]] = {
+    "session.update": RealtimeSocket._on_session_update,
+    "input_audio_buffer.commit": RealtimeSocket._on_commit,
+    "input_audio_buffer.clear": RealtimeSocket._on_clear,
+    "conversation.item.create": RealtimeSocket._on_item_create,
+    "conversation.item.truncate": RealtimeSocket._on_item_truncate,
+    "conversation.item.delete": RealtimeSocket._on_item_delete,
+    "conversation.item.retrieve": RealtimeSocket._on_item_retrieve,
+    "response.create": RealtimeSocket._on_response_create,
+    "response.cancel": RealtimeSocket._on_response_cancel,
+    "output_audio_buffer.clear": RealtimeSocket._on_output_clear,
+}

@@ -23,6 +23,7 @@ from engine.dialogue import events as ev
 from engine.dialogue.resume import Line
 from engine.dialogue.service import Service
 from engine.errors import (
+    BadAudioError,
     BadParameterError,
     ConfigError,
     EndError,
@@ -35,7 +36,7 @@ from engine.errors import (
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
-from engine.wire.audio import make_codec
+from engine.wire.audio import make_codec, name_format
 from engine.wire.protocol import (
     FIELDS,
     MAX_MESSAGE_BYTES,
@@ -54,6 +55,7 @@ from engine.wire.protocol import (
 
 if TYPE_CHECKING:
     from engine.wire.limits import Connection
+    from engine.wire.server import ApiSocket
 
 TOLD = b"resume"  # of the ping that follows a new secret
 STATS_FRAMES = 13  # about one second between two `stats`
@@ -132,7 +134,9 @@ class LiveSocket:
                     raise DeadLineError
             waiting = self.unread.look(count_unsent(self.connection.transport))
             if waiting > UNREAD_SECONDS and late:
-                raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
+                raise TooFastError(
+                    f"nothing was read for {waiting:.0f} s; read what is sent", "it reads nothing"
+                )
             late = waiting > UNREAD_SECONDS
 
 
@@ -254,12 +258,14 @@ class ChatSocket(LiveSocket):
     async def _handle(self, data: bytes) -> int:
         """Carry out one message; how many samples of audio it brought."""
         if len(data) > MAX_MESSAGE_BYTES:
-            raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
+            raise TooFastError(
+                f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}",
+                "a large message",
+            )
         try:
             kind, payload = decode(data)
         except ProtocolError:
-            self.service.metrics.ignored()
-            return 0
+            return self._ignore(data)
         if kind in (Kind.SAY, Kind.METADATA):
             self.restarting = False  # a restart after it has something to drop
         try:
@@ -275,9 +281,19 @@ class ChatSocket(LiveSocket):
                 case Kind.METADATA:
                     await self._on_metadata(payload)
                 case _:
-                    self.service.metrics.ignored()
+                    return self._ignore(data)
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
+        return 0
+
+    def _ignore(self, data: bytes) -> int:
+        """Count a message of no known kind. Raises BadAudioError: it is audio without its kind."""
+        self.service.metrics.ignored()
+        if found := name_format(data):
+            raise BadAudioError(
+                f"this is {found[0]} without its kind; put the byte 0x01 before each message",
+                "no kind byte",
+            )
         return 0
 
     async def _on_audio(self, payload: bytes) -> int:
@@ -286,7 +302,7 @@ class ChatSocket(LiveSocket):
         An Opus packet may be made to take ten times as long as others. Whoever sends such ones is
         heard later; what speech takes is far below.
         """
-        metrics, samples = self.service.metrics, 0
+        metrics, samples, skipped = self.service.metrics, 0, self.codec.skipped
         received = turned = metrics.clock()
         worked = time.thread_time()  # not what other processes took meanwhile
         for pcm in self.codec.decode(payload):
@@ -298,6 +314,8 @@ class ChatSocket(LiveSocket):
                 await asyncio.sleep(rest)
                 turned = metrics.clock()
             worked = time.thread_time()
+        if self.codec.skipped > skipped:
+            metrics.ignored()
         return samples
 
     def _on_say(self, payload: bytes) -> None:
@@ -370,6 +388,7 @@ class ChatSocket(LiveSocket):
         """Send everything that the session brings, until it ends."""
         if not self.before:
             await self._wake_up()
+            await asyncio.sleep(self.query.start_at - time.monotonic())
             await self.service.connect(self.session)
         async for output in self.session.outputs(self.query.heard):
             match output:
@@ -416,8 +435,8 @@ class ChatSocket(LiveSocket):
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
-        if data := self.codec.encode(frame.pcm):
-            await self._send_bytes(encode(Kind.AUDIO, data))
+        for part in self.codec.split(self.codec.encode(frame.pcm)):
+            await self._send_bytes(encode(Kind.AUDIO, part))
         now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
@@ -476,14 +495,13 @@ def first_of(group: BaseExceptionGroup) -> EndError:
     return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
-    """Send the reason as 0x05, then the close code. A client that reads nothing is cut off."""
-    reason = str(error).encode()
+async def say_goodbye(ws: "ApiSocket", error: EndError) -> None:
+    """Tell the reason, then send the close code. A client that reads nothing is cut off."""
     # Cut to size, characters stay whole, or browsers refuse the frame.
-    message = reason[:CLOSE_BYTES].decode(errors="ignore").encode()
+    message = str(error).encode()[:CLOSE_BYTES].decode(errors="ignore").encode()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_bytes(encode(Kind.ERROR, reason))
+            await ws.tell(error)
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass
@@ -593,7 +611,8 @@ class ClientPace:
             if self._excess > 0:
                 raise TooFastError(
                     f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
-                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
+                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several",
+                    "too many messages",
                 )
             self._over_since, self._excess = now, 0.0
         return max(wait, REST_SECONDS) if wait else 0.0
@@ -679,6 +698,7 @@ class FrameGuard:
         self._skip = 0  # bytes of payload still to come
         self._pieces = 0  # of the message that has begun
         self._refused = False
+        self.dropped = 0  # bytes after the end
         self.said_goodbye = False  # it has closed the socket, or broken the rules
 
     def feed_eof(self) -> None:
@@ -686,6 +706,7 @@ class FrameGuard:
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         if self._refused:
+            self.dropped += len(data)
             return False, b""
         whole = self._head + data
         at, refused = self._walk(whole)
@@ -695,7 +716,9 @@ class FrameGuard:
             self._refused = self.said_goodbye = True
             self._note("a connection was closed: its frames are unmasked or endless")
             passed += self.REFUSED
-        return self._reader.feed_data(passed) if passed else (False, b"")
+        if passed:
+            self._refused |= self._reader.feed_data(passed)[0]  # it has enough, too
+        return False, b""
 
     def _walk(self, whole: bytes) -> tuple[int, bool]:
         """Go from frame to frame: where the first one begins whose head is not complete, or that is

@@ -13,7 +13,7 @@ TOKEN = "open-sesame"
 
 
 async def page(request):
-    return ask_for_token(request, TOKEN) or web.Response(text="the page")
+    return ask_for_token(request) or web.Response(text="the page")
 
 
 async def test_the_eleventh_wrong_token_of_a_minute_is_429_and_so_is_the_right_one():

@@ -9,10 +9,17 @@ import pytest
 from demo.cloud import container as container_module
 from demo.cloud import volume
 from demo.cloud.container import Container
-from demo.cloud.volume import container_config
+from demo.cloud.settings import container_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
+from engine.runtime.embedded import EmbeddedBackend
 from engine.weights import hub
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    """Nobody else is there, so nobody waits for a commit to be seen."""
+    monkeypatch.setattr(volume, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -46,13 +53,26 @@ def test_the_model_without_a_gpu_is_refused_with_the_way_out():
         container_config({"PERSONAPLEX_GPU": "none"}, 8998)
 
 
-def test_a_bad_setting_ends_the_start_with_one_line(capsys):
-    ended: list[int] = []
-    Container({"PERSONAPLEX_SLOTS": "many"}, leave=ended.append).start()
-    assert ended == [1]
-    assert capsys.readouterr().out == (
-        "error: PERSONAPLEX_SLOTS is 'many'; use a number such as 0\n"
-    )
+def test_a_snapshot_of_a_failure_tries_again_when_it_is_thawed(monkeypatch, capsys):
+    """Else one failed download would last until the next deployment."""
+    loads = iter([ModelError("the hub is down"), EmbeddedBackend(1)])
+
+    def load(*_: object) -> EmbeddedBackend:
+        outcome = next(loads)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("engine.commands.serve.load_backend", load)
+    environ = {"PERSONAPLEX_MODEL": "embedded", "PERSONAPLEX_TRANSCRIBE": "0"}
+    container = Container(environ, port=0, snapshot=True, leave=pytest.fail)
+    container.start()
+    assert container._service.failed == "the hub is down"
+    container.resume()
+    container._service.wait(60)
+    assert container._service.failed == ""
+    container.stop()
+    assert capsys.readouterr().out.count("error: ") == 1
 
 
 def test_a_port_that_is_taken_ends_the_start(capsys):
@@ -90,6 +110,7 @@ def test_a_download_that_broke_off_is_resumed_and_then_committed(hf_home, monkey
         config, lambda phase, _: happened.append(phase), lambda: happened.append("committed")
     )
     assert happened == [
+        "committed",  # that it is our turn
         (hub.DEFAULT_REPOSITORY, None),
         "saving the weights to the volume",
         "committed",
@@ -153,7 +174,7 @@ def test_a_recogniser_is_fetched_where_it_is_turned_on_and_missing(hf_home, tmp_
     config = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe="1")
     committed: list[bool] = []
     assert volume.fetch(config, lambda *_: None, lambda: committed.append(True))
-    assert (asked, committed) == (["1"], [True])
+    assert (asked, committed) == (["1"], [True, True])
     folder = ServerConfig(model=hub.DEFAULT_REPOSITORY, transcribe=str(tmp_path))
     assert not volume.fetch(folder, lambda *_: None, pytest.fail)
     embedded = ServerConfig(model="embedded", transcribe="1")

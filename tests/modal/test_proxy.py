@@ -105,7 +105,7 @@ async def test_behind_tls_the_page_opens_with_the_token(proxy):
         async with http.get(f"{url}/?token={TOKEN}") as answer:
             page = await answer.text()
         assert answer.status == 200
-        assert str(answer.url) == f"{url}/"  # the token is out of the address
+        assert "history.replaceState" in page  # the token goes out of the address
         assert "http://localhost" not in page
         assert "gradio_config" in page
         async with http.get(f"{url}/pp/main.js") as script:
@@ -115,12 +115,9 @@ async def test_behind_tls_the_page_opens_with_the_token(proxy):
 @needs_nginx
 async def test_behind_tls_the_cookie_is_secure(proxy):
     url, context = proxy
-    async with (
-        session(context) as http,
-        http.get(f"{url}/?token={TOKEN}", allow_redirects=False) as answer,
-    ):
+    async with session(context) as http, http.get(f"{url}/?token={TOKEN}") as answer:
         cookie = answer.headers["Set-Cookie"].lower()
-    assert answer.status == 303
+    assert answer.status == 200
     assert "; secure" in cookie
     assert "; httponly" in cookie
     assert "samesite=lax" in cookie
@@ -157,5 +154,5 @@ async def test_on_modal_it_is_https_whatever_the_proxy_says(server, monkeypatch)
     headers = {"Host": "someone--personaplex-server.modal.run"}
     async with aiohttp.ClientSession() as http:
         login = f"{server.url}?token={TOKEN}"
-        async with http.get(login, headers=headers, allow_redirects=False) as answer:
+        async with http.get(login, headers=headers) as answer:
             assert "; secure" in answer.headers["Set-Cookie"].lower()

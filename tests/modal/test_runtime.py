@@ -50,6 +50,7 @@ def running(request, tmp_path):
     for name in ("demo", "engine", "assets", "requirements.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     settings = {"PERSONAPLEX_MODEL": "embedded", "PERSONAPLEX_SNAPSHOT": request.param}
+    settings |= {"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_SLOTS": "3"}
     with Platform(secrets=dict(SECRETS)) as platform:
         done = deploy(platform, tmp_path, file, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -76,6 +77,8 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
     assert await asyncio.to_thread(process.wait) == 0
     assert "[ta-1]" in process.output  # our log lines carry the container's name
     assert platform.requests("VolumeCommit")
+    asked = {request.input_concurrency for request in platform.requests("FunctionGetInputs")}
+    assert asked == {3}  # as many as there are places: the door is set before the first caller
     assert not platform.requests("TaskResult")  # what a container that failed sends
 
 

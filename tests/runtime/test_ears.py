@@ -13,6 +13,7 @@ from engine.config import FRAME_SAMPLES, PAD, ServerConfig, choose_recogniser
 from engine.dialogue.director import Director
 from engine.dialogue.floor import UserFloor
 from engine.errors import ModelError
+from engine.lookup.routing import PAUSE_SECONDS
 from engine.runtime import ears as module
 from engine.runtime.backend import HeardRow
 from engine.runtime.choose import load_ears
@@ -148,6 +149,46 @@ def test_a_turn_of_a_minute_is_written_in_pieces(ears):
     assert texts[0].split() == [str(n) for n in range(1, len(texts[0].split()) + 1)]
     assert max(lengths) <= 26 * module.RATE
     assert len(lengths) >= 2
+
+
+def test_a_long_turn_is_cut_where_nobody_speaks(ears):
+    """Cut inside a word, Whisper hears another word, or skips the sentence."""
+    given, come, texts = [], threading.Event(), []
+    ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
+    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    sentences = "We walked around the whole lake and counted nine birds. I slept on the bus. " * 5
+    said = noises.set_level(noises.say(sentences), -26)
+    speak(listener, np.concatenate([noises.silence(0.5), said, noises.silence(1.0)]))
+    assert come.wait(60)
+    pieces = [given[int(name.removeprefix("piece")) - 1] for name in texts[0].split()]
+    assert len(pieces) >= 2
+    for piece in pieces:
+        assert len(piece) < 16 * module.RATE
+        assert np.abs(piece[-module.RATE // 10 :]).max() < 0.02 * np.abs(piece).max()
+    assert sum(map(len, pieces)) / module.RATE > len(said) / 24_000
+
+
+def test_what_has_no_pause_is_cut_at_its_quietest(ears):
+    given, texts = [], []
+    ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
+    listener, quiet_at = ears.open(lambda text, *_: texts.append(text)), 700
+    for number in range(1000):
+        loudness = 0.01 if abs(number - quiet_at) <= 1 else 0.5
+        window = np.full(module.WINDOW, loudness, np.float32)
+        listener._take_window(listener._state, window, 1.0, False)
+    assert len(given) == 1
+    assert abs(len(given[0]) / module.WINDOW - quiet_at) <= 1
+
+
+def test_a_pause_inside_a_sentence_is_no_longer_than_routing_allows(ears):
+    turns, come = [], threading.Semaphore(0)
+    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
+    speak(listener, np.concatenate([said[0], noises.silence(0.6), said[1], noises.silence(1.0)]))
+    for _ in said:
+        assert come.acquire(timeout=60)
+    (_, _, end), (_, start, _) = turns
+    assert 0.0 < start - end < PAUSE_SECONDS
 
 
 @pytest.mark.parametrize("spoken", np.arange(23.9, 25.2, 0.1).round(1).tolist())

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -14,12 +15,13 @@ from engine.dialogue.persona import prompt_ids
 from engine.dialogue.session import Session
 from engine.lookup.routing import build_answers
 from engine.wire.openai import OPENAI_VOICES
-from engine.wire.realtime import MAX_EVENT_BYTES, PRE_ROLL_FRAMES
+from engine.wire.realtime import HANDLERS, MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
 from tests.serving import ApiServer
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS, eventually
 
+DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 SILENCE = np.zeros(24_000, np.float32)
 BETA = {"OpenAI-Beta": "realtime=v1"}
 
@@ -412,6 +414,19 @@ async def test_a_second_response_without_a_text_is_refused_with_their_code(serve
     assert error["event_id"] == "mine"
 
 
+async def test_more_texts_than_may_wait_are_refused_and_no_response_is_left_open(server):
+    async with connected(server) as client:
+        for number in range(12):
+            await client.say("Seven yellow umbrellas are waiting", metadata={"n": str(number)})
+        assert [(await client.refused())["code"] for _ in range(2)] == ["invalid_value"] * 2
+        await client.send("response.cancel")
+        done = [(await client.until("response.done"))["response"] for _ in range(10)]
+    assert sorted(int(response["metadata"]["n"]) for response in done) == list(range(10))
+    assert {response["status"] for response in done} == {"cancelled"}
+    created = [event["response"]["id"] for event in client.of("response.created")]
+    assert created == [response["id"] for response in done]
+
+
 async def test_the_texts_that_wait_are_cancelled_with_the_one_that_is_said(server):
     async with connected(server) as client:
         await client.say("Seven yellow umbrellas are waiting behind the door of the old theatre")
@@ -598,3 +613,13 @@ async def test_a_socket_that_leaves_gives_its_slot_back(server):
         await client.until("response.done")
         assert server.engine.free == server.engine.slots - 1
     await eventually(lambda: server.engine.free == server.engine.slots)
+
+
+@pytest.mark.parametrize("name", [*HANDLERS, "input_audio_buffer.append"])
+def test_every_event_of_a_client_is_documented(name):
+    assert f"`{name}`" in DOC.split("## Events from the client")[1].split("## Events from")[0]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), OPENAI_VOICES.items())
+def test_every_voice_is_documented(theirs, ours):
+    assert f"{theirs} {ours}" in " ".join(DOC.split())

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from tests.wire.peer import PATIENCE_SECONDS
 
 openai = pytest.importorskip("openai", reason="no openai package (requirements-dev.txt)")
 pydantic = pytest.importorskip("pydantic", reason="no openai package (requirements-dev.txt)")
+
+
+DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -70,3 +75,14 @@ async def test_the_package_talks_listens_and_interrupts(server, shapes):
         error = (await until(connection, "error")).error
         assert error.code == "response_cancel_not_active"
     assert len({event.type for event in heard}) > 15
+
+
+async def test_the_recipe_runs(server, monkeypatch):
+    recipe = re.search(r"```python\n(.*?)```", DOC, re.DOTALL)[1]
+    ran = []
+    monkeypatch.setattr(asyncio, "run", ran.append)
+    space = {}
+    exec(recipe, space)
+    ran.pop().close()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await space["main"](f"{server.url}/v1")

@@ -218,7 +218,7 @@ async def test_a_restart_that_is_under_way_when_the_line_drops_is_there_for_the_
 
 
 async def test_a_lookup_that_is_on_its_way_is_answered_into_the_waiting_conversation():
-    reply = Reply(text="The premium plan costs nine dollars.", delay=0.3)
+    reply = Reply(text="Nine dollars.", delay=0.3)
     async with standing(lambda question: reply) as (api, answers):
         with ApiServer(slots=1, answers=answers) as server:
             async with talking(server.url, events=1) as peer:
@@ -230,7 +230,7 @@ async def test_a_lookup_that_is_on_its_way_is_answered_into_the_waiting_conversa
             await asyncio.sleep(0.6)  # all of it has come
             async with resumed(server, ready_of(peer)["resume"]) as after:
                 await after.event("route", state="done")
-            assert "nine dollars" in after.text
+            assert "Nine dollars" in after.text
             await asyncio.to_thread(server.run, server.engine.drain(0.0))  # the answerer's sockets
 
 
@@ -515,7 +515,7 @@ async def test_our_terminal_client_goes_on_over_a_cut_wire(alone):
         async for message in client.messages():
             if message.kind is Kind.TEXT:
                 texts.append(message.text)
-                if message.text in (" two", " six"):
+                if message.text in (" two", " six") and texts.count(message.text) == 1:
                     wire.cut("ended" if message.text == " two" else "reset")
             if message.kind is Kind.AUDIO:
                 heard += len(message.pcm)
