@@ -25,7 +25,13 @@ from engine.dialogue.events import SayState
 from engine.dialogue.floor import AUDIBLE, START_LOUD
 from engine.dialogue.resume import Line
 from engine.dialogue.service import Service
-from engine.dialogue.session import MAX_BURST_SECONDS, Session, SessionConfig
+from engine.dialogue.session import (
+    AT_ONCE_SECONDS,
+    JITTER_SECONDS,
+    MAX_BURST_SECONDS,
+    Session,
+    SessionConfig,
+)
 from engine.dialogue.speech import QUEUE_LIMIT
 from engine.errors import (
     BadAudioError,
@@ -36,7 +42,7 @@ from engine.errors import (
     TooFastError,
     logged_fault,
 )
-from engine.runtime.metrics import Stage
+from engine.runtime.metrics import Dropped, Stage
 from engine.runtime.seat import Frame, Notice, Ready
 from engine.weights.voices import choose_voice
 from engine.wire.limits import Connection
@@ -82,6 +88,7 @@ PATIENCE_FRAMES, LOOKUP_PATIENCE_FRAMES = 125, 375  # for a response that was as
 LIVE_SECONDS = 10.0  # that time goes on for a client that sends nothing
 GAP_SECONDS = 0.2  # without audio of the client: silence is taken in its place
 LEAST_COMMIT_SECONDS = 0.1
+LONG_WAKE_SECONDS = 5.0  # what was said to a model that took longer to load, nobody waits for
 MAX_MS = 1e9  # of an item's audio
 LOOK_SECONDS = 1.0
 
@@ -149,6 +156,7 @@ class RealtimeSocket(LiveSocket):
         self.hushed = 0  # frames after a cancel in which what still sounds is dropped
         self.question: str | None = None  # a text of the user, to be answered
         self.heard_seconds = self.committed_seconds = 0.0  # of the user's audio
+        self.stale_seconds = self.created_at = 0.0  # of audio, from before `session.created`
         self.user_speaks = False
         self.user_item: str | None = None  # that is being spoken
         self.wordless: str | None = None  # the last one committed, where words are still to come
@@ -374,7 +382,9 @@ class RealtimeSocket(LiveSocket):
         self._keep_live()
         for part in parts:
             samples += len(part)
-            if self.ready:
+            if self._is_stale(len(part) / SAMPLE_RATE):
+                self.service.metrics.dropped(len(part) / FRAME_SAMPLES, Dropped.EARLY)
+            elif self.ready:
                 self._push(session, part)
             else:
                 self.early.append(part)
@@ -383,6 +393,15 @@ class RealtimeSocket(LiveSocket):
         if sum(map(len, self.early)) > MAX_BURST_SECONDS * SAMPLE_RATE:
             raise TooFastError(f"more than {MAX_BURST_SECONDS:.0f} s of audio wait for a slot")
         return samples
+
+    def _is_stale(self, seconds: float) -> bool:
+        """Whether audio was said to a model that was still loading: it comes at once after it."""
+        talked = time.monotonic() - self.created_at
+        ahead = self.heard_seconds + seconds - talked
+        if self.stale_seconds <= 0 or ahead <= JITTER_SECONDS or talked > AT_ONCE_SECONDS:
+            return False
+        self.stale_seconds -= seconds
+        return True
 
     def _push(self, session: Session, pcm: np.ndarray) -> None:
         metrics = self.service.metrics
@@ -558,9 +577,13 @@ class RealtimeSocket(LiveSocket):
 
     async def _send(self) -> None:
         """Send everything that the session brings, until it ends."""
+        opened = time.monotonic()
         while self.service.waking is not None:
             self.service.check_open()
             await asyncio.sleep(LOOK_SECONDS / 4)
+        self.created_at = time.monotonic()
+        waited = self.created_at - opened
+        self.stale_seconds = waited if waited > LONG_WAKE_SECONDS else 0.0
         await self._tell("session.created", session=self._show_session())
         if self.beta:
             conversation = {"id": self.conversation_id, "object": "realtime.conversation"}

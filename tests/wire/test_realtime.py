@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import re
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from engine.config import ServerConfig
 from engine.dialogue.persona import prompt_ids
 from engine.dialogue.session import Session
 from engine.lookup.routing import build_answers
+from engine.runtime.embedded import EmbeddedBackend
+from engine.wire import realtime
 from engine.wire.openai import OPENAI_VOICES
 from engine.wire.realtime import HANDLERS, MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
@@ -564,6 +568,33 @@ async def test_too_large_an_event_and_too_much_audio_end_it(server):
             await client.append(SILENCE)
         error, code = await client.end()
     assert (error["code"], code) == ("too_fast", 1008)
+
+
+async def test_what_is_said_to_a_model_that_loads_for_long_ends_nothing(monkeypatch):
+    monkeypatch.setattr(realtime, "LONG_WAKE_SECONDS", 0.1)
+    monkeypatch.setattr(realtime, "MAX_BURST_SECONDS", 1.5)
+    warm = threading.Event()
+
+    def load(_progress):
+        assert warm.wait(PATIENCE_SECONDS)
+        return EmbeddedBackend(1)
+
+    with ApiServer(load=load, wait=False) as server:
+        async with connected(server) as client:
+            for _ in range(25):
+                await client.append(SILENCE[:2400])
+            await asyncio.sleep(1.5)  # of 2.5 s: no more than it waited, and 1 s of backlog
+            warm.set()
+            await client.until("session.created")
+            await client.say("Seven umbrellas")
+            await client.until("response.done")
+    assert not client.errors
+    (line,) = re.findall(
+        rb'^personaplex_dropped_user_frames_total\{reason="early"\} (.*)$',
+        server.engine.metrics.text(),
+        re.MULTILINE,
+    )
+    assert float(line) > 10  # frames: about 1.5 s
 
 
 async def test_a_full_server_is_busy(serve):
