@@ -408,7 +408,7 @@ class RealtimeSocket(LiveSocket):
         began = metrics.clock()
         frames = session.push_audio(pcm)
         self.pushed += frames
-        metrics.took(Stage.DECODE, metrics.clock() - began, frames=frames)
+        metrics.took(Stage.DECODE, *[metrics.clock() - began] * frames)
 
     async def _on_commit(self, _event: dict[str, Any]) -> None:
         if self.heard_seconds - self.committed_seconds < LEAST_COMMIT_SECONDS:
@@ -811,7 +811,7 @@ class RealtimeSocket(LiveSocket):
         item_id, words = self.wordless, " ".join(self.words)
         self.wordless = None
         self.words.clear()
-        if item := self.items.get(item_id):
+        if item := self.items.get(item_id or ""):
             item["content"] = [{"type": "input_audio", "transcript": words}]
         fields = {"item_id": item_id, "content_index": 0, "transcript": words}
         usage = {"type": "duration", "seconds": self.words_seconds}

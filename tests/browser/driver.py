@@ -42,7 +42,8 @@ class Tab:
 
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
-        self.context = browser.new_context(**options)
+        # Without motion: drawing it in software takes half of a core, and few tests look at it.
+        self.context = browser.new_context(**{"reduced_motion": "reduce", **options})
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
