@@ -235,7 +235,11 @@ def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_soak(args: argparse.Namespace) -> int:
     """1 if something is wrong."""
-    with choose_model(args) as model, Server(serve_options(args, model)) as server:
+    # A conversation whose line dropped keeps its slot for a while: here such a slot is to be free.
+    with (
+        choose_model(args) as model,
+        Server([*serve_options(args, model), "--resume-s", "0"]) as server,
+    ):
         result = soak(server, server.health()["slots"], args.minutes * 60)
     faults = find_faults(result)
     print(describe_soak(result))
