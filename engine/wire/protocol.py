@@ -81,7 +81,7 @@ def parse_query(query: Mapping[str, str]) -> Query:
     """Check a query; unknown names are ignored. Raises BadParameterError."""
     prompt = query.get("text_prompt")
     if prompt is not None:
-        _check_prompt(prompt)
+        check_prompt(prompt)
     resume = query.get("resume", "")
     fmt = query.get("format", "" if resume else "opus")
     if fmt not in FORMATS and (fmt or not resume):
@@ -128,7 +128,7 @@ def parse_sampling(
     return fields
 
 
-def _check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str) -> None:
     if len(prompt) > MAX_PROMPT_CHARS:
         raise BadParameterError(
             f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}",
@@ -261,7 +261,7 @@ def parse_role(data: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if "text_prompt" in data:
         prompt = changes["text_prompt"] = read_text(data, "text_prompt")
-        _check_prompt(prompt)
+        check_prompt(prompt)
     if "voice_prompt" in data:
         changes["voice"] = read_text(data, "voice_prompt") or None
     if "seed" in data:

@@ -23,10 +23,13 @@ from engine.errors import (
     EndError,
     EngineError,
     ProtocolError,
+    TooFastError,
     UnauthorizedError,
 )
+from engine.wire import openai
 from engine.wire.limits import IDLE_SECONDS, REQUEST_SECONDS, Connection, Doors
 from engine.wire.protocol import SOCKETS, Kind, decode, encode, parse_opening, parse_query
+from engine.wire.realtime import RealtimeSocket
 from engine.wire.socket import ChatSocket, ClientLeftError, say_goodbye
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
     app[SERVICE], app[CONFIG], app[DOORS] = service, config, Doors(config)
     app.middlewares.append(note_request)
     answers = dict.fromkeys(SOCKETS, chat)
+    answers[openai.PATH] = chat_realtime
     answers |= {"/healthz": healthz, "/voices": voices, "/metrics": metrics}
     for path, answer in answers.items():
         for root in {"", config.base_path}:
@@ -83,7 +87,7 @@ async def note_request(
         await connection.doors.take_turn()
         if refusal is not None:
             return refusal
-        if wants_socket(request) and find_path(request) not in SOCKETS:
+        if wants_socket(request) and find_path(request) not in (*SOCKETS, openai.PATH):
             return refuse_socket(request)
         return await handler(request)
     finally:
@@ -146,6 +150,7 @@ class ApiSocket(web.WebSocketResponse):
     """A socket whose every end is told: a message that is too large, the client's own code."""
 
     connection: Connection
+    most = "256 KiB"  # of one message
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True):
         """Close it. By itself aiohttp does so for messages over 4 MiB, and when the client has."""
@@ -153,12 +158,24 @@ class ApiSocket(web.WebSocketResponse):
             code = self.close_code if is_sendable(self.close_code) else code
         elif code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             with contextlib.suppress(ConnectionError):
-                await self.send_bytes(encode(Kind.ERROR, TOO_LARGE.encode()))
+                await self.tell(TooFastError(f"{TOO_LARGE}; send at most {self.most}"))
             await self.connection.read_out()
         return await super().close(code=code, message=message, drain=drain)
 
+    async def tell(self, error: EndError) -> None:
+        await self.send_bytes(encode(Kind.ERROR, str(error).encode()))
 
-TOO_LARGE = f"too fast: a message has more than {READ_LIMIT_BYTES >> 20} MiB; send at most 256 KiB"
+
+class OpenAISocket(ApiSocket):
+    """The same, in the form of the other protocol."""
+
+    most = "2 MiB"
+
+    async def tell(self, error: EndError) -> None:
+        await self.send_str(openai.encode_error(error))
+
+
+TOO_LARGE = f"a message has more than {READ_LIMIT_BYTES >> 20} MiB"
 
 
 def is_sendable(code: int) -> bool:
@@ -166,10 +183,16 @@ def is_sendable(code: int) -> bool:
     return 1000 <= code < 5000 and code not in (1004, 1005, 1006, 1015)
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
-    """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
-    offered = request.headers.get("Sec-WebSocket-Protocol", "").partition(",")[0].strip()
-    ws = ApiSocket(
+async def open_socket(
+    request: web.Request, kind: type[ApiSocket] = ApiSocket
+) -> tuple[ApiSocket | None, web.StreamResponse]:
+    """(the socket, itself once more), or (None, the answer of HTTP where there is none).
+
+    A client that offers sub-protocols hangs up without one: it gets the first, or OpenAI's.
+    """
+    names = openai.list_protocols(request.headers)
+    offered = openai.SUBPROTOCOL if openai.SUBPROTOCOL in names else names[0]
+    ws = kind(
         compress=False,
         autoping=False,  # it answers pings without end, and no other conversation has a turn
         max_msg_size=READ_LIMIT_BYTES,
@@ -177,7 +200,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
         writer_limit=WRITE_LIMIT_BYTES,
     )
     if request.method != "GET" or not ws.can_prepare(request):  # a HEAD may ask for one, too
-        return web.Response(status=426, text="this is a WebSocket: connect with wss://HOST/api\n")
+        text = f"this is a WebSocket: connect with wss://HOST{request.path}\n"
+        return None, web.Response(status=426, text=text)
     connection = find_connection(request)
     connection.limit_send_buffer()
     ws.connection = connection
@@ -185,7 +209,15 @@ async def chat(request: web.Request) -> web.StreamResponse:
     try:
         await ws.prepare(request)
     except ConnectionError:
-        return web.Response(status=400)  # nobody reads it: its client has left
+        return None, web.Response(status=400)  # nobody reads it: its client has left
+    return ws, ws
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """One conversation. Every fault is told on the socket, because proxies hide HTTP errors."""
+    ws, answer = await open_socket(request)
+    if ws is None:
+        return answer
     try:
         authorize(request)
         asked = dict(request.query)
@@ -196,7 +228,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         before = await service.ghosts.find(query.resume) if query.resume else None
         if find_path(request) == "/api/chat" and not (query.events or before) and query.warm:
             query = replace(query, start_at=time.monotonic() + WARM_SECONDS)
-        await ChatSocket(ws, service, query, connection, before).run()
+        await ChatSocket(ws, service, query, ws.connection, before).run()
     except EngineError as error:
         if not isinstance(error, EndError):
             raise
@@ -204,6 +236,27 @@ async def chat(request: web.Request) -> web.StreamResponse:
         await say_goodbye(ws, error)
     except ClientLeftError:
         pass  # before it said what it wants
+    finally:
+        await hang_up(ws, request)
+    return ws
+
+
+async def chat_realtime(request: web.Request) -> web.StreamResponse:
+    """One conversation in OpenAI's Realtime protocol (docs/realtime.md)."""
+    ws, answer = await open_socket(request, OpenAISocket)
+    if ws is None:
+        return answer
+    try:
+        authorize(request)
+        service = request.app[SERVICE]
+        service.check_open()
+        beta = openai.is_beta(request.headers)
+        await RealtimeSocket(ws, service, ws.connection, beta).run()
+    except EngineError as error:
+        if not isinstance(error, EndError):
+            raise
+        note_end(request, error)
+        await say_goodbye(ws, error)
     finally:
         await hang_up(ws, request)
     return ws
@@ -350,7 +403,8 @@ def authorize(request: web.Request) -> None:
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         bearer = ""
-    for given in (request.query.get("token", ""), bearer.strip()):
+    key = openai.find_key(request.headers)
+    for given in (request.query.get("token", ""), bearer.strip(), key):
         if given and is_right_token(request, given):
             return
     cookie = request.cookies.get(COOKIE, "")

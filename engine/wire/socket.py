@@ -55,6 +55,7 @@ from engine.wire.protocol import (
 
 if TYPE_CHECKING:
     from engine.wire.limits import Connection
+    from engine.wire.server import ApiSocket
 
 TOLD = b"resume"  # of the ping that follows a new secret
 STATS_FRAMES = 13  # about one second between two `stats`
@@ -79,7 +80,67 @@ class DeadLineError(ClientLeftError):
     """Nothing came for long, not even the answer to a ping."""
 
 
-class ChatSocket:
+class LiveSocket:
+    """What every protocol's socket keeps: its client's pace, and whether it reads and is there."""
+
+    def __init__(self, ws: web.WebSocketResponse, connection: "Connection") -> None:
+        self.ws = ws
+        self.connection = connection
+        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
+        self.unread, self.silence = Unread(), Silence()
+
+    async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
+        """Count a message and its audio, and rest where it is due; when this socket last did.
+
+        turned: when that was before it. Raises TooFastError.
+        """
+        try:
+            rest = self.pace.take(cost, samples)
+        except TooFastError:
+            self.connection.hold()  # what still comes is not even read
+            raise
+        # aiohttp returns queued messages without yielding: give other conversations a turn.
+        # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
+        # one piece in a round a client would be heard ever later.
+        if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
+            await asyncio.sleep(rest)
+            turned = time.monotonic()
+        return turned
+
+    async def _ping(self, payload: bytes = b"") -> None:
+        self.unread.written += len(payload) + 2
+        await self.ws.ping(payload)
+
+    async def _watch_line(self) -> None:
+        """Raise TooFastError when a client does not take what it is sent, DeadLineError when it is
+        not there any more.
+
+        The first must be so twice: after a pause of our own the first look sees what we have not
+        sent.
+        """
+        late = False
+        while True:
+            slept_at = time.monotonic()
+            await asyncio.sleep(LOOK_SECONDS)
+            match self.silence.look(time.monotonic() - slept_at - LOOK_SECONDS):
+                case Alive.UNKNOWN:
+                    with contextlib.suppress(TimeoutError):  # a full buffer waits
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._ping()
+                case Alive.NO:
+                    self.connection.doors.log.note("a connection was closed: its line was dead")
+                    if self.connection.transport:
+                        self.connection.transport.abort()
+                    raise DeadLineError
+            waiting = self.unread.look(count_unsent(self.connection.transport))
+            if waiting > UNREAD_SECONDS and late:
+                raise TooFastError(
+                    f"nothing was read for {waiting:.0f} s; read what is sent", "it reads nothing"
+                )
+            late = waiting > UNREAD_SECONDS
+
+
+class ChatSocket(LiveSocket):
     """Speaks the protocol on one accepted socket."""
 
     def __init__(
@@ -93,11 +154,8 @@ class ChatSocket:
         """before: the line whose conversation goes on here."""
         if before:  # what the query says of the conversation itself is void
             query = replace(query, format=query.format or before.format, events=True)
-        self.ws = ws
-        self.connection = connection
-        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
+        super().__init__(ws, connection)
         self.decoding = Bucket(DECODE_SHARE, DECODE_SECONDS)
-        self.unread, self.silence = Unread(), Silence()
         self.faulty = False  # no socket may go on with this conversation
         self.restarting = False  # and no command has come since
         self.service = service
@@ -130,7 +188,7 @@ class ChatSocket:
         except* (ClientLeftError, ConnectionError):
             pass
         except* EndError as group:
-            raise self._note(_first_of(group)) from None
+            raise self._note(first_of(group)) from None
         except* Exception:  # the conversation's boundary: the client hears an id
             raise self._note(logged_fault("conversation failed")) from None
         finally:
@@ -193,18 +251,9 @@ class ChatSocket:
                     raise ClientLeftError
                 case _:
                     raise ClientLeftError
-            cost = max(cost + self.extra_cost, size / BYTES_PER_MESSAGE)
-            try:
-                rest = self.pace.take(cost, samples)
-            except TooFastError:
-                self.connection.hold()  # what still comes is not even read
-                raise
-            # aiohttp returns queued messages without yielding: give other conversations a turn.
-            # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
-            # one piece in a round a client would be heard ever later.
-            if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
-                await asyncio.sleep(rest)
-                turned = time.monotonic()
+            turned = await self._keep_pace(
+                max(cost + self.extra_cost, size / BYTES_PER_MESSAGE), samples, turned
+            )
 
     async def _handle(self, data: bytes) -> int:
         """Carry out one message; how many samples of audio it brought."""
@@ -426,38 +475,6 @@ class ChatSocket:
         self.unread.written += len(data)
         await self.ws.send_bytes(data)
 
-    async def _ping(self, payload: bytes = b"") -> None:
-        self.unread.written += len(payload) + 2
-        await self.ws.ping(payload)
-
-    async def _watch_line(self) -> None:
-        """Raise TooFastError when a client does not take what it is sent, DeadLineError when it is
-        not there any more.
-
-        The first must be so twice: after a pause of our own the first look sees what we have not
-        sent.
-        """
-        late = False
-        while True:
-            slept_at = time.monotonic()
-            await asyncio.sleep(LOOK_SECONDS)
-            match self.silence.look(time.monotonic() - slept_at - LOOK_SECONDS):
-                case Alive.UNKNOWN:
-                    with contextlib.suppress(TimeoutError):  # a full buffer waits
-                        async with asyncio.timeout(LOOK_SECONDS):
-                            await self._ping()
-                case Alive.NO:
-                    self.connection.doors.log.note("a connection was closed: its line was dead")
-                    if self.connection.transport:
-                        self.connection.transport.abort()
-                    raise DeadLineError
-            waiting = self.unread.look(count_unsent(self.connection.transport))
-            if waiting > UNREAD_SECONDS and late:
-                raise TooFastError(
-                    f"nothing was read for {waiting:.0f} s; read what is sent", "it reads nothing"
-                )
-            late = waiting > UNREAD_SECONDS
-
     async def _refuse(self, text: str) -> None:
         await self._send_bytes(encode(Kind.ERROR, text.encode()))
 
@@ -472,20 +489,19 @@ def find_cost(data: bytes) -> int:
     return 1
 
 
-def _first_of(group: BaseExceptionGroup) -> EndError:
+def first_of(group: BaseExceptionGroup) -> EndError:
     """The first error of a group, at any depth."""
     error = group.exceptions[0]
-    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
-    """Send the reason as 0x05, then the close code. A client that reads nothing is cut off."""
-    reason = str(error).encode()
+async def say_goodbye(ws: "ApiSocket", error: EndError) -> None:
+    """Tell the reason, then send the close code. A client that reads nothing is cut off."""
     # Cut to size, characters stay whole, or browsers refuse the frame.
-    message = reason[:CLOSE_BYTES].decode(errors="ignore").encode()
+    message = str(error).encode()[:CLOSE_BYTES].decode(errors="ignore").encode()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_bytes(encode(Kind.ERROR, reason))
+            await ws.tell(error)
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass
