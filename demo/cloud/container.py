@@ -16,7 +16,7 @@ from pathlib import Path
 from demo.app import build_app
 from demo.cloud.growing import Fleet, autoscale, choose_growing
 from demo.cloud.remedies import describe_for_modal
-from demo.cloud.settings import container_config, tidy
+from demo.cloud.settings import check_growth, container_config, tidy
 from demo.cloud.volume import Commit, fetch, keep_int8, pin_to_local, set_compile_cache
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.config import ServerConfig
@@ -24,6 +24,7 @@ from engine.dialogue.service import Load, Progress, Service
 from engine.errors import EngineError
 from engine.logs import LOG_FORMAT, set_up_logs
 from engine.runtime.backend import Backend
+from engine.runtime.choose import cuda_device_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Container:
         self._stop: Stop | None = None
         self._opened, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
+        self._is_usable = False  # whether the settings can be read
         self._stopping = False
 
     # -- the platform's three calls ----------------------------------------------------------------
@@ -97,15 +99,18 @@ class Container:
             print(line, flush=True)
         try:
             self._config = container_config(self._environ, self._port)
+            check_growth(self._environ)
             if self._cache:
                 set_compile_cache(os.environ, self._cache)
             local = pin_to_local(self._config)
 
             def prepare(progress: Progress) -> None:
+                check_gpu(local)
                 fetch(local, progress, self._save, self._reload)
                 keep_int8(local, progress, self._save)
 
             self._service = build_service(local, self._died, prepare)
+            self._is_usable = True
         except EngineError as error:
             token = self._environ.get("PERSONAPLEX_TOKEN", "")
             self._config = ServerConfig(host="0.0.0.0", port=self._port, token=token)
@@ -137,7 +142,8 @@ class Container:
         if self._failure:
             request_stop(self._stop, self._failure)
         app = build_app(self._service, self._config)
-        if growing := choose_growing(self._environ, self._fleet):
+        fleet = self._fleet if self._is_usable else None
+        if growing := choose_growing(self._environ, fleet, self._config.slots):
             app.cleanup_ctx.append(autoscale(self._service, growing))
         return await serve_until(self._stop, app, self._service, self._config, self._opened.set)
 
@@ -176,6 +182,13 @@ class Container:
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)
+
+
+def check_gpu(config: ServerConfig) -> None:
+    """Raises RuntimeError where the machine's GPU is gone: unlike our own errors it ends the
+    process, because a new machine cures it."""
+    if config.model != "embedded" and config.device == "cuda" and not cuda_device_name():
+        raise RuntimeError("this machine's GPU does not answer; another machine has to do it")
 
 
 def make_failure(error: EngineError) -> Load:

@@ -22,6 +22,7 @@ HF_SECRET, HF_KEY = "huggingface-secret", "HF_TOKEN"
 DEEPSEEK_SECRET, DEEPSEEK_KEY = "deepseek-secret", "DEEPSEEK_API_KEY"
 BESIDE_KEY = ("DEEPSEEK_BASE_URL", "DEEPSEEK_MODEL")  # a key belongs to one address
 TOKEN = "PERSONAPLEX_TOKEN"
+NO_CARDS = ("UNSPECIFIED", "ANY")  # of the client's list; any card may be one that is too slow
 ASK_SECONDS = 15.0  # for the account's answers: an import must neither hang nor fail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,7 @@ APART = {
     for name in (
         *("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT"),
         *("TLS", "TLS_CERT", "TLS_KEY"),  # the platform speaks TLS for us
+        "WS_URL",  # of Transgate: an address that may hold the token
     )
 }
 
@@ -42,7 +44,7 @@ def check_settings() -> None:
     for line in tidy(os.environ):
         print(line, file=sys.stderr)
     of_client = (name.removeprefix("GPU_TYPE_") for name in api_pb2.GPUType.keys())  # noqa: SIM118
-    known = (name.replace("_", "-") for name in of_client if name != "UNSPECIFIED")
+    known = (name.replace("_", "-") for name in of_client if name not in NO_CARDS)
     try:
         check_deployment(os.environ, (*GPUS, *known))
     except ConfigError as error:
