@@ -284,6 +284,12 @@ def test_an_old_client_is_told_to_be_renewed(home, tmp_path):
     assert said == "modal 1.5.4 is too old; run: pip install -U modal"
 
 
+def test_an_old_python_is_told_to_be_renewed(home, tmp_path):
+    (tmp_path / "modal.py").write_text("import sys\nsys.version_info = (3, 10, 13)\n")
+    said = refuse(home, PYTHONPATH=str(tmp_path))
+    assert said.endswith(" is too old; make the environment with 3.11")
+
+
 def test_modal_app_is_short_and_imports_only_modal_and_the_standard_library():
     text = (Path(ROOT) / "modal_app.py").read_text()
     assert len(text.splitlines()) <= 150
