@@ -21,7 +21,7 @@ from demo.cloud.volume import Commit, fetch, keep_int8, pin_to_local, set_compil
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.config import ServerConfig
 from engine.dialogue.service import Load, Progress, Service
-from engine.errors import EngineError
+from engine.errors import EngineError, ModelError, describe_fault
 from engine.logs import LOG_FORMAT, set_up_logs
 from engine.runtime.backend import Backend
 from engine.runtime.choose import cuda_device_name
@@ -111,7 +111,10 @@ class Container:
 
             self._service = build_service(local, self._died, prepare)
             self._is_usable = True
-        except EngineError as error:
+        except (EngineError, OSError, ValueError) as error:  # settings and files: no machine's
+            if not isinstance(error, EngineError):
+                why = f"the start broke: {describe_fault(error)}"
+                error = ModelError(f"{why}; see the settings and what lies on the volume")
             token = self._environ.get("PERSONAPLEX_TOKEN", "")
             self._config = ServerConfig(host="0.0.0.0", port=self._port, token=token)
             self._service = Service(make_failure(error), model="", on_death=self._died)

@@ -48,7 +48,10 @@ def find_local_commit(repository: str, revision: str, files: tuple[str, ...] = h
     """The commit that a revision means, if every file of it is here; else an empty text."""
     folder = hub.repository_folder(repository)
     ref = folder / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    # A damaged one names no folder, and fetching writes it anew.
+    commit = (
+        ref.read_text(encoding="utf-8", errors="replace").strip() if ref.is_file() else revision
+    )
     here = all((folder / "snapshots" / commit / name).is_file() for name in files)
     return commit if here else ""
 
