@@ -157,7 +157,7 @@ def test_serving_the_embedded_backend_loads_no_torch():
 
 # -- how much there is to read ---------------------------------------------------------------------
 
-MOST_FILES = 130  # of Python outside tests; what a later issue adds, it says
+MOST_FILES = 131  # of Python outside tests; what a later issue adds, it says
 MOST_FILES_OF_A_FRAME = 20
 FRAMES_WATCHED = 25  # two seconds: the agent speaks in some of them
 

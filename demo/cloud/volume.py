@@ -225,9 +225,13 @@ def keep_int8(config: ServerConfig, progress: hub.Progress, commit: Commit) -> N
 
 
 def set_compile_cache(environ: MutableMapping[str, str], cache: Path) -> None:
-    """Let Triton keep its kernels on the volume, in a folder for each device and version."""
+    """Let kernels be kept on the volume, Triton's in a folder for each device and version.
+
+    CUDA C++ needs no such folder: a kernel is known there by source, flags and architecture.
+    """
     # The driver is asked: torch must not load yet.
     name = (cuda_device_name() or "cpu").replace(" ", "-").replace("/", "-").lower()
     with contextlib.suppress(metadata.PackageNotFoundError):
         name += f"-triton{metadata.version('triton')}"
     environ.setdefault("TRITON_CACHE_DIR", str(cache / "compiled" / name))
+    environ.setdefault("PERSONAPLEX_KERNEL_CACHE", str(cache / "compiled" / "cuda"))

@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +30,13 @@ LOG_BYTES = 1 << 20  # of a start, at most
 PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
 EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
 OPERATORS = ("PERSONAPLEX_", "DEEPSEEK_")  # settings, by how their names begin
+ROOT = Path(__file__).parents[2]
+
+
+def find_ourselves() -> dict[str, str]:
+    """Our environment, in which a process of our own finds `engine` from any folder."""
+    known = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), known)))}
 
 
 @dataclass
@@ -45,7 +53,9 @@ class Server:
         self.port = find_free_port()
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(OPERATORS)} | self.settings
+        kept = {
+            k: v for k, v in find_ourselves().items() if not k.startswith(OPERATORS)
+        } | self.settings
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept
@@ -193,6 +203,11 @@ class Counts:
             ended=self.ended - before.ended,
             ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
         )
+
+    def stage_ms(self, stage: str, quantile: float) -> float | None:
+        """Milliseconds of a stage in the last minute; None where it brought no frame."""
+        seconds = self.stages.get((f"{quantile:g}", stage))
+        return None if seconds is None else seconds * 1e3
 
     def share_within(self, seconds: float) -> float:
         """The share of ticks that took no longer than a bound of the histogram; 1 if none ran."""

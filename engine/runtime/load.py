@@ -6,6 +6,7 @@ and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no t
 rules: docs/internals.md.
 """
 
+import logging
 import re
 import threading
 from collections import deque
@@ -19,7 +20,10 @@ import numpy as np
 from engine.config import FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BadParameterError, EngineError, ModelError, logged_fault
 from engine.runtime.backend import Backend
+from engine.runtime.metrics import Metrics
 from engine.runtime.seat import Renewed, Seat
+
+logger = logging.getLogger(__name__)
 
 # -- how many slots are in time --------------------------------------------------------------------
 
@@ -270,9 +274,11 @@ class SlackWork:
         backend: Backend,
         clock: Callable[[], float],
         give_up: Callable[[Seat, EngineError], None],
+        metrics: Metrics,
     ) -> None:
         self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
         self._backend, self._clock, self._give_up = backend, clock, give_up
+        self._metrics = metrics
         self._renewals: dict[Seat, Generator[None, None, int]] = {}
         self._waiting_since: float | None = None  # something for its next piece
 
@@ -343,6 +349,8 @@ class SlackWork:
             next(work)
         except StopIteration as end:
             del self._renewals[seat]
+            self._metrics.renewed()
+            logger.info("slot %d renewed: it remembers the last %d frames", seat.slot, end.value)
             seat.deliver([Renewed(end.value)])
         except Exception:  # out of memory, say: the call goes on with the memory that it has
             del self._renewals[seat]

@@ -72,7 +72,7 @@ class Scheduler:
         self._on_death = on_death
         self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._slack_work = SlackWork(backend, clock, self._give_up)
+        self._slack_work = SlackWork(backend, clock, self._give_up, self.metrics)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
@@ -318,6 +318,7 @@ class Scheduler:
 
     def _tick(self, seats: list[Seat], now: float) -> None:
         """Take one frame of each of these seats, and make one for each."""
+        began = self.clock()
         size = self.backend.slots
         pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
         due: dict[Seat, float] = {}  # when the user frames were complete
@@ -329,7 +330,7 @@ class Scheduler:
                 pcm[seat.slot], due[seat] = seat.take_frame(now)
                 if seat.listener:
                     seat.listener.push(pcm[seat.slot], seat.pcm_out)
-                self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
+        self.metrics.took(Stage.QUEUE, *(max(0.0, now - at) for at in due.values()))
         started = self.clock()
         heard = self.backend.listen(pcm, active)
         listened = self.clock()
@@ -339,12 +340,15 @@ class Scheduler:
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
         self._deliver(seats, spoken, due, before, ready)
+        done = self.clock()
         step = (listened - started) + (ready - chosen)
         self.metrics.ticked(len(seats), step)
-        live = len(due)
-        self.metrics.took(Stage.LISTEN, listened - started, live)
-        self.metrics.took(Stage.CHOOSE, chosen - listened, live)
-        self.metrics.took(Stage.SPEAK, ready - chosen, live)
+        stages = {
+            Stage.LISTEN: listened - started, Stage.CHOOSE: chosen - listened,
+            Stage.SPEAK: ready - chosen, Stage.HOST: done - began - step,
+        }  # fmt: skip
+        for stage, seconds in stages.items():
+            self.metrics.took(stage, *[seconds] * len(due))
         self.overload.add_tick(step)
         bucket = 1 << max(seat.slot for seat in seats).bit_length()
         self._slack_work.slack.note("tick", step, ready, bucket)
@@ -358,6 +362,7 @@ class Scheduler:
         before: dict[Seat, list],
         ready: float,
     ) -> None:
+        peaks = np.abs(spoken.pcm).max(1).tolist()
         for seat in seats:
             if seat.left:
                 continue
@@ -366,7 +371,7 @@ class Scheduler:
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.pcm_out, seat.peak_out = pcm, float(np.abs(pcm).max())
+            seat.pcm_out, seat.peak_out = pcm, peaks[seat.slot]
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -434,12 +439,12 @@ class Scheduler:
         """Which token is fed to each slot: text [S] int64, hush [S] bool."""
         text = np.full(self.backend.slots, PAD, np.int64)
         hush = np.zeros(self.backend.slots, bool)
+        peaks = np.abs(pcm).max(1).tolist()
         for seat in seats:
             slot = seat.slot
-            peak_in = float(np.abs(pcm[slot]).max())
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), hear(heard, seat), peak_in, seat.peak_out
+                    int(heard.text[slot]), hear(heard, seat), peaks[slot], seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours

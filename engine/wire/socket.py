@@ -258,7 +258,7 @@ class ChatSocket:
         worked = time.thread_time()  # not what other processes took meanwhile
         for pcm in self.codec.decode(payload):
             seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+            metrics.took(Stage.DECODE, *[seconds] * self.session.push_audio(pcm))
             samples += len(pcm)
             rest = self.decoding.take(time.thread_time() - worked)
             if rest or metrics.clock() - turned > TURN_SECONDS:

@@ -13,6 +13,7 @@ from demo.cloud.container import Container
 from demo.cloud.settings import container_config
 from engine.config import ServerConfig
 from engine.errors import ConfigError, ModelError
+from engine.model.gpu.cuda import CACHE_VARIABLE
 from engine.runtime.embedded import EmbeddedBackend
 from engine.weights import hub
 
@@ -172,14 +173,15 @@ def test_compiled_code_is_kept_apart_by_device_and_version(monkeypatch):
     monkeypatch.setattr(volume, "cuda_device_name", lambda: "NVIDIA A10G")
     monkeypatch.setattr(volume.metadata, "version", lambda package: "3.5.0")
     volume.set_compile_cache(environ, Path("/cache"))
+    assert environ.pop(CACHE_VARIABLE) == "/cache/compiled/cuda"
     assert environ == {"TRITON_CACHE_DIR": "/cache/compiled/nvidia-a10g-triton3.5.0"}
     monkeypatch.setattr(volume, "cuda_device_name", lambda: "NVIDIA L40S")
     other: dict[str, str] = {}
     volume.set_compile_cache(other, Path("/cache"))
-    assert other == {"TRITON_CACHE_DIR": "/cache/compiled/nvidia-l40s-triton3.5.0"}
-    mine = {"TRITON_CACHE_DIR": "/mine"}
+    assert other["TRITON_CACHE_DIR"] == "/cache/compiled/nvidia-l40s-triton3.5.0"
+    mine = {"TRITON_CACHE_DIR": "/mine", CACHE_VARIABLE: "/mine-too"}
     volume.set_compile_cache(mine, Path("/cache"))
-    assert mine == {"TRITON_CACHE_DIR": "/mine"}
+    assert mine == {"TRITON_CACHE_DIR": "/mine", CACHE_VARIABLE: "/mine-too"}
 
 
 def test_a_server_that_hangs_when_the_engine_dies_is_cut_off(monkeypatch, capsys):

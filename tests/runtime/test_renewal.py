@@ -45,7 +45,7 @@ def roomy(tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def roomy_int8(tmp_path_factory) -> Checkpoint:
-    """With int8 weights: pieces of 16 columns."""
+    """With int8 weights."""
     torch.set_num_threads(1)
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
     return load_checkpoint(str(folder), int8=True)

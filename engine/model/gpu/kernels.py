@@ -258,9 +258,11 @@ def embed(tokens: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
 #
 # One program a slot. Audio's vocabulary (2048 entries) is ranked by a full sort. Text's (32 000) is
 # first cut to what can win: the width-th largest logit is found by halving the range of the keys.
+# What is left is ranked by counting.
 # The oracle is `race` of sampling.py.
 
 WARPS, TEXT_WARPS = 8, 32
+COUNTED = tl.constexpr(256)  # entries at most that are ranked by counting: their pairs are counted
 KEY_BITS, COUNT_BITS = 32, 20  # of a logit's key, and room for a count of entries
 
 
@@ -278,17 +280,25 @@ def _key(value, inside):
 
 @triton.jit
 def _race(packed, temperature, most, noise, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`."""
-    i = tl.arange(0, WIDTH)
-    packed = tl.sort(packed, descending=True)
+    """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`.
+
+    Few are ranked by counting who is larger, which takes one step; many by a sort.
+    """
+    rank = tl.arange(0, WIDTH)
+    if WIDTH <= COUNTED:
+        larger = packed[None, :] > packed[:, None]  # no two that count are equal
+        rank = tl.sum(larger.to(tl.int32), 1)
+    else:
+        packed = tl.sort(packed, descending=True)
     index = BLOCK - 1 - (packed & 0xFFFFFFFF).to(tl.int32)
     ranked = _order((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
-    kept = i < most
+    kept = rank < most
     chance = tl.exp((ranked - tl.max(tl.where(kept, ranked, float("-inf")), 0)) / temperature)
-    race = chance / tl.load(noise + i, mask=kept, other=1.0)
+    race = chance / tl.load(noise + rank, mask=kept, other=1.0)
     race = tl.where(race >= 0, race, 0.0)  # NaN has no chance; if all are, the first in rank wins
-    winner = tl.argmax(tl.where(kept, race, -1.0), 0)
-    return tl.sum(tl.where(i == winner, index, 0), 0).to(tl.int64)
+    race = tl.where(kept, race, -1.0)
+    first = tl.min(tl.where(race == tl.max(race, 0), rank, WIDTH), 0)
+    return tl.sum(tl.where(kept & (rank == first), index, 0), 0).to(tl.int64)
 
 
 @triton.jit
