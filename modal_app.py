@@ -15,7 +15,7 @@ import modal
 APP, SERVER, LABEL = "personaplex", "PersonaPlexServer", "personaplex-server"
 TOOLS = "personaplex-tools"
 PORT, CACHE, VOLUME = 8998, "/cache", "personaplex-weights"
-OLDEST_CLIENT = (1, 6)
+OLDEST_CLIENT, OLDEST_PYTHON = (1, 6), (3, 11)
 
 
 def setting(name: str, default: str = "") -> str:
@@ -32,6 +32,8 @@ def names(name: str, default: str = "none") -> str | list[str] | None:
     return None if several == ["none"] else several if several[1:] else several[0]
 
 
+if sys.version_info < OLDEST_PYTHON:
+    raise SystemExit(f"Python {sys.version.split()[0]} is too old; make the environment with 3.11")
 if tuple(map(int, modal.__version__.split(".")[:2])) < OLDEST_CLIENT:
     raise SystemExit(f"modal {modal.__version__} is too old; run: pip install -U modal")
 if modal.is_local():

@@ -28,9 +28,9 @@ PAGE = web.AppKey("page", asyncio.Event)  # set when the page is there
 WAITING = Path(__file__).with_name("waiting.html")
 WAITING_HEADERS = {
     "Cache-Control": "no-store",
-    "Retry-After": "1",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'",
 }
+BROKEN = "The page could not be made: the server's log says why. Programs can talk all the same.\n"
 
 
 def build_app(service: Service, config: ServerConfig) -> web.Application:
@@ -52,6 +52,7 @@ class LatePage:
         self._service, self._config = service, config
         self._waiting = WAITING.read_text(encoding="utf-8")
         self._routes: PageRoutes | None = None
+        self._is_broken = False
         self.there = asyncio.Event()
 
     async def start(self, app: web.Application) -> None:
@@ -66,6 +67,7 @@ class LatePage:
             asyncio.run(routes.start(app))
         except Exception as error:  # the thread's boundary: /api goes on without a page
             logger.error("the page could not be made: %s", describe_fault(error))
+            self._is_broken = True  # a page that loads itself again would keep a GPU awake for good
             return
         self._routes = routes
         if not loop.is_closed():
@@ -78,9 +80,16 @@ class LatePage:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self._routes:
             return await self._routes.handle(request)
-        html = self._waiting if request.path == "/" else "the page is not there yet\n"
-        kind = "text/html" if request.path == "/" else "text/plain"
-        response = web.Response(status=503, text=html, content_type=kind, headers=WAITING_HEADERS)
+        if self._is_broken:
+            response = web.Response(status=500, text=BROKEN, headers=WAITING_HEADERS)
+        else:
+            is_page = request.path == "/"
+            response = web.Response(
+                status=503,
+                text=self._waiting if is_page else "the page is not there yet\n",
+                content_type="text/html" if is_page else "text/plain",
+                headers=WAITING_HEADERS | {"Retry-After": "1"},
+            )
         if request.body_exists:  # nobody reads it
             response.force_close()
         return response

@@ -254,6 +254,17 @@ def parse_switch(name: str, text: str) -> bool:
     return SWITCH_WORDS[word]
 
 
+def is_address(text: str) -> bool:
+    """Whether this is https://HOST/… or http://HOST/…, without blanks."""
+    try:
+        parts = urlsplit(text)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:  # a bracket or a port that is none
+        return False
+    is_whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_whole and port_is_right and text.isprintable() and " " not in text
+
+
 @dataclass(frozen=True, slots=True)
 class DeepSeekConfig:
     """Where answers come from. Only from the environment: a key on a command line is public."""
@@ -263,7 +274,7 @@ class DeepSeekConfig:
     model: str = "deepseek-flash"
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
+        if not is_address(self.base_url):
             raise ConfigError(f"DEEPSEEK_BASE_URL is {self.base_url[:80]!r}; use https://…")
         if not self.api_key.isascii() or not self.api_key.isprintable():
             raise ConfigError("DEEPSEEK_API_KEY has characters that no key has; copy it again")

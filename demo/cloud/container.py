@@ -16,14 +16,15 @@ from pathlib import Path
 from demo.app import build_app
 from demo.cloud.growing import Fleet, autoscale, choose_growing
 from demo.cloud.remedies import describe_for_modal
-from demo.cloud.settings import container_config, tidy
+from demo.cloud.settings import check_growth, container_config, tidy
 from demo.cloud.volume import Commit, fetch, keep_int8, pin_to_local, set_compile_cache
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.config import ServerConfig
 from engine.dialogue.service import Load, Progress, Service
-from engine.errors import EngineError
+from engine.errors import EngineError, ModelError, describe_fault
 from engine.logs import LOG_FORMAT, set_up_logs
 from engine.runtime.backend import Backend
+from engine.runtime.choose import cuda_device_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Container:
         self._stop: Stop | None = None
         self._opened, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
+        self._is_usable = False  # whether the settings can be read
         self._stopping = False
 
     # -- the platform's three calls ----------------------------------------------------------------
@@ -97,16 +99,22 @@ class Container:
             print(line, flush=True)
         try:
             self._config = container_config(self._environ, self._port)
+            check_growth(self._environ)
             if self._cache:
                 set_compile_cache(os.environ, self._cache)
             local = pin_to_local(self._config)
 
             def prepare(progress: Progress) -> None:
+                check_gpu(local)
                 fetch(local, progress, self._save, self._reload)
                 keep_int8(local, progress, self._save)
 
             self._service = build_service(local, self._died, prepare)
-        except EngineError as error:
+            self._is_usable = True
+        except (EngineError, OSError, ValueError) as error:  # settings and files: no machine's
+            if not isinstance(error, EngineError):
+                why = f"the start broke: {describe_fault(error)}"
+                error = ModelError(f"{why}; see the settings and what lies on the volume")
             token = self._environ.get("PERSONAPLEX_TOKEN", "")
             self._config = ServerConfig(host="0.0.0.0", port=self._port, token=token)
             self._service = Service(make_failure(error), model="", on_death=self._died)
@@ -137,7 +145,8 @@ class Container:
         if self._failure:
             request_stop(self._stop, self._failure)
         app = build_app(self._service, self._config)
-        if growing := choose_growing(self._environ, self._fleet):
+        fleet = self._fleet if self._is_usable else None
+        if growing := choose_growing(self._environ, fleet, self._config.slots):
             app.cleanup_ctx.append(autoscale(self._service, growing))
         return await serve_until(self._stop, app, self._service, self._config, self._opened.set)
 
@@ -176,6 +185,13 @@ class Container:
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)
+
+
+def check_gpu(config: ServerConfig) -> None:
+    """Raises RuntimeError where the machine's GPU is gone: unlike our own errors it ends the
+    process, because a new machine cures it."""
+    if config.model != "embedded" and config.device == "cuda" and not cuda_device_name():
+        raise RuntimeError("this machine's GPU does not answer; another machine has to do it")
 
 
 def make_failure(error: EngineError) -> Load:

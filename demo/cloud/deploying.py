@@ -15,13 +15,15 @@ from modal.config import config as account
 from modal_proto import api_pb2
 
 from demo.cloud.settings import GPUS, SLOW_GPUS, check_deployment, tidy
+from engine.config import parse_switch
 from engine.errors import ConfigError
 from engine.install import requirements
 
 HF_SECRET, HF_KEY = "huggingface-secret", "HF_TOKEN"
 DEEPSEEK_SECRET, DEEPSEEK_KEY = "deepseek-secret", "DEEPSEEK_API_KEY"
 BESIDE_KEY = ("DEEPSEEK_BASE_URL", "DEEPSEEK_MODEL")  # a key belongs to one address
-TOKEN = "PERSONAPLEX_TOKEN"
+TOKEN, ROUTING = "PERSONAPLEX_TOKEN", "PERSONAPLEX_ROUTING"
+NO_CARDS = ("UNSPECIFIED", "ANY")  # of the client's list; any card may be one that is too slow
 ASK_SECONDS = 15.0  # for the account's answers: an import must neither hang nor fail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,7 @@ APART = {
     for name in (
         *("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT"),
         *("TLS", "TLS_CERT", "TLS_KEY"),  # the platform speaks TLS for us
+        "WS_URL",  # of Transgate: an address that may hold the token
     )
 }
 
@@ -42,7 +45,7 @@ def check_settings() -> None:
     for line in tidy(os.environ):
         print(line, file=sys.stderr)
     of_client = (name.removeprefix("GPU_TYPE_") for name in api_pb2.GPUType.keys())  # noqa: SIM118
-    known = (name.replace("_", "-") for name in of_client if name != "UNSPECIFIED")
+    known = (name.replace("_", "-") for name in of_client if name not in NO_CARDS)
     try:
         check_deployment(os.environ, (*GPUS, *known))
     except ConfigError as error:
@@ -136,7 +139,8 @@ def print_routing(routing: str, is_on: bool) -> None:
     asked = os.environ.get("PERSONAPLEX_TRANSCRIBE") or "auto"
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     hears = "kyutai stt"
-    if asked == "0" or (asked == "auto" and os.environ.get("PERSONAPLEX_ROUTING") == "0"):
+    routes = parse_switch(ROUTING, os.environ.get(ROUTING) or "1")
+    if asked == "0" or (asked == "auto" and not routes):
         hears = "energy only, spoken questions are not routed"
     elif embedded or (asked == "auto" and not is_on):
         hears = "whisper, on the CPU"

@@ -161,13 +161,15 @@ class Door:
             logger.warning("the number of inputs stays: %s: %s", type(error).__name__, error)
 
 
-def choose_growing(environ: Mapping[str, str], fleet: Fleet | None) -> Growing | Door | None:
-    """What PERSONAPLEX_AUTOSCALE asks for; None: nothing."""
+def choose_growing(
+    environ: Mapping[str, str], fleet: Fleet | None, slots: int = 0
+) -> Growing | Door | None:
+    """What PERSONAPLEX_AUTOSCALE asks for; None: nothing. `slots`: as set; 0: as many as fit."""
     way = environ.get("PERSONAPLEX_AUTOSCALE") or "1"
     if fleet is None or way == "0":
         return None
-    asked, kind = environ.get("PERSONAPLEX_SLOTS") or "0", environ.get("PERSONAPLEX_GPU", "")
-    expected = int(asked) or EXPECTED_PLACES.get(kind.split(",")[0], 4)
+    kind = environ.get("PERSONAPLEX_GPU", "")
+    expected = slots or EXPECTED_PLACES.get(kind.split(",")[0], 4)
     if way == "places":
         return Door(fleet, expected)
     return Growing(fleet, int(environ.get("PERSONAPLEX_BUFFER_CONTAINERS") or 0), expected)

@@ -3,6 +3,7 @@
 The check asks about keys, licence and volume. Both run in a CPU container, or anywhere else.
 """
 
+import http.client
 import json
 import os
 import time
@@ -134,10 +135,12 @@ def check_deepseek(environ: Mapping[str, str]) -> Finding:
         return False, str(error)
     if not config.api_key:
         return True, "smart routing is off: there is no DEEPSEEK_API_KEY (this is fine)"
-    host = urlsplit(config.base_url).netloc
-    is_own = host == DEEPSEEK_HOST
+    address = urlsplit(config.base_url)
+    host = address.netloc
+    is_own = host == DEEPSEEK_HOST  # whose balance has one address, with and without /v1
+    models = f"{config.base_url.rstrip('/')}/models"
     request = urllib.request.Request(
-        config.base_url.rstrip("/") + ("/user/balance" if is_own else "/models"),
+        f"{address.scheme}://{host}/user/balance" if is_own else models,
         headers={"Authorization": f"Bearer {config.api_key}"},
     )
     try:
@@ -147,7 +150,7 @@ def check_deepseek(environ: Mapping[str, str]) -> Finding:
         if error.code in (401, 403):
             return False, f"{host} refuses the key ({error.code}); make a new one there"
         return False, f"{host} answers {error.code}; see DEEPSEEK_BASE_URL, or try again later"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return False, f"{host} cannot be asked ({error}); see DEEPSEEK_BASE_URL, or try again later"
     if is_own and not (isinstance(body, dict) and body.get("is_available")):
         return False, "the DeepSeek key is right, but its account has no balance: top it up"

@@ -7,20 +7,23 @@ from engine.config import ServerConfig
 from engine.errors import EngineError
 from engine.weights.hub import HubError, HubFault
 
-ANEW = "then `modal app rollover personaplex`"
+ANEW = "then `modal app rollover personaplex`"  # a container that failed does not try again
 SECRET = "modal secret create --force huggingface-secret HF_TOKEN=hf_…"
 FETCH = "`modal run modal_app.py::download`"
 REMEDIES = {
     HubFault.NO_TOKEN: f"accept the licence at {{page}}, store a token: `{SECRET}`, {ANEW}",
     HubFault.BAD_TOKEN: f"store a new one: `{SECRET}`, {ANEW}",
     HubFault.GATED: f"accept the licence at {{page}} with the token's account, {ANEW}",
-    HubFault.LIMITED: f"wait some minutes, then {FETCH}",
-    HubFault.DOWN: f"see https://status.huggingface.co, later {FETCH}",
-    HubFault.NO_ROUTE: f"see https://status.huggingface.co and https://status.modal.com, {FETCH}",
+    HubFault.LIMITED: f"wait some minutes, then {FETCH}, {ANEW}",
+    HubFault.DOWN: f"see https://status.huggingface.co, later {FETCH}, {ANEW}",
+    HubFault.NO_ROUTE: (
+        f"see https://status.huggingface.co and https://status.modal.com, later {FETCH}, {ANEW}"
+    ),
     HubFault.NOT_THERE: "see {page}, and PERSONAPLEX_MODEL and PERSONAPLEX_REVISION; deploy again",
-    HubFault.DISK_FULL: "see what lies on the volume: `modal volume ls personaplex-weights`",
-    HubFault.WRONG_SIZE: f"run {FETCH} again",
-    HubFault.CUT: f"run {FETCH} again; this file begins anew",
+    HubFault.DISK_FULL: "see what lies on the volume: `modal volume ls personaplex-weights`, "
+    f"remove what is not needed, {ANEW}",
+    HubFault.WRONG_SIZE: f"run {FETCH} again, {ANEW}",
+    HubFault.CUT: f"run {FETCH} again (this file begins anew), {ANEW}",
 }
 ENGINE_COMMANDS = {  # what the engine's own texts advise at a terminal
     "`python -m engine download`": FETCH,

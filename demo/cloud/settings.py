@@ -5,9 +5,11 @@ container reads the same settings again, together with what the secrets bring.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import NoReturn
 
 from engine.config import Bounds, DeepSeekConfig, ServerConfig, parse_switch
 from engine.errors import ConfigError
@@ -39,6 +41,7 @@ GPUS = (
 )
 SLOW_GPUS = ("T4", "L4")
 NEW_GPU = "new:"  # before a name that no list has yet
+MOST_DIGITS = 12  # of a number; Python itself refuses to read some thousands
 QUOTES = "\"'“”‘’"
 
 
@@ -69,23 +72,38 @@ def check_deployment(
     Raises ConfigError.
     """
     check_names(environ)
-    numbers = {name: read_number(environ, name) for name in NUMBERS}
+    numbers = check_growth(environ)
     for name in SWITCHES:
         if text := environ.get(PREFIX + name):
             environ[PREFIX + name] = "1" if parse_switch(PREFIX + name, text) else "0"
-    if (growing := environ.get(f"{PREFIX}AUTOSCALE") or "1") not in GROWING:
-        raise ConfigError(f"{PREFIX}AUTOSCALE is {growing!r}; use {', '.join(GROWING)}")
     for name in ("GPU", "REGION"):
         if text := environ.get(PREFIX + name):
             environ[PREFIX + name] = ",".join(split_list(PREFIX + name, text))
     if text := environ.get(f"{PREFIX}GPU"):
         environ[f"{PREFIX}GPU"] = check_gpus(text, known_gpus)
     config = container_config(environ, port=8998)
+    if config.model != "embedded" and environ.get(f"{PREFIX}GPU") == "none":
+        refuse_without_gpu(config.model)
     for name in ("model", "transcribe"):
         check_source(name, getattr(config, name))
     DeepSeekConfig.from_environment(environ)
     check_bounds(numbers, config)
     return config
+
+
+def check_growth(environ: Mapping[str, str]) -> dict[str, int | None]:
+    """The whole numbers of the deployment. Raises ConfigError, also for a way to grow."""
+    if (growing := environ.get(f"{PREFIX}AUTOSCALE") or "1") not in GROWING:
+        raise ConfigError(f"{PREFIX}AUTOSCALE is {growing!r}; use {', '.join(GROWING)}")
+    return {name: read_number(environ, name) for name in NUMBERS}
+
+
+def refuse_without_gpu(what: str) -> NoReturn:
+    """Raises ConfigError."""
+    raise ConfigError(
+        f"PERSONAPLEX_GPU is none, which is too little for {what}; "
+        "deploy with PERSONAPLEX_MODEL=embedded, or with a GPU"
+    )
 
 
 def check_bounds(numbers: Mapping[str, int | None], config: ServerConfig) -> None:
@@ -126,9 +144,9 @@ def read_number(environ: Mapping[str, str], name: str) -> int | None:
     text, bounds = environ.get(PREFIX + name, ""), NUMBERS[name]
     if not text:
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
         asked = f"a whole number from {bounds.low:g} to {bounds.high:g}"
-        raise ConfigError(f"{PREFIX}{name} is {text!r}; use {asked}")
+        raise ConfigError(f"{PREFIX}{name} is {text[:80]!r}; use {asked}")
     bounds.check(PREFIX + name, int(text))
     return int(text)
 
@@ -146,7 +164,10 @@ def check_gpus(text: str, known: tuple[str, ...]) -> str:
     names = []
     for name in text.split(","):
         if name.lower().startswith(NEW_GPU):
-            names.append(name[len(NEW_GPU) :].strip().upper())
+            card = name[len(NEW_GPU) :].strip().upper()
+            if not re.fullmatch(r"[A-Z0-9+!-]+", card):
+                raise ConfigError(f"{PREFIX}GPU is {name!r}; use one name after {NEW_GPU}")
+            names.append("none" if card == "NONE" else card)
             continue
         if ":" in name:
             one = f"{PREFIX}GPU={name.partition(':')[0]}"
@@ -180,11 +201,8 @@ def container_config(environ: Mapping[str, str], port: int) -> ServerConfig:
     config = ServerConfig.from_environment(environ, host="0.0.0.0", port=port)
     if config.model == "auto":
         config = replace(config, model=hub.DEFAULT_REPOSITORY)
-    if config.model == "embedded" or config.device != "auto":
+    if config.model == "embedded" or config.device == "cpu":
         return config
     if environ.get(f"{PREFIX}GPU", "").lower() == "none":
-        raise ConfigError(
-            f"PERSONAPLEX_GPU is none, which is too little for {config.model}; "
-            "deploy with PERSONAPLEX_MODEL=embedded, or with a GPU"
-        )
+        refuse_without_gpu(config.model)
     return replace(config, device="cuda")

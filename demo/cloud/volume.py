@@ -48,7 +48,10 @@ def find_local_commit(repository: str, revision: str, files: tuple[str, ...] = h
     """The commit that a revision means, if every file of it is here; else an empty text."""
     folder = hub.repository_folder(repository)
     ref = folder / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    # A damaged one names no folder, and fetching writes it anew.
+    commit = (
+        ref.read_text(encoding="utf-8", errors="replace").strip() if ref.is_file() else revision
+    )
     here = all((folder / "snapshots" / commit / name).is_file() for name in files)
     return commit if here else ""
 
@@ -162,7 +165,8 @@ class FetchTurn:
 
     def _is_others(self) -> bool:
         known = self._read()
-        young = self._clock() - known.get("at", 0.0) < STALE_SECONDS
+        # A time that is to come is the clock of a machine that went wrong.
+        young = abs(self._clock() - known.get("at", 0.0)) < STALE_SECONDS
         return young and known.get("by") not in ("", None, self._name)
 
     def _read(self) -> dict[str, Any]:

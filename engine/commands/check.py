@@ -20,6 +20,7 @@ from engine.wire.protocol import Kind
 
 SENTENCE = "This is a test of speech on demand, and it should be heard clearly."
 QUESTION = "How much is the premium plan?"
+MOST_SECONDS = 86_400
 WAKE_SECONDS = 30.0
 STEP_SECONDS = 20.0
 SPEECH_LEVEL = 0.02  # peak of agent audio that counts as heard
@@ -198,12 +199,20 @@ async def _read_until(client: Client, over: Callable[[Message], bool]) -> list[M
     raise CheckError(errors[-1] if errors else f"no answer after {len(seen)} messages")
 
 
+def seconds(text: str) -> float:
+    """The type of an option: up to a day, and none for a server that must be there."""
+    value = float(text)
+    if not 0 <= value <= MOST_SECONDS:  # NaN fails too, and would wait for ever
+        raise argparse.ArgumentTypeError(f"it is {text}; use 0 to {MOST_SECONDS}")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="for example http://localhost:8998")
     parser.add_argument("--token", help="shared secret of the server")
     parser.add_argument("--input", metavar="WAV", help="speak this instead of a hum")
     parser.add_argument(
-        "--wait", metavar="SECONDS", type=float, default=WAKE_SECONDS,
+        "--wait", metavar="SECONDS", type=seconds, default=WAKE_SECONDS,
         help="for a server that starts or wakes up (default %(default)g)",
     )  # fmt: skip
 

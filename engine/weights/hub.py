@@ -222,7 +222,8 @@ def _judge(
         what = f"{repository!r} is not a repository name"
         return HubFault.NOT_THERE, what, f"use one such as {DEFAULT_REPOSITORY}"
     if any(
-        getattr(one, "errno", None) == errno.ENOSPC or "No space left" in str(one) for one in chain
+        getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(one)
+        for one in chain
     ):
         room = f"it needs 18 GB (set HF_HOME to a larger disk); {again}"
         return HubFault.DISK_FULL, "the disk is full", room

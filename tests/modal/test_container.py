@@ -3,6 +3,7 @@
 import socket
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,6 +77,35 @@ def test_a_snapshot_of_a_failure_tries_again_when_it_is_thawed(monkeypatch, caps
     assert capsys.readouterr().out.count("error: ") == 1
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [("SLOTS", "many"), ("BUFFER_CONTAINERS", "x"), ("AUTOSCALE", "door"), ("MODEL", "m" * 5000)],
+)
+def test_a_setting_that_a_secret_brings_ends_no_container(bad):
+    """It is seen only here, and would end each container that the platform starts anew."""
+    name, value = bad
+    environ = {"PERSONAPLEX_MODEL": "embedded", f"PERSONAPLEX_{name}": value}
+    container = Container(environ, port=0, fleet=Mock(), leave=pytest.fail)
+    container.start()
+    words = "the start broke: OSError" if name == "MODEL" else value
+    with pytest.raises((ConfigError, ModelError), match=words):
+        container._service.wait(60)
+    container.stop()
+    assert words in container._service.failed
+
+
+def test_a_gpu_that_is_gone_ends_the_container(monkeypatch, capsys):
+    """A new machine has one. With our own errors the container would stay up without a model."""
+    monkeypatch.setattr(container_module, "cuda_device_name", lambda: "")
+    ended: list[int] = []
+    over = threading.Event()
+    container = Container(port=0, environ={}, leave=lambda code: (ended.append(code), over.set()))
+    container.start()
+    assert over.wait(60)
+    assert ended == [1]
+    assert "error: this machine's GPU does not answer" in capsys.readouterr().out
+
+
 def test_a_port_that_is_taken_ends_the_start(capsys):
     ended: list[int] = []
     over = threading.Event()
@@ -116,6 +146,13 @@ def test_a_download_that_broke_off_is_resumed_and_then_committed(hf_home, monkey
         "saving the weights to the volume",
         "committed",
     ]
+
+
+def test_a_damaged_name_of_a_commit_is_fetched_again(hf_home):
+    downloaded(hf_home, "c0ffee")
+    (hf_home / "hub/models--nvidia--personaplex-7b-v1/refs/main").write_bytes(b"\xff\xfe")
+    config = ServerConfig(model=hub.DEFAULT_REPOSITORY)
+    assert volume.pin_to_local(config) is config
 
 
 def test_another_revision_than_the_one_that_is_here_is_fetched(hf_home):

@@ -73,6 +73,7 @@ def tuned(home):
     deployment = {f"PERSONAPLEX_{n}": v for n, v in zip(names.split(), values, strict=True)}
     deployment |= {"PERSONAPLEX_BUFFER_CONTAINERS": "2", "PERSONAPLEX_SNAPSHOT": "1"}
     deployment |= {"PERSONAPLEX_MAX_INPUTS": "50", "PERSONAPLEX_TARGET_INPUTS": "6"}
+    deployment |= {"PERSONAPLEX_WS_URL": "wss://a.example/api?token=s3cret"}  # Transgate's
     deployment |= {"PERSONAPLEX_PROXY_AUTH": "yes", "PERSONAPLEX_AUTOSCALE": "0"}
     deployment |= {"PERSONAPLEX_REGION": "us-east, us-west"}
     with Platform(secrets={"huggingface-secret": ["HF_TOKEN"]}) as platform:
@@ -273,12 +274,20 @@ def test_what_cannot_work_is_refused_by_the_app_file_itself(home):
     assert said == "error: PERSONAPLEX_SLOTS is 'many'; use a number such as 0"
     said = refuse(home, PERSONAPLEX_GPU="none")
     assert said.startswith("error: PERSONAPLEX_GPU is none, which is too little for nvidia/")
+    said = refuse(home, PERSONAPLEX_GPU="any")  # of the client's list, and may be a T4
+    assert said.startswith("error: PERSONAPLEX_GPU is 'any'; use A10, ")
 
 
 def test_an_old_client_is_told_to_be_renewed(home, tmp_path):
     (tmp_path / "modal.py").write_text('__version__ = "1.5.4"\ndef is_local(): return True\n')
     said = refuse(home, PYTHONPATH=str(tmp_path))
     assert said == "modal 1.5.4 is too old; run: pip install -U modal"
+
+
+def test_an_old_python_is_told_to_be_renewed(home, tmp_path):
+    (tmp_path / "modal.py").write_text("import sys\nsys.version_info = (3, 10, 13)\n")
+    said = refuse(home, PYTHONPATH=str(tmp_path))
+    assert said.endswith(" is too old; make the environment with 3.11")
 
 
 def test_modal_app_is_short_and_imports_only_modal_and_the_standard_library():

@@ -102,8 +102,16 @@ def test_a_container_that_was_killed_holds_nobody_up_for_long(tmp_path):
 
 def test_who_waits_goes_on_when_the_weights_are_there(tmp_path):
     volume = Volume(tmp_path)
-    (tmp_path / "fetching.json").write_text(json.dumps({"by": "other", "at": 1e12}))
+    (tmp_path / "fetching.json").write_text(json.dumps({"by": "other", "at": volume.now}))
     assert not volume.turn().take(lambda: volume.waited < 30, lambda *_: None)
+
+
+def test_a_clock_that_went_wrong_holds_nobody_up_for_ever(tmp_path):
+    volume = Volume(tmp_path)
+    (tmp_path / "fetching.json").write_text(json.dumps({"by": "other", "at": volume.now + 86_400}))
+    turn = volume.turn()
+    assert turn.take(lambda: volume.waited < 600, lambda *_: None)
+    turn.end()
 
 
 def test_a_turn_that_has_ended_is_free_at_once(tmp_path):

@@ -205,7 +205,6 @@ async def test_a_door_that_cannot_be_set_is_a_line_in_the_log(caplog):
         ({"PERSONAPLEX_AUTOSCALE": "0"}, type(None), []),
         ({"PERSONAPLEX_AUTOSCALE": "places"}, Door, [4]),
         ({"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_GPU": "L40S,A10G"}, Door, [8]),
-        ({"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_SLOTS": "2"}, Door, [2]),
     ],
 )
 def test_the_setting_chooses_how_to_grow(environ, kind, taken):
@@ -213,6 +212,12 @@ def test_the_setting_chooses_how_to_grow(environ, kind, taken):
     assert type(choose_growing(environ, fleet)) is kind
     assert fleet.taken == taken
     assert choose_growing(environ, None) is None
+
+
+def test_places_that_are_set_are_the_door():
+    fleet = Double()
+    choose_growing({"PERSONAPLEX_AUTOSCALE": "places"}, fleet, slots=2)
+    assert fleet.taken == [2]
 
 
 def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):

@@ -1,6 +1,7 @@
 """`check` and `download`: what they say, and how they end."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,29 @@ def test_the_deepseek_key_is_tried_without_spending(monkeypatch, deepseek, key, 
     assert words in finding[1]
     assert not key or key not in finding[1].replace("key", "")
     assert asked == ([("/user/balance", key)] if key else [])
+    asked.clear()  # the address that other companies' programs use: the same balance
+    finding = preflight.check_deepseek(environ | {"DEEPSEEK_BASE_URL": f"http://{host}/v1"})
+    assert finding[0] is fine
+    assert asked == ([("/user/balance", key)] if key else [])
+
+
+def test_an_address_that_speaks_no_http_is_a_finding():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environ = {"DEEPSEEK_API_KEY": "sk-1", "DEEPSEEK_BASE_URL": url}
+        fine, line = preflight.check_deepseek(environ)
+        thread.join()
+    assert not fine
+    assert "cannot be asked" in line
 
 
 @pytest.mark.parametrize(

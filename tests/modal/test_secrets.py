@@ -99,6 +99,7 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
         ({"PERSONAPLEX_TRANSCRIBE": "1"}, "off: no secret found", "kyutai stt"),
         ({"PERSONAPLEX_TRANSCRIBE": "0"}, "on (mine)", "energy only, spoken questions"),
         ({"PERSONAPLEX_ROUTING": "0"}, "on (mine)", "energy only, spoken questions"),
+        ({"PERSONAPLEX_ROUTING": "off"}, "on (mine)", "energy only, spoken questions"),
     ],
 )
 def test_a_deployment_says_who_will_hear(monkeypatch, capsys, environ, routing, hears):

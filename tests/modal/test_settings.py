@@ -28,8 +28,13 @@ def refuse(**settings: str) -> str:
         ({"GPU": " "}, ["GPU is ' '", "a name is missing"]),
         ({"GPU": "A11"}, ["GPU is 'A11'", "A10G", "L40S", "new:A11"]),
         ({"GPU": "A10G:2"}, ["one GPU", "PERSONAPLEX_GPU=A10G"]),
+        ({"GPU": "new:"}, ["GPU is 'new:'", "one name after new:"]),
+        ({"GPU": "new:A10G:2"}, ["GPU is 'new:A10G:2'", "one name"]),
+        ({"GPU": "none", "DEVICE": "cuda"}, ["GPU is none", "PERSONAPLEX_MODEL=embedded"]),
+        ({"GPU": "none", "DEVICE": "cpu"}, ["GPU is none", "PERSONAPLEX_MODEL=embedded"]),
         ({"GPU": "A10G,none", "MODEL": "embedded"}, ["none stands alone"]),
         ({"TIMEOUT": "an hour"}, ["TIMEOUT is 'an hour'", "a whole number from 60 to 86400"]),
+        ({"TIMEOUT": "9" * 5000}, ["TIMEOUT is '999", "a whole number from 60 to 86400"]),
         ({"TIMEOUT": "0"}, ["TIMEOUT is 0", "use 60 to 86400"]),
         ({"CPU": "0"}, ["CPU is 0"]),
         ({"MEMORY": "16"}, ["MEMORY is 16"]),
@@ -58,9 +63,13 @@ def test_what_cannot_work_is_refused_with_its_value_and_the_way_out(settings, wo
     assert all(word in said for word in words), said
 
 
-def test_a_text_model_without_an_address_is_refused():
-    with pytest.raises(ConfigError, match=r"DEEPSEEK_BASE_URL is 'api\.example'"):
-        check_deployment({"DEEPSEEK_BASE_URL": "api.example"})
+@pytest.mark.parametrize(
+    "address",
+    ["api.example", "https://", "https://[bad", "https://api example", "https://a:port/v1"],
+)
+def test_a_text_model_without_an_address_is_refused(address):
+    with pytest.raises(ConfigError, match=r"DEEPSEEK_BASE_URL is '.*'; use https://"):
+        check_deployment({"DEEPSEEK_BASE_URL": address})
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "true", "on", "YES", " On "])

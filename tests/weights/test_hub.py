@@ -67,6 +67,7 @@ def test_a_token_that_may_not_read_it_is_told_where_the_licence_is(failing, kind
         (errors.LocalEntryNotFoundError("no net"), "huggingface.co cannot be reached"),
         (errors.OfflineModeIsEnabled("offline"), "huggingface.co cannot be reached"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
         (http(errors.RevisionNotFoundError, 404), "has no revision 'main'"),
         (http(errors.RepositoryNotFoundError, 404), "there is no repository"),
         (http(errors.RemoteEntryNotFoundError, 404), "has no config.json"),
