@@ -16,7 +16,7 @@ from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import describe_fault
 from engine.weights.voices import choose_voice
-from engine.wire.server import add_routes
+from engine.wire.server import add_routes, find_path
 
 if TYPE_CHECKING:
     from demo.page.routes import PageRoutes
@@ -78,8 +78,9 @@ class LatePage:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self._routes:
             return await self._routes.handle(request)
-        html = self._waiting if request.path == "/" else "the page is not there yet\n"
-        kind = "text/html" if request.path == "/" else "text/plain"
+        is_page = find_path(request) == "/"
+        html = self._waiting if is_page else "the page is not there yet\n"
+        kind = "text/html" if is_page else "text/plain"
         response = web.Response(status=503, text=html, content_type=kind, headers=WAITING_HEADERS)
         if request.body_exists:  # nobody reads it
             response.force_close()
