@@ -16,7 +16,7 @@ from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import describe_fault
 from engine.weights.voices import choose_voice
-from engine.wire.server import add_routes
+from engine.wire.server import add_routes, find_path
 
 if TYPE_CHECKING:
     from demo.page.routes import PageRoutes
@@ -83,7 +83,7 @@ class LatePage:
         if self._is_broken:
             response = web.Response(status=500, text=BROKEN, headers=WAITING_HEADERS)
         else:
-            is_page = request.path == "/"
+            is_page = find_path(request) == "/"
             response = web.Response(
                 status=503,
                 text=self._waiting if is_page else "the page is not there yet\n",

@@ -71,6 +71,10 @@ class PageRoutes:
 
     def _answer(self, request: web.Request) -> web.Response:
         path = request.path
+        if path and path == self._config.base_path:  # the page's own links begin below it
+            query = request.rel_url.raw_query_string
+            found = {"Location": f"{path}/?{query}" if query else f"{path}/"}
+            return web.Response(status=308, headers=found | {"Cache-Control": "no-store"})
         if self._config.base_path and path.startswith(f"{self._config.base_path}/"):
             path = path.removeprefix(self._config.base_path)
         file = self._files.find(path)

@@ -269,6 +269,8 @@ class Routing:
         self.on = self._watches = on
         if not on:
             self.drop("switched off")
+        else:
+            self._router.prepare()
         self._voice.watch(on)
 
     def take_role(self, facts: str, watches: bool) -> None:

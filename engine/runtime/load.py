@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.config import FRAME_SECONDS, LATE_SECONDS
 from engine.errors import BadParameterError, EngineError, ModelError, logged_fault
-from engine.runtime.backend import Backend
+from engine.runtime.backend import Backend, Opening
 from engine.runtime.metrics import Metrics
 from engine.runtime.seat import Renewed, Seat
 
@@ -262,6 +262,18 @@ def next_due(seats: list[Seat], now: float) -> float | None:
 FOLDERS = re.compile(r"(?:/[^\s/]+)+/")  # of this machine, in a fault: no client's business
 
 
+def read_files(backend: Backend, opening: Opening) -> None:
+    """What an opening needs. Loader's thread.
+
+    Raises BadParameterError with what is wrong with the files of its voice.
+    """
+    try:
+        backend.prepare(opening)
+    except (ModelError, OSError) as error:
+        why = f"voice {opening.voice} cannot be used: {FOLDERS.sub('', str(error))}"
+        raise BadParameterError(why, "voice_prompt: a file that is no voice") from None
+
+
 class SlackWork:
     """Prompts first, as somebody waits for them; then renewals. Scheduler's thread only.
 
@@ -323,7 +335,7 @@ class SlackWork:
         """One bounded piece of a newcomer's prompt."""
         try:
             if seat.work is None:
-                self._check_voice(seat)
+                seat.prepared.result()  # raises what is wrong with its voice
                 seat.work = self._backend.open(seat.slot, seat.opening)
             next(seat.work)
         except StopIteration:
@@ -334,14 +346,6 @@ class SlackWork:
             self._give_up(seat, error)
         except Exception:  # out of memory, say: a newcomer's fault must not reach its neighbours
             self._give_up(seat, logged_fault("a conversation could not be opened"))
-
-    def _check_voice(self, seat: Seat) -> None:
-        """Raises BadParameterError with what is wrong with the files of a newcomer's voice."""
-        try:
-            seat.prepared.result()
-        except (ModelError, OSError) as error:
-            why = f"voice {seat.opening.voice} cannot be used: {FOLDERS.sub('', str(error))}"
-            raise BadParameterError(why, "voice_prompt: a file that is no voice") from None
 
     def _renew(self, seat: Seat, work: Generator[None, None, int]) -> None:
         """One piece of work for a conversation whose context runs out."""

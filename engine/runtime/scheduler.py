@@ -31,7 +31,14 @@ from engine.errors import (
 )
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
-from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
+from engine.runtime.load import (
+    KEPT_FRAMES,
+    Overload,
+    Relief,
+    SlackWork,
+    next_due,
+    read_files,
+)
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
 
@@ -145,7 +152,7 @@ class Scheduler:
 
     def prepare(self, opening: Opening) -> Future[None]:
         """Read the files that an opening needs. Done: they are read; or it has what is wrong."""
-        return self._loader.submit(self.backend.prepare, opening)
+        return self._loader.submit(read_files, self.backend, opening)
 
     def freeze(self, seat: Seat) -> None:
         """Let not a frame of this seat pass until `thaw`: its slot stays as it is."""
@@ -221,7 +228,7 @@ class Scheduler:
     def _read_files(self, seat: Seat) -> None:
         """Loader's thread. Who has left meanwhile needs nothing any more."""
         if not seat.left:
-            self.backend.prepare(seat.opening)
+            read_files(self.backend, seat.opening)
 
     # -- scheduler's thread ------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ MOST_BROKEN_PAGES = 8  # beyond one in ten: to look at one costs more than to se
 SEEN_PACKETS = 4  # messages for each configuration of Opus, or they are not called its packets
 MOST_PACKET_BYTES = 1275  # of one Opus frame
 INT16_SCALE = 32768
+NOTHING = np.zeros(0, np.float32)
 SEND_OGG = "send Ogg/Opus at 24 kHz mono, or connect with format=pcm16"
 MARKS = (  # where its mark stands, the mark, what it is, what to do
     (0, b"OggS", "Ogg", "connect with format=opus"),
@@ -105,6 +106,7 @@ class OpusCodec:
 
     def decode(self, payload: bytes) -> Iterator[np.ndarray]:
         for page in self._pages.feed(payload):
+            yield NOTHING  # a page may hold no packet, and whoever decodes may rest after it
             try:
                 for packet in split_page(page):
                     yield self._reader.append_bytes(packet)

@@ -99,7 +99,10 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             await self._http.close()
             address = self.url.split("?")[0]  # a query holds tokens and personas
-            raise EngineError(f"no conversation at {address}: {error}") from error
+            why = str(error)
+            if isinstance(error, aiohttp.ClientResponseError):  # its own words have the query
+                why = f"HTTP {error.status} {error.message}"
+            raise EngineError(f"no conversation at {address}: {why}") from None
         return self
 
     async def _connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
@@ -172,6 +175,8 @@ class Client:
             message.data = json.loads(payload)
             if message.data.get("type") == "ready":
                 self._secret = message.data.get("resume", "")
+                if message.data.get("resumed"):  # half a frame that it had comes again
+                    self._heard = round(message.data["t"] * SAMPLE_RATE)
         elif kind in (Kind.TEXT, Kind.ERROR):
             message.text = payload.decode()
             if message.text.startswith("gone: "):

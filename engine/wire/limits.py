@@ -19,7 +19,7 @@ from engine.wire.socket import Bucket, FrameGuard, Pulse
 logger = logging.getLogger(__name__)
 
 GUESSES_PER_MINUTE = 10  # wrong tokens from one address
-# Of one address. A page is some 90 requests at once, and thirty people may sit behind one address.
+# Of one address. A page is 7 requests at once, and thirty people may sit behind one address.
 REQUESTS_PER_SECOND = 100.0
 REQUESTS_AT_ONCE = 4000.0
 MOST_ADDRESSES = 10_000  # whose wrong tokens or requests are remembered
@@ -97,7 +97,7 @@ def find_address(peer: str, forwarded: str, proxies: Networks) -> str:
     What stands before the last entry came from the client itself, who may write anything.
     """
     own = _parse_address(peer)
-    if is_trusted(peer, proxies):
+    if own and any(own in network for network in proxies):
         named = _parse_address(forwarded.rpartition(",")[2].strip())
         own = named or own
     if own is None:
@@ -105,12 +105,6 @@ def find_address(peer: str, forwarded: str, proxies: Networks) -> str:
     if own.version == 6:  # one customer has a whole network of them
         return str(ipaddress.ip_network((own, 64), strict=False))
     return str(own)
-
-
-def is_trusted(peer: str, proxies: Networks) -> bool:
-    """Whether this peer's own headers about its clients are believed."""
-    own = _parse_address(peer)
-    return own is not None and any(own in network for network in proxies)
 
 
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -140,9 +134,6 @@ class Doors:
 
     def find_address(self, peer: str, forwarded: str = "") -> str:
         return find_address(peer, forwarded, self._proxies)
-
-    def trusts(self, peer: str) -> bool:
-        return is_trusted(peer, self._proxies)
 
     def enter(self, address: str) -> bool:
         """Count a connection, unless there are too many."""

@@ -226,7 +226,11 @@ def read_text(data: dict[str, Any], name: str = "text") -> str:
 
 def has_half_character(text: str) -> bool:
     """Whether a text holds what JSON can spell, and UTF-8 cannot."""
-    return any("\ud800" <= char <= "\udfff" for char in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def parse_opening(payload: bytes) -> dict[str, str]:

@@ -106,8 +106,10 @@ def wants_socket(request: web.Request) -> bool:
 
 def refuse_socket(request: web.Request) -> web.Response:
     """A WebSocket is asked for where none is: say where it is, in a form that programs read."""
-    doors, right = request.app[DOORS], f"{find_root(request)}{SOCKETS[0]}"
-    doors.log.note(f"a WebSocket was asked for at a path that has none: clients connect to {right}")
+    right = f"{find_root(request)}{SOCKETS[0]}"
+    known = f"{request.app[CONFIG].base_path}{SOCKETS[0]}"  # the log repeats no header
+    told = f"a WebSocket was asked for at a path that has none: clients connect to {known}"
+    request.app[DOORS].log.note(told)
     told = {"error": f"there is no WebSocket at this path; connect to {right}", "socket": right}
     return web.json_response(told, status=404, headers=make_cors_headers(request))
 

@@ -28,7 +28,6 @@ from engine.errors import (
     ConfigError,
     EndError,
     GoneError,
-    ModelError,
     ProtocolError,
     RefusedError,
     TooFastError,
@@ -369,7 +368,7 @@ class ChatSocket(LiveSocket):
         self.extra_cost = RESTART_COST
         try:
             await self.session.change_role(parse_role(data))
-        except (BadParameterError, ModelError) as error:  # they end a call that begins with them
+        except BadParameterError as error:  # it ends a call that begins with it
             raise RefusedError(f"restart: {error}") from None
 
     def _set(self, data: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 from aiohttp import web
 
-from demo.app import PAGE, build_app
+from demo.app import PAGE, LatePage, build_app
 from demo.page import files
 from demo.page.bundle import FRONTEND
 from demo.page.files import OWN_ADDRESS, PageFiles
@@ -279,6 +279,20 @@ async def test_the_cookie_keeps_to_the_path_that_a_proxy_tells(told, path):
     await client.close()
 
 
+async def test_under_a_path_too_who_comes_early_gets_a_page_that_loads_itself_again(monkeypatch):
+    async def never(*_):
+        pass
+
+    monkeypatch.setattr(LatePage, "start", never)
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
+    client = await Visitor.to(build_app(engine, ServerConfig(root_path="/voice")))
+    for path in ("/", "/voice/"):
+        async with client.get(path) as response:
+            assert (response.status, response.content_type) == (503, "text/html"), path
+    await client.close()
+    engine.stop()
+
+
 async def test_a_proxy_may_leave_its_path_in_the_request():
     engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
     config = ServerConfig(root_path="https://talk.example/voice", token="open")
@@ -293,6 +307,11 @@ async def test_a_proxy_may_leave_its_path_in_the_request():
         assert 'og:image" content="https://talk.example/voice/pp/preview.png"' in (
             await response.text()
         )
+    for asked in ("/voice", "/voice?token=open"):
+        async with client.get(asked, allow_redirects=False) as response:
+            assert response.headers["Location"] == asked.replace("/voice", "/voice/")
+    async with client.get("/voice?token=open") as response:
+        assert response.status == 200
     async with client.get("/voicemail/healthz") as response:
         assert response.status == 404
     await client.close()

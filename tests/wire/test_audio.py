@@ -137,8 +137,8 @@ def test_packets_of_nothing_are_no_audio():
     """sphn would make 5 s of each, in one go."""
     receiver = OpusCodec()
     decoded(receiver, encoded(np.zeros(960, np.float32)))
-    assert list(receiver.decode(EMPTY_PACKET_PAGE * 3)) == []
-    assert list(receiver.decode(page([b""] * 255, 0, 0, 9))) == []
+    assert len(decoded(receiver, EMPTY_PACKET_PAGE * 3)) == 0
+    assert len(decoded(receiver, page([b""] * 255, 0, 0, 9))) == 0
     assert len(decoded(receiver, encoded(np.zeros(960, np.float32)))) == 960
 
 

@@ -374,6 +374,16 @@ async def test_talk_to_nobody_fails_with_one_line(talk):
     assert "secret" not in err
 
 
+async def test_an_answer_that_is_no_socket_is_told_without_the_address_and_its_secrets(
+    server, talk
+):
+    for url in (f"{server.url}/nowhere?token=secret", f"{server.url}/nowhere?resume=secret"):
+        code, _out, err = await talk("--say", "hi", url=url)
+        assert code == 1
+        assert "/nowhere/api: HTTP 404" in err
+        assert "secret" not in err
+
+
 async def test_talk_tells_what_the_server_refused(talk):
     code, _out, err = await talk("--voice", "Bob", "--say", "hi")
     assert code == 1

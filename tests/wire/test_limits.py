@@ -20,7 +20,7 @@ from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
 from engine.wire import socket as conversation
-from engine.wire.audio import OpusCodec
+from engine.wire.audio import OpusCodec, PageReader
 from engine.wire.limits import AddressBuckets, MinuteLog, find_address, parse_networks
 from engine.wire.protocol import Kind
 from engine.wire.socket import (
@@ -458,6 +458,25 @@ async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
             await peer.send(Kind.AUDIO, page(audio, 0, 0, 2))
             assert await peer.is_alive()
     assert len(taken) >= 0.9 * len(audio) > 80
+
+
+async def test_pages_without_audio_are_looked_at_in_many_turns(server, monkeypatch):
+    """A message of them takes 80 ms to go through, and brings nothing that a client could hear."""
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
+    taken, feed = set(), PageReader.feed
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        with turns_of(server) as turns:
+
+            def note(reader, data):
+                for one in feed(reader, data):
+                    taken.add(len(turns))
+                    yield one
+
+            monkeypatch.setattr(PageReader, "feed", note)
+            await peer.send(Kind.AUDIO, page([b""] * 255, 0, 0, 2) * 200)
+            assert await peer.is_alive()
+    assert len(taken) >= 0.9 * 200
 
 
 def test_speech_never_waits_for_its_decoding(clock):

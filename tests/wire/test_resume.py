@@ -16,8 +16,9 @@ from engine.dialogue import resume, session
 from engine.dialogue.session import Limits
 from engine.evals.standin import Reply
 from engine.wire import socket as conversation
+from engine.wire.audio import make_codec
 from engine.wire.client import Client
-from engine.wire.protocol import Kind
+from engine.wire.protocol import Kind, encode_metadata
 from tests.dialogue.talk import standing
 from tests.serving import ApiServer
 from tests.wire.drops import TINY, Wire, drop_lines
@@ -525,6 +526,19 @@ async def test_our_terminal_client_goes_on_over_a_cut_wire(alone):
     assert list(dict.fromkeys(words)) == SENTENCE.split()
     assert len(words) <= len(SENTENCE.split()) + 2  # a word at the cut may come twice
     assert heard / 24_000 > 1.5
+
+
+def test_our_client_counts_half_a_frame_that_comes_again_once():
+    """Else it is ahead after two such cuts, and a frame that it never had is left out."""
+    client = Client("http://127.0.0.1:9", fmt="opus", returns=True)
+    for _ in range(3):  # lines, each cut in the midst of a frame
+        writer = make_codec("opus")
+        pages = writer.split(writer.encode(np.zeros(1920, np.float32)))
+        for part in pages[:-1]:
+            client._message(bytes([Kind.AUDIO]) + part)
+        assert client._heard == 960
+        client._message(encode_metadata("ready", 0.0, resume="secret", resumed=True))
+        client._codec = make_codec("opus")
 
 
 async def test_our_client_does_not_come_back_to_a_conversation_that_has_ended(alone):

@@ -9,6 +9,7 @@ import pytest
 from engine.config import ServerConfig
 from engine.dialogue.persona import load_personas
 from engine.errors import ModelError
+from engine.lookup.router import Router
 from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
@@ -121,17 +122,26 @@ async def test_a_role_that_cannot_be_is_refused_and_the_talk_goes_on(
     assert peer.of(Kind.HANDSHAKE) == [b""]
 
 
-async def test_a_voice_whose_file_is_broken_is_refused_and_the_talk_goes_on():
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ModelError("/srv/zanzibarine/NATM1.pt is no voice; put another one there"),
+        FileNotFoundError(2, "No such file: it is no voice", "/srv/zanzibarine/NATM1.pt"),
+    ],
+)
+async def test_a_voice_whose_file_is_broken_is_refused_and_the_talk_goes_on(fault):
     class Broken(EmbeddedBackend):
         def prepare(self, opening):
             if opening.voice == "NATM1":
-                raise ModelError("NATM1.pt is no voice; put another one there")
+                raise fault
 
     with ApiServer(load=lambda progress: Broken(1)) as server:
         async with talking(server.url, events=1) as peer:
             await peer.tell(type="restart", voice_prompt="NATM1")
             refusal = (await peer.until(Kind.ERROR)).decode()
-            assert "NATM1.pt is no voice" in refusal
+            assert refusal.startswith("restart: bad parameter: voice NATM1 cannot be used: ")
+            assert "is no voice" in refusal
+            assert "zanzibarine" not in refusal
             await frames(peer, 3)
             assert (await restarted(peer, voice_prompt="NATM0"))["voice"] == "NATM0"
 
@@ -150,6 +160,18 @@ async def test_a_role_that_looks_things_up_does_so_from_then_on_and_another_does
             await peer.tell(type="set", routing=1)
             await restarted(peer, seed=4)
             assert session.routing._watches
+
+
+async def test_who_switches_routing_on_in_a_call_has_its_decisions_prepared(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(Router, "prepare", lambda router: prepared.append(router))
+    answers = build_answers(ServerConfig(routing=False), {})
+    with ApiServer(slots=1, answers=answers) as server:
+        async with talking(server.url, events=1) as peer:
+            assert not prepared
+            await peer.tell(type="set", routing=1)
+            assert await peer.is_alive()
+    assert prepared == [answers.router]
 
 
 async def test_before_there_is_anything_to_restart_it_is_refused(serve):

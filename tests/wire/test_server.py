@@ -194,6 +194,14 @@ async def test_a_wrong_path_is_in_the_log_without_its_words(serve, caplog):
     assert "a WebSocket was asked for at a path that has none" in caplog.text
 
 
+async def test_prefixes_that_a_client_makes_up_are_one_line_in_the_log_and_not_named(serve, caplog):
+    url = serve(slots=1).url
+    for n in range(5):
+        await ask_for_socket(url, "/ws", X_Forwarded_Prefix=f"/zanzibarine{n}")
+    assert caplog.text.count("a WebSocket was asked for") == 1
+    assert "zanzibarine" not in caplog.text
+
+
 async def test_a_server_under_a_path_answers_there_and_at_its_own_root(serve):
     under = serve(slots=1, root_path="voice/")
     for root in ("", "/voice"):

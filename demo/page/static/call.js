@@ -5,7 +5,7 @@
 import { Devices, chime, openMicrophone, permissionPending } from "./audio.js";
 import { Client } from "./client.js";
 import { newCodec } from "./codec.js";
-import { SAMPLE_RATE, socketUrl, tunable } from "./protocol.js";
+import { SAMPLE_RATE, countFrom, socketUrl, tunable } from "./protocol.js";
 import { Recorder } from "./recorder.js";
 import { CHECK_EVERY, Pulse, Retry } from "./retry.js";
 import { Timeline, rms } from "./timeline.js";
@@ -240,6 +240,7 @@ export class Call {
   /** @param {import("./protocol.js").ReadyEvent} event */
   #greet(event) {
     const anew = this.begun && !event.resumed;
+    this.received = countFrom(event, this.info, this.received);
     this.info = event;
     this.secret = event.resume ?? "";
     if (anew) this.on.transcript.restart("connection lost; a new conversation follows");

@@ -22,7 +22,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  * What the server tells with 0x04 (docs/api.md); `t` is seconds of agent audio.
  * @typedef {{type: "waking", phase: string, percent?: number | null}} WakingEvent
  * @typedef {{type: "ready", model: string, voice: string, transcript: boolean, session?: string,
- *   resume?: string, resumed?: boolean}} ReadyEvent
+ *   t?: number, resume?: string, resumed?: boolean}} ReadyEvent
  * @typedef {{type: "stats", step_ms_p50: number, late_frames: number}} StatsEvent
  * @typedef {{type: "closing", reason: string, seconds_left?: number}} ClosingEvent
  * @typedef {{type: "say", id: number, text: string, spoken?: string,
@@ -97,6 +97,18 @@ function kept(values) {
   const given = Object.entries(values).filter(
     ([, value]) => (value ?? "") !== "" && !Number.isNaN(value));
   return /** @type {Record<string, string | number>} */ (Object.fromEntries(given));
+}
+
+/**
+ * How much agent audio of its conversation has arrived, as a `ready` tells: on a socket that resumes,
+ * a frame of which only half had arrived comes again whole.
+ * @param {ReadyEvent} event
+ * @param {ReadyEvent | null} last the one before it
+ * @param {number} received samples so far
+ */
+export function countFrom(event, last, received) {
+  if (event.resumed) return Math.round((event.t ?? 0) * SAMPLE_RATE);
+  return event.session === last?.session ? received : 0; // a restart goes on counting
 }
 
 /**

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { chooseCodec } from "../../../demo/page/static/codec.js";
-import { KIND, encodeText, pcmBytes, pcmSamples, readError, socketUrl, tunable } from "../../../demo/page/static/protocol.js";
+import { KIND, countFrom, encodeText, pcmBytes, pcmSamples, readError, socketUrl, tunable } from "../../../demo/page/static/protocol.js";
 import { Recorder, wavHeader } from "../../../demo/page/static/recorder.js";
 
 const SETTINGS = {
@@ -101,4 +101,12 @@ test("a long recording is whole", async () => {
   assert.equal(view.byteLength, head + 1100 * 480 * 4);
   const last = view.getInt16(head + (1100 * 480 - 1) * 4, true) / 32767;
   assert.ok(Math.abs(last - 1099 / 2200) < 1e-3);
+});
+
+test("what has arrived is counted from where a socket goes on, and anew in a new conversation", () => {
+  const first = { type: "ready", session: "a", t: 0 };
+  assert.equal(countFrom(first, null, 0), 0);
+  assert.equal(countFrom({ ...first }, first, 4800), 4800); // a restart in the same socket
+  assert.equal(countFrom({ ...first, resumed: true, t: 0.16 }, first, 4800), 3840); // half a frame comes again
+  assert.equal(countFrom({ ...first, session: "b" }, first, 4800), 0);
 });
