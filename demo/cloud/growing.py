@@ -28,7 +28,12 @@ FORGET_SECONDS = 2.5 * RENEW_SECONDS  # after which a container that says nothin
 LOOK_SECONDS = 1.0  # between two looks at the places
 CALL_SECONDS = 10.0  # what one call to the platform may take
 ROOM = 2  # free places that mean a newcomer needs no other container
-EXPECTED_PLACES = {"L40S": 8, "A100-40GB": 15, "A100": 15}  # projected; every other kind: 4
+EXPECTED_PLACES = {
+    "L40S": 16,
+    "A100-40GB": 15,
+    "A100": 15,
+    "H100": 16,
+}  # bf16, docs/modal-scaling.md; others: 4
 
 
 class Fleet(Protocol):

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from demo.cloud.growing import (
     CALM_SECONDS,
+    EXPECTED_PLACES,
     RENEW_SECONDS,
     Door,
     Growing,
@@ -204,7 +205,7 @@ async def test_a_door_that_cannot_be_set_is_a_line_in_the_log(caplog):
         ({"PERSONAPLEX_AUTOSCALE": "1"}, Growing, []),
         ({"PERSONAPLEX_AUTOSCALE": "0"}, type(None), []),
         ({"PERSONAPLEX_AUTOSCALE": "places"}, Door, [4]),
-        ({"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_GPU": "L40S,A10G"}, Door, [8]),
+        ({"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_GPU": "L40S,A10G"}, Door, [16]),
     ],
 )
 def test_the_setting_chooses_how_to_grow(environ, kind, taken):
@@ -245,3 +246,13 @@ def test_modals_autoscaler_is_told_and_keeps_its_other_bounds(tmp_path):
     assert [one.settings.buffer_containers for one in told] == [1, 2, 1, 0]
     assert told[0].function_id == "fu-PersonaPlexServer.*"
     assert {field.name for field, _ in told[0].settings.ListFields()} == {"buffer_containers"}
+
+
+def test_expected_places_are_those_of_the_table_of_gpus():
+    table = (ROOT / "docs" / "modal-scaling.md").read_text(encoding="utf-8")
+    heads = next(line for line in table.splitlines() if "A10G (24 GB)" in line).split("|")
+    row = next(line for line in table.splitlines() if "at once, bf16 (default)" in line).split("|")
+    told = {head.split()[0]: int(places) for head, places in zip(heads, row, strict=True)
+            if places.strip().isdecimal()}  # fmt: skip
+    assert len(told) >= 3
+    assert told == {kind: EXPECTED_PLACES.get(kind, 4) for kind in told}
