@@ -57,11 +57,12 @@ def test_a_press_before_the_script_is_there_cannot_be_made(browser, scripted_ser
     context = browser.new_context()
     page = context.new_page()
     held = []
-    page.route(re.compile("/pp/.*main"), lambda route: held.append(route))
-    page.goto(scripted_server.url)
+    page.route(re.compile(r"/pp/.*\.js"), lambda route: held.append(route))
+    page.goto(scripted_server.url, wait_until="commit")
     start = page.locator("#pp-start")
-    expect(start).to_be_visible(timeout=PATIENCE)
-    expect(start).to_be_disabled()
+    while not held:
+        page.wait_for_timeout(50)
+    expect(start).not_to_be_visible()  # a picture of the page stands there until then
     for route in held:
         route.continue_()
     start.click(timeout=PATIENCE)  # waits until it is enabled
