@@ -230,10 +230,11 @@ def test_serve_and_demo_have_it_by_default():
     "words",
     [
         ["trace", "--input", "x.wav", "--out", "o.safetensors"],
-        ["offline", "--input-wav", "x.wav", "--output-wav", "o", "--output-text", "o"],
+        ["offline", "--input-wav", "x.wav", "--output-wav", "o.wav", "--output-text", "o.json"],
     ],
 )
-def test_trace_and_offline_never_have_it(words, monkeypatch, capsys):
+def test_trace_and_offline_never_have_it(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # what they write to is looked at first
     asked = []
 
     def load(config, *rest):
