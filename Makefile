@@ -8,9 +8,8 @@ FIND_PYTHON = for python in $(if $(PYTHON),"$(PYTHON)",$(BIN)/python python3.14 
 	"$$python" -c '$(FITS)' 2>/dev/null && break; python=; done; \
 	if [ -z "$$python" ]; then echo '$(if $(PYTHON),PYTHON=$(PYTHON) does not fit: )Python 3.11 to 3.14 with its venv module is needed' >&2; exit 1; fi
 SET_UP = @$(FIND_PYTHON); "$$python" -m engine.install
-# What needs no server fills a core; servers and browsers wait much of the time, so three of them share two cores.
-UNIT := tests/model tests/weights tests/runtime tests/dialogue tests/lookup \
-	$(filter-out tests/test_install.py,$(wildcard tests/test_*.py))
+# Servers and browsers wait much of the time and models fill a core: with four at once two cores have work.
+WORKERS ?= 4
 
 .PHONY: setup run test bench lint browsers
 
@@ -25,8 +24,7 @@ run:
 test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --dist worksteal $(UNIT) $(ARGS)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(UNIT:%=--ignore=%) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

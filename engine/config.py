@@ -4,16 +4,22 @@ Not a global settings object: what needs a setting is given it.
 """
 
 import ipaddress
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from engine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 24_000  # Hz, mono
 FRAME_RATE = 12.5  # frames per second
 FRAME_SAMPLES = int(SAMPLE_RATE / FRAME_RATE)  # 1920 samples, 80 ms: the budget of one step
 FRAME_SECONDS = 1 / FRAME_RATE
+MAX_WAITING_FRAMES = 375  # of one user, 30 s: beyond them the oldest go unheard
 LATE_SECONDS = 0.120  # from a complete user frame to its agent frame sent: more is late
 
 PAD = 3  # text token "no new word in this frame"
@@ -35,7 +41,8 @@ class Bounds:
     def check(self, name: str, value: float) -> None:
         """Raises ConfigError naming the setting, its value and the range."""
         if not self.low <= value <= self.high:  # NaN fails too
-            raise ConfigError(f"{name} is {value}; use {self.low:g} to {self.high:g}")
+            low, high = (f"{end:.15g}" for end in (self.low, self.high))  # every digit of 2**31
+            raise ConfigError(f"{name} is {value}; use {low} to {high}")
 
 
 REPETITION_CONTEXT = Bounds(1, 4096)
@@ -71,12 +78,20 @@ def setting(default: Any, env: str, help_text: str) -> Any:
     return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
 
 
+QUOTES = ('""', "''", "``", "“”", "‘’")
 PRECISIONS = ("auto", "bf16", "int8")
+PATH = r"(/[\w~-][\w.~-]*)"  # a part of one
+ROOT_PATH = re.compile(rf"(https?://[\w.\-:\[\]]+)?{PATH}*", re.ASCII)
+SWITCH_WORDS = {
+    **dict.fromkeys(("1", "on", "yes", "true"), True),
+    **dict.fromkeys(("0", "off", "no", "false"), False),
+}
 SERVER_BOUNDS = {
     "port": Bounds(0, 65535),
     "slots": Bounds(0, 256),
     **dict.fromkeys(("idle_s", "silence_s", "session_s"), Bounds(1, 86_400)),
     "drain_s": Bounds(0, 20),
+    "resume_s": Bounds(0, 600),
     **dict.fromkeys(("hang_s", "load_hang_s"), Bounds(0.5, 86_400)),
     "marker_threshold": Bounds(2, 3),
     "asks_per_minute": Bounds(1, 600),
@@ -93,6 +108,9 @@ class ServerConfig:
 
     host: str = setting("0.0.0.0", "HOST", "address to listen on")
     port: int = setting(8998, "PORT", "port of page and /api")
+    tls: str = setting("", "TLS", "self: https and wss with a certificate of our own making")
+    tls_cert: str = setting("", "TLS_CERT", "a certificate's file (PEM): https and wss")
+    tls_key: str = setting("", "TLS_KEY", "its private key's file (PEM)")
     model: str = setting("auto", "MODEL", "auto, embedded, a directory or a HF repository")
     revision: str = setting("", "REVISION", "revision of the repository; empty: the pinned one")
     transcribe: str = setting(
@@ -123,10 +141,16 @@ class ServerConfig:
     frame_ancestors: str = setting(
         "'self'", "FRAME_ANCESTORS", "pages that may show ours in a frame, as 'self' https://HOST"
     )
+    root_path: str = setting(
+        "", "ROOT_PATH", "where a proxy shows the server: /talk, or the whole https://HOST/talk"
+    )
     voice: str = setting(VOICE_NAMES[0], "VOICE", "default voice")
     idle_s: float = setting(60.0, "IDLE_S", "end after this long without any message")
     silence_s: float = setting(300.0, "SILENCE_S", "end after this long without anybody speaking")
     session_s: float = setting(1800.0, "SESSION_S", "longest conversation")
+    resume_s: float = setting(
+        30.0, "RESUME_S", "keep a conversation whose line dropped for this long; 0: it is over"
+    )
     routing: bool = setting(True, "ROUTING", "look questions up unless a client says routing=0")
     marker_threshold: int = setting(3, "MARKER_THRESHOLD", "2 or 3 exclamation marks hand over")
     knowledge: str = setting("", "KNOWLEDGE", "folder of the facts (.md, .txt); empty: our own")
@@ -144,6 +168,10 @@ class ServerConfig:
         for name in ("weights", "kv"):
             if (value := getattr(self, name)) not in PRECISIONS:
                 raise ConfigError(f"{name} is {value!r}; use {', '.join(PRECISIONS)}")
+        if self.tls not in ("", "self"):
+            raise ConfigError(f"tls is {self.tls!r}; use self, or --tls-cert and --tls-key")
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls and self.tls_cert):
+            raise ConfigError("--tls-cert and --tls-key go together, and without --tls self")
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy, strict=False)
@@ -157,6 +185,16 @@ class ServerConfig:
             raise ConfigError(
                 f"frame_ancestors is {self.frame_ancestors!r}; use addresses with blanks between"
             )
+        root = self.root_path.rstrip("/")
+        root = f"/{root}" if root and root[0] != "/" and ":" not in root else root
+        if not ROOT_PATH.fullmatch(root):
+            raise ConfigError(f"root_path is {self.root_path!r}; use /talk or https://HOST/talk")
+        object.__setattr__(self, "root_path", root)
+
+    @property
+    def base_path(self) -> str:
+        """The path of `root_path`, which a proxy may leave in what it hands on: /talk, or empty."""
+        return urlsplit(self.root_path).path.rstrip("/")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], **given: Any) -> "ServerConfig":
@@ -164,9 +202,26 @@ class ServerConfig:
         values = dict(given)
         for entry in fields(cls):
             text = environ.get(entry.metadata["env"], "")
+            if entry.name == "token":
+                text = trim_secret(entry.metadata["env"], text)
             if text and entry.name not in given:
                 values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
         return cls(**values)
+
+
+def trim_secret(name: str, text: str) -> str:
+    """A secret as it was meant: files and consoles leave line ends, blanks and quotes around it."""
+    trimmed = text.strip()
+    if len(trimmed) > 1 and trimmed[0] + trimmed[-1] in QUOTES:
+        trimmed = trimmed[1:-1].strip()
+    if trimmed != text:
+        logger.warning("%s has blanks, a line end or quotes around it: they are left out", name)
+    return trimmed
+
+
+def is_root_path(text: str) -> bool:
+    """Whether this is a path such as /voice or /a/b."""
+    return bool(re.fullmatch(f"{PATH}+", text, re.ASCII))
 
 
 def choose_recogniser(config: ServerConfig, environ: Mapping[str, str]) -> str:
@@ -185,13 +240,29 @@ def parse_setting(name: str, text: str, default: Any) -> Any:
     if isinstance(default, tuple):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(default, bool):
-        if text not in ("0", "1"):
-            raise ConfigError(f"{name} is {text!r}; use 0 or 1")
-        return text == "1"
+        return parse_switch(name, text)
     try:
         return type(default)(text)
     except ValueError:
         raise ConfigError(f"{name} is {text!r}; use a number such as {default}") from None
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """On or off, in the words that people use. Raises ConfigError."""
+    if (word := text.strip().lower()) not in SWITCH_WORDS:
+        raise ConfigError(f"{name} is {text!r}; use 1 (on, yes, true) or 0 (off, no, false)")
+    return SWITCH_WORDS[word]
+
+
+def is_address(text: str) -> bool:
+    """Whether this is https://HOST/… or http://HOST/…, without blanks."""
+    try:
+        parts = urlsplit(text)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:  # a bracket or a port that is none
+        return False
+    is_whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_whole and port_is_right and text.isprintable() and " " not in text
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +274,7 @@ class DeepSeekConfig:
     model: str = "deepseek-flash"
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
+        if not is_address(self.base_url):
             raise ConfigError(f"DEEPSEEK_BASE_URL is {self.base_url[:80]!r}; use https://…")
         if not self.api_key.isascii() or not self.api_key.isprintable():
             raise ConfigError("DEEPSEEK_API_KEY has characters that no key has; copy it again")

@@ -46,7 +46,14 @@ class RefusedError(EngineError):
 
 
 class EndError(EngineError):
-    """The conversation ends: the client gets the reason as 0x05, then the close code."""
+    """The conversation ends: the client gets the reason as 0x05, then the close code.
+
+    told: what a log may say of it: names and kinds, never a value of the client's.
+    """
+
+    def __init__(self, text: str = "", told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class BusyError(EndError):
@@ -79,6 +86,10 @@ class TimeLimitError(EndError):
 
 class ClosingError(EndError):
     close_code, prefix = 1001, "closing: "
+
+
+class GoneError(EndError):
+    close_code, prefix = 1008, "gone: "
 
 
 class InternalError(EndError):
@@ -119,7 +130,7 @@ def describe_fault(error: BaseException, depth: int = 0) -> str:
 
 def _is_ours(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
-    return path.startswith(ROOT) and "site-packages" not in path
+    return path.startswith(f"{ROOT}/") and "site-packages" not in path
 
 
 def shorten_path(path: str) -> str:

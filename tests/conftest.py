@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from engine.runtime.load import Overload
 from tests.planted import SWEEP, LogSweep
@@ -16,7 +18,25 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # One thread for every model, in servers too: they are tiny, and what several compute is rounded
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
-LONGEST = ("test_install.py", "test_gpu.py", "test_capacity.py", "test_soak.py", "test_runtime.py")
+# Files that take long, the longest first: what begins late must be short, or one worker ends alone.
+LONGEST = (
+    "tests/browser",
+    "tests/test_install.py",
+    "tests/wire/test_serve.py",
+    "tests/bench/test_gpu.py",
+    "tests/bench/test_hostile.py",
+    "tests/modal/test_life.py",
+    "tests/modal/test_gates.py",
+    "tests/bench/test_drift.py",
+    "tests/runtime/test_renewal.py",
+    "tests/model/test_compiled.py",
+    "tests/bench",
+    "tests/modal",
+    "tests/demo",
+    "tests/wire",
+    "tests/model",
+    "tests/runtime",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +77,29 @@ def swept_log() -> Iterator[LogSweep]:
     SWEEP.check()
 
 
+class WholeFiles(LoadScopeScheduling):
+    """A file's tests run in one worker, for what they share; two workers have a browser each."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/browser/"):
+            return "a to c" if file < "tests/browser/test_d" else "d to z"  # as long as the other
+        return file
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles | None:
+    return WholeFiles(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long first, browsers last: playwright's event loop stays in the thread."""
-    for name in reversed(LONGEST):
-        items.sort(key=lambda item, name=name: item.path.name != name)
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    """What takes long first."""
+
+    def place(item: pytest.Item) -> int:
+        places = (n for n, start in enumerate(LONGEST) if item.nodeid.startswith(start))
+        return next(places, len(LONGEST))
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -45,7 +45,7 @@ class ApiServer:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something in the server's own event loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self._served.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._served.loop).result(60)
 
     def __enter__(self) -> "ApiServer":
         self.engine.start()

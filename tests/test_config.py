@@ -49,6 +49,8 @@ def test_a_bad_variable_is_named():
         ("7", 0, 7),
         ("1.5", 60.0, 1.5),
         ("1", False, True),
+        ("yes", False, True),
+        ("off", True, False),
         ("word", "", "word"),
     ],
 )
@@ -56,7 +58,7 @@ def test_a_setting_takes_the_type_of_its_default(text, default, value):
     assert parse_setting("name", text, default) == value
 
 
-@pytest.mark.parametrize(("text", "default"), [("2.5", 0), ("x", 0.0), ("yes", False)])
+@pytest.mark.parametrize(("text", "default"), [("2.5", 0), ("x", 0.0), ("maybe", False)])
 def test_a_text_that_is_no_such_value_is_refused(text, default):
     with pytest.raises(ConfigError, match="name is "):
         parse_setting("name", text, default)
@@ -66,3 +68,46 @@ def test_the_defaults_of_sampling_are_those_of_the_wire():
     sampling = SamplingConfig()
     assert (sampling.text_temperature, sampling.audio_temperature) == (0.7, 0.8)
     assert (sampling.text_top_k, sampling.audio_top_k) == (25, 250)
+
+
+# -- what strangers set ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["secret\r", "secret\r\n", "  secret ", '"secret"', "'secret'", "“secret”", ' "secret"\n'],
+)
+def test_a_token_from_the_environment_is_trimmed_with_a_warning(caplog, text):
+    config = ServerConfig.from_environment({"PERSONAPLEX_TOKEN": text})
+    assert config.token == "secret"
+    assert "PERSONAPLEX_TOKEN has blanks, a line end or quotes around it" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["secret", "open sesame", "it's", '"', "'a\""])
+def test_a_token_with_nothing_around_it_is_taken_as_it_is(caplog, text):
+    assert ServerConfig.from_environment({"PERSONAPLEX_TOKEN": text}).token == text
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("", ""),
+        ("/", ""),
+        ("voice", "/voice"),
+        ("/voice/", "/voice"),
+        ("/a/b", "/a/b"),
+        ("https://h/a/", "https://h/a"),
+    ],
+)
+def test_the_root_path_is_taken_with_and_without_slashes(given, path):
+    assert ServerConfig(root_path=given).root_path == path
+
+
+@pytest.mark.parametrize(
+    "given", ["/a b", "/a//b", "/{x}", "ftp://h/voice", "/ü", "//evil.example", "/.."]
+)
+def test_what_is_no_path_is_refused(given):
+    with pytest.raises(ConfigError, match="use /talk or https://HOST/talk"):
+        ServerConfig(root_path=given)

@@ -18,6 +18,7 @@ DOCUMENTS = (
     "docs/performance.md",
     "docs/internals.md",
     "docs/modal.md",
+    "docs/modal-scaling.md",
     "docs/api.md",
 )
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -149,7 +149,7 @@ def test_serving_the_embedded_backend_loads_no_torch():
         "config = ServerConfig(model='embedded', slots=1)\n"
         "engine = build_service(config)\n"
         "add_routes(web.Application(), engine, config)\n"
-        "engine.start(); engine.wait(30); engine.stop()"
+        "engine.start(); engine.wait(60); engine.stop()"
     )
     assert "aiohttp" in loaded
     assert not loaded & {"torch", "gradio", "modal", "transformers"}
@@ -157,7 +157,7 @@ def test_serving_the_embedded_backend_loads_no_torch():
 
 # -- how much there is to read ---------------------------------------------------------------------
 
-MOST_FILES = 120  # of Python outside tests; what a later issue adds, it says
+MOST_FILES = 134  # of Python outside tests; what a later issue adds, it says
 MOST_FILES_OF_A_FRAME = 20
 FRAMES_WATCHED = 25  # two seconds: the agent speaks in some of them
 
@@ -257,7 +257,7 @@ def test_the_documents_that_are_named_are_there():
     for path in tracked():
         if path.suffix != ".py" or path == Path(__file__):
             continue
-        for name in re.findall(r"(?<![\w/.*])([\w/]+\.md)\b", path.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?<![\w/.*-])([\w/-]+\.md)\b", path.read_text(encoding="utf-8")):
             places = (ROOT / name, ROOT / "docs" / name, path.parent / name)
             written = name in path.read_text(encoding="utf-8").split('"')  # a test's own file
             assert written or any(place.exists() for place in places), f"{path}: {name}"

@@ -1,5 +1,6 @@
 """Set-up on machines that are not ours: other Pythons, two at once, one that was killed."""
 
+import ast
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import zipfile
 from importlib import metadata
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,29 +36,32 @@ def interpreters() -> dict[str, str]:
     return {v: p for v, p in found.items() if v in ("3.11", "3.12", "3.13", "3.14")}
 
 
-OWN = "{}.{}".format(*sys.version_info[:2])
-OTHERS = {version: path for version, path in interpreters().items() if version != OWN}
-# Set-up has tried our own. Who has wheels for the oldest and the newest has them for the others.
-ENDS = sorted({min(OWN, *OTHERS), max(OWN, *OTHERS)} - {OWN}) if OTHERS else []
-
-
-@pytest.fixture(scope="module")
-def dry_pip(tmp_path_factory) -> list[str]:
+def dry_pip(folder: Path) -> list[str]:
     """A pip whose dry run fetches metadata and no wheels: 25.3 and newer, with `fast-deps`."""
-    folder = tmp_path_factory.mktemp("pip")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--target", str(folder), "pip==26.3"], check=True)
     return [sys.executable, str(folder / "pip"), "--disable-pip-version-check"]
 
 
 @pytest.mark.timeout(PATIENCE)
-@pytest.mark.skipif(not ENDS, reason="there is no second Python from 3.11 to 3.14 here")
-@pytest.mark.parametrize("version", ENDS)
-def test_the_lists_resolve_to_wheels_with_other_pythons(version, dry_pip, tmp_path):
+def test_the_lists_resolve_to_wheels_with_other_pythons(tmp_path):
+    """The oldest and the newest that are here: who has wheels for them has them for the others.
+
+    Set-up has tried our own.
+    """
+    own = "{}.{}".format(*sys.version_info[:2])
+    others = {version: path for version, path in interpreters().items() if version != own}
+    if not others:
+        pytest.skip("there is no second Python from 3.11 to 3.14 here")
+    pip = dry_pip(tmp_path / "pip")
+    for version in sorted({min(own, *others), max(own, *others)} - {own}):
+        check_resolution([*pip, "--python", others[version]], tmp_path / f"{version}.json")
+
+
+def check_resolution(pip: list[str], report: Path) -> None:
     """The lists hold each other, so the longest one shows that each of them resolves."""
-    report = tmp_path / "report.json"
     done = subprocess.run(
-        [*dry_pip, "--python", OTHERS[version], "install", "--dry-run", "--ignore-installed",
+        [*pip, "install", "--dry-run", "--ignore-installed",
          "--only-binary", ":all:", "--use-feature", "fast-deps", "--quiet",
          "--report", str(report), "-r", str(ROOT / LISTS["test"])],
         capture_output=True, text=True, check=False,
@@ -343,3 +348,21 @@ def test_without_a_fitting_python_make_says_what_it_wants(tmp_path):
     assert first == f"PYTHON=/no/python3.10 does not fit: {wanted}"
     assert len(others) == 1  # make's own
     assert not (tmp_path / ".venv").exists()
+
+
+def test_what_the_product_imports_is_pinned():
+    """Not only brought along by something that is, and may leave it out one day."""
+    imported = set()
+    for path in [*ROOT.glob("engine/**/*.py"), *ROOT.glob("demo/**/*.py"), ROOT / "modal_app.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - {"engine", "demo", "modal_app"} - set(sys.stdlib_module_names)
+    known = packages_distributions()
+    pins = {canonicalize_name(Requirement(one).name) for one in requirements(LISTS["test"])}
+    names = {
+        module: {canonicalize_name(name) for name in known.get(module, ())} for module in foreign
+    }
+    assert {module for module, found in names.items() if found and not found & pins} == set()

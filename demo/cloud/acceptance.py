@@ -18,13 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo.cloud.preflight import make_progress_printer
-from demo.cloud.volume import (
-    Commit,
-    container_config,
-    fetch,
-    pin_to_local,
-    set_compile_cache,
-)
+from demo.cloud.remedies import describe_for_modal
+from demo.cloud.settings import container_config, tidy
+from demo.cloud.volume import Commit, fetch, pin_to_local, set_compile_cache
 from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ConfigError, EngineError, ModelError
 from engine.runtime.choose import cuda_device_name, has_cuda
@@ -156,19 +152,25 @@ def measure(
 
 
 def judge_int8(
-    cache: Path, volume: str, commit: Commit, effort: Effort = WHOLE, bench: Bench = run_bench
+    cache: Path,
+    volume: str,
+    commit: Commit,
+    effort: Effort = WHOLE,
+    bench: Bench = run_bench,
+    reload: Commit = lambda: None,
 ) -> None:
     """Measure, keep the verdict, print what it means. Raises SystemExit where there can be none."""
     started = time.monotonic()
+    tidy(os.environ)
     try:
         config = judged_config()
-        fetch(config, make_progress_printer(), commit)
+        fetch(config, make_progress_printer(), commit, reload)
         set_compile_cache(os.environ, cache)
         local = pin_to_local(config)
         folder = hub.find(local.model, local.revision or None, make_progress_printer())
         measured, results = measure(folder, config, commit, effort, bench)
     except EngineError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {describe_for_modal(error)}") from None
     print(
         f"\ngates of {config.model} on {cuda_device_name() or 'cpu'}: {effort.frames} frames, "
         f"{time.monotonic() - started:.0f} s"

@@ -5,18 +5,25 @@ Only modal and the standard library are needed here. The container never imports
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import modal
 from modal.config import config as account
+from modal_proto import api_pb2
 
+from demo.cloud.settings import GPUS, SLOW_GPUS, check_deployment, tidy
+from engine.config import parse_switch
+from engine.errors import ConfigError
 from engine.install import requirements
 
 HF_SECRET, HF_KEY = "huggingface-secret", "HF_TOKEN"
 DEEPSEEK_SECRET, DEEPSEEK_KEY = "deepseek-secret", "DEEPSEEK_API_KEY"
-TOKEN = "PERSONAPLEX_TOKEN"
+BESIDE_KEY = ("DEEPSEEK_BASE_URL", "DEEPSEEK_MODEL")  # a key belongs to one address
+TOKEN, ROUTING = "PERSONAPLEX_TOKEN", "PERSONAPLEX_ROUTING"
+NO_CARDS = ("UNSPECIFIED", "ANY")  # of the client's list; any card may be one that is too slow
 ASK_SECONDS = 15.0  # for the account's answers: an import must neither hang nor fail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +31,28 @@ FOLDERS, IGNORE = ("engine", "demo", "assets"), ["**/__pycache__", "**/*.pyc"]
 KNOWLEDGE = "/knowledge"  # where a knowledge folder lies in the container
 # These do not travel as they are: secrets, local paths, and what the container fixes itself.
 APART = {
-    f"PERSONAPLEX_{name}" for name in ("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT")
+    f"PERSONAPLEX_{name}"
+    for name in (
+        *("TOKEN", "KNOWLEDGE", "DEEPSEEK_SECRET", "HOST", "PORT"),
+        *("TLS", "TLS_CERT", "TLS_KEY"),  # the platform speaks TLS for us
+        "WS_URL",  # of Transgate: an address that may hold the token
+    )
 }
+
+
+def check_settings() -> None:
+    """Tidy the environment and refuse what cannot work. Raises SystemExit with value and fix."""
+    for line in tidy(os.environ):
+        print(line, file=sys.stderr)
+    of_client = (name.removeprefix("GPU_TYPE_") for name in api_pb2.GPUType.keys())  # noqa: SIM118
+    known = (name.replace("_", "-") for name in of_client if name not in NO_CARDS)
+    try:
+        check_deployment(os.environ, (*GPUS, *known))
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    for name in os.environ.get("PERSONAPLEX_GPU", "").split(","):
+        if name in SLOW_GPUS:
+            print(f"warning: {name} is too slow for a frame in 80 ms; A10G is not", file=sys.stderr)
 
 
 def build_image(cache: str) -> modal.Image:
@@ -72,7 +99,7 @@ def choose_secrets() -> list[modal.Secret]:
     known = ask_which_exist(asked)
     if known.get(HF_SECRET) is False:
         raise SystemExit(
-            f"secret {HF_SECRET} not found; create it (docs/modal.md, step 4):\n"
+            f"secret {HF_SECRET} not found; create it (docs/modal.md, 3):\n"
             f"  modal secret create {HF_SECRET} {HF_KEY}=hf_...\n"
             "or deploy without the model, on CPU:\n"
             "  PERSONAPLEX_GPU=none PERSONAPLEX_MODEL=embedded modal deploy modal_app.py"
@@ -90,6 +117,9 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
         named = DEEPSEEK_SECRET
     if named and named != "none":
         print_routing(f"on ({named})", is_on=True)
+        for name in BESIDE_KEY:
+            if os.environ.get(name):
+                print(f"{name} is not sent: the key is in {named}, and its {name} belongs there")
         return add_token(named, token)
     routing = "off: no secret found"
     if named == "none":
@@ -100,7 +130,8 @@ def choose_second_secret(named: str, known: dict[str, bool]) -> modal.Secret:
         insist = f"PERSONAPLEX_DEEPSEEK_SECRET={DEEPSEEK_SECRET} insists"
         routing = f"off: Modal gave no answer; {insist}"
     print_routing(routing, is_on=bool(key))
-    return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token})
+    beside = {name: os.environ.get(name) or None for name in BESIDE_KEY} if key else {}
+    return modal.Secret.from_dict({DEEPSEEK_KEY: key, TOKEN: token, **beside})
 
 
 def print_routing(routing: str, is_on: bool) -> None:
@@ -108,7 +139,8 @@ def print_routing(routing: str, is_on: bool) -> None:
     asked = os.environ.get("PERSONAPLEX_TRANSCRIBE") or "auto"
     embedded = os.environ.get("PERSONAPLEX_MODEL") == "embedded"
     hears = "kyutai stt"
-    if asked == "0" or (asked == "auto" and os.environ.get("PERSONAPLEX_ROUTING") == "0"):
+    routes = parse_switch(ROUTING, os.environ.get(ROUTING) or "1")
+    if asked == "0" or (asked == "auto" and not routes):
         hears = "energy only, spoken questions are not routed"
     elif embedded or (asked == "auto" and not is_on):
         hears = "whisper, on the CPU"

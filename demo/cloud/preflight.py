@@ -3,21 +3,25 @@
 The check asks about keys, licence and volume. Both run in a CPU container, or anywhere else.
 """
 
+import http.client
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from demo.cloud.volume import Commit, container_config, fetch, find_local_commit, is_repository
-from engine.config import ServerConfig
+from demo.cloud.remedies import describe_for_modal
+from demo.cloud.settings import container_config, tidy
+from demo.cloud.volume import Commit, fetch, find_local_commit, is_repository
+from engine.config import DeepSeekConfig, ServerConfig
 from engine.errors import EngineError
 from engine.weights import hub
 
-DEEPSEEK_URL = "https://api.deepseek.com"
+DEEPSEEK_HOST = "api.deepseek.com"  # where a balance can be asked for
 ASK_SECONDS = 20
 PROGRESS_SECONDS = 10.0  # between two lines of a phase
 
@@ -27,7 +31,13 @@ Finding = tuple[bool, str]  # fine or not, one line
 def check(cache: Path) -> None:
     """Print one line for each finding. Raises SystemExit if one of them is a fault."""
     faults = 0
-    for fine, line in run_checks(config_without_gpu(), cache):
+    for line in tidy(os.environ):
+        print(line, flush=True)
+    try:
+        config = config_without_gpu()
+    except EngineError as error:
+        raise SystemExit(f"error: {describe_for_modal(error)}") from None
+    for fine, line in run_checks(config, cache):
         print(f"{'ok     ' if fine else 'PROBLEM'}  {line}", flush=True)
         faults += not fine
     if faults:
@@ -35,16 +45,17 @@ def check(cache: Path) -> None:
     print("ready: modal deploy modal_app.py", flush=True)
 
 
-def download(commit: Commit) -> None:
+def download(commit: Commit, reload: Commit = lambda: None) -> None:
     """Fetch weights, and a recogniser's, onto the volume. Raises SystemExit in one clear line."""
+    tidy(os.environ)
     started = time.monotonic()
     try:
         config = config_without_gpu()
         if config.transcribe == "auto":
             config = replace(config, transcribe="1")  # it may be turned on later
-        fetched = fetch(config, make_progress_printer(), commit)
+        fetched = fetch(config, make_progress_printer(), commit, reload)
     except EngineError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {describe_for_modal(error)}") from None
     what = f"{config.model} is on the volume, {time.monotonic() - started:.0f} s"
     if not is_repository(config.model):
         what = f"model {config.model} needs no download"
@@ -76,7 +87,7 @@ def run_checks(config: ServerConfig, cache: Path) -> Iterator[Finding]:
     yield check_token(config)
     if is_repository(config.model):
         yield check_licence(config)
-    yield check_deepseek(os.environ.get("DEEPSEEK_API_KEY", ""))
+    yield check_deepseek(os.environ)
     probe = cache / f".check-{os.getpid()}"
     try:
         probe.write_text("writable", encoding="utf-8")
@@ -110,26 +121,37 @@ def check_licence(config: ServerConfig) -> Finding:
     try:
         HfApi().auth_check(config.model)
     except (HTTPError, OSError, ValueError) as error:
-        return False, hub.reason(
-            error, config.model, config.revision or "main", hub.LM_FILE, "--model"
-        )
+        revision = config.revision or hub.DEFAULT_REVISION
+        fault = hub.explain(error, config.model, revision, hub.LM_FILE, "--model")
+        return False, describe_for_modal(fault)
     return True, f"the licence of {config.model} is granted to this token"
 
 
-def check_deepseek(key: str, url: str = DEEPSEEK_URL) -> Finding:
-    """Whether the key works and has money. Asking costs nothing."""
-    if not key:
+def check_deepseek(environ: Mapping[str, str]) -> Finding:
+    """Whether the key works, and has money, where it will be used. Asking costs nothing."""
+    try:
+        config = DeepSeekConfig.from_environment(environ)
+    except EngineError as error:
+        return False, str(error)
+    if not config.api_key:
         return True, "smart routing is off: there is no DEEPSEEK_API_KEY (this is fine)"
+    address = urlsplit(config.base_url)
+    host = address.netloc
+    is_own = host == DEEPSEEK_HOST  # whose balance has one address, with and without /v1
+    models = f"{config.base_url.rstrip('/')}/models"
     request = urllib.request.Request(
-        f"{url}/user/balance", headers={"Authorization": f"Bearer {key}"}
+        f"{address.scheme}://{host}/user/balance" if is_own else models,
+        headers={"Authorization": f"Bearer {config.api_key}"},
     )
     try:
         with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
-            available = json.load(answer).get("is_available", False)
+            body = json.load(answer)
     except urllib.error.HTTPError as error:
-        return False, f"DeepSeek refuses the key ({error.code}); make a new one (sk-...)"
-    except (OSError, ValueError) as error:
-        return False, f"DeepSeek cannot be asked ({error}); try again later"
-    if not available:
+        if error.code in (401, 403):
+            return False, f"{host} refuses the key ({error.code}); make a new one there"
+        return False, f"{host} answers {error.code}; see DEEPSEEK_BASE_URL, or try again later"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return False, f"{host} cannot be asked ({error}); see DEEPSEEK_BASE_URL, or try again later"
+    if is_own and not (isinstance(body, dict) and body.get("is_available")):
         return False, "the DeepSeek key is right, but its account has no balance: top it up"
-    return True, "smart routing is on: the DeepSeek key works"
+    return True, f"smart routing is on: {host} takes the key, for the model {config.model}"

@@ -1,14 +1,17 @@
-"""Who may see the page when the server has a token: a cookie that `/?token=…` hands out.
+"""Who may see the page when the server has a token: who comes with it, `/?token=…`, or its cookie.
 
-The socket checks for itself (engine/wire/server.py). This file guards the page's own requests.
+The socket checks for itself (engine/wire/server.py). This file guards the page alone: its scripts
+are no secret. In a frame of another site a browser may keep no cookie. Then the page goes on with
+the token of its own address, which it takes out of sight and keeps in memory (html/page.html).
 """
 
 import os
+from http.cookies import SimpleCookie
 
 from aiohttp import web
 
 from engine.errors import UnauthorizedError
-from engine.wire.server import COOKIE, is_right_token
+from engine.wire.server import CONFIG, COOKIE, find_root, is_right_token
 
 COOKIE_SECONDS = 30 * 24 * 3600
 
@@ -32,15 +35,13 @@ WRONG = "That token is not the right one. Check it and try again."
 TOO_MANY = "Too many wrong tokens came from your address. Wait a minute and try again."
 
 
-def ask_for_token(request: web.Request, token: str) -> web.Response | None:
-    """What a visitor gets instead of a file: the cookie, or the form. None: it has the cookie."""
-    given = request.query.get("token") if request.path == "/" else None
-    cookie = request.cookies.get(COOKIE, "") if given is None else ""
+def ask_for_token(request: web.Request) -> web.Response | None:
+    """The form, for a visitor without the token and its cookie; None: this one may come in."""
+    given = request.query.get("token")
+    known = request.cookies.get(COOKIE, "") if given is None else given
     status, note = 401, WRONG if given else FIRST
     try:
-        if given and is_right_token(request, given):
-            return hand_out_cookie(request, token)
-        if cookie and is_right_token(request, cookie):
+        if known and is_right_token(request, known):
             return None
     except UnauthorizedError:
         status, note = 429, TOO_MANY
@@ -49,18 +50,29 @@ def ask_for_token(request: web.Request, token: str) -> web.Response | None:
     return web.Response(status=status, text=page, content_type="text/html", headers=headers)
 
 
-def hand_out_cookie(request: web.Request, token: str) -> web.Response:
-    """Set the cookie, and take the token out of the address bar."""
-    response = web.Response(status=303, headers={"Location": "./", "Cache-Control": "no-store"})
-    response.set_cookie(
-        COOKIE,
-        token,
-        max_age=COOKIE_SECONDS,
-        httponly=True,
-        secure=find_scheme(request) == "https",
-        samesite="Lax",
-    )
+def hand_out_cookie(response: web.Response, request: web.Request) -> web.Response:
+    """Put the cookie on the page for who came with `?token=`.
+
+    Where other sites may show the page in a frame, the cookie may go with it, and is kept apart for
+    each of them (Partitioned). Browsers take such a cookie over https only.
+    """
+    config = request.app[CONFIG]
+    if request.query.get("token") is None:
+        return response
+    secure = find_scheme(request) == "https"
+    framed = secure and config.frame_ancestors != "'self'"
+    response.headers["Cache-Control"] = "no-store"
+    cookie = SimpleCookie({COOKIE: config.token})[COOKIE]
+    cookie.update({"max-age": COOKIE_SECONDS, "path": find_path(request), "httponly": True})
+    cookie.update({"secure": secure, "samesite": "None" if framed else "Lax"})
+    apart = "; Partitioned" if framed else ""  # Python's own cookies know it from 3.14 on
+    response.headers.add("Set-Cookie", cookie.OutputString() + apart)
     return response
+
+
+def find_path(request: web.Request) -> str:
+    """The path of the page as the browser sees it, as far as a proxy or a setting tells."""
+    return f"{find_root(request)}/"
 
 
 def find_scheme(request: web.Request) -> str:

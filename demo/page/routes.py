@@ -8,19 +8,21 @@ import gc
 from aiohttp import web
 
 from demo.page.files import PageFile, PageFiles
-from demo.page.login import ask_for_token
+from demo.page.login import ask_for_token, hand_out_cookie
 from demo.page.ui import PageConfig
+from engine.config import ServerConfig
 
 METHODS = ("GET", "HEAD")
-OPEN_PATHS = ("/pp/", "/favicon.ico")  # with a token, too: a tab without cookie still says why
 
 POLICY = (  # Content-Security-Policy
     "default-src 'self'",  # the socket, too: 'self' is wss: on https and ws: on http
     # Gradio's page has inline scripts, known by their hashes, and it makes functions of the
     # text of our js= listeners, which is eval.
-    "script-src 'self' 'unsafe-eval' {hashes}",
+    # It takes its modules out of one file, by addresses in its own memory (static/modules.js).
+    "script-src 'self' blob: 'unsafe-eval' {hashes}",
     "style-src 'self' 'unsafe-inline'",  # Gradio's components, and our meters, set styles
     "img-src 'self' data:",  # check marks in Gradio's theme
+    "media-src 'self' blob:",  # a voice's sample, and the recording
     "object-src 'none'",
     "base-uri 'self'",
     "form-action 'self'",  # the token's form
@@ -28,25 +30,24 @@ POLICY = (  # Content-Security-Policy
 )
 
 
-def add_page(
-    app: web.Application, config: PageConfig, token: str = "", frame_ancestors: str = "'self'"
-) -> None:
+def add_page(app: web.Application, page: PageConfig, config: ServerConfig | None = None) -> None:
     """Add the page to `app`. Call it last: it answers every path that is still free."""
-    routes = PageRoutes(PageFiles(config), token, frame_ancestors)
+    routes = PageRoutes(page, config or ServerConfig())
     app.on_startup.append(routes.start)
     app.on_response_prepare.append(routes.protect)
     app.router.add_route("*", "/{path:.*}", routes.handle, expect_handler=keep_waiting)
 
 
 class PageRoutes:
-    def __init__(self, files: PageFiles, token: str, frame_ancestors: str) -> None:
-        self._files, self._token, self._frame_ancestors = files, token, frame_ancestors
+    def __init__(self, page: PageConfig, config: ServerConfig) -> None:
+        address = f"{config.root_path.rstrip('/')}/" if "://" in config.root_path else ""
+        self._files, self._config = PageFiles(page, address), config
         self._headers: dict[str, str] = {}
 
     async def start(self, _: web.Application) -> None:
         await self._files.render()
         hashes = " ".join(f"'sha256-{one}'" for one in self._files.script_hashes)
-        policy = "; ".join(POLICY).format(hashes=hashes, ancestors=self._frame_ancestors)
+        policy = "; ".join(POLICY).format(hashes=hashes, ancestors=self._config.frame_ancestors)
         self._headers = {
             "Content-Security-Policy": policy,
             "X-Content-Type-Options": "nosniff",
@@ -69,14 +70,22 @@ class PageRoutes:
         return response
 
     def _answer(self, request: web.Request) -> web.Response:
-        file = self._files.find(request.path)
+        path = request.path
+        if path and path == self._config.base_path:  # the page's own links begin below it
+            query = request.rel_url.raw_query_string
+            found = {"Location": f"{path}/?{query}" if query else f"{path}/"}
+            return web.Response(status=308, headers=found | {"Cache-Control": "no-store"})
+        if self._config.base_path and path.startswith(f"{self._config.base_path}/"):
+            path = path.removeprefix(self._config.base_path)
+        file = self._files.find(path)
         if file is None:
             return web.Response(status=404, text="404: there is no such page; use /\n")
         if request.method not in METHODS:
             headers = {"Allow": ", ".join(METHODS)}
             return web.Response(status=405, text="405: use GET\n", headers=headers)
-        guarded = self._token and not request.path.startswith(OPEN_PATHS)
-        return (guarded and ask_for_token(request, self._token)) or send_file(request, file)
+        if not self._config.token or path != "/":  # its scripts are no secret
+            return send_file(request, file)
+        return ask_for_token(request) or hand_out_cookie(send_file(request, file), request)
 
 
 def send_file(request: web.Request, file: PageFile) -> web.Response:

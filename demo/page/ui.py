@@ -1,7 +1,8 @@
-"""The page's layout and widgets in Gradio. Nothing of it runs on the server.
+"""The page's layout in Gradio: named places, each with its HTML and the script that fills it.
 
 Every listener is a line of JavaScript (`fn=None`). Therefore talking makes no HTTP request, a
-container holds no page state, and an idle tab keeps nothing open.
+container holds no page state, and an idle tab keeps nothing open. The HTML of a place stands in
+html/, its look in static/*.css, and what it does in static/main.js.
 """
 
 import json
@@ -14,19 +15,15 @@ from fastapi import FastAPI
 
 from demo.page import look
 from engine.config import SamplingConfig
-from engine.dialogue.persona import MAX_PROMPT_CHARS, Persona
+from engine.dialogue.persona import Persona
 
-STATIC = Path(__file__).parent / "static"
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+SAMPLES = HERE.parents[1] / "assets" / "voices"
 TITLE = "PersonaPlex: talk to it"
-SEED_MAX = 2**31 - 1
 TOP_K_MAX = 500  # the slider's end; the protocol allows more
-SAY_MAX = 2000  # characters (docs/api.md)
-IMPORT = "import(new URL('pp/main.js', document.baseURI))"
+IMPORT = "window.pageModules.load('pp/main.js')"
 PRIVATE = {"queue": False, "api_visibility": "private"}
-SENDS = (
-    "While this is on, questions about the product and the last turns of both sides go to "
-    "DeepSeek, a text model outside this server."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,148 +34,90 @@ class PageConfig:
     personas: Sequence[Persona]
     voice: str  # chosen at first
     routing: bool | None = None  # whether questions are looked up at first; None: never, no Ask
+    why_not: str = ""  # why nothing can be looked up; empty: it can
 
     @property
     def can_ask(self) -> bool:
-        return self.routing is not None
+        return self.routing is not None and not self.why_not
 
     def json(self) -> str:
         """As a JavaScript value, safe in any markup: nothing in it can end an element."""
         personas = [
-            {"title": one.title, "text": one.text, "looksUp": one.looks_up} for one in self.personas
+            {
+                "title": one.title,
+                "text": one.text,
+                "looksUp": one.looks_up,
+                "line": one.line,
+                "toTry": one.to_try,
+            }
+            for one in self.personas
         ]
-        whole = {"voices": list(self.voices), "personas": personas, "routing": self.can_ask}
+        base = SamplingConfig()
+        whole = {
+            "voices": list(self.voices),
+            "personas": personas,
+            "voice": self.voice,
+            "samples": find_samples(),
+            "routing": self.can_ask,
+            "whyNot": self.why_not,
+            "sampling": {
+                "textTemperature": base.text_temperature,
+                "textTopK": base.text_top_k,
+                "audioTemperature": base.audio_temperature,
+                "audioTopK": base.audio_top_k,
+            },
+        }
         return json.dumps(whole).replace("<", "\\u003c")
 
 
-class Widgets:
-    """All widgets by name, in the order in which they are laid out."""
-
-    def __init__(self, config: PageConfig) -> None:
-        gr.HTML(look.HEADER, apply_default_css=False)
-        with gr.Row(elem_classes="pp-columns"):
-            with gr.Column(scale=3, min_width=300):
-                self._call(config)
-                self._conversation(config)
-            with gr.Column(scale=2, min_width=300):
-                with gr.Column(elem_classes="pp-card"):
-                    self._settings(config)
-                with gr.Column(elem_classes="pp-card"):
-                    gr.HTML(look.DOWNLOADS, apply_default_css=False)
-                    with gr.Row(elem_classes="pp-tight"):
-                        self.wav = make_button("Sound", "pp-save-wav")
-                        self.txt = make_button("Text", "pp-save-txt")
-                        self.srt = make_button("SRT", "pp-save-srt")
-                        self.vtt = make_button("VTT", "pp-save-vtt")
-                        self.json = make_button("JSON", "pp-save-json")
-
-    def _call(self, config: PageConfig) -> None:
-        self.state = gr.HTML(
-            html_template=look.STATE,
-            apply_default_css=False,
-            elem_id="pp-state",
-            js_on_load="const events = ['refresh', 'voices'];"
-            f" const config = {config.json()};"
-            f" {IMPORT}.then(m => m.page.mountState(element, trigger, config));",
-        )
-        with gr.Row(elem_classes="pp-tight"):
-            self.connect = gr.Button(
-                "Connect", variant="primary", elem_id="pp-connect", min_width=100
-            )
-            self.mute = make_button("Mute", "pp-mute")
-            self.pause = make_button("Pause", "pp-pause")
-
-    def _conversation(self, config: PageConfig) -> None:
-        gr.HTML(
-            html_template=look.CONVERSATION,
-            apply_default_css=False,
-            elem_id="pp-conversation",
-            js_on_load=f"{IMPORT}.then(m => m.page.mountConversation(element));",
-        )
-        with gr.Row(elem_classes=["pp-line", "pp-tight"]):
-            self.say = make_line("Say", "Text for the agent to speak", "pp-say")
-            self.say_now = make_button("Say", "pp-say-now")
-            self.cancel = make_button("Stop", "pp-cancel")
-        with gr.Row(elem_classes=["pp-line", "pp-tight"], visible=config.can_ask):
-            self.ask = make_line("Ask", "A question to look up", "pp-ask")
-            self.ask_now = make_button("Ask", "pp-ask-now")
-
-    def _settings(self, config: PageConfig) -> None:
-        titles = [persona.title for persona in config.personas]
-        first = config.personas[0]
-        self.preset = gr.Dropdown(titles, value=first.title, label="Persona", elem_id="pp-preset")
-        self.persona = gr.Textbox(
-            first.text,
-            label="Its role, in words",
-            lines=4,
-            max_lines=8,
-            max_length=MAX_PROMPT_CHARS,
-            elem_id="pp-persona",
-        )
-        self.voice = gr.Dropdown(
-            list(config.voices), value=config.voice, label="Voice", elem_id="pp-voice"
-        )
-        self.routing = gr.Checkbox(
-            bool(config.routing and first.looks_up),
-            label="Look things up",
-            info=SENDS,
-            visible=config.can_ask,
-        )
-        with gr.Accordion("Settings", open=False, elem_id="pp-settings"):
-            base = SamplingConfig()
-            self.seed = gr.Number(
-                -1, label="Seed (−1: random)", precision=0, minimum=-1, maximum=SEED_MAX
-            )
-            self.text_temperature = make_slider(
-                0, 2, base.text_temperature, "Text temperature", "pp-temp"
-            )
-            self.text_top_k = make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk")
-            self.audio_temperature = make_slider(
-                0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"
-            )
-            self.audio_top_k = make_slider(
-                1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"
-            )
-            self.low_bandwidth = gr.Checkbox(
-                label="Low bandwidth", info="Opus instead of plain PCM: a tenth of the data"
-            )
-            self.record = gr.Checkbox(
-                True, label="Record in this browser", info="Nothing is kept on the server"
-            )
-
-    def changing(self) -> list[gr.components.Component]:
-        """What `widgets()` in static/main.js describes, in its order."""
-        return [
-            *(self.connect, self.mute, self.pause),
-            *(self.say, self.say_now, self.cancel, self.ask, self.ask_now),
-            *(self.preset, self.persona, self.voice, self.seed, self.low_bandwidth, self.record),
-            *(self.wav, self.txt, self.srt, self.vtt, self.json),
-        ]
-
-    def sampling(self) -> list[gr.components.Component]:
-        """The four controls that act during a call."""
-        return [
-            *(self.text_temperature, self.text_top_k),
-            *(self.audio_temperature, self.audio_top_k),
-        ]
+def find_samples() -> dict[str, list[str]]:
+    """Which model's voices can be heard beforehand (`engine voices --samples`): model -> voices."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(SAMPLES.glob("*/*.opus")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
 
 
-def make_button(label: str, elem_id: str) -> gr.Button:
-    """A button that has nothing to do before a call."""
-    return gr.Button(label, interactive=False, min_width=64, elem_id=elem_id)
+def place(name: str, config: str = "null") -> gr.HTML:
+    """`#pp-NAME`, filled with html/NAME.html, and handed to `mount` in static/main.js.
 
-
-def make_line(label: str, placeholder: str, elem_id: str) -> gr.Textbox:
-    return gr.Textbox(
-        label=label,
-        placeholder=placeholder,
-        max_length=SAY_MAX,
-        max_lines=1,
-        interactive=False,
-        scale=4,
-        min_width=200,
-        elem_id=elem_id,
+    Gradio reads the HTML as Handlebars and as a JavaScript template: no braces, no backticks.
+    """
+    mount = f"m => m.page.mount('{name}', element, {config})"
+    return gr.HTML(
+        html_template=(HERE / "html" / f"{name}.html").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id=f"pp-{name}",
+        js_on_load=f"{IMPORT}.then({mount});",
     )
+
+
+def lay_out(config: PageConfig) -> None:
+    """All places, in the order in which a keyboard reaches them."""
+    place("bar", config.json())
+    with gr.Row(elem_classes="pp-columns"):
+        with gr.Column(elem_classes="pp-left", scale=3, min_width=320):
+            place("stage")
+            place("summary")
+            place("cast")
+        with gr.Column(elem_classes="pp-right", scale=2, min_width=320):
+            place("conversation")
+    with gr.Column(elem_id="pp-drawer"):
+        place("tools")
+        lay_out_tuning()
+
+
+def lay_out_tuning() -> None:
+    base = SamplingConfig()
+    controls: list[gr.Textbox | gr.Slider] = [
+        gr.Textbox(label="Seed (empty: random)", max_lines=1, max_length=10, elem_id="pp-seed"),
+        make_slider(0, 2, base.text_temperature, "Text temperature", "pp-temp"),
+        make_slider(1, TOP_K_MAX, base.text_top_k, "Text top-k", "pp-topk"),
+        make_slider(0, 2, base.audio_temperature, "Audio temperature", "pp-audio-temp"),
+        make_slider(1, TOP_K_MAX, base.audio_top_k, "Audio top-k", "pp-audio-topk"),
+    ]
+    for control in controls:
+        control.change(None, controls, None, js=TUNE, **PRIVATE)
 
 
 def make_slider(low: int, high: int, value: float, label: str, elem_id: str) -> gr.Slider:
@@ -187,55 +126,15 @@ def make_slider(low: int, high: int, value: float, label: str, elem_id: str) -> 
     return gr.Slider(low, high, value=value, step=step, label=label, elem_id=elem_id)
 
 
-def connect_widgets(widgets: Widgets) -> None:
-    """Let every widget call window.PersonaPlex (static/main.js)."""
-    start = [
-        *(widgets.persona, widgets.voice, widgets.seed, *widgets.sampling()),
-        *(widgets.low_bandwidth, widgets.record, widgets.routing),
-    ]
-    widgets.connect.click(None, start, None, js=TOGGLE, **PRIVATE)
-    for name in ("mute", "pause", "cancel"):
-        getattr(widgets, name).click(None, js=f"() => window.PersonaPlex.{name}()", **PRIVATE)
-    for kind, box, press in (
-        ("say", widgets.say, widgets.say_now),
-        ("ask", widgets.ask, widgets.ask_now),
-    ):
-        js = f"text => window.PersonaPlex.speak('{kind}', text)"
-        gr.on([box.submit, press.click], None, [box], [box], js=js, **PRIVATE)
-    for control in (*widgets.sampling(), widgets.routing):
-        inputs = [*widgets.sampling(), widgets.routing]
-        control.change(None, inputs, None, js=SET, **PRIVATE)
-    widgets.preset.change(
-        None,
-        [widgets.preset],
-        [widgets.persona, widgets.routing],
-        js="title => window.PersonaPlex.persona(title)",
-        **PRIVATE,
-    )
-    for ending in ("wav", "txt", "srt", "vtt", "json"):
-        js = f"() => window.PersonaPlex.save('{ending}')"
-        getattr(widgets, ending).click(None, js=js, **PRIVATE)
-    state = widgets.state
-    state.refresh(
-        None, None, widgets.changing(), js="() => window.PersonaPlex.widgets()", **PRIVATE
-    )
-    state.voices(
-        None, None, [widgets.voice], js="() => window.PersonaPlex.voiceChoices()", **PRIVATE
-    )
-
-
-TOGGLE = """(persona, voice, seed, textTemperature, textTopK, audioTemperature, audioTopK,
- lowBandwidth, record, routing) => window.PersonaPlex.toggle({persona, voice, seed, textTemperature,
- textTopK, audioTemperature, audioTopK, lowBandwidth, record, routing})"""
-
-SET = """(textTemperature, textTopK, audioTemperature, audioTopK, routing) =>
- window.PersonaPlex.set({textTemperature, textTopK, audioTemperature, audioTopK, routing})"""
+TUNE = """(seed, textTemperature, textTopK, audioTemperature, audioTopK) =>
+ window.PersonaPlex.tune({seed: /^[0-9]+$/.test(seed) ? Number(seed) : null, textTemperature,
+ textTopK, audioTemperature, audioTopK})"""
 
 
 def build_page(config: PageConfig) -> gr.Blocks:
     """The page, not yet served."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
-        connect_widgets(Widgets(config))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        lay_out(config)
     return page
 
 
@@ -252,5 +151,4 @@ def mount(page: gr.Blocks) -> FastAPI:
         run_history=False,
         footer_links=[],
         theme=look.make_theme(),
-        css_paths=[STATIC / "page.css"],
     )

@@ -11,14 +11,16 @@ const HANDSHAKE = 0, TEXT = 2, ERROR = 5, SAY = 7; // kinds of messages: the fir
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const words = (data) => new TextDecoder().decode(data.subarray(1));
 
-// Polls /healthz until 200. Until then it says how far it is, or nothing answers yet.
+// Polls /healthz until 200. Until then it says how far it is, or nothing answers yet. A server that
+// has failed for good says so on the socket.
 export async function waitUntilAwake(server, tell = () => {}) {
   const end = Date.now() + PATIENCE;
   while (Date.now() < end) {
     try {
       const answer = await fetch(`${server}/healthz`);
-      if (answer.ok) return;
-      tell(await answer.text());
+      const state = await answer.text();
+      if (answer.ok || state.includes('"failed"')) return;
+      tell(state);
     } catch (error) {
       tell(`no answer yet: ${error.message}`);
     }

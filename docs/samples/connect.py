@@ -19,14 +19,18 @@ HANDSHAKE, TEXT, ERROR, SAY = 0, 2, 5, 7  # kinds of messages: the first byte
 
 
 async def wait_until_awake(http: aiohttp.ClientSession, server: str) -> None:
-    """Poll /healthz until 200. Until then it says how far it is, or nothing answers yet."""
+    """Poll /healthz until 200. Until then it says how far it is, or nothing answers yet.
+
+    A server that has failed for good says so on the socket.
+    """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
             async with http.get(f"{server}/healthz") as answer:
-                if answer.status == 200:
+                state = await answer.text()
+                if answer.status == 200 or '"failed"' in state:
                     return
-                print("waking:", await answer.text(), file=sys.stderr)
+                print("waking:", state, file=sys.stderr)
         except aiohttp.ClientError as error:
             print("no answer yet:", error, file=sys.stderr)
         await asyncio.sleep(1 + random.random())

@@ -16,11 +16,14 @@ SUBJECTS = {  # what is typed -> its module, and the subject's name there if the
     "server": "engine.bench.capacity:SERVER",
     "hostile": "engine.bench.hostile",
     "drift": "engine.bench.drift",
+    "peer": "engine.bench.peer",
     "gpu": "engine.bench.gpu",
+    "page": "engine.bench.page",
     "verify": "engine.bench.gpu:VERIFY",
     "routing": "engine.evals.dialogues",
     "turns": "engine.evals.turns",
     "tiles": "engine.tools.tiles",
+    "fleet": "engine.bench.fleet",
 }
 
 

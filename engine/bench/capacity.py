@@ -10,7 +10,8 @@ number.
 
 `soak`: people come and go for an hour, and the server's memory is watched. It fails when the server
 ends a conversation, when its memory, open files or threads grow beyond the bounds below, when a
-slot is not given back, or when nobody was let in. Late frames are reported; `capacity` judges them.
+slot is not given back, when a handshake took longer than a second although a slot was free, or when
+nobody was let in. Late frames are reported; `capacity` judges them.
 """
 
 import argparse
@@ -181,6 +182,7 @@ def measure_row(server: Server, conversations: int, seconds: float) -> dict[str,
         "late_server": counts.late, "late_client": sum(talk.late for talk in talks),
         "answer_ms_p50": p50, "answer_ms_p99": p99,
         "tick_ms_p50": counts.tick_ms(50), "tick_ms_p99": counts.tick_ms(99),
+        "host_ms_p50": counts.stage_ms("host", 0.5), "host_ms_p99": counts.stage_ms("host", 0.99),
         "ticks_in_time": counts.share_within(TICK_SECONDS), "dropped": counts.dropped,
         "refused": sum(talk.over and not talk.began for talk in talks),
         "hung_up": sum(talk.over and talk.began for talk in talks),
@@ -218,6 +220,7 @@ async def _talk_all(
 # Megabytes that may be grown by from the second quarter of the time to the last: its own, and what
 # is taken of the whole device.
 WATCHED = {"own_mb": 100, "device_mb": 200}
+HANDSHAKE_SECONDS = 1.0  # from a person's wish to talk to 0x00, while a slot is free
 HANDLES = 8  # open files, and threads, that may be left when all have gone
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
@@ -232,7 +235,11 @@ def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_soak(args: argparse.Namespace) -> int:
     """1 if something is wrong."""
-    with choose_model(args) as model, Server(serve_options(args, model)) as server:
+    # A conversation whose line dropped keeps its slot for a while: here such a slot is to be free.
+    with (
+        choose_model(args) as model,
+        Server([*serve_options(args, model), "--resume-s", "0"]) as server,
+    ):
         result = soak(server, server.health()["slots"], args.minutes * 60)
     faults = find_faults(result)
     print(describe_soak(result))
@@ -250,12 +257,16 @@ def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
     tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
+    waits = np.array(tally.waits or [0.0])
+    wait_p50, wait_p95 = (np.percentile(waits, (50, 95)) * 1e3).tolist()
     return {
         "people": people, "seconds": seconds, "slots": server.health()["slots"],
         "slots_lost": lost,
         **{name: tally.counts[name] for name in ("conversations", "refused", "frames", "says")},
         **{name: tally.counts[name] for name in LEAVES}, "errors": tally.errors,
         "late": counts.late, "dropped": counts.dropped,
+        "wait_ms_p50": wait_p50, "wait_ms_p95": wait_p95, "wait_ms_worst": float(waits.max()) * 1e3,
+        "long_waits": int((waits > HANDSHAKE_SECONDS).sum()),
         "tick_ms_p99": counts.tick_ms(99),
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
         "before": before, "after": after,
@@ -313,6 +324,10 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
         wrong.append(f"nobody was let in ({result['refused']} were refused): nothing was tried")
     if errors := result["errors"]:
         wrong.append(f"{len(errors)} conversations ended by error, the first: {errors[0]}")
+    if waits := result["long_waits"]:
+        longest = f"the longest {result['wait_ms_worst'] / 1e3:.1f} s"
+        bound = f"more than {HANDSHAKE_SECONDS:g} s while a slot was free"
+        wrong.append(f"{waits} handshakes took {bound}, {longest}")
     for name, bound in WATCHED.items():
         growth = result["grown"].get(name, 0.0)
         if growth > bound:

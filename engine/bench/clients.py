@@ -146,6 +146,7 @@ TEXTS = (
 class Tally:
     counts: Counter[str] = field(default_factory=Counter)  # frames of user audio, says, leaves, …
     errors: list[str] = field(default_factory=list)  # of conversations the server ended
+    waits: list[float] = field(default_factory=list)  # seconds for a handshake, with a slot free
 
 
 class Person:
@@ -181,8 +182,11 @@ class Person:
 
     async def _talk(self, talk: PacedTalk, ends: float, how: str) -> bool:
         """One conversation; whether the server ended it."""
+        asked = time.monotonic()
         async with Client(self._url) as client, beside(hear(client, talk)):
             await talk.ready.wait()
+            if talk.began:  # it got a slot, so one was free
+                self._tally.waits.append(time.monotonic() - asked)
             while not talk.over and (left := ends - time.monotonic()) > FRAME_SECONDS:
                 await self._act(client)
                 await speak(client, talk, self._pcm, min(PIECE_SECONDS, left))

@@ -98,7 +98,7 @@ def run_guarded(part: str, options: list[str]) -> dict[str, Any]:
 
 # -- verify: does the device compute what the CPU does? --------------------------------------------
 
-STT_TINY = Path("tests/golden/stt_tiny")
+STT_TINY = TINY.parent / "stt_tiny"
 PATHS = {"cpu": (False,), "cuda": (False, True)}  # without graphs, and with them
 GOLDEN_RUNS = ("gen_voice_pt", "gen_forced_text")
 GOLDEN_FRAMES = 81

@@ -48,7 +48,7 @@ from engine.bench.clients import (
     speak,
     voice,
 )
-from engine.bench.process import Server, find_free_port
+from engine.bench.process import SERVE, Server, find_free_port
 from engine.bench.report import duration, positive, save, table
 from engine.errors import EngineError
 from engine.wire.client import Client, api_url
@@ -67,7 +67,6 @@ SETTLE_SECONDS = 3.0  # until files and threads are given back
 FOREVER_SECONDS = 3600.0
 START_SECONDS = 60.0  # of the attacker's process
 NICE = 19
-SERVE = [sys.executable, "-m", "engine", "serve"]
 SERVE_PAGE = [sys.executable, "-m", "demo"]
 SERVE_PLANTED = [sys.executable, "-m", "engine.bench.hostile"]
 RED, PLAIN = "\033[31m", "\033[0m"
@@ -160,7 +159,7 @@ def run_scenario(args: argparse.Namespace, name: str) -> Row:
     print(f"{name} …", flush=True)
     port = find_free_port()  # of the text model
     settings = {"DEEPSEEK_API_KEY": "x", "DEEPSEEK_BASE_URL": f"http://127.0.0.1:{port}"}
-    command = SERVE_PAGE if name in OF_THE_PAGE else SERVE
+    command = SERVE_PAGE if name in OF_THE_PAGE else list(SERVE)
     try:
         with start_server(args, command, **settings if name == ANSWERS else {}) as server:
             asyncio.run(converse(server.url, CALM_SECONDS, 0.0, voice()))  # all is made and read
@@ -619,11 +618,13 @@ async def answer_oddly(target: Target) -> None:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         target.note()
-        for question, pieces in ODD_ANSWERS.items():
-            for piece in pieces if question in asked else ():
-                choice = {"index": 0, "delta": {"content": piece}}
-                await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n")
-        await response.write(b"data: [DONE]\n")
+        with contextlib.suppress(ConnectionError):  # the server has had enough of it
+            for question, pieces in ODD_ANSWERS.items():
+                for piece in pieces if question in asked else ():
+                    choice = {"index": 0, "delta": {"content": piece}}
+                    line = b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n"
+                    await response.write(line)
+            await response.write(b"data: [DONE]\n")
         return response
 
     async def ask(http: aiohttp.ClientSession, first: int) -> None:

@@ -12,21 +12,31 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineError
 
+SERVE = (sys.executable, "-m", "engine", "serve")
 READY_SECONDS = 400  # to read a full checkpoint, quantise it, compile kernels and time ticks
 LOG_LINES = 5  # of a server that ended, to find out why
 LOG_BYTES = 1 << 20  # of a start, at most
 PRECISION = re.compile(r"slots: .*\(weights (\w+), KV (\w+)")  # as the start logs it
 EMPTY_SECONDS = 10.0  # until all slots are free when all clients have left
 OPERATORS = ("PERSONAPLEX_", "DEEPSEEK_")  # settings, by how their names begin
+ROOT = Path(__file__).parents[2]
+
+
+def find_ourselves() -> dict[str, str]:
+    """Our environment, in which a process of our own finds `engine` from any folder."""
+    known = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), known)))}
 
 
 @dataclass
@@ -34,7 +44,7 @@ class Server:
     """`with Server(["--model", …]) as server:` on a free port, without our own settings."""
 
     options: list[str]
-    command: list[str] = field(default_factory=lambda: [sys.executable, "-m", "engine", "serve"])
+    command: list[str] = field(default_factory=lambda: list(SERVE))
     settings: dict[str, str] = field(default_factory=dict)  # environment variables
     ready_seconds: float = 0.0
 
@@ -43,7 +53,9 @@ class Server:
         self.port = find_free_port()
         arguments = ["--port", str(self.port), "--host", "127.0.0.1", *self.options]
         # a setting of the operator's must not change what is measured
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(OPERATORS)} | self.settings
+        kept = {
+            k: v for k, v in find_ourselves().items() if not k.startswith(OPERATORS)
+        } | self.settings
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [*self.command, *arguments], stdout=self.log, stderr=self.log, env=kept
@@ -68,11 +80,20 @@ class Server:
         while True:
             with contextlib.suppress(OSError):  # nobody listens yet, or 503: it is waking up
                 self.health()
-                return
+                if self._has_page():
+                    return
             self.check_alive()
             if time.monotonic() - started > READY_SECONDS:
                 raise EngineError(f"the server is not ready after {READY_SECONDS} s{self._tail()}")
             time.sleep(0.02)
+
+    def _has_page(self) -> bool:
+        """Whether no page is still being made: that costs a core for seconds."""
+        try:
+            self._read("/")
+        except urllib.error.HTTPError as error:
+            return error.code != 503
+        return True
 
     def precision(self) -> tuple[str, str] | None:
         """What `auto` came to, of weights and of keys and values, as the start logged it."""
@@ -182,6 +203,11 @@ class Counts:
             ended=self.ended - before.ended,
             ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
         )
+
+    def stage_ms(self, stage: str, quantile: float) -> float | None:
+        """Milliseconds of a stage in the last minute; None where it brought no frame."""
+        seconds = self.stages.get((f"{quantile:g}", stage))
+        return None if seconds is None else seconds * 1e3
 
     def share_within(self, seconds: float) -> float:
         """The share of ticks that took no longer than a bound of the histogram; 1 if none ran."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.commands.outputs import check_output
 from engine.config import PRECISIONS
 from engine.errors import ConfigError
 from engine.runtime.choose import has_cuda
@@ -46,16 +47,7 @@ def check_options(subject: str, args: argparse.Namespace) -> None:
     """Find now what would else be found when the work is done. Raises ConfigError."""
     if getattr(args, "device", "") == "cuda" and not has_cuda():
         raise ConfigError("--device cuda, but there is no CUDA device here; use cpu or auto")
-    path = result_path(subject, args.json)
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        why = error.strerror
-        raise ConfigError(f"--json {path} cannot be written ({why}); give another") from None
-    if not there:
-        path.unlink()
+    check_output("--json", result_path(subject, args.json))
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config import EPAD, FRAME_SAMPLES, PAD, SAMPLE_RATE, SamplingConfig, ServerConfig
+from engine.commands.outputs import SOUND_ENDINGS, check_output, write_output, write_sound
+from engine.config import (
+    EPAD,
+    FRAME_SAMPLES,
+    PAD,
+    SAMPLE_RATE,
+    VOICE_NAMES,
+    SamplingConfig,
+    ServerConfig,
+)
 from engine.dialogue.director import Director
 from engine.dialogue.events import Say
 from engine.dialogue.floor import WordReader, seconds
@@ -25,6 +34,7 @@ from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.choose import choose_model, load_backend
 from engine.runtime.scheduler import heard_row
 from engine.weights import hub
+from engine.weights.voices import Voices, find_voice, open_voices
 from engine.wire.client import read_wav
 
 Direct = Callable[[int, HeardRow, float, float], tuple[int, bool]]
@@ -110,10 +120,7 @@ INT16_MAX = 32767
 
 def make_opening(backend: Backend, args: argparse.Namespace) -> Opening:
     """The conversation that the options describe. Raises ConfigError."""
-    voice = Path(args.voice_prompt).stem if args.voice_prompt else backend.voices[0]
-    if voice not in backend.voices:
-        names = ", ".join(backend.voices)
-        raise ConfigError(f"voice {args.voice_prompt!r} not found; use one of {names}")
+    voice = resolve_voice(args.voice_prompt, backend.voices)
     persona = load_personas()[0].text if args.text_prompt is None else args.text_prompt
     return Opening(
         voice=voice,
@@ -127,6 +134,29 @@ def make_opening(backend: Backend, args: argparse.Namespace) -> Opening:
         seed=args.seed if args.seed >= 0 else secrets.randbits(62),
         transcribe=backend.transcribes,
     )
+
+
+def resolve_voice(wanted: str | None, names: tuple[str, ...]) -> str:
+    """The voice that an option means, a path of one too. Raises ConfigError."""
+    if not wanted:
+        return names[0]
+    name = find_voice(Path(wanted).name, names)
+    if name is None:
+        raise ConfigError(f"voice {wanted!r} not found; use one of {', '.join(names)}")
+    return name
+
+
+def check_voice(args: argparse.Namespace) -> None:
+    """Find a wrong --voice before the model is loaded, or fetched. Raises ConfigError."""
+    source = choose_model(args.hf_repo or args.model)[0]
+    if not args.voice_prompt or args.voice_prompt_dir:
+        return
+    if source == "embedded":
+        resolve_voice(args.voice_prompt, VOICE_NAMES)
+    elif folder := hub.find_folder(source, "model", hub.DEFAULT_REPOSITORY):
+        resolve_voice(args.voice_prompt, Voices(folder).names)
+    else:
+        resolve_voice(args.voice_prompt, open_voices(source, None, lambda *_: None).names)
 
 
 class Speaker:
@@ -238,16 +268,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    backend = load_model(args, lambda phase, percent: None)
+    check_output("--output", args.output_wav, SOUND_ENDINGS)
+    check_output("--output-text", args.output_text, ("", ".json", ".txt"))
     user = read_wav(args.input_wav)
+    check_voice(args)
+    backend = load_model(args, lambda phase, percent: None)
     speaker = Speaker(backend, args.say)
     start, flushed = make_opening(backend, args), []
     frames = list(drive_conversation(backend, start, split_frames(user), speaker, flushed=flushed))
     pcm = np.concatenate([frame.pcm for frame in frames])[: len(user)]
     sound = (np.clip(pcm, -1, 1) * INT16_MAX).astype(np.int16)  # rounded as the reference does
-    import soundfile  # here: benchmarks drive conversations on machines without it
-
-    soundfile.write(args.output_wav, sound, SAMPLE_RATE)
+    write_sound("--output", args.output_wav, sound)
     decoder, names = PieceDecoder(), {PAD: "PAD", EPAD: "EPAD"}
     said = [  # one string a frame
         names.get(frame.text) or decoder.feed(backend.tokenizer.piece(frame.text))
@@ -256,6 +287,8 @@ def run(args: argparse.Namespace) -> int:
     if backend.transcribes:
         said = {"text": said, "words": collect_words(frames, flushed, backend)}
     text = json.dumps(said, ensure_ascii=False)
-    Path(args.output_text).write_text(text + "\n", encoding="utf-8")
+    write_output(
+        "--output-text", args.output_text, lambda file: file.write_text(text + "\n", "utf-8")
+    )
     print(f"{len(frames)} frames, {len(pcm) / SAMPLE_RATE:.1f} s -> {args.output_wav}")
     return 0

@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields
+from socket import AF_INET, AF_INET6
 from typing import TextIO
 
 from aiohttp import web
 
 from engine.cli import silence
-from engine.config import ServerConfig, parse_setting
+from engine.config import VOICE_NAMES, ServerConfig, parse_setting
 from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
@@ -25,15 +26,19 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
+from engine.wire.tls import list_addresses, make_context
 
 HOT_WORDS = 12  # of the facts' names, that the ears are told
 END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+ALL_HOSTS = {"0.0.0.0": (AF_INET,), "::": (AF_INET, AF_INET6)}
 OPEN_TO_ALL = (
     "warning: whoever reaches this port may talk; "
     "set PERSONAPLEX_TOKEN, or use --host 127.0.0.1 for this machine only"
 )
+NO_MICROPHONE = "(browsers give its page no microphone without https: see --tls self)"
 Stop = asyncio.Future[BaseException | None]  # done: why the server ends; None: it was asked to
 
 
@@ -107,6 +112,7 @@ def build_service(
     def load(progress: Progress) -> Backend:
         prepare(progress)
         backend = load_backend(config, progress)
+        service.default_voice = check_default(config.voice, backend.voices)
         gc.collect()
         gc.freeze()  # what is here stays: a collection over all of it would hold every thread
         return backend
@@ -129,9 +135,28 @@ def build_service(
         load_ears=open_ears,
         hang_s=config.hang_s,
         load_hang_s=config.load_hang_s,
+        resume_s=config.resume_s,
     )
-    service.default_voice = config.voice
+    if source == "embedded":  # its voices are known before it is loaded
+        check_default(config.voice, VOICE_NAMES)
     return service
+
+
+def describe_addresses(config: ServerConfig, port: int) -> list[str]:
+    """Where the server can be opened: on this machine, and from others."""
+    scheme = "https" if config.tls or config.tls_cert else "http"
+    everywhere = ALL_HOSTS.get(config.host, ())
+    own = "localhost" if everywhere or config.host == "127.0.0.1" else bracket(config.host)
+    lines = [f"listening on {scheme}://{own}:{port}"]
+    for address in list_addresses(everywhere):
+        line = f"from other machines: {scheme}://{bracket(address)}:{port}"
+        lines.append(line if scheme == "https" else f"{line} {NO_MICROPHONE}")
+    return lines
+
+
+def bracket(host: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
 
 
 async def run_app(app: web.Application, service: Service, config: ServerConfig) -> int:
@@ -166,12 +191,14 @@ async def serve_until(
     guard_faults(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         try:
-            port = await stack.enter_async_context(listening(app, config.host, config.port))
+            tls = make_context(config)
+            port = await stack.enter_async_context(listening(app, config.host, config.port, tls))
         except OSError as error:
             why = os.strerror(error.errno or 0)
             where = f"{config.host}:{config.port}"
             raise ConfigError(f"cannot listen on {where}: {why}; use another --port") from None
-        tell(f"listening on http://localhost:{port}")
+        for line in describe_addresses(config, port):
+            tell(line)
         if not config.token and config.host not in LOCAL_HOSTS:
             tell(OPEN_TO_ALL)
         opened()

@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from engine.commands.outputs import SOUND_ENDINGS, check_output, write_output, write_sound
 from engine.config import FRAME_SAMPLES, SAMPLE_RATE
 from engine.errors import ConfigError
 from engine.wire.client import Client, read_wav, send_wav
@@ -34,22 +34,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    answer = asyncio.run(talk(args))
-    print()
-    if args.output and answer.pcm:
-        import soundfile  # here: without files it is not needed
-
-        soundfile.write(args.output, np.concatenate(answer.pcm), SAMPLE_RATE)
-    if args.transcript:
-        Path(args.transcript).write_text("".join(answer.texts).strip() + "\n", encoding="utf-8")
+    check_output("--output", args.output, SOUND_ENDINGS)
+    check_output("--transcript", args.transcript)
+    wav = read_wav(args.input) if args.input else None
+    answer = Answer()
+    try:
+        asyncio.run(talk(args, wav, answer))
+    except KeyboardInterrupt:  # the usual end of a talk with a microphone
+        pass
+    finally:  # what was said is kept, however it ended
+        print()
+        if args.output and answer.pcm:
+            write_sound("--output", args.output, np.concatenate(answer.pcm))
+        if args.transcript:
+            text = "".join(answer.texts).strip() + "\n"
+            write_output(
+                "--transcript", args.transcript, lambda file: file.write_text(text, "utf-8")
+            )
     return 1 if answer.error and not answer.pcm else 0
 
 
-async def talk(args: argparse.Namespace) -> "Answer":
-    wav = read_wav(args.input) if args.input else None
-    answer = Answer()
+async def talk(args: argparse.Namespace, wav: np.ndarray | None, answer: "Answer") -> None:
+    """Hold the conversation; what comes is in `answer`, also if it breaks off."""
     query = {"voice_prompt": args.voice, "text_prompt": args.text_prompt, "token": args.token}
-    async with Client(args.url, fmt=args.format, **query) as client:
+    async with Client(args.url, fmt=args.format, returns=True, **query) as client:
         receiving = asyncio.create_task(answer.receive(client))
         await answer.ready.wait()
         sending = asyncio.create_task(send_all(client, args.say, wav))
@@ -61,7 +69,6 @@ async def talk(args: argparse.Namespace) -> "Answer":
     receiving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await receiving
-    return answer
 
 
 @dataclass

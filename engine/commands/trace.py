@@ -18,6 +18,7 @@ from engine.commands.offline import (
     Direct,
     Speaker,
     add_model_arguments,
+    check_voice,
     collect_words,
     drive_conversation,
     load_model,
@@ -25,6 +26,7 @@ from engine.commands.offline import (
     split_frames,
     undirected,
 )
+from engine.commands.outputs import check_output, write_output
 from engine.errors import ConfigError, ModelError
 from engine.progress import show
 from engine.runtime.backend import Backend, HeardRow
@@ -75,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.frames is not None and args.frames < 1:
         raise ConfigError(f"--frames is {args.frames}; use 1 or more")
+    check_output("--out", args.out, ("", ".safetensors"))
     user = split_frames(read_wav(args.input))[: args.frames]
+    check_voice(args)
     backend = load_model(args, show)
     if not hasattr(backend, "prompt_frames"):
         raise ModelError("the embedded backend has no tokens to trace; give --model a checkpoint")
@@ -102,6 +106,6 @@ def run(args: argparse.Namespace) -> int:
         if rows[0].pause is not None:
             found["stt_pause"] = np.stack([row.pause for row in rows])  # [T, 4]
         metadata["words"] = json.dumps(collect_words(frames, flushed, backend), ensure_ascii=False)
-    save_file(found, args.out, metadata)
+    write_output("--out", args.out, lambda file: save_file(found, file, metadata))
     print(f"{len(frames)} frames of {Path(args.input).name} -> {args.out}")
     return 0

@@ -32,6 +32,7 @@ class Say:
     replace: bool = False  # cancel what is being said and what waits, then say this
     growing: bool = False
     answer: int = 0  # the id of the hold that this ends; 0: none
+    fixed: bool = False  # a phrase of ours, which was prepared at the start
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Who the agent is told to be: the presets of `assets/personas.toml`, and a persona as a prompt."""
 
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from engine.runtime.backend import Tokenizer
 
 PERSONAS_FILE = Path(__file__).parents[2] / "assets" / "personas.toml"
 MAX_PROMPT_CHARS = 4000
+ANY_TAG = re.compile(r"<\s{0,3}/?\s{0,3}system\s{0,3}>", re.IGNORECASE)  # as people close it
 TAG = "<system>"  # ordinary text for the tokenizer; the closing tag has no slash
 
 
@@ -20,11 +22,13 @@ class Persona:
     text: str
     looks_up: bool = False  # questions about the product are looked up, unless a client says no
     facts: str = ""  # the folder of `assets` that it looks them up in; empty: the server's own
+    line: str = ""  # who it is, on the page
+    to_try: str = ""  # what to ask it first
 
 
 def find_persona(text: str, personas: Sequence[Persona]) -> Persona | None:
     """The preset that a prompt is; None for a text of the user's own."""
-    words = " ".join(text.replace(TAG, " ").split())
+    words = " ".join(strip_tags(text).split())
     return next((persona for persona in personas if persona.text == words), None)
 
 
@@ -48,8 +52,10 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
             raise ConfigError(f"{path.name}: [{key}] looks_up is true or false, facts a folder")
         if facts and not (path.parent / facts).is_dir():
             raise ConfigError(f"{path.name}: [{key}] facts is {facts!r}; no such folder beside it")
+        line, to_try = str(entry.get("line", "")), str(entry.get("try", ""))
         text = " ".join(text.split())
-        personas.append(Persona(key, title, text, looks_up or bool(facts), facts))
+        persona = Persona(key, title, text, looks_up or bool(facts), facts, line, to_try)
+        personas.append(persona)
     if not personas:
         raise ConfigError(f"{path.name}: no persona in it; add one")
     return tuple(personas)
@@ -57,7 +63,24 @@ def load_personas(path: Path = PERSONAS_FILE) -> tuple[Persona, ...]:
 
 def prompt_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids of a persona between its tags, added where it has none; none for an empty one."""
-    text = text.strip()
-    if text and not (text.startswith(TAG) and text.endswith(TAG)):
-        text = f"{TAG} {text} {TAG}"
+    text = wrap(text)
     return tuple(tokenizer.encode(text)) if text else ()
+
+
+def wrap(text: str) -> str:
+    """A persona between its tags, once, whatever tags of whatever case it came with."""
+    text = text.strip()
+    bare = strip_tags(text)
+    if not bare:
+        return ""
+    right = text.startswith(TAG) and text.endswith(TAG) and strip_tags(text[8:-8]) == text[8:-8]
+    return text if right else f"{TAG} {bare} {TAG}"
+
+
+def strip_tags(text: str) -> str:
+    """A persona without tags at its ends. In time that grows with its length only."""
+    while match := ANY_TAG.match(text.lstrip()):
+        text = text.lstrip()[match.end() :].lstrip()
+    while ANY_TAG.fullmatch(text.rstrip(), begin := max(0, text.rfind("<"))):
+        text = text[:begin].rstrip()
+    return text

@@ -31,6 +31,12 @@ CURRENCIES = {  # one, many, and the same of the hundredth
     "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
     "S$": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
     "R$": ("real", "reais", "centavo", "centavos"),
+    "MX$": ("Mexican peso", "Mexican pesos", "centavo", "centavos"),
+    "kr": ("krona", "kronor", "ore", "ore"),
+    "zł": ("zloty", "zlotys", "grosz", "groszy"),
+    "Rs": ("rupee", "rupees", "paisa", "paise"),
+    "Rs.": ("rupee", "rupees", "paisa", "paise"),
+    "Fr.": ("Swiss franc", "Swiss francs", "centime", "centimes"),
     "€": ("euro", "euros", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"),
     "¥": ("yen", "yen", "sen", "sen"),
@@ -188,6 +194,7 @@ PRICED = (  # what a price is put before
     "plan|subscription|fee|bill|coupon|discount|credit|deposit|tier|package|rate|voucher|gift card"
 )
 COUNTED = "ID|PIN|PIN code|code|account|order|ticket|invoice|reference|card|tracking|zip|error|HTTP"
+PLACED = "room|suite|flight|apartment|apt\\.?|unit|ext\\.?|extension|highway|route|gate|seat|bus"
 WORDLY_PAIRS = {"and/or": "and or", "either/or": "either or", "on/off": "on off"}
 SIDES = {"input", "read", "client", "start", "push", "before", "stop", "on", "owner", "import"}
 VERSIONED = (
@@ -306,6 +313,7 @@ def one_of(words: object) -> str:
 
 
 CURRENCY = one_of(CURRENCIES)
+MEASURE = one_of(unit for unit in UNITS if len(unit) > 1 and unit.isalpha() and unit != "in")
 MAGNITUDE = one_of(MAGNITUDES)
 PERIOD = one_of(PERIODS)
 MONTH = "|".join(f"{name[:3]}(?:{name[3:]})?" for name in MONTHS) + "|Sept"
@@ -627,6 +635,22 @@ def say_power(base: str, power: str) -> str:
     return f"{base} to the {minus}{say_number(power) if power.isdecimal() else power}"
 
 
+def read_place(match: re.Match) -> str:
+    """`room 101`, `apt. 4B`: a number that only names where."""
+    word = match["word"]
+    word = BEFORE_NUMBERS.get(word.rstrip(".").lower(), word)
+    return f"{word} {say_pairs(match['number'])} {match['letter'].upper()}".rstrip()
+
+
+def read_feet(match: re.Match) -> str:
+    """`an 8' wall`, `10' x 12'`, unless the mark closes a quotation."""
+    number, by = say_number(match["number"]), match["by"]
+    if not by and match.string.count(match[0][-1], 0, match.start()) % 2:
+        return f"{match['a'] or ''}{number}{match[0][-1]}"
+    by = f" by {say_number(by)}" if by else ""
+    return f"{match['a'] or ''}{number}{by} {'foot' if match['a'] or number == 'one' else 'feet'}"
+
+
 def read_hashtag(match: re.Match) -> str:
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", match["tag"])
     return "hashtag " + " ".join(say_number(w) if w.isdecimal() else w for w in words)
@@ -740,6 +764,11 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{m['word']}{m['more'].replace('#', 'number ').replace('no.', 'number')}"
         f"{say_digits(m['digits'])}", re.IGNORECASE,
     ),
+    _row(
+        rf"\b(?P<word>{PLACED}) (?P<number>\d{{3,4}}|\d{{1,4}}(?=[A-Z]\b))(?P<letter>[A-Z]?)"
+        r"(?![\w/]|[.,:]\d|-\d)",
+        read_place, re.IGNORECASE,
+    ),
     # names with signs
     _row(r"\bWWI\b", lambda _: "World War one"),
     _row(r"\bWWII\b", lambda _: "World War two"),
@@ -843,6 +872,11 @@ READINGS: tuple[Reading, ...] = (
         lambda m: say_digits(m[0]),
     ),
     # money
+    _row(
+        rf"(?<![\w$])(?P<before>{CURRENCY})(?P<number>{NUMBER})/(?P<count>\d[\d,]*) (?=[a-z]{{3}})",
+        lambda m: f"{say_number(m['number'])} {CURRENCIES[m['before']][m['number'] != '1']} per "
+        f"{say_number(m['count'])} ",
+    ),
     _row(rf"{SIGN}(?<![\w$])(?P<before>{CURRENCY})\s?{MONEY}(?P<after>){PER}(?!\d)", read_price),
     _row(rf"{START}{SIGN}(?P<before>){MONEY}\s?(?P<after>{CURRENCY}){PER}(?!\w)", read_price),
     _row(
@@ -879,6 +913,15 @@ READINGS: tuple[Reading, ...] = (
     _row(
         r"(?<!\w)(?P<foot>\d)['’′](?P<inch>\d\d?)(?:[\"”″]|'')?(?!\w)",
         lambda m: f"{format_number(int(m['foot']))} foot {format_number(int(m['inch']))}",
+    ),
+    _row(
+        r"(?<![\w.,'’′])(?P<a>[Aa]n? )?(?P<number>\d{1,3})['’′](?: ?[x×] ?(?P<by>\d{1,3})['’′])?"
+        r"(?![\w'’′\"])",
+        read_feet,
+    ),
+    _row(
+        rf"{START}(?P<number>{NUMBER})-(?P<unit>{MEASURE})(?= [a-z])",
+        lambda m: f"{say_number(m['number'])} {UNITS[m['unit']][0]}",
     ),
     _row(
         rf"{START}(?P<whole>\d+)[ -]?(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from engine.config import VOICE_NAMES
 from engine.dialogue import events as ev
 from engine.dialogue.persona import Persona, load_personas
+from engine.dialogue.resume import GHOST_SECONDS, Ghosts
 from engine.dialogue.session import Limits, Session, SessionConfig
 from engine.dialogue.speech import prepare_phrase
 from engine.dialogue.text import prepare
@@ -58,6 +60,7 @@ class Service:
         load_ears: LoadEars | None = None,
         hang_s: float = 30.0,
         load_hang_s: float = 600.0,
+        resume_s: float = 30.0,
     ) -> None:
         self.model = model  # what was asked for; the backend's own name once it is there
         self.limits = limits or Limits()
@@ -79,7 +82,9 @@ class Service:
         self._hang_s = hang_s
         self._load_watch = Watchdog(load_hang_s, 2, self._list_signs, self._end_load)
         self._failure: BaseException | None = None
+        self.failed = ""  # why it will never be warm, in the words of who runs the server
         self.sessions: set[Session] = set()
+        self.ghosts = Ghosts(resume_s, self.leave, self.metrics)
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
 
@@ -97,7 +102,7 @@ class Service:
                 prepare("1", backend.tokenizer)  # the rules by which numbers are spelled
             if self.answers:  # what a conversation would otherwise have to wait for
                 bang_table(backend.tokenizer)
-                for text in (*self.answers.phrases.fillers, self.answers.phrases.late):
+                for text in self.answers.phrases.spoken:
                     prepare_phrase(text, backend.tokenizer)
                 if self.answers.on:
                     for router in (self.answers.router, *self.answers.routers.values()):
@@ -194,16 +199,34 @@ class Service:
         self.check_open()
         return Session(self, config)
 
+    async def connect(self, session: Session) -> None:
+        """Give a session a slot. A conversation whose line has dropped makes way within 5 s.
+
+        Raises BusyError, BadParameterError.
+        """
+        until = time.monotonic() + GHOST_SECONDS
+        while True:
+            try:
+                return session.connect()
+            except BusyError:
+                if not self._scheduler or not self._scheduler.admits_instead():
+                    raise
+                if not await self.ghosts.make_room(until):
+                    raise
+
     def check_open(self) -> None:
-        """Raises ClosingError once the server is going down, InternalError when it hangs."""
+        """Raises ClosingError once the server is going down, InternalError if it has failed."""
         if self.hung:
             raise InternalError(STOPPED)
+        if self.failed:
+            raise InternalError(f"the server cannot start: {self.failed}")
         if self.closing:
             raise ClosingError(GOODBYE)
 
     async def drain(self, grace_s: float) -> None:
         """Admit nobody, announce the end, and end what still talks after the grace."""
         self.closing = True
+        self.ghosts.give_up_all()
         for session in self.sessions:
             session.announce(ev.Closing("the server is being stopped or updated", grace_s))
         await self._wait_until_empty(grace_s)

@@ -1,8 +1,8 @@
 """One conversation as its socket sees it: PCM and commands in, outputs out, limits kept.
 
 Runs on asyncio and knows no web framework. All its state lives here, in its seat and in its
-director; a dropped session is gone. `CommandLine` prepares texts on their way to the director;
-`SessionVoice` is how a routed question makes this agent hold and speak.
+director, so that another socket can go on with it (`resume.py`). `CommandLine` prepares texts on
+their way to the director; `SessionVoice` is how a routed question makes this agent hold and speak.
 """
 
 import asyncio
@@ -56,9 +56,11 @@ LONG_WAIT_SECONDS = 5.0  # for the handshake: what is sent at once after it may 
 AT_ONCE_SECONDS = 5.0  # after the handshake, in which such audio comes
 JITTER_SECONDS = 1.0  # ahead of real time; in that case what is more is older
 MAX_WAITING_COMMANDS = 64  # for the handshake, or for a text before them
+MOMENT = 0.01  # of a frame: what rounding may take from a client's count of seconds
 REST_SECONDS = 1e-4  # between two words of a long text: the scheduler's thread must not wait
 SHORT_CHARS = 100  # at most 3 ms to prepare, even digits: the event loop may do that itself
 WATCH_SECONDS = 1.0
+KEPT_FRAMES = 300  # 24 s of what was sent: a dead line is noticed after 20 s
 WARNING_SECONDS = 30.0  # before the time limit, a `closing` event
 
 
@@ -91,6 +93,7 @@ class Session:
         self.config = config
         self.frames_out = 0  # agent frames handed out
         self.late_frames = 0  # of them, sent too late
+        self.lost_lines = 0
         self.end_reason = "left"
         self.director: Director | None = None
         self._engine = engine
@@ -102,6 +105,12 @@ class Session:
         self._waiting_texts: set[int] = set()  # say ids of the client's that nobody speaks yet
         self._open_texts: dict[int, str] = {}  # queued or spoken: a client waits for their end
         self._outbox: asyncio.Queue[Output] = asyncio.Queue()
+        self._again: deque[Output] = deque()  # to be sent before it: a line has dropped
+        self._early: list[Notice] = []  # what came before the handshake
+        self._sent: deque[tuple[int, Output]] = deque()  # of late, with the frames before each
+        self._in_hand = False  # the last of them may not have been sent
+        self._frozen = False  # its line has dropped
+        self._goes_on = False  # at once when the next line is there; else a restart is under way
         self._unread_frames = 0
         self._new_say_id = itertools.count(1).__next__
         self._heard_seconds = 0.0  # since the handshake, of all that the client sent
@@ -111,48 +120,63 @@ class Session:
         self._started = self._touched = self._active_at = time.monotonic()
         self._waiting_since = self._started  # for the handshake
         self._unread = False  # there was too much that the client had not read, a second ago
+        self._over = False
         self.routing: Routing | None = None
         if engine.answers:
-            voice = SessionVoice(self.post, self.announce, self._new_say_id, engine.metrics)
-            persona = engine.personas[0]
-            if config.text_prompt is not None:
-                persona = find_persona(config.text_prompt, engine.personas)
-            watches = bool(config.routing or (persona and persona.looks_up))
-            facts = persona.facts if persona else ""
+            voice = SessionVoice(
+                self.post, self.announce, self._new_say_id, engine.metrics,
+                frozenset(engine.answers.phrases.spoken),
+            )  # fmt: skip
+            facts, watches = self._find_facts(config)
             self.routing = Routing(engine.answers, voice, config.routing, facts, watches)
             if self.routing.on and watches:
                 engine.answers.router_of(facts).prepare()
 
+    def _find_facts(self, config: SessionConfig) -> tuple[str, bool]:
+        """Where its persona looks things up, and whether it does so by itself."""
+        persona = self._engine.personas[0]
+        if config.text_prompt is not None:
+            persona = find_persona(config.text_prompt, self._engine.personas)
+        watches = bool(config.routing or (persona and persona.looks_up))
+        return persona.facts if persona else "", watches
+
     async def __aenter__(self) -> "Session":
-        self._loop = asyncio.get_running_loop()
+        self.open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._seat:  # first, so that no slow answerer keeps the slot from the next one
+        self.leave()  # first, so that no slow answerer keeps the slot from the next one
+        await self.close()
+
+    def open(self) -> None:
+        """Belong to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def leave(self) -> None:
+        """Give the slot back. A second call does nothing."""
+        if self._seat and not self._over:
+            self._over = True
             self._line.clear()
             self._scheduler.leave(self._seat, self.end_reason)
             seconds, frames = time.monotonic() - self._started, self.frames_out
-            line = "session %s closed (%s): %.1f s, %d agent frames"
-            logger.info(line, self.id, self.end_reason, seconds, frames)
+            lost = f", lines lost: {self.lost_lines}" if self.lost_lines else ""
+            line = "session %s closed (%s): %.1f s, %d agent frames%s"
+            logger.info(line, self.id, self.end_reason, seconds, frames, lost)
+
+    async def close(self) -> None:
+        """After `leave`: give up what is on its way."""
         if self.routing:
             await self.routing.close()
 
     def connect(self) -> None:
         """Take a slot; the engine must be ready. Raises BusyError, BadParameterError."""
         self._scheduler = self._engine.scheduler
-        backend, persona = self._scheduler.backend, self.config.text_prompt
-        if persona is None:
-            persona = self._engine.personas[0].text
+        backend = self._scheduler.backend
         ears = self._engine.ears if self.config.transcribe and not backend.transcribes else None
         listener = ears.open(self._take_words) if ears else None
         has_words = listener is not None and ears.write_down is not None
-        self._opening = Opening(
-            voice=choose_voice(self.config.voice, self._engine.default_voice, backend.voices),
-            text_ids=prompt_ids(persona, backend.tokenizer),
-            sampling=self._sampling,
-            seed=self.config.seed if self.config.seed >= 0 else secrets.randbits(62),
-            transcribe=self.config.transcribe and (backend.transcribes or has_words),
-        )
+        transcribe = self.config.transcribe and (backend.transcribes or has_words)
+        self._opening = self._make_opening(self.config, transcribe)
         self.director = self._new_director()
         seat = self._seat = self._scheduler.join(
             self._opening, self.director, self._deliver, listener
@@ -162,6 +186,19 @@ class Session:
             self.routing.transcribes = self.transcribes
         self._started = time.monotonic()
         logger.info("session %s opened: slot %d, voice %s", self.id, seat.slot, self.voice)
+
+    def _make_opening(self, config: SessionConfig, transcribe: bool) -> Opening:
+        """Any thread. Raises BadParameterError."""
+        backend, persona = self._scheduler.backend, config.text_prompt
+        if persona is None:
+            persona = self._engine.personas[0].text
+        return Opening(
+            voice=choose_voice(config.voice, self._engine.default_voice, backend.voices),
+            text_ids=prompt_ids(persona, backend.tokenizer),
+            sampling=self._sampling,
+            seed=config.seed if config.seed >= 0 else secrets.randbits(62),
+            transcribe=transcribe,
+        )
 
     def _new_director(self) -> Director:
         backend = self._scheduler.backend
@@ -187,7 +224,7 @@ class Session:
         return self._opening.voice
 
     @property
-    def _sits(self) -> bool:
+    def sits(self) -> bool:
         """Whether the slot is this conversation's: no question is put for who has left it."""
         return self._seat is not None and not self._seat.left
 
@@ -260,10 +297,30 @@ class Session:
     def tune(self, changes: dict[str, Any], routing: bool | None = None) -> None:
         """Change settings from the next tick on. Raises ConfigError."""
         if routing is not None and self.routing:
+            self.config = replace(self.config, routing=routing)
             self.routing.switch(routing)
         self._sampling = replace(self._sampling, **changes)
         if self._seat:
             self._scheduler.tune(self._seat, self._sampling)
+
+    async def change_role(self, changes: dict[str, Any]) -> None:
+        """Restart with another persona, voice or seed; the rest stays as it was.
+
+        changes: fields of SessionConfig. Raises EngineError, and then nothing has changed: the new
+        prompt and the voice's files are looked at beside the frames, before anything ends.
+        """
+        if not self._opening:
+            raise RefusedError("restart: there is nothing to restart yet; wait for 0x00")
+        config, run = replace(self.config, **changes), asyncio.get_running_loop().run_in_executor
+        make = partial(self._make_opening, config, self.transcribes)
+        opening = await run(self._engine.preparer, make)
+        if "seed" not in changes:
+            opening = replace(opening, seed=self._opening.seed)
+        await asyncio.wrap_future(self._scheduler.prepare(opening))
+        self.config, self._opening = config, opening
+        if self.routing:
+            self.routing.take_role(*self._find_facts(config))
+        self.restart()
 
     def restart(self) -> None:
         """The same persona, voice and seed from the beginning; `Ready` comes again."""
@@ -272,6 +329,8 @@ class Session:
         for say_id, text in self._open_texts.items():
             self.announce(ev.Saying(say_id, SayState.CANCELLED, text))
         self._open_texts.clear()
+        self._sent.clear()
+        self._in_hand = False
         if self._seat:
             self._handshake_at, self._waiting_since = None, time.monotonic()
             self.director = self._new_director()
@@ -330,22 +389,72 @@ class Session:
                         self._waiting_texts.discard(id)
                         if not isinstance(event, ev.TakenUp):
                             self._open_texts.pop(id, None)
-                if self.routing and self._sits:
+                if self.routing and self.sits:
                     note_event(self.routing, event, self._engine.metrics)
 
-    async def outputs(self) -> AsyncIterator[Output]:
-        """Everything for the client, in order. Raises the EndError that ends the session."""
-        early: list[Notice] = []  # nothing is said before the handshake
-        ready = False
+    def freeze(self) -> None:
+        """Its line has dropped: not a frame passes until `outputs` is asked again. Again: nothing.
+
+        Lookups that are on their way go on, and their answers wait.
+        """
+        if self._seat and not self._frozen:
+            self._frozen, self._goes_on = True, self._handshake_at is not None
+            self._handshake_at, self._waiting_since = None, time.monotonic()
+            self._scheduler.freeze(self._seat)
+
+    def _thaw(self, heard: float | None) -> None:
+        """Go on, first with what did not reach the client.
+
+        heard: seconds of agent audio that it has; None: all that was sent.
+        """
+        again: list[Output] = []
+        if self._goes_on:
+            if heard is None:
+                kept = [self._sent[-1]] if self._in_hand else []
+            else:
+                first = int(heard / FRAME_SECONDS + MOMENT)
+                kept = [(before, output) for before, output in self._sent if before >= first]
+            for _ in kept:
+                self._sent.pop()
+            if kept:
+                self.frames_out = kept[0][0]
+            again += [Ready(), *(output for _, output in kept)]
+        again += self._again  # this line's own, which has dropped while they were sent
+        while not self._outbox.empty():
+            again.append(self._outbox.get_nowait())
+        self._frozen = self._goes_on = self._in_hand = False
+        self._unread_frames, now = 0, self._scheduler.clock()
+        self._scheduler.thaw(self._seat)
+        self._again = deque(
+            replace(output, due_at=now, ready_at=now) if isinstance(output, Frame) else output
+            for output in again
+        )
+
+    async def outputs(self, heard: float | None = None) -> AsyncIterator[Output]:
+        """Everything for the client, in order. Raises the EndError that ends the session.
+
+        Where a line before this one has dropped: what was not sent, or all that came after `heard`
+        seconds of agent audio, as far as it is kept. It begins with `Ready`.
+        """
+        ready = self._frozen and self._goes_on
+        if self._frozen:
+            self._thaw(heard)
         while True:
-            output = await self._outbox.get()
+            if self._again:
+                await asyncio.sleep(0)  # there may be many: others have a turn between them
+                output = self._again.popleft()
+            else:
+                output = await self._outbox.get()
+                self._unread_frames -= isinstance(output, Frame)
             if isinstance(output, Ended):
                 raise output.error
-            if isinstance(output, Notice) and not ready:
-                early.append(output)
+            if isinstance(output, Notice) and not ready:  # nothing is said before the handshake
+                self._early.append(output)
                 continue
+            if not ready and not isinstance(output, Ready):
+                continue  # it is older than a restart
+            self._note_sent(output)
             if isinstance(output, Frame):
-                self._unread_frames -= 1
                 self.frames_out += 1
                 said = any(isinstance(event, ev.Text) for event in output.events)
                 if said or self.director.floor.speaking or self.director.wants_frames:
@@ -353,11 +462,20 @@ class Session:
             if isinstance(output, Ready):
                 self._note_handshake()
             yield output
+            self._in_hand = False
             if isinstance(output, Ready):
                 ready = True
-                for notice in early:
-                    yield notice
-                early.clear()
+                self._again.extendleft(reversed(self._early))
+                self._early.clear()
+
+    def _note_sent(self, output: Output) -> None:
+        """Keep it for a while: its line may be dead already."""
+        if isinstance(output, Ready) or not self._engine.ghosts.keep_s:
+            return
+        self._in_hand = True
+        self._sent.append((self.frames_out, output))
+        while self._sent[0][0] < self.frames_out - KEPT_FRAMES:
+            self._sent.popleft()
 
     def announce(self, event: ev.Event) -> None:
         """Put an event of no frame among the outputs. Event loop only."""
@@ -374,7 +492,7 @@ class Session:
     @property
     def context_used(self) -> float:
         """How much of the model's memory this conversation fills, 0 to 1."""
-        return self._scheduler.backend.context_used(self._seat.slot) if self._sits else 0.0
+        return self._scheduler.backend.context_used(self._seat.slot) if self.sits else 0.0
 
     async def watch(self, limits: Limits) -> None:
         """Raise the EndError of the first limit that is reached."""
@@ -495,8 +613,11 @@ class CommandLine:
 
 
 def _count_chars(command: ev.Command) -> int:
-    """Of a text still to be prepared; the phrases of a hold were prepared at the start."""
-    return len(command.text) if isinstance(command, ev.Say | ev.More) else 0
+    """Of a text still to be prepared; our own phrases were prepared at the start."""
+    match command:
+        case ev.Say(text=text, fixed=False) | ev.More(text=text):
+            return len(text)
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,6 +631,7 @@ class SessionVoice:
     announce: Callable[[ev.Event], None]
     new_say_id: Callable[[], int]
     metrics: Metrics
+    fixed: frozenset[str] = frozenset()  # texts that were prepared at the start
 
     def refuse(self, message: str) -> None:
         self.announce(ev.Refused(message))
@@ -533,7 +655,8 @@ class SessionVoice:
 
     def say(self, text: str, answer: int = 0, growing: bool = False) -> int:
         say_id = self.new_say_id()
-        self._post(ev.Say(say_id, text, growing=growing, answer=answer))
+        fixed = text in self.fixed
+        self._post(ev.Say(say_id, text, growing=growing, answer=answer, fixed=fixed))
         return say_id
 
     def add(self, say_id: int, text: str, last: bool = False) -> None:
@@ -548,8 +671,8 @@ def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
     match event:
         case ev.Text(text):
             routing.note_agent_text(text)
-        case ev.UserText(text, final=True):
-            routing.note_turn(text)
+        case ev.UserText(text, start, end, final=True):
+            routing.note_turn(text, start, end)
         case ev.Triggered(id, source):
             routing.hand_over(id, source)
         case ev.MarkerIgnored():

@@ -34,6 +34,8 @@ def prepare_command(
     match command:
         case ev.Say(text=text, growing=True) | ev.More(text=text):
             return replace(command, text=clean(text), words=prepare(text, tokenizer, rest))
+        case ev.Say(text=text, fixed=True):
+            return replace(command, words=prepare_phrase(text, tokenizer))
         case ev.Say(text=text):
             return replace(command, words=prepare(text, tokenizer, rest))
         case ev.Hold(fillers=fillers, apology=apology):

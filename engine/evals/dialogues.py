@@ -3,9 +3,10 @@
 `python -m engine bench routing` acts tests/dialogues out in real time, through the engine's own
 session, scheduler, director and router, with an answerer over real HTTP. Three things are
 stand-ins. The model's text head reads from a script, and wants to say its line whether or not it
-may, as the model would; no speech is made, a frame is loud while words sound. The user's words come
-as a transcript would bring them. The text model's API answers on loopback after half a second. A
-probe beside each director sees every token that is really fed.
+may, as the model would: soon after the question, and in a second run at once. No speech is made, a
+frame is loud while words sound. The user's words come as a transcript would bring them. The text
+model's API answers on loopback after half a second. A probe beside each director sees every token
+that is really fed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from engine.dialogue.service import Service
 from engine.dialogue.session import Session, SessionConfig
 from engine.dialogue.text import prepare
 from engine.errors import ConfigError
-from engine.evals.decisions import measure, play, read_dialogues
+from engine.evals.decisions import TimedRouter, measure, play, read_dialogues
 from engine.evals.standin import Reply, StandIn, by_heart
 from engine.lookup.question import PASS, RouteState
 from engine.lookup.routing import DailyCap, build_answers
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--raw and --knowledge go with --dialogues; name a file of dialogues")
     logging.getLogger("engine").setLevel(logging.WARNING)  # two lines a dialogue are too many
     scripts = load_scripts()
-    print(f"{len(scripts)} dialogues, {AT_ONCE} at once, in real time …", flush=True)
+    print(f"{len(scripts)} dialogues, each twice, {AT_ONCE} at once, in real time …", flush=True)
     talks, asked = asyncio.run(act(scripts, AT_ONCE))
     turns = [turn for talk in talks for turn in talk.turns]
     by_kind, figures = count_handovers(turns), measure_talks(talks)
@@ -100,7 +101,9 @@ def judge_written(args: argparse.Namespace) -> int:
         raise ConfigError(
             "no sentence vectors here, see the warning; install requirements-page.txt"
         )
-    figures = measure(asyncio.run(play(dialogues, answers, args.raw)))
+    router = TimedRouter(answers.router)
+    answers = replace(answers, router=router)
+    figures = measure(asyncio.run(play(dialogues, answers, args.raw))) | router.times()
     misses = figures["misses"]
     shown = [
         {"figure": name, "value": value} for name, value in figures.items() if name != "misses"
@@ -141,20 +144,22 @@ async def act(scripts: Sequence[Script], at_once: int) -> tuple[list["ActedDialo
 
     async with StandIn(reply) as api:
         slots = 2 * at_once  # a slot is free a tick after it is left
-        backend = ScriptedBackend(slots, len(scripts))
+        backend = ScriptedBackend(slots, 2 * len(scripts))
         answers = build_answers(ServerConfig(), {})
         answers = replace(answers, answerer=Answerer(DeepSeekConfig("sk-bench", api.url)))
         engine = Service(lambda _progress: backend, answers=answers)
         engine.start()
         await asyncio.to_thread(engine.wait)
+        await asyncio.to_thread(answers.router.wait)  # until then words alone decide
         free = asyncio.Semaphore(at_once)
 
-        async def one(number: int, script: Script) -> "ActedDialogue":
+        async def one(number: int, script: Script, babbles: bool) -> "ActedDialogue":
             async with free:
-                talk = ActedDialogue(script, backend.heads[number], backend.probes[number])
-                return await talk.run(engine, number)
+                head, probe = backend.heads[number], backend.probes[number]
+                return await ActedDialogue(script, head, probe, babbles=babbles).run(engine, number)
 
-        talks = await asyncio.gather(*(one(i, script) for i, script in enumerate(scripts)))
+        casts = [(script, babbles) for babbles in (False, True) for script in scripts]
+        talks = await asyncio.gather(*(one(i, *cast) for i, cast in enumerate(casts)))
         await answers.answerer.close()
         engine.stop()
     return talks, len(api.requests)
@@ -265,7 +270,8 @@ class ScriptedTurn:
     expected: str  # who should hand over: user, marker, phrase, or nobody
     handed_over: str = ""
     state: str = ""  # of the route, at last
-    started: float = 0.0  # time.monotonic() of the trigger
+    asked: float = 0.0  # time.monotonic() of the end of the user's speech
+    started: float = 0.0  # of the trigger
     first_word: float = 0.0  # of the answer, handed out
     filler: bool = False  # something was said before the answer
     words: int = 0  # spoken words of a whole answer
@@ -280,6 +286,7 @@ class ActedDialogue:
     head: Head
     probe: Probe
     turns: list[ScriptedTurn] = field(default_factory=list)
+    babbles: bool = False  # the model answers a question at once, before its words are there
     frames_in: int = 0
     frames_out: int = 0
     _answer: int = 0  # the say id of the answer in progress
@@ -314,12 +321,16 @@ class ActedDialogue:
         loud = FRAMES_PER_WORD * len(text.split())
         loud = min(max(loud, MIN_SPEECH_FRAMES), MAX_SPEECH_FRAMES)
         await self._frames(session, SPEECH, loud)
+        self.turns[-1].asked = time.monotonic()
+        if self.babbles and turn.get("routed"):
+            self.head.plan(turn.get("agent", ""), TOKENIZER)
         await self._frames(session, SILENCE, TURN_END_FRAMES)
         if turn.get("transcribed", True):
             self.turns[-1].started = time.monotonic()
             session.post(ev.UserText(text, 0.0, 0.0, final=True))
         await self._frames(session, SILENCE, REPLY_FRAMES)
-        self.head.plan(turn.get("agent", ""), TOKENIZER)
+        if not (self.babbles and turn.get("routed")):
+            self.head.plan(turn.get("agent", ""), TOKENIZER)
         quiet, barge_in = 0, turn.get("barge_in")
         while quiet < QUIET_FRAMES:
             free = session.director.mode is Mode.FREE and not session.director.wants_frames
@@ -402,6 +413,8 @@ def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
     product = [turn for turn in turns if turn.expected == "user"]
     model = [turn for turn in turns if turn.expected in ("marker", "phrase")]
     answered = [turn for turn in turns if turn.first_word]
+    direct, late = [t for t in answered if not t.filler], [t for t in answered if t.filler]
+    spoken_to = [t for t in direct if t.expected == "user"]
     excess = [frames for talk in talks for frames in talk.probe.cancel_excess]
     paces = [60 * t.words / (t.frames * FRAME_SECONDS) for t in turns if t.frames]
     low, mid, high = np.percentile(paces, (0, 50, 100)) if paces else (0.0, 0.0, 0.0)
@@ -416,9 +429,13 @@ def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
         "model's hand-overs caught": _share(
             sum(t.handed_over == t.expected for t in model), len(model)
         ),
-        **_times("trigger to first word, s", [t for t in answered if not t.filler]),
-        **_times("the same after a filler, s", [t for t in answered if t.filler]),
+        **_times("trigger to first word, s", [t.first_word - t.started for t in direct]),
+        **_times("the same after a filler, s", [t.first_word - t.started for t in late]),
+        **_times("end of speech to first word, s", [t.first_word - t.asked for t in spoken_to]),
         "own words during hold": sum(talk.probe.own_while_held for talk in talks),
+        "own words during hold, model that babbles at once": sum(
+            talk.probe.own_while_held for talk in talks if talk.babbles
+        ),
         "words/min": 60 * said / max(1.0, frames * FRAME_SECONDS),
         "words/min, slowest": float(low),
         "words/min, p50": float(mid),
@@ -430,8 +447,7 @@ def measure_talks(talks: Sequence[ActedDialogue]) -> dict[str, Any]:
     }
 
 
-def _times(name: str, turns: Sequence[ScriptedTurn]) -> dict[str, Any]:
-    seconds = [turn.first_word - turn.started for turn in turns]
+def _times(name: str, seconds: Sequence[float]) -> dict[str, Any]:
     p50, p95, most = np.percentile(seconds, (50, 95, 100)) if seconds else (0.0, 0.0, 0.0)
     cases = {f"{name}, cases": len(seconds)}
     return cases | {f"{name}, p50": float(p50), f"{name}, p95": float(p95), f"{name}, max": most}

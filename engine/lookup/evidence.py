@@ -1,13 +1,15 @@
 """What speaks for and against looking a turn up: relations only, none of a product's words.
 
-How near the turn lies to the facts, to what customers ask of any product, and to everyday talk;
-its form (question, wish, a follow-up's beginning); names, words and numbers that it shares with the
-facts; and the same of the talk just before it. `Evidence.of` gives one number a relation, in the
-order of `RELATIONS`; `router.py` weighs them. English only.
+How near the turn lies to the facts, to what customers ask of any product, to everyday talk and to
+questions about the wide world; whether it reads as a customer's, whatever is sold (a direction
+among the vectors, fitted); its form (question, wish, a follow-up's beginning); names, words and
+numbers that it shares with the facts; and the same of the talk just before it. `Evidence.of` gives
+one number a relation, in the order of `RELATIONS`; `router.py` weighs them. English only.
 """
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from engine.lookup.vectors import WIDTH, SentenceVectors
 TALK_FILE = Path(__file__).parents[2] / "assets" / "talk.toml"
 SENTENCES_EACH = 4000  # of a base of facts; a larger one is known by its sections
 SECTION_CHARS = 300  # of a section that stands for itself
+LAST_WORDS = 16  # of what was said before the turn: a vector costs time by its words
 SHORT_WORDS, TINY_WORDS = 4, 2
+MOST_ODDS = 6.0  # that one direction may speak for or against
 NO_LIMIT = 2.0  # a cosine that no pair of sentences reaches
 
 QUESTION_WORD = (
@@ -47,7 +51,8 @@ CLAUSE_QUESTION = re.compile(
     r"(?<=\s)(?=(?:what|what's|whats|how|how's|where|where's|when|when's|who|who's|which|why|why's|"
     r"do you|do i|do we|does|did you|can i|can you|can we|can my|could i|could you|could we|could|"
     r"would you|would i|would it|would that|is there|is it|is that|is the|are you|are there|"
-    r"have you got|isn't|aren't|don't you|shall i|should i|will i|will it|anything|any)\b)"
+    r"have you got|isn't|aren't|don't you|shall i|should i|will i|will it|anything|any)\b)",
+    re.IGNORECASE,
 )
 WISHES = re.compile(
     r"\b(?:tell me|show me|give me|let me know|compare|run me through|explain|"
@@ -76,6 +81,9 @@ OPINION = re.compile(
     r"guess (?:what|how|who)|you know what|is it me|what's your|what do you think|how are you|"
     r"how's your|your favou?rite)\b"
 )
+REFERS = re.compile(
+    r"\b(?:it|its|that|this|they|them|those|these|ones?|there|then|both|either|other|same|else)\b"
+)
 MADE_UP_MIND = re.compile(r"\b(?:never mind|forget it|forget about it)$")
 
 RELATIONS = (
@@ -85,6 +93,9 @@ RELATIONS = (
     "agent_facts", "user_facts", "user_everyday", "joined_facts", "joined_everyday",
     "joined_customers", "begins", "shared_terms", "agent_knew_not", "agent_asked", "note_after",
     "correction_after", "question_after", "tiny_after", "tiny_question_after", "myself_after",
+    "world", "joined_world", "user_world", "facts_unusual", "topic_unusual",  # and the wide world
+    "refers", "refers_after", "asks_you_facts", "impersonal", "impersonal_facts", "no_terms",
+    "reads_as_customer",
 )  # fmt: skip
 
 
@@ -110,6 +121,7 @@ class Form:
     of_myself: bool
     of_you: bool
     opinion: bool
+    refers: bool
     mark: float  # 1 a question mark, -1 none where there is punctuation, 0 no punctuation at all
     words: int
 
@@ -134,6 +146,7 @@ def read_form(text: str) -> Form:
         of_myself=bool(OF_MYSELF.search(lower)),
         of_you=bool(OF_YOU.search(lower)),
         opinion=bool(OPINION.search(lower)),
+        refers=bool(REFERS.search(lower)),
         mark=marked,
         words=len(lower.split()),
     )
@@ -142,9 +155,13 @@ def read_form(text: str) -> Form:
 def is_question(text: str) -> bool:
     """`And how much is it` and `Tell me about prices` ask; `Premium was great` does not."""
     form = read_form(text)
-    if MADE_UP_MIND.search(plain(text)):
+    if takes_back(text):
         return False
     return form.asks or form.wishes or form.mark > 0
+
+
+def takes_back(text: str) -> bool:
+    return bool(MADE_UP_MIND.search(plain(text)))
 
 
 def _begins_as_question(clause: str) -> bool:
@@ -157,7 +174,7 @@ def split_clauses(text: str) -> list[str]:
     sentences = [part for part in re.split(r"(?<=[.?!…;])\s+|\s+[-–—]\s+", text) if part.strip()]
     clauses = list(sentences)
     for sentence in sentences:
-        starts = [match.start() for match in CLAUSE_QUESTION.finditer(sentence.lower())]
+        starts = [match.start() for match in CLAUSE_QUESTION.finditer(sentence)]
         for start in {*starts[:1], *starts[-1:]}:
             if len(sentence[start:].split()) >= 3:
                 clauses.append(sentence[start:])
@@ -169,6 +186,7 @@ class TalkBank:
     """Sentences that a turn is compared with, whatever the product."""
 
     everyday: tuple[str, ...]
+    world: tuple[str, ...]
     customers: tuple[str, ...]
     knows_not: tuple[str, ...]  # an agent that has no answer
 
@@ -177,7 +195,8 @@ def load_talk(path: Path = TALK_FILE) -> TalkBank:
     """Raises ConfigError naming what is wrong in the file."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        return TalkBank(*(tuple(map(str, data[k])) for k in ("everyday", "customer", "knows_not")))
+        banks = ("everyday", "world", "customer", "knows_not")
+        return TalkBank(*(tuple(map(str, data[bank])) for bank in banks))
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path.name}: {error}; mend the file") from error
 
@@ -185,6 +204,7 @@ def load_talk(path: Path = TALK_FILE) -> TalkBank:
 class Evidence:
     """Weighs turns against one base of facts. Slow to make (seconds); any thread.
 
+    direction: of the vectors, in which turns read as a customer's [385], the last one a bias.
     ignored_from: sentences of the bank that lie nearer than this are passed over. The fitting of
     the weights uses it, so that they do not learn to trust sentences that were written for them.
     """
@@ -194,10 +214,13 @@ class Evidence:
         knowledge: Knowledge,
         vectors: SentenceVectors,
         talk: TalkBank,
+        direction: np.ndarray,
         ignored_from: float = NO_LIMIT,
     ) -> None:
         self.knowledge, self._vectors, self._ignored_from = knowledge, vectors, ignored_from
+        self.direction = direction
         self._everyday = vectors.embed_facts(talk.everyday, TALK_FILE.parent / "everyday")
+        self._world = vectors.embed_facts(talk.world, TALK_FILE.parent / "world")
         self._customers = vectors.embed_facts(talk.customers, TALK_FILE.parent / "customers")
         self._knows_not = vectors.embed(talk.knows_not)
         sentences = [(s, i) for i, one in enumerate(knowledge.sections) for s in one.sentences()]
@@ -208,18 +231,24 @@ class Evidence:
         self._facts = vectors.embed_facts([s for s, _ in sentences], knowledge.folder)
         topic = self._facts.mean(axis=0)
         self._topic = topic / np.linalg.norm(topic)
+        others = np.concatenate([self._everyday, self._world])  # as near as chance brings it
+        near, on_topic = (others @ self._facts.T).max(axis=1), others @ self._topic
+        self._usual_facts = near.mean(), near.std()
+        self._usual_topic = on_topic.mean(), on_topic.std()
 
     def of(self, turn: Turn) -> np.ndarray:
         """One number for each of RELATIONS, float64."""
         folded, named = self.knowledge.names.fold(turn.text)
         before, _ = self.knowledge.names.fold(turn.user_before)
-        agent, user = self._embed(turn.agent_before), self._embed(turn.user_before)
-        whole = self._embed(folded)
-        joined = self._embed(f"{turn.user_before} {folded}".strip())
+        last, agent_last = cut_start(before), cut_start(turn.agent_before)
+        texts = (folded, before, f"{last} {folded}".strip(), agent_last)
+        whole, user, joined, agent = self._embed(texts)
         form, found = read_form(turn.text), self.knowledge.find(folded)
         asks = float(form.asks)
+        impersonal = asks * (not (form.of_you or form.of_myself or form.refers))
+        facts, topic = self._best(self._facts, whole), float(self._topic @ whole)
         agent_facts = self._best(self._facts, agent)
-        user_facts = self._best(self._facts, self._embed(before))
+        user_facts = self._best(self._facts, user)
         near = max(agent_facts, user_facts)
         short = form.words <= SHORT_WORDS
         tiny = form.words <= TINY_WORDS
@@ -229,13 +258,13 @@ class Evidence:
         agent_asked = "?" in turn.agent_before or _begins_as_question(plain(turn.agent_before))
         return np.array(
             [
-                self._best(self._facts, whole),
+                facts,
                 self._mean_of_best(self._everyday, whole, 5),
                 self._mean_of_best(self._customers, whole, 5),
                 named,
                 found.score / (found.score + 2),
                 found.score / (found.score + found.everyday + 0.5),
-                float(self._topic @ whole),
+                topic,
                 form.mark,
                 form.asks_anywhere,
                 form.wishes,
@@ -261,22 +290,41 @@ class Evidence:
                 tiny * near,
                 short * max(0.0, form.mark) * near,
                 form.of_myself * (1 - asks) * near,
+                self._mean_of_best(self._world, whole, 5),
+                self._best(self._world, joined),
+                self._best(self._world, user),
+                _compare(facts, *self._usual_facts),
+                _compare(topic, *self._usual_topic),
+                form.refers,
+                form.refers * near,
+                asks * form.of_you * facts,
+                impersonal,
+                impersonal * facts,
+                not own_terms,
+                read_along(self.direction, whole),
             ],
             float,
         )
+
+    def vector(self, turn: Turn) -> np.ndarray:
+        """[384]: of its words alone, the product's names as in the facts."""
+        return self._embed([self.knowledge.names.fold(turn.text)[0]])[0]
 
     def rank(self, question: str, found: Found) -> tuple[int, ...]:
         """The sections that a question may be about, the best first: by meaning and by words."""
         folded, _ = self.knowledge.names.fold(question)
         nearness = np.full(len(self.knowledge.sections), -1.0)
-        np.maximum.at(nearness, self._section, self._facts @ self._embed(folded))
+        np.maximum.at(nearness, self._section, self._facts @ self._embed([folded])[0])
         by_words = np.zeros(len(nearness))
         by_words[list(found.order)] = 1 / (1 + np.arange(len(found.order)))
         return tuple(int(i) for i in np.argsort(-(nearness + 0.5 * by_words), kind="stable"))
 
-    def _embed(self, text: str) -> np.ndarray:
-        """[384]; zero for nothing: it is near to nothing."""
-        return self._vectors.embed([text])[0] if text else np.zeros(WIDTH, np.float32)
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, 384]; zero for nothing: it is near to nothing."""
+        vectors = np.zeros((len(texts), WIDTH), np.float32)
+        some = [i for i, text in enumerate(texts) if text]
+        vectors[some] = self._vectors.embed([texts[i] for i in some])
+        return vectors
 
     def _near(self, bank: np.ndarray, vector: np.ndarray) -> np.ndarray:
         cosines = bank @ vector
@@ -289,3 +337,17 @@ class Evidence:
 
     def _mean_of_best(self, bank: np.ndarray, vector: np.ndarray, count: int) -> float:
         return float(np.sort(self._near(bank, vector))[-count:].mean())
+
+
+def cut_start(text: str) -> str:
+    return " ".join(text.split()[-LAST_WORDS:])
+
+
+def _compare(nearness: float, usual: float, spread: float) -> float:
+    """How unusual it is that talk about anything else lies so near."""
+    return float((nearness - usual) / spread)
+
+
+def read_along(direction: np.ndarray, vector: np.ndarray) -> float:
+    """How far a vector [384] lies in a direction [385], whose last number is a bias."""
+    return float(np.clip(direction[:-1] @ vector + direction[-1], -MOST_ODDS, MOST_ODDS))

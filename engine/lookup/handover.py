@@ -268,6 +268,11 @@ class Phrases:
     doubt: str  # the rule by which the text model may pass
     smalltalk: tuple[str, ...]  # everyday sentences that need no facts
 
+    @property
+    def spoken(self) -> tuple[str, ...]:
+        """All that the agent is given to say of them."""
+        return (*self.fillers, self.no_key, self.failed, self.late, self.broken_off)
+
 
 def load_phrases(path: Path = PHRASES_FILE) -> Phrases:
     """Raises ConfigError naming what is wrong in the file."""

@@ -210,9 +210,7 @@ class Knowledge:
         return Found(float(scores[best[0]]), everyday, order)
 
     def pick(self, order: Sequence[int]) -> tuple[Section, ...]:
-        """What is sent: everything while that is little, else the first of `order` that fit."""
-        if self.is_small:
-            return self.sections
+        """What is sent of a base that is not small: the first of `order` that fit."""
         picked, left = [], SENT_CHARS
         for i in order:
             section = self.sections[i]

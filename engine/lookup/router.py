@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import ConfigError
-from engine.lookup.evidence import RELATIONS, Evidence, Turn, is_question, load_talk
+from engine.lookup.evidence import RELATIONS, Evidence, Turn, is_question, load_talk, takes_back
 from engine.lookup.knowledge import Found, Knowledge, Section, terms
-from engine.lookup.vectors import load_vectors
+from engine.lookup.vectors import WIDTH, load_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Weights:
     bias: float
     doubt_from: float  # probabilities
     yes_from: float
+    direction: np.ndarray  # [385] of sentence vectors: reads as a customer's
 
     def probability(self, relations: np.ndarray) -> float:
         """That the turn needs the facts. relations: [R]."""
@@ -68,8 +69,13 @@ def load_weights(path: Path = WEIGHTS_FILE) -> Weights:
         if list(data["relations"]) != list(RELATIONS):
             raise ValueError("its relations are others than those of evidence.py")
         rows = np.array(list(data["relations"].values()), float)
+        direction = np.array(data["direction"], float)
+        if direction.shape != (WIDTH + 1,):
+            raise ValueError(f"its direction has {direction.size} numbers, not {WIDTH + 1}")
         mean, spread, factors = rows.T
-        return Weights(mean, spread, factors, data["bias"], data["doubt_from"], data["yes_from"])
+        return Weights(
+            mean, spread, factors, data["bias"], data["doubt_from"], data["yes_from"], direction
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path.name}: {error}; make it with python -m engine.tools.fit_router"
@@ -100,7 +106,7 @@ class Router:
 
     def judge(self, turn: Turn) -> Band:
         """May take 20 ms: not in the event loop. Any thread."""
-        if not turn.text.strip():
+        if not turn.text.strip() or takes_back(turn.text):
             return Band.NO
         if self._evidence:
             return self._weights.band(self._weights.probability(self._evidence.of(turn)))
@@ -128,7 +134,9 @@ class Router:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
-            self._evidence = Evidence(self.knowledge, load_vectors(), load_talk())
+            self._evidence = Evidence(
+                self.knowledge, load_vectors(), load_talk(), self._weights.direction
+            )
         except Exception as error:  # the thread's boundary: words alone decide from now on
             what = f"{type(error).__name__}: {error}"
             logger.warning("routing decides by words alone: no sentence vectors (%s)", what)

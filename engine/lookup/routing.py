@@ -40,6 +40,7 @@ MINUTE_SECONDS, DAY_SECONDS = 60.0, 86_400
 MAX_TURNS = 20  # kept
 SENT_TURNS = 8
 SENT_CHARS = 1500
+PAUSE_SECONDS = 1.0  # inside a sentence, at most; who has listened to an answer takes longer
 LEAST_CUT_CHARS = 200  # less of an endless sentence says nothing
 
 
@@ -66,6 +67,7 @@ class Routing:
         self._history = History()
         self._limit = MinuteLimit(answers.asks_per_minute)
         self._last_turn: Turn | None = None  # of the user, not routed yet
+        self._turn_end = 0.0  # of the user's last turn, in seconds of the user's audio
         self._judging: asyncio.Task | None = None
         self._handed_over: Question | None = None  # by the agent; its turn is not judged yet
 
@@ -86,20 +88,26 @@ class Routing:
             raise RefusedError(
                 f"ask: the text has {len(text)} characters; send 1 to {MAX_QUESTION_CHARS}"
             )
-        turn = self._history.add_user_turn(text)
+        turn, self._turn_end = self._history.add_user_turn(text), 0.0
         try:
             self._put(turn, Source.CLIENT)
         except RefusedError:
             self._history.take_back()
             raise
 
-    def note_turn(self, text: str) -> None:
-        """A finished turn of the user: does it need the facts, or did the model ask for it?"""
+    def note_turn(self, text: str, start: float = 0.0, end: float = 0.0) -> None:
+        """A finished turn of the user: does it need the facts, or did the model ask for it?
+
+        start, end: seconds of the user's audio. A turn that begins soon after the one before it is
+        its rest: a pause has cut a sentence in two, and both are judged and asked as one.
+        """
         if not self.on:
             return
         if self.current and self.current.state is QuestionState.WONDERING:
             self.current.give_up("another turn")
-        turn = self._history.add_user_turn(text)
+        goes_on = bool(self._turn_end) and abs(start - self._turn_end) < PAUSE_SECONDS
+        self._turn_end = end
+        turn = self._history.add_user_turn(text, goes_on)
         if not self._watches:
             return
         asked = self.current and not self.current.is_over
@@ -109,18 +117,26 @@ class Routing:
         self._last_turn, self.band = turn, None
         if self.current and self.current.state is QuestionState.WAITING:  # for these words
             self._handed_over = self.current
-        self._judging = asyncio.create_task(self._judge(turn, self._judging))
+        rest = Turn(text, turn.agent_before, turn.text) if asked and goes_on else None
+        self._judging = asyncio.create_task(self._judge(turn, self._judging, rest))
 
     async def settle(self) -> None:
         """Until the last turn is judged."""
         if self._judging:
             await self._judging
 
-    async def _judge(self, turn: Turn, earlier: asyncio.Task | None) -> None:
-        """Vectors take their time, so a thread judges; turns keep their order."""
+    async def _judge(
+        self, turn: Turn, earlier: asyncio.Task | None, rest: Turn | None = None
+    ) -> None:
+        """Vectors take their time, so a thread judges; turns keep their order.
+
+        rest: what came of the turn after its beginning was asked; a mere remark changes nothing.
+        """
         if earlier and not earlier.done():
             await asyncio.wait({earlier})
-        band = await asyncio.to_thread(self._router.judge, turn)
+        band = await asyncio.to_thread(self._router.judge, rest or turn)
+        if rest and band is not Band.NO:
+            band = await asyncio.to_thread(self._router.judge, turn)
         if turn is not self._last_turn or not self.on:
             return  # it was asked meanwhile, another turn came, or routing was switched off
         self.band = band
@@ -253,7 +269,15 @@ class Routing:
         self.on = self._watches = on
         if not on:
             self.drop("switched off")
+        else:
+            self._router.prepare()
         self._voice.watch(on)
+
+    def take_role(self, facts: str, watches: bool) -> None:
+        """The agent is somebody else from now on, who has these facts."""
+        self._router, self._watches = self._answers.router_of(facts), watches
+        if self.on and watches:
+            self._router.prepare()
 
     def drop(self, reason: str) -> None:
         """Give up what is on its way and forget the conversation so far."""
@@ -261,6 +285,7 @@ class Routing:
             question.give_up(reason)
         self._history = History()
         self._last_turn = self._handed_over = self.band = None
+        self._turn_end = 0.0
 
     async def close(self) -> None:
         if self._judging:
@@ -279,12 +304,17 @@ class History:
     def __init__(self) -> None:
         self._turns: deque[tuple[str, str]] = deque(maxlen=MAX_TURNS)  # (role of the API, text)
 
-    def add_user_turn(self, text: str) -> Turn:
-        """The turn, with what was said just before it."""
+    def add_user_turn(self, text: str, goes_on: bool = False) -> Turn:
+        """The turn, with what was said just before it. goes_on: it is the rest of the last one."""
+        said_since = []
+        if goes_on and any(role == "user" for role, _ in self._turns):
+            while self._turns[-1][0] != "user":
+                said_since.append(self._turns.pop())
+            text = f"{self._turns.pop()[1]} {text.strip()}"
         before = list(self._turns)
         agent = before.pop()[1] if before and before[-1][0] == "assistant" else ""
         user = next((spoken for role, spoken in before[::-1] if role == "user"), "")
-        self._turns.append(("user", text.strip()))
+        self._turns += [("user", text.strip()), *said_since[::-1]]
         return Turn(text.strip(), " ".join(agent.split()), user)
 
     def take_back(self) -> None:

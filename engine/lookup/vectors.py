@@ -1,4 +1,4 @@
-"""Sentences as vectors of meaning: all-MiniLM-L6-v2, int8, on one CPU thread.
+"""Sentences as vectors of meaning: all-MiniLM-L6-v2, stored as int8, on one CPU thread.
 
 Two sentences that mean the same lie near each other (cosine). The weights come with a package of
 the requirements, nothing is fetched. Loading takes a third of a second, a turn a few milliseconds;
@@ -42,12 +42,20 @@ class SentenceVectors:
         self._model = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         self._tokenizer = BertWordPieceTokenizer(str(VOCABULARY), lowercase=True)
         self._tokenizer.enable_truncation(MAX_TOKENS)
-        self._embed_again = functools.lru_cache(REMEMBERED)(self._embed_one)
+        self._remembered: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()  # of what is remembered
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors [N, 384] float32. One by one: int8 in a batch depends on its neighbours."""
-        vectors = [self._embed_again(text) for text in texts]
-        return np.array(vectors, np.float32).reshape(len(vectors), WIDTH)
+        """Unit vectors [N, 384] float32. New texts make one batch: the weights are read once."""
+        with self._lock:
+            known = {text: self._remembered[text] for text in texts if text in self._remembered}
+        if fresh := [text for text in dict.fromkeys(texts) if text not in known]:
+            known |= zip(fresh, self._embed_batch(fresh), strict=True)
+            with self._lock:
+                self._remembered |= known
+                for text in list(self._remembered)[:-REMEMBERED]:
+                    del self._remembered[text]
+        return np.array([known[text] for text in texts], np.float32).reshape(len(texts), WIDTH)
 
     def embed_facts(self, texts: Sequence[str], folder: Path) -> np.ndarray:
         """The same for many sentences of a folder, with what is already on disk."""
@@ -69,11 +77,19 @@ class SentenceVectors:
     def _embed_one(self, text: str) -> np.ndarray:
         if not threading.main_thread().is_alive():  # of a large base there are minutes to go
             raise RuntimeError("the process ends")
-        ids = np.array([self._tokenizer.encode(text).ids], np.int64)  # [1, T]
-        given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        hidden = self._model.run(None, given | {"token_type_ids": np.zeros_like(ids)})[0]
-        mean = hidden[0].mean(axis=0)  # [T, 384] -> [384]
-        return mean / np.linalg.norm(mean)
+        return self._embed_batch([text])[0]
+
+    def _embed_batch(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, 384], each as it would be alone."""
+        rows = [self._tokenizer.encode(text).ids for text in texts]
+        ids = np.zeros((len(rows), max(map(len, rows))), np.int64)  # [N, T]
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        hidden = self._model.run(None, given)[0]  # [N, T, 384]
+        total = (hidden * mask[:, :, None]).sum(axis=1)  # of a mean only its direction counts
+        return total / np.linalg.norm(total, axis=1, keepdims=True)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
 from engine.model.sampling import Sampler
-from engine.model.transformer import TILE_ROWS, Active
+from engine.model.transformer import Active
 
 FREE = -1  # no token is forced here
 PREFILL_COLUMNS = 64  # columns of a prompt in one piece of work
@@ -45,6 +45,8 @@ class PromptState:
 
 class Loop:
     """All conversations of one engine. Slots that are not active in a call do not change."""
+
+    prefill_columns = PREFILL_COLUMNS
 
     def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
@@ -70,11 +72,8 @@ class Loop:
         if lm.fused:
             self.sampler.audio_kernel = lm.fused.pick
             self.sampler.text_kernel = lm.fused.pick_text
-
-    @property
-    def prefill_columns(self) -> int:
-        """Columns of a prompt in one piece of work; int8 products are made for few rows."""
-        return PREFILL_COLUMNS if self.lm.text_linear.scale is None else TILE_ROWS
+        # By the slots of the server, not of a bucket: whoever else talks must not change a bit.
+        self.whole_depth = lm.fused.find_whole_depth(lm.depformer, slots) if lm.fused else None
 
     def narrow(self, slots: int) -> "Loop":
         """The first slots of this loop: the same memory and conversations, smaller tensors."""
@@ -172,7 +171,10 @@ class Loop:
         def pick(codebook: int, logits: Tensor) -> Tensor:
             return self.sampler.pick_audio(codebook, logits, given[:, codebook])
 
-        picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
+        if self.whole_depth:
+            picked = self.whole_depth.run(self.hidden, text, self.sampler, given)
+        else:
+            picked = self.lm.depth(self.hidden, text, pick)  # [S, Q]
         complete = torch.where(self.agent_late, picked, self.agent[:, 1:])
         self.sampler.feed(text, active)
         active.update(self.agent, torch.cat([text[:, None], picked], 1))

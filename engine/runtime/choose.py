@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engine.config import ServerConfig, choose_recogniser
 from engine.errors import ModelError
 from engine.install import describe_missing
-from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, repository_folder
+from engine.weights.hub import DEFAULT_REPOSITORY, LM_FILE, has_token, repository_folder
 
 if TYPE_CHECKING:
     from engine.runtime.backend import Backend
@@ -54,9 +54,7 @@ def choose_model(model: str) -> tuple[str, str]:
         return model, "as asked"
     if not has_cuda():
         return "embedded", "no CUDA device here, so the built-in test voice speaks"
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    has_token = bool(os.environ.get("HF_TOKEN")) or (home / "token").exists()
-    if has_token or any(repository_folder(DEFAULT_REPOSITORY).glob(f"snapshots/*/{LM_FILE}")):
+    if has_token() or any(repository_folder(DEFAULT_REPOSITORY).glob(f"snapshots/*/{LM_FILE}")):
         return DEFAULT_REPOSITORY, "a CUDA device is here, and weights or a token for them"
     return "embedded", "there is a CUDA device, but neither weights nor HF_TOKEN"
 
@@ -72,18 +70,28 @@ def load_backend(config: ServerConfig, progress: Callable[[str, float], None]) -
         from engine.runtime.starting import load_personaplex  # torch: only where it is needed
     except ModuleNotFoundError as error:
         raise ModelError(describe_missing(error)) from None
-    recogniser = choose_recogniser(config, os.environ)
-    if recogniser and config.transcribe == "auto":
-        from engine.weights.loading import download_recogniser
+    recogniser = find_recogniser(config, progress)
+    config = replace(config, model=source, device=choose_device(config.device))
+    return load_personaplex(config, progress, recogniser)
 
-        try:
-            recogniser = str(download_recogniser(recogniser, progress))
-        except ModelError as error:  # nobody asked for it by name: the CPU's ears may do
-            logger.warning("no recogniser in the model: %s", error)
-            recogniser = ""
-    device = choose_device(config.device)
-    config = replace(config, model=source, device=device, transcribe=recogniser)
-    return load_personaplex(config, progress)
+
+def find_recogniser(config: ServerConfig, progress: Callable[[str, float], None]) -> Path | None:
+    """The folder of the recogniser that the model is to have, fetched if need be; None: none.
+
+    Raises ModelError where it was asked for by name and cannot be had.
+    """
+    source = choose_recogniser(config, os.environ)
+    if not source:
+        return None
+    from engine.weights.loading import download_recogniser  # brings torch along
+
+    try:
+        return download_recogniser(source, progress)
+    except ModelError as error:
+        if config.transcribe != "auto":
+            raise
+        logger.warning("no recogniser in the model: %s", error)  # the CPU's ears may do
+        return None
 
 
 def load_ears(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE
+from engine.config import FRAME_SAMPLES, FRAME_SECONDS, MAX_WAITING_FRAMES, SAMPLE_RATE
 from engine.errors import ModelError, describe_fault
 from engine.weights.hub import fetch, repository_folder
 
@@ -37,9 +37,9 @@ BEGIN_WINDOWS = 4  # of speech make a turn: shorter ones are clicks
 WRITE_WINDOWS = 8  # of silence (0.26 s): a turn may be over, it is written down already
 END_WINDOWS = 18  # of silence (0.58 s): it is over
 PRE_ROLL_WINDOWS = 8  # kept from before the first window of speech
-MOST_SECONDS = 25.0  # of one piece of a turn: Whisper hears 30 s at once
+PIECE_SECONDS = 10.0  # of a turn are kept as a piece at the next pause: Whisper skips in long ones
+MOST_SECONDS = 25.0  # of a piece without a pause: Whisper hears 30 s at once
 STEP_BACK = 5  # in priority: frames come first, and words still come on a busy machine
-MOST_WAITING_FRAMES = 375  # of one conversation
 NO_SPEECH, UNSURE = 0.6, -1.2  # Whisper's own doubt: it invents words on noise
 
 HUB_SECONDS = 5.0  # for a connection
@@ -143,7 +143,9 @@ class Listener:
 
     def push(self, user: np.ndarray, agent: np.ndarray) -> None:
         """One user frame, and the agent's frame before it: [1920] float32. Scheduler's thread."""
-        self._state.frames.append((user.copy(), agent))
+        state = self._state
+        state.pushed += 1
+        state.frames.append((state.pushed, user.copy(), agent))
         self._ears.wake(self)
 
     # -- the ears' thread --------------------------------------------------------------------------
@@ -151,10 +153,10 @@ class Listener:
     def take_frame(self) -> None:
         state = self._state
         try:
-            user, agent = state.frames.popleft()
+            number, user, agent = state.frames.popleft()
         except IndexError:
             return  # it went unheard, or the conversation began anew
-        state.seconds += FRAME_SECONDS
+        state.note_frame(number)
         is_echo = state.echo.take_frame(user, agent)
         windows = state.windows(user)
         speech = state.listen(self._ears.silero, windows)
@@ -171,30 +173,32 @@ class Listener:
         state.quiet = 0 if state.speech else state.quiet + 1
         if state.spoken < BEGIN_WINDOWS:
             if state.quiet >= END_WINDOWS:
-                state.spoken = 0
+                state.spoken, state.unheard = 0, 0.0
             if not state.spoken:
                 del state.turn[:-PRE_ROLL_WINDOWS]
             return
-        if state.speech:
-            state.written = None  # the user goes on: what was written is not the whole
+        if state.speech and state.written:  # the user goes on: what was written is not the whole
+            if state.written_windows * WINDOW_SECONDS > PIECE_SECONDS:
+                state.keep(state.written, state.written_windows)
+            state.written = None
         elif state.written is None and state.quiet >= WRITE_WINDOWS:
-            state.written = self._write(state)
+            state.written, state.written_windows = self._write(state.turn), len(state.turn)
         if state.quiet >= END_WINDOWS:
             self._finish(state)
         elif state.written is None and len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
-            state.parts.append(self._write(state))
-            state.earlier += len(state.turn)
-            state.turn.clear()
+            cut = find_quietest(state.turn)
+            state.keep(self._write(state.turn[:cut]), cut)
 
-    def _write(self, state: "ListenerState") -> "Future[str]":
+    def _write(self, windows: "list[np.ndarray]") -> "Future[str]":
         write_down = self._ears.write_down or (lambda samples: "")
-        return self._ears.writer.submit(write_down, np.concatenate(state.turn))
+        return self._ears.writer.submit(write_down, np.concatenate(windows))
 
     def _finish(self, state: "ListenerState") -> None:
         """The turn is over: deliver its words as soon as they are there."""
         parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
-        start = end - (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
+        heard = (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
+        start, state.unheard = end - heard - state.unheard, 0.0
         state.turn = state.turn[-PRE_ROLL_WINDOWS:]
         state.spoken = state.quiet = state.earlier = 0
         state.parts = []
@@ -221,21 +225,39 @@ class ListenerState:
     def __init__(self) -> None:
         import soxr
 
-        # (user, agent), to be heard; beyond 30 s of them the oldest go unheard
-        self.frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MOST_WAITING_FRAMES)
+        # (which one, user, agent), to be heard
+        self.frames: deque[tuple[int, np.ndarray, np.ndarray]] = deque(maxlen=MAX_WAITING_FRAMES)
+        self.pushed = self.taken = 0  # frames, counted from 1
         self.heard: deque[bool] = deque()  # whether somebody speaks, not asked for yet
-        self.seconds = 0.0  # of the user's audio
+        self.seconds = 0.0  # of the user's audio, also of what went unheard
+        self.unheard = 0.0  # of these, within the turn
         self.speech = False
         self.spoken = self.quiet = 0  # windows of the turn with speech; without, in a row
         self.turn: list[np.ndarray] = []  # windows [512]
         self.parts: list[Future[str]] = []  # of a turn too long for one piece
         self.earlier = 0  # windows of these
         self.written: Future[str] | None = None
+        self.written_windows = 0  # of the turn, that it is of
         self.echo = EchoFinder()
         self._resampler = soxr.ResampleStream(SAMPLE_RATE, RATE, 1, dtype="float32")
         self._rest = np.zeros(0, np.float32)
         self._context = np.zeros(CONTEXT, np.float32)
         self._memory = [np.zeros((1, 1, 128), np.float32)] * 2  # Silero's h and c
+
+    def note_frame(self, number: int) -> None:
+        """The next frame to be heard: those between it and the last one are lost."""
+        if lost := number - self.taken - 1:
+            if self.spoken:
+                self.unheard += lost * FRAME_SECONDS
+            else:
+                self.turn.clear()  # no turn goes back to what came before the gap
+        self.taken, self.seconds = number, number * FRAME_SECONDS
+
+    def keep(self, part: "Future[str]", windows: int) -> None:
+        """These first windows of the turn are a piece, whatever follows."""
+        self.parts.append(part)
+        self.earlier += windows
+        del self.turn[:windows]
 
     def windows(self, frame: np.ndarray) -> np.ndarray:
         """The whole windows [n, 512] that this frame of 24 kHz completes."""
@@ -255,6 +277,13 @@ class ListenerState:
         probabilities, *self._memory = silero.run(None, {"input": rows, "h": h, "c": c})
         self._context = samples[-CONTEXT:]
         return probabilities.ravel().tolist()
+
+
+def find_quietest(windows: "list[np.ndarray]") -> int:
+    """Where to cut what has no pause: in the quietest tenth of a second of its second half."""
+    half = len(windows) // 2
+    loudness = [float(window @ window) for window in windows[half:]]
+    return half + 1 + int(np.convolve(loudness, np.ones(3), "valid").argmin())
 
 
 class EchoFinder:

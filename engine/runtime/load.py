@@ -6,6 +6,8 @@ and a stopwatch: nothing is guessed, and nothing knows a card's name. Loads no t
 rules: docs/internals.md.
 """
 
+import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -16,9 +18,12 @@ from functools import partial
 import numpy as np
 
 from engine.config import FRAME_SECONDS, LATE_SECONDS
-from engine.errors import EngineError, logged_fault
-from engine.runtime.backend import Backend
+from engine.errors import BadParameterError, EngineError, ModelError, logged_fault
+from engine.runtime.backend import Backend, Opening
+from engine.runtime.metrics import Metrics
 from engine.runtime.seat import Renewed, Seat
+
+logger = logging.getLogger(__name__)
 
 # -- how many slots are in time --------------------------------------------------------------------
 
@@ -249,8 +254,24 @@ def next_due(seats: list[Seat], now: float) -> float | None:
     None: there is none. A silent client's may be complete at any moment, so from now on. What is
     late already, after a slow moment, is caught up with beside the newcomers and not before them.
     """
-    live = [seat.expected_at(now) or now for seat in seats if seat.live and not seat.left]
+    awake = [seat for seat in seats if seat.live and not seat.left and seat.frozen_at is None]
+    live = [seat.expected_at(now) or now for seat in awake]
     return min((due for due in live if due + LATE_SECONDS >= now), default=None)
+
+
+FOLDERS = re.compile(r"(?:/[^\s/]+)+/")  # of this machine, in a fault: no client's business
+
+
+def read_files(backend: Backend, opening: Opening) -> None:
+    """What an opening needs. Loader's thread.
+
+    Raises BadParameterError with what is wrong with the files of its voice.
+    """
+    try:
+        backend.prepare(opening)
+    except (ModelError, OSError) as error:
+        why = f"voice {opening.voice} cannot be used: {FOLDERS.sub('', str(error))}"
+        raise BadParameterError(why, "voice_prompt: a file that is no voice") from None
 
 
 class SlackWork:
@@ -265,9 +286,11 @@ class SlackWork:
         backend: Backend,
         clock: Callable[[], float],
         give_up: Callable[[Seat, EngineError], None],
+        metrics: Metrics,
     ) -> None:
         self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
         self._backend, self._clock, self._give_up = backend, clock, give_up
+        self._metrics = metrics
         self._renewals: dict[Seat, Generator[None, None, int]] = {}
         self._waiting_since: float | None = None  # something for its next piece
 
@@ -330,6 +353,8 @@ class SlackWork:
             next(work)
         except StopIteration as end:
             del self._renewals[seat]
+            self._metrics.renewed()
+            logger.info("slot %d renewed: it remembers the last %d frames", seat.slot, end.value)
             seat.deliver([Renewed(end.value)])
         except Exception:  # out of memory, say: the call goes on with the memory that it has
             del self._renewals[seat]

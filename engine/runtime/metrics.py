@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from engine.config import LATE_SECONDS
 
 WINDOW_SECONDS = 60.0  # that a percentile looks back: no shorter than a usual scrape
-WINDOW_VALUES = 1 << 14  # kept at most; a minute of sixteen conversations is 12 000 frames
+WINDOW_VALUES = 1 << 17  # kept at most; a minute of 96 conversations is 72 000 frames
 QUANTILES = (0.5, 0.95, 0.99, 1.0)  # that are exported; 1 is the largest
 STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.010, 0.012, 0.014, 0.016),
@@ -33,6 +33,7 @@ class Stage(StrEnum):
     LISTEN = auto()  # the first half of the tick, with the wait for the device
     CHOOSE = auto()  # the directors, between the halves
     SPEAK = auto()  # the second half, with the wait for the device
+    HOST = auto()  # of the tick, around its halves: frames taken in, directors, frames handed out
     SEND = auto()  # from the agent frame's samples to their message, sent
     ANSWER = auto()  # from the complete user frame to the agent frame sent: what makes it late
 
@@ -59,13 +60,16 @@ class Window:
         self._added = 0
         self._lock = threading.Lock()
 
-    def add(self, value: float, times: int = 1) -> None:
+    def add(self, *values: float) -> None:
         now = self._clock()
         with self._lock:
-            for _ in range(times):
-                place = self._added % WINDOW_VALUES
-                self._when[place], self._values[place] = now, value
-                self._added += 1
+            start = self._added % WINDOW_VALUES
+            self._added += len(values)
+            if len(values) == 1:
+                self._when[start], self._values[start] = now, values[0]
+                return
+            places = np.arange(start, start + len(values)) % WINDOW_VALUES
+            self._when[places], self._values[places] = now, values
 
     def values(self) -> np.ndarray:
         """Those of the last minute [n], in no order."""
@@ -133,7 +137,13 @@ class Metrics:
         self._live = Gauge(
             "personaplex_conversations", "Open conversations", registry=self.registry
         )
+        self._lost = Gauge(
+            "personaplex_conversations_dropped",
+            "Conversations that wait for their clients",
+            registry=self.registry,
+        )
         self._ended = counter("personaplex_conversations_ended", "Ended conversations", ["reason"])
+        self._resumed = counter("personaplex_conversations_resumed", "Gone on after a lost line")
         self._ignored = counter("personaplex_ignored_messages", "Unknown kinds and empty messages")
         self._dropped = counter(
             "personaplex_dropped_user_frames",
@@ -142,6 +152,9 @@ class Metrics:
         )
         for reason in Dropped:  # there from the start, at 0
             self._dropped.labels(reason)
+        self._renewals = counter(
+            "personaplex_renewals", "Calls whose memory was made anew before it was full"
+        )
         self._routes = counter("personaplex_routes", "Questions looked up", ["source", "state"])
         self._markers = counter(
             "personaplex_ignored_markers", "Markers that came when none was due"
@@ -154,9 +167,9 @@ class Metrics:
         self.step.add(step_seconds)
         self.record.slots.add(frames)
 
-    def took(self, stage: Stage, seconds: float, frames: int = 1) -> None:
-        """A stage took `seconds` for each of some live frames."""
-        self.record.stages[stage].add(seconds, frames)
+    def took(self, stage: Stage, *seconds: float) -> None:
+        """How long a stage took for each of some live frames."""
+        self.record.stages[stage].add(*seconds)
 
     def sent(self, seconds: float) -> bool:
         """An agent frame left this long after its user frame was complete; whether it was late."""
@@ -171,6 +184,22 @@ class Metrics:
     def ended(self, reason: str) -> None:
         self._live.dec()
         self._ended.labels(reason).inc()
+
+    def renewed(self) -> None:
+        self._renewals.inc()
+
+    def line_lost(self) -> None:
+        """A conversation waits for its client."""
+        self._live.dec()
+        self._lost.inc()
+
+    def line_found(self) -> None:
+        """It goes on, or is about to end."""
+        self._live.inc()
+        self._lost.dec()
+
+    def resumed(self) -> None:
+        self._resumed.inc()
 
     def ignored(self) -> None:
         self._ignored.inc()

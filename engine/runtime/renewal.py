@@ -7,6 +7,8 @@ prompt and the same frames. Only the scheduler's thread calls it; each `next` is
 """
 
 import logging
+import math
+from collections import deque
 from collections.abc import Generator, Mapping
 
 import numpy as np
@@ -21,6 +23,8 @@ from engine.model.prompt import Prompt, Voice, build_prompt
 logger = logging.getLogger(__name__)
 
 SWAP_COLUMNS = 8  # columns that are caught up together with the swap
+PACES = 5  # renewals whose median pace counts
+SLOWEST_PACE = 2.0  # frames a piece; what is slower has no room in a spare either
 
 
 class Renewal:
@@ -84,6 +88,7 @@ class Renewal:
         self.busy = True
         try:
             history, kept, done = self.histories[slot], self.kept[slot], 0
+            began, pieces = history.total, 0
             first = history.total - kept  # of the frames that are kept
             while True:
                 whole = self._columns(slot, voice, prompt, first)
@@ -94,9 +99,10 @@ class Renewal:
                     whole = self._columns(slot, voice, prompt, first)
                 left, end = whole.frames - done, min(done + self.loop.prefill_columns, whole.frames)
                 self._push(whole, done, end)
-                done = end
+                done, pieces = end, pieces + 1
                 if left <= SWAP_COLUMNS:
                     self._swap(slot)
+                    self.queue.set_pace(history.total - began, pieces)
                     return history.total - first
                 yield
         except Exception:  # whatever it was, it would be tried again in every frame
@@ -157,14 +163,16 @@ class RenewalQueue:
 
     The fullest goes first. It begins once any slot would else lose the start of its prompt before
     its own renewal is over. So a lone call talks on until its ring is almost full; of slots that
-    fill up together the first is renewed early, the others after it. Arithmetic only; a column is
-    a frame.
+    fill up together the first is renewed early, the others after it. How long a renewal lasts is
+    reckoned at one piece a frame; where the last ones had less slack, at their pace. Arithmetic
+    only; a column is a frame.
     """
 
     def __init__(self, capacity: int, prefill: int, slots: int, spare: int) -> None:
         """Columns of a ring, of one prefill and of the spare; slots there are."""
         self._capacity, self._prefill, self._whole, self._spare = capacity, prefill, slots, spare
-        self.slots: dict[int, int] = {}  # slot -> frames that its renewal lasts
+        self.slots: dict[int, int] = {}  # slot -> columns that its renewal runs
+        self._paces: deque[float] = deque([1.0], maxlen=PACES)  # frames a piece, of the last ones
 
     def enter(self, slot: int, prompt: int, frames: int) -> int:
         """The number of frames a slot keeps behind its prompt; 0: it is not renewed.
@@ -177,13 +185,13 @@ class RenewalQueue:
         if not self._leaves_room(columns, 2):
             return 0
         while columns > prompt and not (
-            columns + 2 * self.lasts(columns) <= self._spare  # at half the pace too
+            columns + 2 * self._pieces(columns) <= self._spare  # at half the pace too
             and self._leaves_room(columns, self._whole + 1)
         ):
             columns -= 1
         if columns <= prompt:
             return 0
-        self.slots[slot] = self.lasts(columns)
+        self.slots[slot] = columns
         return columns - prompt
 
     def _leaves_room(self, columns: int, renewals: int) -> bool:
@@ -193,20 +201,28 @@ class RenewalQueue:
     def leave(self, slot: int) -> None:
         self.slots.pop(slot, None)
 
+    def set_pace(self, frames: int, pieces: int) -> None:
+        """A renewal took so many pieces and frames. One slow moment is not the machine's pace."""
+        self._paces.append(min(max(1.0, frames / pieces), SLOWEST_PACE))
+
     def lasts(self, columns: int) -> int:
-        """Frames that a renewal to `columns` takes, at one prefill a frame."""
-        return (
-            -(-columns // (self._prefill - 1)) + 1
-        )  # each frame adds a column; the last one swaps
+        """Frames that a renewal to `columns` takes, at the pace of the last ones."""
+        pace = sorted(self._paces)[len(self._paces) // 2]
+        return math.ceil(pace * self._pieces(columns))
+
+    def _pieces(self, columns: int) -> int:
+        """Of one prefill each: every frame adds a column, and the last piece swaps."""
+        return -(-columns // (self._prefill - 1)) + 1
 
     def next(self, pushed: Mapping[int, int]) -> int | None:
         """The slot to begin with now; None: there is time. pushed: slot -> columns that it ran."""
         order = sorted(pushed, key=lambda slot: -pushed[slot])
         if not order:
             return None
-        over = self.slots[order[0]]  # one to spare: prompts of newcomers go before renewals
+        # one to spare: prompts of newcomers go before renewals
+        over = self.lasts(self.slots[order[0]])
         for slot in order:
-            over += self.slots[slot]
+            over += self.lasts(self.slots[slot])
             if pushed[slot] + over >= self._capacity:
                 return order[0]
         return None

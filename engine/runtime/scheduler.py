@@ -13,18 +13,32 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.config import FRAME_SAMPLES, LATE_SECONDS, PAD, SamplingConfig
-from engine.errors import BusyError, EngineError, InternalError, ModelError, logged_fault
+from engine.errors import (
+    BusyError,
+    EngineError,
+    InternalError,
+    ModelError,
+    logged_fault,
+)
 from engine.runtime.backend import Backend, Heard, HeardRow, Opening, Spoken
 from engine.runtime.ears import Listener
-from engine.runtime.load import KEPT_FRAMES, Overload, Relief, SlackWork, next_due
+from engine.runtime.load import (
+    KEPT_FRAMES,
+    Overload,
+    Relief,
+    SlackWork,
+    next_due,
+    read_files,
+)
 from engine.runtime.metrics import Dropped, Metrics, Stage
 from engine.runtime.seat import Ended, Frame, FrameDirector, Notice, Output, Ready, Seat
 
@@ -40,6 +54,7 @@ HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
 STOPPED = "the model has stopped"
+ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
 
 class Scheduler:
@@ -64,7 +79,7 @@ class Scheduler:
         self._on_death = on_death
         self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
-        self._slack_work = SlackWork(backend, clock, self._give_up)
+        self._slack_work = SlackWork(backend, clock, self._give_up, self.metrics)
         self._count = itertools.count()  # of conversations, to know the newest
         self._seats: dict[int, Seat] = {}  # slot -> seat
         self._leavers: list[Seat] = []  # whose slots are to be closed before anything is opened
@@ -121,9 +136,31 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """How many newcomers in a row would be admitted now, which may be fewer than free slots."""
-        empty = range(len(self._seats), self.backend.slots)
+        """How many newcomers in a row would be admitted, which may be fewer than free slots.
+
+        A frozen seat is free: its conversation makes way for a newcomer.
+        """
+        with self._wake:
+            awake = sum(seat.frozen_at is None for seat in self._seats.values())
+        empty = range(awake, self.backend.slots)
         return sum(1 for _ in itertools.takewhile(self.overload.admits, empty))
+
+    def admits_instead(self) -> bool:
+        """Whether a newcomer would be admitted if one of those who sit here left."""
+        live = len(self._seats) - 1
+        return live < self.backend.slots and self.overload.admits(live)
+
+    def prepare(self, opening: Opening) -> Future[None]:
+        """Read the files that an opening needs. Done: they are read; or it has what is wrong."""
+        return self._loader.submit(read_files, self.backend, opening)
+
+    def freeze(self, seat: Seat) -> None:
+        """Let not a frame of this seat pass until `thaw`: its slot stays as it is."""
+        seat.freeze(self.clock())
+
+    def thaw(self, seat: Seat) -> None:
+        seat.thaw(self.clock())
+        self.wake()
 
     def join(
         self,
@@ -191,7 +228,7 @@ class Scheduler:
     def _read_files(self, seat: Seat) -> None:
         """Loader's thread. Who has left meanwhile needs nothing any more."""
         if not seat.left:
-            self.backend.prepare(seat.opening)
+            read_files(self.backend, seat.opening)
 
     # -- scheduler's thread ------------------------------------------------------------------------
 
@@ -288,6 +325,7 @@ class Scheduler:
 
     def _tick(self, seats: list[Seat], now: float) -> None:
         """Take one frame of each of these seats, and make one for each."""
+        began = self.clock()
         size = self.backend.slots
         pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
         due: dict[Seat, float] = {}  # when the user frames were complete
@@ -299,7 +337,7 @@ class Scheduler:
                 pcm[seat.slot], due[seat] = seat.take_frame(now)
                 if seat.listener:
                     seat.listener.push(pcm[seat.slot], seat.pcm_out)
-                self.metrics.took(Stage.QUEUE, max(0.0, now - due[seat]))
+        self.metrics.took(Stage.QUEUE, *(max(0.0, now - at) for at in due.values()))
         started = self.clock()
         heard = self.backend.listen(pcm, active)
         listened = self.clock()
@@ -309,12 +347,15 @@ class Scheduler:
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
         self._deliver(seats, spoken, due, before, ready)
+        done = self.clock()
         step = (listened - started) + (ready - chosen)
         self.metrics.ticked(len(seats), step)
-        live = len(due)
-        self.metrics.took(Stage.LISTEN, listened - started, live)
-        self.metrics.took(Stage.CHOOSE, chosen - listened, live)
-        self.metrics.took(Stage.SPEAK, ready - chosen, live)
+        stages = {
+            Stage.LISTEN: listened - started, Stage.CHOOSE: chosen - listened,
+            Stage.SPEAK: ready - chosen, Stage.HOST: done - began - step,
+        }  # fmt: skip
+        for stage, seconds in stages.items():
+            self.metrics.took(stage, *[seconds] * len(due))
         self.overload.add_tick(step)
         bucket = 1 << max(seat.slot for seat in seats).bit_length()
         self._slack_work.slack.note("tick", step, ready, bucket)
@@ -328,6 +369,7 @@ class Scheduler:
         before: dict[Seat, list],
         ready: float,
     ) -> None:
+        peaks = np.abs(spoken.pcm).max(1).tolist()
         for seat in seats:
             if seat.left:
                 continue
@@ -336,7 +378,7 @@ class Scheduler:
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.pcm_out, seat.peak_out = pcm, float(np.abs(pcm).max())
+            seat.pcm_out, seat.peak_out = pcm, peaks[seat.slot]
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -344,7 +386,7 @@ class Scheduler:
         """What overload asks for: the recogniser goes first, then the newest conversation."""
         backend, was_paused = self.backend, self.overload.recogniser_paused
         relief = self.overload.step(backend.transcribes and backend.transcribing)
-        staying = [seat for seat in seats if not seat.left]
+        staying = [seat for seat in seats if not seat.left and seat.frozen_at is None]
         if relief is Relief.PAUSE_RECOGNISER:
             logger.warning("overload: the recogniser is paused")
             backend.transcribing = False
@@ -404,12 +446,12 @@ class Scheduler:
         """Which token is fed to each slot: text [S] int64, hush [S] bool."""
         text = np.full(self.backend.slots, PAD, np.int64)
         hush = np.zeros(self.backend.slots, bool)
+        peaks = np.abs(pcm).max(1).tolist()
         for seat in seats:
             slot = seat.slot
-            peak_in = float(np.abs(pcm[slot]).max())
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), hear(heard, seat), peak_in, seat.peak_out
+                    int(heard.text[slot]), hear(heard, seat), peaks[slot], seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
@@ -448,7 +490,7 @@ def heard_row(heard: Heard, slot: int) -> HeardRow:
 def describe_place(thread: threading.Thread) -> str:
     """Which function of ours a thread is in, itself or in what that calls: it may hang there."""
     frame = sys._current_frames().get(thread.ident or 0)
-    while frame and "/engine/" not in frame.f_code.co_filename and frame.f_back:
+    while frame and not frame.f_code.co_filename.startswith(ENGINE) and frame.f_back:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"

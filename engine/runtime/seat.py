@@ -13,13 +13,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config import FRAME_SAMPLES, FRAME_SECONDS, LATE_SECONDS, SAMPLE_RATE, SamplingConfig
+from engine.config import (
+    FRAME_SAMPLES,
+    FRAME_SECONDS,
+    LATE_SECONDS,
+    MAX_WAITING_FRAMES,
+    SAMPLE_RATE,
+    SamplingConfig,
+)
 from engine.errors import EngineError, RefusedError
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.ears import Listener
 from engine.runtime.metrics import Dropped, Metrics
 
-MAX_WAITING_FRAMES = 375  # 30 s of audio that waits for its ticks
 INBOX_LIMIT = 64  # commands waiting for the next tick
 SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as silent
 CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall
@@ -113,6 +119,7 @@ class Seat:
         self.slot = -1
         self.joined = 0  # counts up with every conversation of its scheduler
         self.left = False
+        self.frozen_at: float | None = None  # its line has dropped; None: time goes on
         self.prepared: Future[None] = Future()  # done: its voice is read, or cannot be
         self._wake, self._metrics = wake, metrics
         self._lock = threading.Lock()
@@ -162,6 +169,26 @@ class Seat:
             self._wake()
         return complete
 
+    def freeze(self, now: float) -> None:
+        """No frame from now on until `thaw`; prompts that are going in go on. Again: nothing."""
+        with self._lock:
+            if self.frozen_at is None:
+                self.frozen_at = now
+
+    def thaw(self, now: float) -> None:
+        """Go on as if no time had passed: what waits is due as long from now as it was then."""
+        with self._lock:
+            if self.frozen_at is None:
+                return
+            passed, self.frozen_at = now - self.frozen_at, None
+            self._audio.shift(passed)
+            if self._last_heard is not None:
+                self._last_heard += passed
+            self._next_silence += passed
+            self._forgive_until += passed
+            self._ticked_at += passed
+            self._ticked_before += passed
+
     def post(self, command: Any) -> None:
         """Queue a command for the director. Raises RefusedError when 64 are waiting."""
         with self._lock:
@@ -196,7 +223,8 @@ class Seat:
     @property
     def flushing(self) -> bool:
         """Whether steps of the recogniser between two frames would help its director."""
-        return self.live and self.opening.transcribe and self.director.flushing
+        awake = self.live and self.frozen_at is None
+        return awake and self.opening.transcribe and self.director.flushing
 
     def take_requests(self) -> tuple[tuple[Opening, FrameDirector] | None, SamplingConfig | None]:
         """(the restart, the settings) that were asked for, in the order to carry them out."""
@@ -219,7 +247,7 @@ class Seat:
         """When this seat's next frame may run (<= now: at once); None: nothing to wait for."""
         if self.bootstrapping:
             return now
-        if not self.live:
+        if not self.live or self.frozen_at is not None:
             return None
         with self._lock:
             if self._audio:
@@ -270,6 +298,8 @@ class Seat:
     def is_late(self, now: float) -> bool:
         """Whether this conversation's frames come too late at present."""
         with self._lock:
+            if self.frozen_at is not None:
+                return False
             overdue = self._audio and now - self._audio.due > LATE_SECONDS
             return bool(overdue or (self.was_late and self._is_heard(now)))
 
@@ -342,6 +372,11 @@ class FrameQueue:
                 frame = self._take_begun()
                 self._frames.append((self._last_due, frame, np.abs(frame).max() < QUIET_PEAK))
         return len(self._frames) - before
+
+    def shift(self, seconds: float) -> None:
+        """All of it was due this much later."""
+        self._frames = deque((due + seconds, *rest) for due, *rest in self._frames)
+        self._last_due += seconds
 
     def pop(self) -> np.ndarray:
         """The oldest 1920 samples; what is missing is silence."""

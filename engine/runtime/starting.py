@@ -6,11 +6,11 @@ are obeyed, and the log says what came of it.
 
 import gc
 import logging
-import os
+from pathlib import Path
 
 import torch
 
-from engine.config import ServerConfig, choose_recogniser
+from engine.config import ServerConfig
 from engine.errors import ModelError
 from engine.runtime.load import TickTable
 from engine.runtime.personaplex import CACHE_MB, CPU_SLOTS, MEGABYTE, PersonaPlexBackend
@@ -18,7 +18,6 @@ from engine.weights.hub import Progress, find
 from engine.weights.loading import (
     Checkpoint,
     LoadedRecogniser,
-    download_recogniser,
     load_checkpoint,
     load_recogniser,
     report_nothing,
@@ -40,9 +39,12 @@ LIMITS = {  # what made the number of slots -> how the log says it
 
 
 def load_personaplex(
-    config: ServerConfig, progress: Progress = report_nothing
+    config: ServerConfig, progress: Progress = report_nothing, recogniser: Path | None = None
 ) -> PersonaPlexBackend:
-    """The model of a configuration, on its device, as a backend. Raises ModelError."""
+    """The model of a configuration, on its device, as a backend; with a recogniser's folder.
+
+    Raises ModelError.
+    """
     source, device, revision = config.model, config.device, config.revision or None
     folder = find(source, revision, progress)
     mode = Precision(*choose_precision((config.weights, config.kv), folder, device))
@@ -52,16 +54,16 @@ def load_personaplex(
         )
         if device == "cpu" and checkpoint.lm.embedding.table.numel() < ONE_THREAD_WEIGHTS:
             torch.set_num_threads(1)  # of the whole process: threads would only wait for each other
-        recogniser = None
-        if source := choose_recogniser(config, os.environ):
-            found = download_recogniser(source, progress)
+        loaded = None
+        if recogniser:
             where = checkpoint.lm.embedding.table.device
-            weights = choose_recogniser_precision(config.weights, folder, found, str(where))
-            recogniser = load_recogniser(
-                str(found), checkpoint.mimi, device=where, int8=weights == "int8", progress=progress
-            )
+            weights = choose_recogniser_precision(config.weights, folder, recogniser, str(where))
+            loaded = load_recogniser(
+                str(recogniser), checkpoint.mimi,
+                device=where, int8=weights == "int8", progress=progress,
+            )  # fmt: skip
         return fit_backend(
-            checkpoint, recogniser, mode, config.slots,
+            checkpoint, loaded, mode, config.slots,
             graphs=not config.eager, renewal_frames=config.renewal_frames,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:

@@ -92,7 +92,7 @@ def generated(
 # In the layout of the public files of 8 depth steps. The vocabulary is that of the tests' tiny
 # checkpoint; the voice is a saved one as the public ones are, so that no sound must be read.
 
-TINY = Path("tests/golden/tiny")
+TINY = Path(__file__).parents[2] / "tests" / "golden" / "tiny"
 VOICE_FRAMES = 50  # four seconds
 FILLER_SCORE = -100.0  # of pieces that only fill the vocabulary: a text never needs one
 

@@ -18,14 +18,18 @@ from engine.weights.loading import Checkpoint, LoadedRecogniser
 GIB = 1 << 30
 RESERVE_BYTES = int(0.9 * GIB)  # kept back: context, libraries, fragmentation
 WORK_BYTES = int(0.45 * GIB)  # graphs, activations, staging
-MOST_SLOTS = 16
+MANY, MOST_SLOTS = 16, 96  # the latter: the largest bucket of gpu/graphs.py
 SCALE_BYTES = 4  # of every output of an int8 product
 LEAST_SPARE = 400  # columns: a persona of 150 and some 15 s of the call, with what comes meanwhile
 
 
 def slots_by_memory(free_bytes: int, slot_bytes: int, most: int = MOST_SLOTS) -> int:
-    """Slots whose rings fit into free memory beside the reserve; 0: not even one."""
-    return max(0, min(most, (free_bytes - RESERVE_BYTES - WORK_BYTES) // slot_bytes))
+    """Slots whose rings fit into free memory beside the reserve; 0: not even one.
+
+    Beyond MANY one slot's memory is left for renewals.
+    """
+    fit = (free_bytes - RESERVE_BYTES - WORK_BYTES) // slot_bytes
+    return max(0, min(most, fit if fit <= MANY else max(MANY, fit - 1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ where there is a verdict to check.
 
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,16 @@ def machine(device: str) -> dict[str, str]:
     return {"device": name, "quantiser": int8.quantiser_hash(where, usual_dtype(where))}
 
 
+def common_name(device: object) -> str:
+    """One name for one kind of card: Modal's A10 and A10G are the same, and either is reported."""
+    return re.sub(r"\bA10G\b", "A10", str(device))
+
+
 def _read_of_device(folder: Path, device: str) -> dict[str, Any]:
     """What a verdict says that was reached on a device like this one; otherwise nothing."""
     known = read(folder)
     here = machine(device) if known else {}
-    if known.get("device") != here.get("device"):
+    if known and common_name(known.get("device")) != common_name(here["device"]):
         there = known.get("device", "a device that it does not name")
         why = f"it was reached on {there}, and this is {here['device']}; run bench drift again"
         return _ignored(folder / VERDICT, why)

@@ -4,6 +4,7 @@ Knows no torch: saved voices (`.pt`) are only named here; loading.py reads them.
 """
 
 import atexit
+import logging
 import os
 import shutil
 import tarfile
@@ -13,36 +14,74 @@ from pathlib import Path
 import numpy as np
 
 from engine.config import SAMPLE_RATE, VOICE_NAMES
-from engine.errors import BadParameterError, ModelError
-from engine.weights.hub import VOICES_FILE
+from engine.errors import BadParameterError, ConfigError, EngineError, ModelError
+from engine.weights.hub import DEFAULT_REPOSITORY, VOICES_FILE, Progress, fetch, find_folder
+
+logger = logging.getLogger(__name__)
 
 TARGET_LUFS = -24.0
 BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
 RINGING_SAMPLES = 1 << 14  # after which a filter's response is below rounding
 SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
+UNSIZED_BYTES = 200  # a header takes less
 SUFFIXES = (".pt", ".wav")  # the first found of a name is used
+
+
+def find_voice(wanted: str, names: tuple[str, ...]) -> str | None:
+    """The voice that is meant, with or without .pt or .wav, whatever the case."""
+    stem = wanted.strip()
+    for suffix in SUFFIXES:
+        if stem.lower().endswith(suffix):
+            stem = stem[: -len(suffix)]
+    if stem in names:
+        return stem
+    return next((name for name in names if name.lower() == stem.lower()), None)
 
 
 def choose_voice(wanted: str | None, default: str, names: tuple[str, ...]) -> str:
     """The name of a client's voice, or of the default. Raises BadParameterError."""
     if wanted is None:
-        return default if default in names else names[0]
-    name = wanted.removesuffix(".pt").removesuffix(".wav")
-    if name not in names:
+        return find_voice(default, names) or names[0]
+    name = find_voice(wanted, names)
+    if name is None:
         known = ", ".join(names)
-        raise BadParameterError(f"voice_prompt is {wanted[:40]!r}; use one of {known}")
+        raise BadParameterError(
+            f"voice_prompt is {wanted[:40]!r}; use one of {known}", "voice_prompt: unknown"
+        )
     return name
 
 
+def check_default(wanted: str, names: tuple[str, ...]) -> str:
+    """The voice that a server's setting means. Raises ConfigError.
+
+    A model without our own default has its first voice; every other name was somebody's choice.
+    """
+    name = find_voice(wanted, names)
+    if name is None and wanted != VOICE_NAMES[0]:
+        raise ConfigError(f"--voice {wanted!r} not found; use one of {', '.join(names)}")
+    return name or names[0]
+
+
 class Voices:
-    """The voices of one model folder: `voices/`, or what `voices.tgz` beside it unpacks to."""
+    """The voices of one model folder: `voices/`, or what `voices.tgz` beside it unpacks to.
+
+    A file that cannot be a voice is left out, and the log says why.
+    """
 
     def __init__(self, model_folder: Path) -> None:
         self.folder = find_or_unpack(model_folder)
-        found = {p.stem: p for s in reversed(SUFFIXES) for p in sorted(self.folder.glob(f"*{s}"))}
+        files = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        files = [p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        files.sort(key=lambda path: -SUFFIXES.index(path.suffix.lower()))
+        found = {}
+        for path in files:
+            if fault := find_fault(path):
+                logger.warning("a voice is left out: %s", fault)
+            else:
+                found[path.stem] = path
         if not found:
             raise ModelError(
-                f"{self.folder} holds no voices (*.pt, *.wav); "
+                f"{self.folder} holds no voices (*.pt, *.wav) that can be used; "
                 "run `python -m engine download`, or put one there"
             )
         self.names = tuple(sorted(found, key=lambda name: (name != VOICE_NAMES[0], name)))
@@ -57,7 +96,35 @@ class Voices:
 
     def audio(self, name: str) -> np.ndarray:
         """A recorded voice as the model hears it: float32 [T], 24 kHz, -24 LUFS."""
-        return normalise(read_audio(self.path(name)))
+        path = self.path(name)
+        try:
+            return normalise(read_audio(path))
+        except ModelError as error:
+            raise name_file(path, error) from None
+
+
+def find_fault(path: Path) -> str:
+    """Why a file can be no voice; "": nothing speaks against it."""
+    try:
+        if path.suffix.lower() == ".wav":
+            loudness(read_audio(path), SAMPLE_RATE)
+        elif path.stat().st_size == 0:
+            return f"{path} is empty"
+    except (ModelError, OSError) as error:
+        return str(name_file(path, error))
+    return ""
+
+
+def name_file(path: Path, error: Exception) -> ModelError:
+    """The fault with its file's name in front, where it is not there yet."""
+    text = str(error)
+    return ModelError(text if str(path) in text else f"{path}: {text}")
+
+
+def open_voices(source: str, revision: str | None, progress: Progress) -> Voices:
+    """The voices of a folder or a repository; nothing else is fetched. Raises ModelError."""
+    folder = find_folder(source, "model", DEFAULT_REPOSITORY)
+    return Voices(folder or fetch(source, revision, progress, (VOICES_FILE,)))
 
 
 def find_or_unpack(model_folder: Path) -> Path:
@@ -89,16 +156,34 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from error
 
 
-def read_audio(path: Path) -> np.ndarray:
-    """The first channel of a sound file at 24 kHz, float32 [T]. Raises ModelError."""
-    import soundfile
+def read_audio(path: str | Path, fault: type[EngineError] = ModelError) -> np.ndarray:
+    """A sound file, its channels mixed, at 24 kHz, float32 [T]. Raises `fault`.
+
+    Samples that are no numbers count as silence: one of them would reach far, through filters.
+    """
+    import soundfile  # here: a client that reads no file needs neither
     import soxr
 
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise ModelError(f"{path} cannot be read as audio ({error}); use a wav file") from error
-    mono = samples[:, 0]
+    except (soundfile.LibsndfileError, OSError) as error:
+        why = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(". ")
+        raise fault(
+            f"{path} cannot be read as audio ({why}); use a wav, flac or ogg file"
+        ) from None
+    if not len(samples):
+        unsized = Path(path).stat().st_size > UNSIZED_BYTES
+        why = (
+            "says that it holds none, as one that was written into a pipe"
+            if unsized
+            else "is empty"
+        )
+        raise fault(f"{path} holds no samples (it {why}); use a recording in a file of its own")
+    mono = samples.mean(axis=1)
+    broken = ~np.isfinite(mono)
+    if count := int(broken.sum()):
+        logger.warning("%s: %d samples are not finite and count as silence", path, count)
+        mono[broken] = 0
     return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
 
 

@@ -1,5 +1,5 @@
-"""How many connections one address and all together may have, for how long, and how often it may
-guess a token. What happens on a conversation's socket, `socket` limits itself.
+"""How many connections one address and all together may have, for how long, how many requests it
+may send, and how often guess a token. What happens on a conversation's socket, `socket` limits.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -19,31 +19,39 @@ from engine.wire.socket import Bucket, FrameGuard, Pulse
 logger = logging.getLogger(__name__)
 
 GUESSES_PER_MINUTE = 10  # wrong tokens from one address
-MOST_ADDRESSES = 10_000  # whose wrong tokens are remembered
+# Of one address. A page is 7 requests at once, and thirty people may sit behind one address.
+REQUESTS_PER_SECOND = 100.0
+REQUESTS_AT_ONCE = 4000.0
+MOST_ADDRESSES = 10_000  # whose wrong tokens or requests are remembered
 SEND_BUFFER_BYTES = 64 * 1024  # of the kernel, which doubles it
+KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds; probes
 REQUEST_SECONDS = 20.0  # from the first byte of a request to the last of its headers, or body
 IDLE_SECONDS = 75.0  # a kept connection between two requests
 READ_BYTES = 16 * 1024  # of one connection in one turn of the loop: 2700 messages at most
 LOG_SECONDS = 60.0  # between two lines about the same thing
+READ_OUT_SECONDS, READ_OUT_LOOKS = 0.2, 25  # between two looks whether more comes; how many
 TURNS = 4  # requests that begin in one round of the loop
+ADDRESS_BYTES = 64 * 1024  # of a request's line: 4000 characters of any script take 48 000
 REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
 
 
-class Guesses:
-    """Wrong tokens by address: who has given ten in a minute must wait before the next."""
+class AddressBuckets:
+    """A bucket for each address; those that were least lately used are forgotten."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
         self._buckets: dict[str, Bucket] = {}  # the oldest first
 
-    def may_try(self, address: str) -> bool:
+    def may_take(self, address: str) -> bool:
         bucket = self._buckets.get(address)
         return bucket is None or bucket.level >= 1
 
-    def note_wrong(self, address: str) -> None:
+    def take(self, address: str) -> None:
         bucket = self._buckets.pop(address, None)
         if bucket is None:
-            bucket = Bucket(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE, self._clock)
+            bucket = Bucket(self._rate, self._burst, self._clock)
         self._buckets[address] = bucket
         bucket.take(1)
         if len(self._buckets) > MOST_ADDRESSES:
@@ -55,27 +63,41 @@ class MinuteLog:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: Counter[str] = Counter()
-        self._logged_at: dict[str, float] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._logged_at: dict[tuple[str, str], float] = {}
 
-    def note(self, what: str) -> None:
-        now = self._clock()
-        self._counts[what] += 1
-        if now - self._logged_at.get(what, float("-inf")) >= LOG_SECONDS:
-            logger.warning("%s (%d times since the last such line)", what, self._counts.pop(what))
-            self._logged_at[what] = now
+    def note(self, what: str, of: str = "", level: int = logging.WARNING) -> None:
+        """of: whom it is counted for; the line does not say it."""
+        now, key = self._clock(), (what, of)
+        self._counts[key] += 1
+        if now - self._logged_at.get(key, float("-inf")) >= LOG_SECONDS:
+            count = self._counts.pop(key)
+            logger.log(level, "%s (%d times since the last such line)", what, count)
+            self._logged_at.pop(key, None)
+            self._logged_at[key] = now  # the oldest first
+            if len(self._logged_at) > MOST_ADDRESSES:
+                oldest = next(iter(self._logged_at))
+                del self._logged_at[oldest]
+                self._counts.pop(oldest, None)
 
 
 # -- addresses -------------------------------------------------------------------------------------
 
 
-def find_address(peer: str, forwarded: str, proxies: tuple[str, ...]) -> str:
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+def parse_networks(texts: Iterable[str]) -> Networks:
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+def find_address(peer: str, forwarded: str, proxies: Networks) -> str:
     """Who asks: the peer, or whom a proxy that we trust names last in X-Forwarded-For.
 
     What stands before the last entry came from the client itself, who may write anything.
     """
     own = _parse_address(peer)
-    if own and any(own in ipaddress.ip_network(proxy, strict=False) for proxy in proxies):
+    if own and any(own in network for network in proxies):
         named = _parse_address(forwarded.rpartition(",")[2].strip())
         own = named or own
     if own is None:
@@ -101,15 +123,17 @@ class Doors:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._proxies = parse_networks(config.trusted_proxies)
         self._open: Counter[str] = Counter()
         self.log = MinuteLog()
-        self.guesses = Guesses()
+        self.guesses = AddressBuckets(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE)
+        self.requests = AddressBuckets(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
         self.pulse = Pulse()
         self._turns = asyncio.Semaphore(TURNS)
         self._reports = Bucket(1 / REPORT_SECONDS, 1)
 
     def find_address(self, peer: str, forwarded: str = "") -> str:
-        return find_address(peer, forwarded, self._config.trusted_proxies)
+        return find_address(peer, forwarded, self._proxies)
 
     def enter(self, address: str) -> bool:
         """Count a connection, unless there are too many."""
@@ -132,6 +156,14 @@ class Doors:
         """Wait until it is the turn of one more answer that takes long to make."""
         await asyncio.sleep(self._reports.take(1))
 
+    def admit(self, address: str) -> bool:
+        """Count a request, unless there were too many."""
+        if not self.requests.may_take(address):
+            self.log.note("a request was refused: too many came from its address")
+            return False
+        self.requests.take(address)
+        return True
+
     def leave(self, address: str) -> None:
         self._open[address] -= 1
         if not self._open[address]:
@@ -139,23 +171,36 @@ class Doors:
 
 
 TOO_MANY = "too many connections are open; close some\n"
+AGAIN_SOON, AGAIN_LATER = {"Retry-After": "1"}, {"Retry-After": "60"}
+TOO_OFTEN = "too many requests came from your address; send fewer\n"
 FULL = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nRetry-After: 60\r\n"
     f"Connection: close\r\nContent-Length: {len(TOO_MANY)}\r\n\r\n{TOO_MANY}"
 ).encode()
+
+TLS_HELLO = b"\x16\x03"  # how a client begins that wants https or wss
+SPEAKS_TLS = "TLS came to a port without it: clients use http:// or ws://, or start with --tls self"
+
+
+def refuse(status: int, text: str, **headers: str) -> web.Response:
+    response = web.Response(status=status, text=text, headers=headers)
+    response.force_close()
+    return response
 
 
 class Connection(web.RequestHandler):
     """One TCP connection: counted, read in small pieces, and closed when a request never ends."""
 
     def __init__(self, doors: Doors, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, max_line_size=ADDRESS_BYTES, **kwargs)
         self.doors = doors
         self.address: str | None = None  # under which it is counted
+        self._forwarded = ""  # what X-Forwarded-For said when that was found
         self._refused = False
         self._peer = ""
         self._busy = False  # with a request that is read
         self._held = False
+        self.guard: FrameGuard | None = None  # of a WebSocket
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -185,32 +230,71 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if not self._busy and data.startswith(TLS_HELLO):
+            self.doors.log.note(SPEAKS_TLS)
+            self.transport.abort()
+            return
         if not self._busy and self._timer is None:
             self._start_timer("headers", lambda: True)
         super().data_received(data)
 
-    def begin(self, request: web.BaseRequest) -> bool:
-        """A request's headers are there; False: too many connections are its client's."""
+    def begin(self, request: web.BaseRequest) -> web.Response | None:
+        """A request's headers are there; the answer where it is one too many."""
         self._stop_timer()
         self._busy = True
         if not request.content.is_eof():
             self._start_timer("body", lambda: not request.content.is_eof())
         forwarded = request.headers.get("X-Forwarded-For", "")
-        address = self.doors.find_address(self._peer, forwarded)
+        if forwarded != self._forwarded:
+            self._move(self.doors.find_address(self._peer, forwarded))
+            self._forwarded = forwarded
+        if self.address is None:
+            return refuse(503, TOO_MANY, **AGAIN_LATER)
+        if not self.doors.admit(self.address):
+            return refuse(429, TOO_OFTEN, **AGAIN_SOON)
+        return None
+
+    def _move(self, address: str) -> None:
+        """From now on it is counted under another address, if there is room."""
         if address == self.address:
-            return True
+            return
         if self.address is not None:
             self.doors.leave(self.address)
         self.address = address if self.doors.enter(address) else None
-        return self.address is not None
 
     def end(self) -> None:
         self._busy = False
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what cannot be read, and log its kind: aiohttp's line names the address."""
+        if status >= 500 or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        if not self.doors.admit(self.address or ""):
+            return refuse(429, TOO_OFTEN, **AGAIN_SOON)
+        self.doors.log.note(f"a request could not be read ({type(exc).__name__})")
+        return refuse(status, f"{status}: this request cannot be read\n")
 
     def hold(self) -> None:
         """Read nothing any more, whatever aiohttp thinks: the connection is about to end."""
         self._held = True
         self.pause_reading()
+
+    async def read_out(self) -> None:
+        """Wait until a client has sent what it was sending, or its system throws our reason away.
+
+        Nobody keeps what it sends.
+        """
+        for _ in range(READ_OUT_LOOKS):
+            before = self.guard.dropped
+            await asyncio.sleep(READ_OUT_SECONDS)
+            if self.guard.dropped == before:
+                return
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         if not self._held:
@@ -222,8 +306,23 @@ class Connection(web.RequestHandler):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether its client has closed its WebSocket, or broken its rules."""
+        return self.guard is not None and self.guard.said_goodbye
+
+    def probe_when_idle(self) -> None:
+        """Let the kernel find out that the other side is gone, while nothing is sent to it."""
+        sock = self.transport and self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in KEEP_ALIVE.items():
+                if hasattr(socket, name):  # Linux has all of them
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        super().set_parser(FrameGuard(parser, self.doors.log.note), data_received_cb)
+        self.guard = FrameGuard(parser, self.doors.log.note)
+        super().set_parser(self.guard, data_received_cb)
         self.data_received = super().data_received  # a socket's bytes are no request's
 
     def _start_timer(self, what: str, is_late: Callable[[], bool]) -> None:

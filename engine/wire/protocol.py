@@ -6,7 +6,7 @@ public Moshi and PersonaPlex clients speak it too.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -17,8 +17,10 @@ from engine.dialogue.session import SessionConfig
 from engine.errors import BadParameterError, ConfigError, ProtocolError, RefusedError
 
 VERSION = 1
+SOCKETS = ("/api", "/api/chat")  # the paths of conversations
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 25_000  # 2000 characters, each spelled with 12; is parsed in 5 ms at most
+MAX_OPENING_BYTES = 64 * 1024  # 4000 characters, likewise
 
 
 class Kind(IntEnum):
@@ -48,6 +50,8 @@ def decode(message: bytes) -> tuple[Kind, bytes]:
 
 FORMATS = ("opus", "pcm16")
 MAX_SEED = 2**63 - 1
+MAX_WHOLE = 2**53  # from it on a float does not hold every whole number
+MAX_HEARD_SECONDS = 1e6
 SAMPLING = {  # query name -> field of SamplingConfig and its type
     "text_temperature": ("text_temperature", float),
     "audio_temperature": ("audio_temperature", float),
@@ -65,20 +69,23 @@ class Query:
     """A checked query: the session's part, and what only the socket needs."""
 
     session: SessionConfig
-    format: str = "opus"
+    format: str = "opus"  # "": as before, where a conversation is resumed
     events: bool = False
+    warm: bool = True  # on /api/chat 0x00 waits until the public web client listens
+    start_at: float = 0.0  # time.monotonic(), before which no 0x00 is sent
+    resume: str = field(default="", repr=False)  # the secret of a conversation that goes on
+    heard: float | None = None  # seconds of its agent audio that have arrived
 
 
 def parse_query(query: Mapping[str, str]) -> Query:
     """Check a query; unknown names are ignored. Raises BadParameterError."""
     prompt = query.get("text_prompt")
-    if prompt is not None and len(prompt) > MAX_PROMPT_CHARS:
-        raise BadParameterError(
-            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}"
-        )
-    fmt = query.get("format", "opus")
-    if fmt not in FORMATS:
-        raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16")
+    if prompt is not None:
+        check_prompt(prompt)
+    resume = query.get("resume", "")
+    fmt = query.get("format", "" if resume else "opus")
+    if fmt not in FORMATS and (fmt or not resume):
+        raise BadParameterError(f"format is {fmt[:40]!r}; use opus or pcm16", "format: unknown")
     session = SessionConfig(
         text_prompt=prompt,
         voice=query.get("voice_prompt") or None,
@@ -87,7 +94,21 @@ def parse_query(query: Mapping[str, str]) -> Query:
         routing=_parse_flag(query, "routing"),
         transcribe=_parse_flag(query, "transcribe") is not False,
     )
-    return Query(session, fmt, bool(_parse_flag(query, "events")))
+    events = bool(_parse_flag(query, "events"))
+    heard = _parse_heard(query) if resume else None
+    warm = _parse_flag(query, "warm") is not False
+    return Query(session, fmt, events, warm, resume=resume, heard=heard)
+
+
+def _parse_heard(query: Mapping[str, str]) -> float | None:
+    if "heard" not in query:
+        return None
+    heard = _parse_number("heard", query["heard"], float)
+    if not 0 <= heard <= MAX_HEARD_SECONDS:
+        raise BadParameterError(
+            f"heard is {heard}; use 0 to {MAX_HEARD_SECONDS:.0f} seconds", "heard: out of range"
+        )
+    return heard
 
 
 def parse_sampling(
@@ -102,8 +123,25 @@ def parse_sampling(
     try:
         SamplingConfig(**fields)
     except ConfigError as error:
-        raise BadParameterError(str(error)) from error
+        name = next(name for name in SAMPLING if str(error).startswith(f"{name} is "))
+        raise BadParameterError(str(error), f"{name}: out of range") from error
     return fields
+
+
+def check_prompt(prompt: str) -> None:
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise BadParameterError(
+            f"text_prompt has {len(prompt)} characters; use up to {MAX_PROMPT_CHARS}",
+            "text_prompt: too long",
+        )
+
+
+def _check_seed(name: str, seed: int) -> int:
+    if not -1 <= seed <= MAX_SEED:
+        raise BadParameterError(
+            f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}", f"{name}: out of range"
+        )
+    return seed
 
 
 def _parse_seed(query: Mapping[str, str]) -> int:
@@ -111,24 +149,29 @@ def _parse_seed(query: Mapping[str, str]) -> int:
     for name in ("seed", "text_seed", "audio_seed"):
         if name not in query:
             continue
-        seed = _parse_number(name, query[name], int)
-        if not -1 <= seed <= MAX_SEED:
-            raise BadParameterError(f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}")
+        seed = _check_seed(name, _parse_number(name, query[name], int))
         if seed >= 0:
             return seed
     return -1
 
 
 def _parse_number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
-    """A number of a query or of JSON. Raises BadParameterError naming it."""
+    """A number of a query or of JSON; 25.0 is a whole one. Raises BadParameterError naming it."""
     what = "a whole number" if kind is int else "a number"
     try:
-        number = float(value)
-        if isinstance(value, bool) or (kind is int and number != int(number)):
+        if isinstance(value, bool):
             raise ValueError
-        return int(value) if kind is int and not isinstance(value, float) else kind(number)
+        if kind is int and isinstance(value, int):
+            return value
+        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
+            return int(value)  # every digit of a large seed
+        number = float(value)
+        if kind is int and not (number.is_integer() and abs(number) < MAX_WHOLE):
+            raise ValueError
+        return value if isinstance(value, kind) else kind(number)
     except (TypeError, ValueError, OverflowError):
-        raise BadParameterError(f"{name} is {str(value)[:40]!r}; use {what}") from None
+        told = f"{name}: not {what}"
+        raise BadParameterError(f"{name} is {str(value)[:40]!r}; use {what}", told) from None
 
 
 def _parse_flag(query: Mapping[str, str], name: str) -> bool | None:
@@ -136,7 +179,7 @@ def _parse_flag(query: Mapping[str, str], name: str) -> bool | None:
     if value is None:
         return None
     if value not in ("0", "1"):
-        raise BadParameterError(f"{name} is {value[:40]!r}; use 0 or 1")
+        raise BadParameterError(f"{name} is {value[:40]!r}; use 0 or 1", f"{name}: not 0 or 1")
     return value == "1"
 
 
@@ -156,12 +199,11 @@ def encode_metadata(name: str, seconds: float, **fields: Any) -> bytes:
     return encode(Kind.METADATA, json.dumps(data, ensure_ascii=False).encode())
 
 
-def parse_metadata(payload: bytes) -> tuple[str, dict[str, Any]]:
+def parse_metadata(payload: bytes, most: int = MAX_METADATA_BYTES) -> tuple[str, dict[str, Any]]:
     """(type, object) of a client's message. Raises RefusedError if it is not what it should be."""
-    if len(payload) > MAX_METADATA_BYTES:
+    if len(payload) > most:
         raise RefusedError(
-            f"metadata is not JSON of at most {MAX_METADATA_BYTES} bytes (it has {len(payload)}); "
-            "send less"
+            f"metadata is not JSON of at most {most} bytes (it has {len(payload)}); send less"
         )
     try:
         data = json.loads(payload.decode())
@@ -172,11 +214,60 @@ def parse_metadata(payload: bytes) -> tuple[str, dict[str, Any]]:
     return data["type"], data
 
 
-def read_text(data: dict[str, Any]) -> str:
-    """The `text` of a message. Raises RefusedError if it is not a string of whole characters."""
-    text = data.get("text")
+def read_text(data: dict[str, Any], name: str = "text") -> str:
+    """A text of a message. Raises RefusedError if it is not a string of whole characters."""
+    text = data.get(name)
     if not isinstance(text, str):
-        raise RefusedError(f"{data['type']}: text is missing or not a string; send text")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can spell half a character
-        raise RefusedError(f"{data['type']}: text is not valid Unicode; send whole characters")
+        raise RefusedError(f"{data['type']}: {name} is missing or not a string; send text")
+    if has_half_character(text):
+        raise RefusedError(f"{data['type']}: {name} is not valid Unicode; send whole characters")
     return text
+
+
+def has_half_character(text: str) -> bool:
+    """Whether a text holds what JSON can spell, and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def parse_opening(payload: bytes) -> dict[str, str]:
+    """The parameters of a first message `open`, as a query has them. Raises BadParameterError."""
+    try:
+        kind, data = parse_metadata(payload, MAX_OPENING_BYTES)
+    except RefusedError as error:
+        raise BadParameterError(f"open: {error}", "open: not an object with a type") from None
+    if kind != "open":
+        raise BadParameterError(
+            f"type is {kind[:40]!r}; with open=1 the first message is open", "open: not first"
+        )
+    asked = {}
+    for name, value in data.items():
+        if name == "type" or value is None:
+            continue
+        if not isinstance(value, str | int | float) or has_half_character(str(value)):
+            raise BadParameterError(
+                f"open: {name[:40]!r} is no text, number, true or false; use one of these",
+                "open: a value of a wrong kind",
+            )
+        text = str(int(value) if isinstance(value, bool) else value)
+        asked["voice_prompt" if name == "voice" else name] = text
+    return asked
+
+
+def parse_role(data: dict[str, Any]) -> dict[str, Any]:
+    """What a `restart` changes, as fields of SessionConfig.
+
+    Raises RefusedError, BadParameterError.
+    """
+    changes: dict[str, Any] = {}
+    if "text_prompt" in data:
+        prompt = changes["text_prompt"] = read_text(data, "text_prompt")
+        check_prompt(prompt)
+    if "voice_prompt" in data:
+        changes["voice"] = read_text(data, "voice_prompt") or None
+    if "seed" in data:
+        changes["seed"] = _check_seed("seed", _parse_number("seed", data["seed"], int))
+    return changes

@@ -5,23 +5,29 @@ then a close code.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import struct
 import termios
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
 from engine.config import SAMPLE_RATE
 from engine.dialogue import events as ev
+from engine.dialogue.resume import Line
 from engine.dialogue.service import Service
 from engine.errors import (
+    BadAudioError,
     BadParameterError,
     ConfigError,
     EndError,
+    GoneError,
     ProtocolError,
     RefusedError,
     TooFastError,
@@ -29,7 +35,7 @@ from engine.errors import (
 )
 from engine.runtime.metrics import Stage
 from engine.runtime.seat import Frame, Notice, Ready, Renewed
-from engine.wire.audio import make_codec
+from engine.wire.audio import make_codec, name_format
 from engine.wire.protocol import (
     FIELDS,
     MAX_MESSAGE_BYTES,
@@ -41,17 +47,22 @@ from engine.wire.protocol import (
     encode,
     encode_metadata,
     parse_metadata,
+    parse_role,
     parse_sampling,
     read_text,
 )
 
 if TYPE_CHECKING:
     from engine.wire.limits import Connection
+    from engine.wire.server import ApiSocket
 
+TOLD = b"resume"  # of the ping that follows a new secret
 STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
-LOOK_SECONDS = 1.0  # between two looks at what the client has not read
+LOOK_SECONDS = 1.0  # between two looks at what the client has not read, and at its silence
 TURN_SECONDS = 0.002  # of one turn of the loop for one client's audio
+# Of the loop's own time, for one client's audio: all the time, and at once. Speech takes 0.003.
+DECODE_SHARE, DECODE_SECONDS = 0.1, 0.005
 # For how many messages one counts at the pace: by what it costs the server.
 COMMAND_COST, RESTART_COST = 10, 300
 BYTES_PER_MESSAGE = 1024
@@ -64,7 +75,71 @@ class ClientLeftError(Exception):
     """The client closed the socket or vanished."""
 
 
-class ChatSocket:
+class DeadLineError(ClientLeftError):
+    """Nothing came for long, not even the answer to a ping."""
+
+
+class LiveSocket:
+    """What every protocol's socket keeps: its client's pace, and whether it reads and is there."""
+
+    def __init__(self, ws: web.WebSocketResponse, connection: "Connection") -> None:
+        self.ws = ws
+        self.connection = connection
+        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
+        self.unread, self.silence = Unread(), Silence()
+
+    async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
+        """Count a message and its audio, and rest where it is due; when this socket last did.
+
+        turned: when that was before it. Raises TooFastError.
+        """
+        try:
+            rest = self.pace.take(cost, samples)
+        except TooFastError:
+            self.connection.hold()  # what still comes is not even read
+            raise
+        # aiohttp returns queued messages without yielding: give other conversations a turn.
+        # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
+        # one piece in a round a client would be heard ever later.
+        if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
+            await asyncio.sleep(rest)
+            turned = time.monotonic()
+        return turned
+
+    async def _ping(self, payload: bytes = b"") -> None:
+        self.unread.written += len(payload) + 2
+        await self.ws.ping(payload)
+
+    async def _watch_line(self) -> None:
+        """Raise TooFastError when a client does not take what it is sent, DeadLineError when it is
+        not there any more.
+
+        The first must be so twice: after a pause of our own the first look sees what we have not
+        sent.
+        """
+        late = False
+        while True:
+            slept_at = time.monotonic()
+            await asyncio.sleep(LOOK_SECONDS)
+            match self.silence.look(time.monotonic() - slept_at - LOOK_SECONDS):
+                case Alive.UNKNOWN:
+                    with contextlib.suppress(TimeoutError):  # a full buffer waits
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._ping()
+                case Alive.NO:
+                    self.connection.doors.log.note("a connection was closed: its line was dead")
+                    if self.connection.transport:
+                        self.connection.transport.abort()
+                    raise DeadLineError
+            waiting = self.unread.look(count_unsent(self.connection.transport))
+            if waiting > UNREAD_SECONDS and late:
+                raise TooFastError(
+                    f"nothing was read for {waiting:.0f} s; read what is sent", "it reads nothing"
+                )
+            late = waiting > UNREAD_SECONDS
+
+
+class ChatSocket(LiveSocket):
     """Speaks the protocol on one accepted socket."""
 
     def __init__(
@@ -73,38 +148,73 @@ class ChatSocket:
         service: Service,
         query: Query,
         connection: "Connection",
+        before: Line | None = None,
     ) -> None:
-        self.ws = ws
-        self.connection = connection
-        self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
-        self.unread = Unread()
+        """before: the line whose conversation goes on here."""
+        if before:  # what the query says of the conversation itself is void
+            query = replace(query, format=query.format or before.format, events=True)
+        super().__init__(ws, connection)
+        self.decoding = Bucket(DECODE_SHARE, DECODE_SECONDS)
+        self.faulty = False  # no socket may go on with this conversation
         self.restarting = False  # and no command has come since
         self.service = service
         self.query = query
         self.codec = make_codec(query.format)
-        self.session = service.session(query.session)
+        self.before, self.resuming = before, before is not None  # until `ready` is sent
+        if before:
+            self.session = before.session
+            self.line = service.ghosts.take_over(before, query.resume, query.format)
+        else:
+            self.session = service.session(query.session)
+            self.session.open()
+            self.line = service.ghosts.enter(self.session, query.format)
+            service.enter(self.session)
 
     async def run(self) -> None:
-        """Talk until the client leaves. Raises the EndError that ended it."""
-        async with self.session:
-            self.service.enter(self.session)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._receive())
-                    group.create_task(self._send())
-                    group.create_task(self._watch_reading())
-                    group.create_task(self.session.watch(self.service.limits))
-            except* (ClientLeftError, ConnectionError):
-                pass
-            except* EndError as group:
-                raise self._note(_first_of(group)) from None
-            except* Exception:  # the conversation's boundary: the client hears an id
-                raise self._note(logged_fault("conversation failed")) from None
-            finally:
-                self.service.leave(self.session)
+        """Talk until the client leaves. Raises the EndError that ended it.
+
+        Where the client did not say goodbye the conversation waits for its next socket.
+        """
+        try:
+            if self.before:
+                await self.before.ended.wait()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._receive())
+                group.create_task(self._send())
+                group.create_task(self._watch_line())
+                group.create_task(self._make_way())
+                group.create_task(self.session.watch(self.service.limits))
+        except* (ClientLeftError, ConnectionError):
+            pass
+        except* EndError as group:
+            raise self._note(first_of(group)) from None
+        except* Exception:  # the conversation's boundary: the client hears an id
+            raise self._note(logged_fault("conversation failed")) from None
+        finally:
+            self._let_go()
+
+    async def _make_way(self) -> None:
+        """Raise GoneError once another socket has taken the conversation over."""
+        await self.line.taken.wait()
+        raise GoneError("this conversation goes on in another connection of yours")
+
+    def _let_go(self) -> None:
+        """Leave the conversation to its next socket, if one may come; else it is over."""
+        line, service = self.line, self.service
+        line.ended.set()
+        if line.taken.is_set():
+            return
+        kept = (line.told or self.before) and service.ghosts.keep_s and not service.closing
+        left = self.faulty or self.connection.said_goodbye or not self.session.sits
+        if kept and not left:
+            service.ghosts.keep(line)
+        else:
+            service.ghosts.release(line)
 
     def _note(self, error: EndError) -> EndError:
-        self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
+        self.faulty = True
+        if not self.line.taken.is_set():
+            self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
         return error
 
     # -- from the client ---------------------------------------------------------------------------
@@ -119,7 +229,9 @@ class ChatSocket:
         while True:
             message = await self.ws.receive()
             self.session.touch()
-            samples, cost, size = 0, 1, 0
+            self.silence.note()
+            self.extra_cost = samples = size = 0
+            cost = 1
             match message.type:
                 case WSMsgType.BINARY:
                     cost, size = find_cost(message.data), len(message.data)
@@ -131,30 +243,28 @@ class ChatSocket:
                     self.unread.written += len(message.data) + 2
                     await self.ws.pong(message.data)
                 case WSMsgType.PONG:
-                    pass
+                    if message.data == TOLD:
+                        self.line.confirm()
+                case WSMsgType.ERROR:
+                    self.faulty = True
+                    raise ClientLeftError
                 case _:
                     raise ClientLeftError
-            try:
-                rest = self.pace.take(max(cost, size / BYTES_PER_MESSAGE), samples)
-            except TooFastError:
-                self.connection.hold()  # what still comes is not even read
-                raise
-            # aiohttp returns queued messages without yielding: give other conversations a turn.
-            # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
-            # one piece in a round a client would be heard ever later.
-            if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
-                await asyncio.sleep(rest)
-                turned = time.monotonic()
+            turned = await self._keep_pace(
+                max(cost + self.extra_cost, size / BYTES_PER_MESSAGE), samples, turned
+            )
 
     async def _handle(self, data: bytes) -> int:
         """Carry out one message; how many samples of audio it brought."""
         if len(data) > MAX_MESSAGE_BYTES:
-            raise TooFastError(f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}")
+            raise TooFastError(
+                f"a message has {len(data)} bytes; send at most {MAX_MESSAGE_BYTES}",
+                "a large message",
+            )
         try:
             kind, payload = decode(data)
         except ProtocolError:
-            self.service.metrics.ignored()
-            return 0
+            return self._ignore(data)
         if kind in (Kind.SAY, Kind.METADATA):
             self.restarting = False  # a restart after it has something to drop
         try:
@@ -168,24 +278,43 @@ class ChatSocket:
                 case Kind.CONTROL:
                     self._on_control(payload)
                 case Kind.METADATA:
-                    self._on_metadata(payload)
+                    await self._on_metadata(payload)
                 case _:
-                    self.service.metrics.ignored()
+                    return self._ignore(data)
         except (RefusedError, ConfigError) as error:
             await self._refuse(str(error))
         return 0
 
+    def _ignore(self, data: bytes) -> int:
+        """Count a message of no known kind. Raises BadAudioError: it is audio without its kind."""
+        self.service.metrics.ignored()
+        if found := name_format(data):
+            raise BadAudioError(
+                f"this is {found[0]} without its kind; put the byte 0x01 before each message",
+                "no kind byte",
+            )
+        return 0
+
     async def _on_audio(self, payload: bytes) -> int:
-        """Decode a message, in several turns of the loop if it takes long."""
-        metrics, samples = self.service.metrics, 0
+        """Decode a message, in several turns of the loop if it takes long.
+
+        An Opus packet may be made to take ten times as long as others. Whoever sends such ones is
+        heard later; what speech takes is far below.
+        """
+        metrics, samples, skipped = self.service.metrics, 0, self.codec.skipped
         received = turned = metrics.clock()
+        worked = time.thread_time()  # not what other processes took meanwhile
         for pcm in self.codec.decode(payload):
             seconds = metrics.clock() - received
-            metrics.took(Stage.DECODE, seconds, frames=self.session.push_audio(pcm))
+            metrics.took(Stage.DECODE, *[seconds] * self.session.push_audio(pcm))
             samples += len(pcm)
-            if metrics.clock() - turned > TURN_SECONDS:
-                await asyncio.sleep(0)
+            rest = self.decoding.take(time.thread_time() - worked)
+            if rest or metrics.clock() - turned > TURN_SECONDS:
+                await asyncio.sleep(rest)
                 turned = metrics.clock()
+            worked = time.thread_time()
+        if self.codec.skipped > skipped:
+            metrics.ignored()
         return samples
 
     def _on_say(self, payload: bytes) -> None:
@@ -213,7 +342,7 @@ class ChatSocket:
             case Control.RESTART if not again:  # or nothing has changed since the last one
                 self.session.restart()
 
-    def _on_metadata(self, payload: bytes) -> None:
+    async def _on_metadata(self, payload: bytes) -> None:
         kind, data = parse_metadata(payload)
         match kind:
             case "say":
@@ -227,8 +356,20 @@ class ChatSocket:
                 self.session.post(ev.Cancel())
             case "set":
                 self._set(data)
+            case "restart":
+                await self._change_role(data)
             case _:
-                raise RefusedError(f"type is {kind[:40]!r}; use say, ask, cancel or set")
+                raise RefusedError(
+                    f"type is {kind[:40]!r}; use say, ask, cancel or set, or restart"
+                )
+
+    async def _change_role(self, data: dict[str, Any]) -> None:
+        """Nothing is read meanwhile: what comes after it is for the new role."""
+        self.extra_cost = RESTART_COST
+        try:
+            await self.session.change_role(parse_role(data))
+        except BadParameterError as error:  # it ends a call that begins with it
+            raise RefusedError(f"restart: {error}") from None
 
     def _set(self, data: dict[str, Any]) -> None:
         routing = data.get("routing")
@@ -244,9 +385,11 @@ class ChatSocket:
 
     async def _send(self) -> None:
         """Send everything that the session brings, until it ends."""
-        await self._wake_up()
-        self.session.connect()
-        async for output in self.session.outputs():
+        if not self.before:
+            await self._wake_up()
+            await asyncio.sleep(self.query.start_at - time.monotonic())
+            await self.service.connect(self.session)
+        async for output in self.session.outputs(self.query.heard):
             match output:
                 case Ready():
                     await self._send_ready()
@@ -267,9 +410,12 @@ class ChatSocket:
 
     async def _send_ready(self) -> None:
         self.restarting = False
+        fields: dict[str, Any] = {"resumed": True} if self.resuming else {}
+        if self.service.ghosts.keep_s:
+            fields["resume"] = self.line.secret
         await self._send_metadata(
             "ready",
-            0,
+            self.session.seconds_out if self.resuming else 0,
             session=self.session.id,
             protocol=VERSION,
             model=self.service.model,
@@ -277,14 +423,19 @@ class ChatSocket:
             sample_rate=SAMPLE_RATE,
             format=self.query.format,
             transcript=self.session.transcribes,
+            **fields,
         )
+        self.line.told = self.query.events
+        if self.resuming:
+            self.resuming = False
+            await self._ping(TOLD)  # its answer shows that the client has the new secret
         await self._send_bytes(encode(Kind.HANDSHAKE))
 
     async def _send_frame(self, frame: Frame) -> None:
         for event in frame.events:
             await self._send_event(event)
-        if data := self.codec.encode(frame.pcm):
-            await self._send_bytes(encode(Kind.AUDIO, data))
+        for part in self.codec.split(self.codec.encode(frame.pcm)):
+            await self._send_bytes(encode(Kind.AUDIO, part))
         now, metrics = self.session.clock(), self.service.metrics
         metrics.took(Stage.SEND, now - frame.ready_at)
         self.session.late_frames += metrics.sent(max(0.0, now - frame.due_at))
@@ -323,19 +474,6 @@ class ChatSocket:
         self.unread.written += len(data)
         await self.ws.send_bytes(data)
 
-    async def _watch_reading(self) -> None:
-        """Raise TooFastError when a client does not take what it is sent.
-
-        It must be so twice: after a pause of our own the first look sees what we have not sent.
-        """
-        late = False
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            waiting = self.unread.look(count_unsent(self.connection.transport))
-            if waiting > UNREAD_SECONDS and late:
-                raise TooFastError(f"nothing was read for {waiting:.0f} s; read what is sent")
-            late = waiting > UNREAD_SECONDS
-
     async def _refuse(self, text: str) -> None:
         await self._send_bytes(encode(Kind.ERROR, text.encode()))
 
@@ -350,26 +488,25 @@ def find_cost(data: bytes) -> int:
     return 1
 
 
-def _first_of(group: BaseExceptionGroup) -> EndError:
+def first_of(group: BaseExceptionGroup) -> EndError:
     """The first error of a group, at any depth."""
     error = group.exceptions[0]
-    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def say_goodbye(ws: web.WebSocketResponse, error: EndError) -> None:
-    """Send the reason as 0x05, then the close code. A client that reads nothing is cut off."""
-    reason = str(error).encode()
+async def say_goodbye(ws: "ApiSocket", error: EndError) -> None:
+    """Tell the reason, then send the close code. A client that reads nothing is cut off."""
     # Cut to size, characters stay whole, or browsers refuse the frame.
-    message = reason[:CLOSE_BYTES].decode(errors="ignore").encode()
+    message = str(error).encode()[:CLOSE_BYTES].decode(errors="ignore").encode()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await ws.send_bytes(encode(Kind.ERROR, reason))
+            await ws.tell(error)
             await ws.close(code=error.close_code, message=message)
     except (TimeoutError, ConnectionError):
         pass
 
 
-# -- how fast a client may send, and that it reads -------------------------------------------------
+# -- how fast a client may send, that it reads, and that it is there -------------------------------
 #
 # Nobody is judged by how long the server took: only by what came from the other side, and when.
 
@@ -380,6 +517,8 @@ TOO_FAST_SECONDS = 5.0  # above the rate
 MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
 PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
 REST_SECONDS = 0.01  # the shortest wait: timers for single messages would cost more than these
+ASK_SECONDS = 5.0  # without a message: then a client is asked whether it is there
+DEAD_SECONDS = 15.0  # after that question
 UNREAD_SECONDS = 20.0  # a network may stall for this long, and the call goes on
 PULSE_SECONDS = 0.1
 MAX_FRAGMENTS = 1024  # of one WebSocket message
@@ -471,7 +610,8 @@ class ClientPace:
             if self._excess > 0:
                 raise TooFastError(
                     f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
-                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several"
+                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several",
+                    "too many messages",
                 )
             self._over_since, self._excess = now, 0.0
         return max(wait, REST_SECONDS) if wait else 0.0
@@ -492,6 +632,41 @@ class Unread:
         while self._marks and self._marks[0][1] <= taken:
             self._marks.popleft()
         return now - self._marks[0][0] if self._marks else 0.0
+
+
+class Alive(Enum):
+    """Whether a client is there."""
+
+    YES = auto()
+    UNKNOWN = auto()  # it is to be asked
+    NO = auto()
+
+
+class Silence:
+    """For how long nothing has come from a client, be it the answer to a ping."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._asked_at: float | None = None
+
+    def note(self) -> None:
+        """Something has come."""
+        self._since, self._asked_at = self._clock(), None
+
+    def look(self, lag: float = 0.0) -> Alive:
+        """Call it about once a second. lag: by how much we ourselves are late."""
+        now = self._clock()
+        if lag > LOOK_SECONDS:  # we stood still: what came meanwhile is not read yet
+            self._since += lag
+            if self._asked_at is not None:
+                self._asked_at += lag
+        if self._asked_at is not None:
+            return Alive.NO if now - self._asked_at > DEAD_SECONDS else Alive.YES
+        if now - self._since <= ASK_SECONDS:
+            return Alive.YES
+        self._asked_at = now
+        return Alive.UNKNOWN
 
 
 def count_unsent(transport: asyncio.Transport | None) -> int:
@@ -522,22 +697,27 @@ class FrameGuard:
         self._skip = 0  # bytes of payload still to come
         self._pieces = 0  # of the message that has begun
         self._refused = False
+        self.dropped = 0  # bytes after the end
+        self.said_goodbye = False  # it has closed the socket, or broken the rules
 
     def feed_eof(self) -> None:
         self._reader.feed_eof()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         if self._refused:
+            self.dropped += len(data)
             return False, b""
         whole = self._head + data
         at, refused = self._walk(whole)
         passed = whole[: min(at, len(whole))]
         self._head, self._skip = whole[len(passed) :], max(0, at - len(whole))
         if refused:
-            self._refused = True
+            self._refused = self.said_goodbye = True
             self._note("a connection was closed: its frames are unmasked or endless")
             passed += self.REFUSED
-        return self._reader.feed_data(passed) if passed else (False, b"")
+        if passed:
+            self._refused |= self._reader.feed_data(passed)[0]  # it has enough, too
+        return False, b""
 
     def _walk(self, whole: bytes) -> tuple[int, bool]:
         """Go from frame to frame: where the first one begins whose head is not complete, or that is
@@ -554,6 +734,7 @@ class FrameGuard:
                 length = int.from_bytes(whole[at + 2 : at + size - 4], "big")
             if first & 0x0F < 8:  # a piece of a message; control frames may stand between them
                 self._pieces = 0 if first & 0x80 else self._pieces + 1
+            self.said_goodbye |= first & 0x0F == 8
             if second < 0x80 or self._pieces > MAX_FRAGMENTS:
                 return at, True
             at += size + length

@@ -1,9 +1,11 @@
 """`engine serve` with the faults of its first argument, for `soak` and `hostile` to find.
 
-leak, error and slot are for `soak`. stall: a ping stops all for 0.4 s. chatter: a ping is logged at
-length. handles: a ping opens a file for ever. grudge: a ping loses the others a frame.
+leak, error, slot and wait (the third handshake comes late) are for `soak`. stall: a ping stops all
+for 0.4 s. chatter: a ping is logged at length. handles: a ping opens a file for ever. grudge: a
+ping loses the others a frame.
 """
 
+import asyncio
 import sys
 import threading
 import time
@@ -61,6 +63,14 @@ async def drop(_conversation, _frame) -> None:
     pass
 
 
+def send_late(method):
+    async def send(conversation) -> None:
+        await asyncio.sleep(1.2)
+        await method(conversation)
+
+    return send
+
+
 faults = sys.argv.pop(1).split(",")
 if "leak" in faults:
     leak()
@@ -68,6 +78,8 @@ if "error" in faults:
     ChatSocket._send_stats = nth(ChatSocket._send_stats, 3, fail)
 if "slot" in faults:
     Scheduler.leave = nth(Scheduler.leave, 2, lambda *_args: None)
+if "wait" in faults:
+    ChatSocket._send_ready = nth(ChatSocket._send_ready, 3, send_late(ChatSocket._send_ready))
 if "stall" in faults:
     on_ping(lambda: time.sleep(0.4), times=4)
 if "chatter" in faults:

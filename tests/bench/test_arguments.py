@@ -1,5 +1,7 @@
 """What is refused before anything is measured, in one line; and what --small lowers."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,3 +115,13 @@ def test_what_small_lowers_is_an_option_of_the_subject(name):
     subject = load_subject(name)
     if subject.small:
         assert subject.small.keys() <= vars(parse_options(subject, ["--small"])).keys()
+
+
+@pytest.mark.parametrize("subject", subjects())
+def test_a_subject_names_no_file_by_a_path_that_only_our_own_folder_has(subject):
+    load_subject(subject)
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("engine.")]
+    paths = [value for module in ours for value in vars(module).values() if isinstance(value, Path)]
+    assert len(paths) > 3
+    relative = [path for path in paths if not path.expanduser().is_absolute()]
+    assert not relative

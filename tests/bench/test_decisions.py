@@ -63,4 +63,5 @@ def test_the_command_writes_one_object(tmp_path, raw, capsys):
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures.keys() >= {"precision", "recall", "left_alone", "doubt", "misses"}
     assert (figures["recall"], figures["left_alone"], figures["turns"]) == (1.0, 1.0, 2)
+    assert 0 < figures["turn_cpu_ms_p50"] <= figures["turn_cpu_ms_p95"]
     assert "precision" in capsys.readouterr().out

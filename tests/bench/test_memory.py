@@ -34,6 +34,13 @@ def test_every_item_that_a_cpu_has_is_measured(ran):
     assert sizes["rings"] == pytest.approx(2 * layers * 2 * dim * columns * 4)
 
 
+def test_each_precision_of_weights_and_of_keys_and_values_is_measured(ran):
+    rows = ran("--slots", "1", "--weights", "bf16", "int8")
+    assert {(row["weights"], row["kv"]) for row in rows} == {
+        (weights, kv) for weights in ("bf16", "int8") for kv in ("bf16", "int8")
+    }
+
+
 def test_slots_that_do_not_fit_get_a_row_that_says_so(ran, monkeypatch):
     def full(*_given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")

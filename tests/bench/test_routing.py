@@ -49,11 +49,16 @@ async def test_dialogues_are_acted_out_frame_by_frame():
     scripts = [
         Script("noise", [{"user": "Uh-huh.", "agent": "Go on."}]),
         Script("marker", [{"user": "My cat is asleep.", "source": "marker", "agent": "!!!"}]),
+        Script("product", [{"user": "How much is premium?", "routed": True, "agent": "A lot."}]),
     ]
-    talks, asked = await act(scripts, at_once=2)
-    quiet, marked = (talk.turns[0] for talk in talks)
-    assert (quiet.handed_over, marked.handed_over) == ("", "marker")
-    assert (marked.state, asked) == ("done", 1)
+    talks, asked = await act(scripts, at_once=3)
+    assert [talk.babbles for talk in talks] == [False] * 3 + [True] * 3
+    quiet, marked, routed = (talk.turns[0] for talk in talks[:3])
+    assert (quiet.handed_over, marked.handed_over, routed.handed_over) == ("", "marker", "user")
+    assert (marked.state, routed.state, asked) == ("done", "done", 4)
+    assert talks[5].turns[0].state == "done"
     figures = measure_talks(talks)
     assert figures["own words during hold"] == 0
+    assert figures["end of speech to first word, s, cases"] == 2
+    assert figures["end of speech to first word, s, p50"] > 0.72  # of silence end a turn
     assert figures["frames in minus out, max"] == 0

@@ -20,6 +20,8 @@ WELL = {
     "after": {"files": 9, "threads": 4},
     "slots": 4,
     "slots_lost": 0,
+    "wait_ms_worst": 1200.0,
+    "long_waits": 0,
 }
 RESULT = {
     **WELL, "people": 1, "seconds": 60.0, "says": 0,
@@ -43,6 +45,10 @@ def test_growth_leaves_out_the_warming_up_and_single_peaks():
         ({"after": {"files": 99, "threads": 4}}, "92 files more than before"),
         ({"after": {"files": 7, "threads": 14}}, "10 threads more than before"),
         ({"conversations": 0}, "nobody was let in (1 were refused): nothing was tried"),
+        (
+            {"long_waits": 2},
+            "2 handshakes took more than 1 s while a slot was free, the longest 1.2 s",
+        ),
         ({"slots_lost": 1}, "1 of 4 slots were not given back"),
     ],
 )
@@ -58,7 +64,8 @@ def test_where_the_clients_lag_the_late_frames_are_said_to_mean_nothing():
     assert describe_soak({**RESULT, "client_lag_ms_p99": 21.0}).endswith(void)
 
 
-def test_a_healthy_server_stays_well_while_people_come_and_go():
+def test_a_healthy_server_stays_well_while_people_come_and_go(monkeypatch):
+    monkeypatch.setattr(capacity, "HANDSHAKE_SECONDS", 60.0)  # no machine's mood decides
     with Server(["--model", "embedded", "--slots", "3"]) as server:
         result = soak(server, people=3, seconds=7)
     assert find_faults(result) == []
@@ -66,15 +73,18 @@ def test_a_healthy_server_stays_well_while_people_come_and_go():
     assert result["frames"] > 0
     assert list(result["before"])[:2] == ["rss_mb", "own_mb"]
     assert len(result["samples"]) > 10
+    assert 0 < result["wait_ms_p50"] <= result["wait_ms_p95"] <= result["wait_ms_worst"]
+    assert "long_waits" in describe_soak(result)
 
 
-def test_a_leak_an_error_and_a_lost_slot_are_noticed(monkeypatch):
+def test_a_leak_an_error_a_long_wait_and_a_lost_slot_are_noticed(monkeypatch):
     monkeypatch.setattr(process, "EMPTY_SECONDS", 1.0)
-    command = [sys.executable, "-m", "tests.bench.faulty_server", "leak,error,slot"]
+    command = [sys.executable, "-m", "tests.bench.faulty_server", "leak,error,slot,wait"]
     with Server(["--model", "embedded", "--slots", "4"], command) as server:
         result = soak(server, people=3, seconds=8)
-    error, memory, slot = find_faults(result)
+    error, wait, memory, slot = find_faults(result)
     assert "internal error" in error
+    assert "handshakes took more than 1 s while a slot was free" in wait
     assert memory.startswith("own_mb grew by ")
     assert slot == "1 of 4 slots were not given back"
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that is a bad network: jitter on every piece, in order, and stalls on demand."""
+"""A TCP proxy that is a bad network: jitter, in order; stalls and narrowness on demand."""
 
 import asyncio
 import random
@@ -19,11 +19,11 @@ class BadNetwork:
         self._random = random.Random(seed)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._stalled_until = 0.0
+        self._rate = 0.0
 
     def __enter__(self) -> "BadNetwork":
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(
@@ -37,11 +37,29 @@ class BadNetwork:
         self._loop.call_soon_threadsafe(self._stall, seconds)
 
     def _stall(self, seconds: float) -> None:
-        self._stalled_until = self._loop.time() + seconds
+        if self._end_of_stall:
+            self._end_of_stall.cancel()
+        self._moving.clear()
+        self._end_of_stall = self._loop.call_later(seconds, self._moving.set)
+
+    def cut(self) -> None:
+        """Every connection breaks, on both sides, and nobody says goodbye."""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def narrow(self, bytes_per_second: float) -> None:
+        """From now on no more than this goes each way of each connection; 0: any number."""
+        self._rate = bytes_per_second
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
+        self._over, self._moving = asyncio.Event(), asyncio.Event()
+        self._moving.set()
+        self._end_of_stall: asyncio.TimerHandle | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._open: set[asyncio.Task] = set()
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -79,7 +97,9 @@ class BadNetwork:
         while True:
             due, data = await pieces.get()
             await self._sleep_until(due)
-            await self._sleep_until(self._stalled_until)
+            await self._moving.wait()
+            if self._rate:
+                await asyncio.sleep(len(data) / self._rate)
             if not data:
                 writer.close()
                 return

@@ -15,7 +15,7 @@ from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Service
 from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, Tab
 from tests.browser.recording import RecordingBackend
-from tests.browser.scripted import ScriptedApi, talk
+from tests.browser.scripted import ScriptedApi
 from tests.browser.serving import Served, warm
 from tests.browser.sound import write_microphone
 
@@ -112,8 +112,7 @@ def scripted_server(chromium):
 @pytest.fixture
 def api(scripted_server):
     """The scripted socket, as it was at the beginning."""
-    scripted_server.api.script = talk
-    scripted_server.api.conversations.clear()
+    scripted_server.api.reset()
     return scripted_server.api
 
 

@@ -17,6 +17,7 @@ FLAGS = (
 )
 MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 PATIENCE = 30_000  # ms
+expect.set_options(timeout=PATIENCE)  # else five seconds, which a busy machine may need
 
 # The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
 TAP = """which => {
@@ -37,9 +38,12 @@ TAP = """which => {
 class Tab:
     """One page in a context of its own."""
 
+    START = "#pp-start, #pp-connect"
+
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
-        self.context = browser.new_context(**options)
+        # Without motion: drawing it in software takes half of a core, and few tests look at it.
+        self.context = browser.new_context(**{"reduced_motion": "reduce", **options})
         self.page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
@@ -49,7 +53,7 @@ class Tab:
         if clock:
             self.page.clock.install()
         self.page.goto(url)
-        expect(self.headline).to_have_text("Ready when you are", timeout=PATIENCE)
+        expect(self.headline).to_have_text("Ready", timeout=PATIENCE)
 
     def _listen(self) -> None:
         page = self.page
@@ -65,30 +69,67 @@ class Tab:
 
     @property
     def headline(self):
-        return self.page.locator(".state-headline")
+        return self.page.locator(".state-word")
+
+    @property
+    def sentence(self):
+        return self.page.locator(".state-sentence")
 
     @property
     def notice(self):
         return self.page.locator(".notice")
 
-    def connect(self, headline: str = "You are live") -> None:
-        """Press Connect and wait for the state."""
-        self.page.click("#pp-connect")
-        self.see(headline)
+    def connect(self, headline: str = "") -> None:
+        """Press Start talking and wait for the state's word; without one, until they talk."""
+        self.page.click("#pp-start")
+        if headline:
+            self.see(headline)
+        else:
+            self.phase("live")
+
+    def end(self) -> None:
+        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")  # no double click
+        self.page.click("#pp-end")
+        self.phase("ended")
+
+    def rest(self) -> None:
+        """No call, and the next press is a press of its own."""
+        if self.page.evaluate("PersonaPlex.state.calling"):
+            self.page.evaluate("PersonaPlex.call.hangUp()")
+        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")
+
+    def phase(self, name: str) -> None:
+        """Wait for a phase of static/state.js."""
+        expect(self.page.locator(f".stage[data-phase={name}]")).to_be_attached(timeout=PATIENCE)
 
     def see(self, headline: str) -> None:
         expect(self.headline).to_contain_text(headline, timeout=PATIENCE)
 
     def say(self, text: str) -> None:
-        """Type into the Say box and press Enter."""
-        box = self.page.locator("#pp-say").locator("input, textarea")
-        box.fill(text)
-        box.press("Enter")
-        expect(box).to_have_value("")
+        """Type a text for the agent to say and press Enter."""
+        self.send("say", text)
+        expect(self.page.locator("#pp-text")).to_have_value("")
+
+    def send(self, kind: str, text: str) -> None:
+        """Give the composer a text to `say` or to `ask`."""
+        self.page.locator(f".kinds label:has(#pp-kind-{kind})").click()
+        self.page.fill("#pp-text", text)
+        self.page.press("#pp-text", "Enter")
 
     def mute(self) -> None:
-        self.page.click("#pp-mute")
-        self.see("Live, microphone muted")
+        self.page.click("#pp-mic")
+        expect(self.page.locator("#pp-mic")).to_have_text("Unmute")
+
+    def save(self, ending: str) -> None:
+        """Choose a file of the summary's menu."""
+        menu = self.page.locator(".save")
+        if menu.get_attribute("open") is None:
+            menu.locator("summary").click()
+        menu.locator(f"button[value={ending}]").click()
+
+    def tuning(self) -> None:
+        """Open the drawer, or close it."""
+        self.page.click("#pp-tuning")
 
     def sets(self, slider: str, value: str) -> None:
         """Type a value beside a slider and wait until Gradio has passed it on.
@@ -97,13 +138,13 @@ class Tab:
         """
         script = """(value) => {
             const page = window.PersonaPlex;
-            const set = page.set;
-            page.set = (values) => {
+            const { tune } = page;
+            page.tune = (values) => {
                 if (Object.values(values).includes(value)) {
                     console.log("passed on");
-                    page.set = set;
+                    page.tune = tune;
                 }
-                set.call(page, values);
+                tune.call(page, values);
             };
         }"""
         self.page.evaluate(script, float(value))
@@ -113,17 +154,19 @@ class Tab:
             box.press("Tab")
 
     def level(self, which: str) -> int:
-        """What a meter shows, 0 to 100."""
-        return int(self.page.locator(f".meter.{which}").get_attribute("aria-valuenow"))
+        """How loud the orb shows `mic` or `agent`, 0 to 100."""
+        return round(100 * self.page.evaluate("which => PersonaPlex.stage.loud[which]", which))
 
     def watch_level(self, which: str) -> None:
-        """Keep the most that a meter shows from now on: `loudest`, however seldom it is asked."""
+        """Keep the most that the orb shows from now on: `loudest`, however seldom it is asked."""
         script = """(which) => {
-            const meter = document.querySelector(`.meter.${which}`);
+            const { stage } = PersonaPlex;
+            const levels = stage.levels;
             window.loudest = 0;
-            new MutationObserver(() => {
-                window.loudest = Math.max(window.loudest, meter.getAttribute("aria-valuenow"));
-            }).observe(meter, { attributes: true });
+            stage.levels = (now) => {
+                levels.call(stage, now);
+                window.loudest = Math.max(window.loudest, Math.round(100 * stage.loud[which]));
+            };
         }"""
         self.page.evaluate(script, which)
 

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from aiohttp import web
 
+from demo.app import PAGE
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.wire.limits import Doors
@@ -26,12 +27,12 @@ def warm(engine: Service) -> Service:
 class Served:
     """`with Served(make_app) as served:` … `served.url`. The application is made in the thread."""
 
-    def __init__(self, make_app: Callable[[], web.Application]) -> None:
+    def __init__(self, make_app: Callable[[], web.Application], port: int = 0) -> None:
         self._make_app = make_app
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.port = 0
+        self.port = port  # 0: any that is free
 
     @property
     def url(self) -> str:
@@ -55,6 +56,8 @@ class Served:
         app = self._make_app()
         if DOORS not in app:  # a page without our own routes, before a scripted socket
             app[DOORS] = Doors(ServerConfig())
-        async with listening(app, "127.0.0.1", 0) as self.port:
+        async with listening(app, "127.0.0.1", self.port) as self.port:
+            if PAGE in app:
+                await app[PAGE].wait()
             self._ready.set()
             await self._stop.wait()

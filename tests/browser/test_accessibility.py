@@ -62,18 +62,19 @@ VIEWS = [
 def test_axe_finds_no_violation(
     browser, scripted_server, api, open_tab, axe, artifacts, name, width, height, scheme
 ):
+    """In every state: `python -m tests.browser.screens`."""
     api.script = busy_talk
     view = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
     tab = open_tab(browser, scripted_server.url, **view)
-    tab.page.get_by_role("button", name="Settings").click()
     tab.page.evaluate(axe.read_text(encoding="utf-8"))  # as a script the policy would refuse it
     assert violations(tab.page) == []
-    tab.page.screenshot(path=artifacts / f"{name}-{scheme}-idle.png", full_page=True)
+    tab.tuning()
+    assert violations(tab.page) == []
+    tab.page.keyboard.press("Escape")
     tab.connect()
     expect(tab.page.locator(".queued")).to_have_count(1)
     tab.until(lambda: tab.level("agent") > 20)
     assert violations(tab.page) == []
-    tab.page.get_by_role("button", name="Settings").click()
     tab.page.screenshot(path=artifacts / f"{name}-{scheme}-live.png", full_page=True)
 
 
@@ -103,36 +104,124 @@ SIDEWAYS = """[...document.querySelectorAll("*")]
     .map((e) => e.id || e.className)"""
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_has_a_scrollbar_sideways(browser, scripted_server, open_tab, width):
-    tab = open_tab(browser, scripted_server.url, viewport={"width": width, "height": 900})
-    assert tab.page.evaluate(SIDEWAYS) == []
-    tab.page.get_by_role("button", name="Settings").click()
-    expect(tab.page.locator("#pp-temp")).to_be_visible()
-    assert tab.page.evaluate(SIDEWAYS) == []
+def test_no_scrollbar_sideways_small_target_or_faint_focus_at_any_size(
+    browser, scripted_server, api, open_tab
+):
+    """Computed, in both themes: what Gradio's rules leave of ours."""
+    tab = open_tab(browser, scripted_server.url)
+    for width, height in ((360, 640), (390, 844), (720, 450), (1200, 900)):  # 720: 1440 at 200 %
+        tab.page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("light", "dark"):
+            tab.page.emulate_media(color_scheme=scheme)
+            tab.page.evaluate(
+                f"document.body.classList.toggle('dark', {str(scheme == 'dark').lower()})"
+            )
+            assert tab.page.evaluate(SIDEWAYS) == [], (width, scheme)
+            assert tab.page.evaluate(TARGETS) == [], (width, scheme)
+            tab.page.focus("#pp-start")
+            tab.page.keyboard.press("Tab")
+            tab.page.keyboard.press("Shift+Tab")
+            assert tab.page.evaluate(FOCUS) >= 3, (width, scheme)
+            assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+TARGETS = """[...document.querySelectorAll("button, select, summary, input:not([type=radio])")]
+    .filter((e) => e.checkVisibility({ visibilityProperty: true }) && e.type !== "checkbox")
+    .map((e) => [e.id || e.className, e.getBoundingClientRect()])
+    .filter(([, box]) => box.width > 0 && (box.width < 24 || box.height < 24))
+    .map(([name, box]) => `${name}: ${box.width} x ${box.height}`)"""
+
+# The contrast of the focus ring with what is behind it.
+FOCUS = """(() => {
+    const light = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number)
+            .map((v) => v / 255)
+            .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const element = document.activeElement;
+    const ring = getComputedStyle(element);
+    if (ring.outlineStyle === "none" || parseFloat(ring.outlineWidth) < 2) return 0;
+    const probe = document.createElement("i");
+    const stage = getComputedStyle(document.querySelector(".stage"));
+    probe.style.color = stage.getPropertyValue("--pp-card");
+    document.body.append(probe);
+    const behind = getComputedStyle(probe).color;
+    const [a, b] = [light(ring.outlineColor), light(behind)].sort((x, y) => y - x);
+    probe.remove();
+    return (a + 0.05) / (b + 0.05);
+})()"""
+
+
+def test_on_a_phone_the_page_does_not_scroll_in_a_call(browser, scripted_server, api, open_tab):
+    tab = open_tab(browser, scripted_server.url, viewport={"width": 360, "height": 640})
+    tab.connect()
+    tab.page.mouse.move(180, 300)
+    tab.page.mouse.wheel(0, 500)
+    tab.page.wait_for_timeout(200)
+    assert tab.page.evaluate("window.scrollY") == 0
+    for name in ("#pp-mic", "#pp-pause", "#pp-quiet", "#pp-end", "#pp-words", "#pp-keys"):
+        box = tab.page.locator(name).bounding_box()
+        assert 0 <= box["x"] <= 360 - box["width"], name
+        assert box["y"] + box["height"] <= 640, name
+    tab.page.click("#pp-words")
+    expect(tab.page.locator(".log")).to_be_visible()
+    tab.page.keyboard.press("Escape")
+    expect(tab.page.locator(".log")).to_be_hidden()
+    tab.page.click("#pp-keys")
+    expect(tab.page.locator("#pp-text")).to_be_visible()
+    size = tab.page.evaluate("getComputedStyle(document.querySelector('#pp-text')).fontSize")
+    assert float(size.removesuffix("px")) >= 16  # else a telephone zooms into it
+
+
+def test_nothing_moves_for_those_who_want_no_motion(browser, scripted_server, api, open_tab):
+    tab = open_tab(browser, scripted_server.url, reduced_motion="reduce")
+    frames = """() => {
+        window.pictures = 0;
+        const { clearRect } = CanvasRenderingContext2D.prototype;
+        CanvasRenderingContext2D.prototype.clearRect = function (...box) {
+            window.pictures += 1;
+            clearRect.apply(this, box);
+        };
+    }"""
+    tab.page.evaluate(frames)
+    orb = "getComputedStyle(document.querySelector('.orb')).animationName"
+    assert tab.page.evaluate(orb) == "none"
+    tab.page.wait_for_timeout(700)
+    assert tab.page.evaluate("window.pictures") == 0  # and nothing is drawn where nothing moves
+
+
+def test_in_forced_colours_every_control_has_an_outline(browser, scripted_server, api, open_tab):
+    tab = open_tab(browser, scripted_server.url, forced_colors="active")
+    tab.connect()
+    width = "e => getComputedStyle(e).borderTopWidth"
+    for name in ("#pp-mic", "#pp-pause", "#pp-quiet", "#pp-end", ".stage"):
+        assert tab.page.locator(name).evaluate(width) != "0px", name
+    expect(tab.headline).to_be_visible()
 
 
 def test_a_whole_call_needs_only_the_keyboard(browser, scripted_server, api, open_tab):
     api.script = talk
     tab = open_tab(browser, scripted_server.url)
-    reach(tab.page, "pp-connect")
+    reach(tab.page, "pp-start")
     tab.page.keyboard.press("Enter")
-    tab.see("You are live")
-    reach(tab.page, "pp-mute")
+    tab.phase("live")
+    reach(tab.page, "pp-mic")
     tab.page.keyboard.press("Space")
-    tab.see("Live, microphone muted")
-    reach(tab.page, "pp-say")
+    expect(tab.page.locator("#pp-mic")).to_have_text("Unmute")
+    reach(tab.page, "pp-text")
     tab.page.keyboard.type("Hello")
     tab.page.keyboard.press("Enter")
     tab.until(lambda: api.conversations[0].says == ["Hello"])
-    reach(tab.page, "pp-connect", back=True)
+    reach(tab.page, "pp-end", back=True)
+    tab.page.wait_for_timeout(700)  # sooner it would be a double click on Start
     tab.page.keyboard.press("Enter")
-    tab.see("Conversation ended")
+    tab.see("Ended")
 
 
 def reach(page, elem_id, back=False):
     """Press Tab until the focus is in this element, as one does without a mouse."""
-    for _ in range(40):
+    for _ in range(60):
         page.keyboard.press("Shift+Tab" if back else "Tab")
         if page.evaluate(f"Boolean(document.activeElement.closest('#{elem_id}'))"):
             return

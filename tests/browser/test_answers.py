@@ -1,31 +1,29 @@
 """Asking, answers, the user's own words: the page shows what the events say, as text only."""
 
+import asyncio
+
 from playwright.sync_api import expect
 
 NASTY = "<img src=x onerror=\"document.title='broken in'\">"
 
 
 async def answering(conversation):
-    """Answers the first question it is asked."""
+    """Answers the first question it is asked, while the sound goes on."""
     await conversation.ready(transcript=True)
-    while True:
-        message = await conversation.ws.receive()
-        if (
-            isinstance(message.data, bytes)
-            and message.data[:1] == b"\x04"
-            and b'"ask"' in message.data
-        ):
-            break
-    route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
-    await conversation.event(**route, state="asking")
+    conversation.takes = False  # what it is asked it says itself
+    sound = asyncio.create_task(conversation.echo())
     await conversation.go_on.wait()
-    await conversation.event(**route, state="answering")
+    conversation.go_on.clear()
+    route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
+    await conversation.event(**route, state="asking", source="client")
+    await conversation.go_on.wait()
+    await conversation.event(**route, state="answering", source="client")
     say = {"type": "say", "id": 8, "text": "Fourteen dollars a month, I think."}
     await conversation.event(**say, state="speaking")
     await conversation.send(2, b" Fourteen dollars")
     await conversation.event(**say, state="cancelled", spoken="Fourteen dollars")
-    await conversation.event(**route, state="done")
-    await conversation.echo()
+    await conversation.event(**route, state="done", source="client")
+    await sound
 
 
 def test_a_question_is_checked_answered_and_cut_off_truthfully(
@@ -35,8 +33,10 @@ def test_a_question_is_checked_answered_and_cut_off_truthfully(
     tab = open_tab(browser, scripted_server.url)
     tab.connect()
     page = tab.page
-    page.locator("#pp-ask").locator("input, textarea").fill("How much is it?")
-    page.click("#pp-ask-now")
+    tab.send("ask", "How much is it?")
+    asked = {"type": "ask", "text": "How much is it?"}
+    tab.until(lambda: api.conversations[0].metadata == [asked])
+    api.conversations[0].resume()
     question = page.locator(".turn.user")
     expect(question).to_contain_text("How much is it?")
     expect(question).to_contain_text("checking…")
@@ -53,7 +53,10 @@ def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
     browser, scripted_server, api, open_tab
 ):
     tab = open_tab(browser, scripted_server.url)
+    tab.page.get_by_text("Transgate assistant", exact=True).click()
+    tab.tuning()
     box = tab.page.get_by_label("Look things up")
+    expect(box).to_be_checked()
     box.uncheck()
     tab.connect()
     assert api.conversations[0].query["routing"] == "0"
@@ -61,12 +64,32 @@ def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
     tab.until(lambda: api.conversations[0].metadata)
     assert api.conversations[0].metadata[0]["type"] == "set"
     assert api.conversations[0].metadata[0]["routing"] == 1
+    tab.page.keyboard.press("Escape")
 
 
-def test_without_routing_there_is_no_ask_box(browser, server, open_tab):
+def test_a_card_chosen_in_a_call_changes_nothing_in_that_call(
+    browser, scripted_server, api, open_tab
+):
+    tab = open_tab(browser, scripted_server.url)
+    tab.page.get_by_text("Transgate assistant", exact=True).click()
+    tab.connect()
+    tab.page.click(".folded")
+    tab.page.get_by_text("Casual talk", exact=True).click()
+    tab.tuning()
+    expect(tab.page.get_by_label("Look things up")).to_be_checked()
+    tab.sets("#pp-temp", "0.35")
+    tab.until(lambda: api.conversations[0].metadata)
+    assert api.conversations[0].metadata[0]["routing"] == 1
+    assert "Transgate" in tab.page.evaluate("PersonaPlex.call.settings.persona")
+
+
+def test_without_routing_there_is_nothing_to_ask_with(browser, server, open_tab):
     tab = open_tab(browser, server.url)
-    expect(tab.page.locator("#pp-say")).to_be_visible()
-    expect(tab.page.locator("#pp-ask")).to_have_count(0)
+    tab.connect()
+    expect(tab.page.locator("#pp-kind-say")).to_be_enabled()
+    expect(tab.page.locator("#pp-kind-ask")).to_be_disabled()
+    tab.tuning()
+    expect(tab.page.locator("#pp-lookup")).to_be_hidden()
 
 
 def test_whatever_is_said_is_text_and_never_markup(browser, scripted_server, api, open_tab):
@@ -112,11 +135,11 @@ def test_what_is_changed_while_the_server_wakes_up_is_not_lost(
 
     api.script = script
     tab = open_tab(browser, scripted_server.url)
-    tab.page.get_by_role("button", name="Settings").click()
-    tab.connect("Connecting")
+    tab.tuning()
+    tab.connect("Calling")
     tab.sets("#pp-temp", "0.35")
     api.conversations[0].resume()
-    tab.see("You are live")
+    tab.phase("live")
     tab.until(lambda: api.conversations[0].metadata)
     (change,) = api.conversations[0].metadata
     assert change["type"] == "set"

@@ -43,5 +43,5 @@ def measure(browser, network, open_tab) -> float:
     found = lags(tab.tap("playback"), tab.tap("capture"))
     before = [lag for time, lag in found if 2 < time < stalled_at]
     after = [lag for time, lag in found if time > stalled_at + 1 + 5]
-    tab.page.click("#pp-connect")
+    tab.end()
     return float(np.median(after) - np.median(before)) if before and after else np.inf

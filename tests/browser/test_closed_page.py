@@ -59,23 +59,25 @@ class WatchedTab(Tab):
 def use_everything(tab: WatchedTab) -> None:
     """Every control, a call with Opus, and every file that can be saved."""
     page = tab.page
-    page.click("#pp-settings button")
-    for box in ("#pp-preset", "#pp-voice"):
-        page.click(f"{box} input")
-        page.keyboard.press("ArrowDown")
-        page.keyboard.press("Enter")
-    page.locator("#pp-persona textarea").fill("You are kind.")
-    page.get_by_label("Low bandwidth").check()
+    page.get_by_text("Casual talk", exact=True).click()
+    page.get_by_text("Natural male 0").click()
+    page.locator(".role summary").click()
+    page.fill("#pp-persona", "You are kind.")
+    tab.tuning()
+    page.select_option("#pp-bandwidth", "low")
+    page.keyboard.press("Escape")
     tab.connect()
+    tab.tuning()
     tab.sets("#pp-temp", "0.5")
+    page.keyboard.press("Escape")
     tab.say("One two three.")
     expect(page.locator(".log")).to_contain_text("three", timeout=30_000)
-    page.click("#pp-mute")
+    page.click("#pp-mic")
     page.click("#pp-pause")
-    page.click("#pp-connect")
+    tab.end()
     for ending in ("wav", "txt", "srt", "vtt", "json"):
         with page.expect_download():
-            page.click(f"#pp-save-{ending}")
+            tab.save(ending)
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
@@ -97,7 +99,7 @@ def test_pages_of_gradios_own_ask_for_nothing_that_is_open(browser, locked_serve
     tab = WatchedTab(browser, f"{locked_server.url}?token=open+sesame")
     for query in ("?__theme=light", "?deep_link=abc", "?__lang=de", "?view=settings"):
         tab.page.goto(locked_server.url + query)
-        tab.see("Ready when you are")
+        tab.see("Ready")
     tab.check()
     tab.close()
 

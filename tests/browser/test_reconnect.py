@@ -36,10 +36,10 @@ def tab(browser, scripted_server, api, open_tab):
 
 def test_an_unexpected_drop_is_repaired(tab, api):
     api.script = drops
-    tab.connect("Connection lost")
+    tab.connect("Reconnecting")
     api.script = talk
     tab.page.clock.run_for(1000)
-    tab.see("You are live")
+    tab.phase("live")
     assert len(api.conversations) == 2
     expect(tab.page.locator(".turn.page")).to_contain_text("a new conversation follows")
     tab.errors.clear()  # the browser itself notes that the socket broke
@@ -47,12 +47,12 @@ def test_an_unexpected_drop_is_repaired(tab, api):
 
 def test_after_three_minutes_it_gives_up(tab, api):
     api.script = drops
-    tab.connect("Connection lost")
+    tab.connect("Reconnecting")
     for _ in range(60):
         tab.page.clock.run_for(11_000)
-        if tab.headline.inner_text() == "Conversation ended":
+        if tab.headline.inner_text() == "Ended":
             break
-    expect(tab.page.locator(".state-detail")).to_contain_text("did not come back")
+    expect(tab.sentence).to_contain_text("did not come back")
     count = len(api.conversations)
     assert 5 < count < 40
     tab.page.clock.run_for(300_000)
@@ -63,7 +63,7 @@ def test_after_three_minutes_it_gives_up(tab, api):
 @pytest.mark.parametrize(
     ("sentence", "code", "says"),
     [
-        ("idle: nobody has spoken for 5 minutes", 1000, "It was quiet for a long time"),
+        ("idle: nobody has spoken for 5 minutes", 1000, "Nobody spoke for a long time"),
         ("time limit: a conversation lasts at most 30 minutes", 1000, "reached its time limit"),
         ("closing: the server is being updated", 1001, "is being restarted"),
         ("internal error: 1a2b3c", 1011, "internal error: 1a2b3c"),
@@ -71,17 +71,18 @@ def test_after_three_minutes_it_gives_up(tab, api):
 )
 def test_an_end_with_a_reason_is_an_end(tab, api, sentence, code, says):
     api.script = fails(sentence, code)
-    tab.connect("Conversation ended")
-    expect(tab.page.locator(".state-detail")).to_contain_text(says)
-    expect(tab.page.locator("#pp-connect")).to_have_text("Connect")
+    tab.connect("Ended")
+    expect(tab.sentence).to_contain_text(says)
+    expect(tab.page.locator("#pp-start")).to_have_text("Talk again")
     tab.page.clock.run_for(300_000)
     assert len(api.conversations) == 1
 
 
 def test_disconnect_is_an_end_and_closes_cleanly(tab, api):
     tab.connect()
-    tab.page.click("#pp-connect")
-    tab.see("Conversation ended")
+    tab.page.clock.run_for(1000)  # a second press within 0.7 s is the same one
+    tab.page.click("#pp-end")
+    tab.see("Ended")
     tab.until(lambda: api.conversations[0].close_code is not None)
     assert api.conversations[0].close_code == 1000
     tab.page.clock.run_for(300_000)
@@ -104,29 +105,44 @@ def test_a_closed_tab_closes_its_socket(tab, api):
 )
 def test_a_refused_connection_says_why(tab, api, sentence, says):
     api.script = fails_at_once(sentence, 1008)
-    tab.connect("Conversation ended")
-    expect(tab.page.locator(".state-detail")).to_contain_text(says)
+    tab.connect("Ended")
+    expect(tab.sentence).to_contain_text(says)
 
 
-def test_when_all_places_are_taken_it_waits_for_its_turn(tab, api):
+def test_when_all_places_are_taken_it_says_so_and_waits_without_the_microphone(tab, api):
     api.script = fails_at_once("busy: all slots are taken; retry in 3 s", 1013)
-    tab.connect("Your turn in 3 s")
-    tab.page.clock.run_for(1000)
-    tab.see("Your turn in 2 s")
-    tab.page.clock.run_for(2500)
-    tab.until(lambda: len(api.conversations) >= 2)  # the page's clock runs on by itself, too
-    tab.see("Your turn in 3 s")
+    api.health |= {"slots": 4, "free": 0}
+    tab.connect("Waiting for a place")
+    expect(tab.sentence).to_contain_text("All 4 places are taken")
+    assert (
+        tab.page.evaluate("PersonaPlex.call.devices.stream") is None
+    )  # the browser's own sign is off
+    said = set()
+    for _ in range(3):
+        tab.page.clock.run_for(3500)
+        said.add(tab.headline.inner_text())
+    tab.until(lambda: len(api.conversations) >= 3)
+    assert said == {"Waiting for a place"}  # and never "in 3 s, 2, 1"
+    assert api.healths <= 2  # with the page, and once when it began to wait
     api.script = talk
+    chimes = "AudioContext.prototype.createOscillator"
+    tab.page.evaluate(
+        f"() => {{ const make = {chimes}; window.chimes = 0;"
+        f" {chimes} = function () {{ window.chimes += 1; return make.call(this); }} }}"
+    )
     tab.page.clock.run_for(3500)
-    tab.see("You are live")
+    tab.phase("live")
+    assert tab.page.evaluate("window.chimes") == 2
+    tab.until(lambda: tab.page.evaluate("PersonaPlex.state.facts.microphone"))
     assert sum(talk.close_code is None for talk in api.conversations) == 1
 
 
 def test_waiting_for_a_turn_can_be_given_up(tab, api):
     api.script = fails_at_once("busy: all slots are taken; retry in 3 s", 1013)
-    tab.connect("Your turn in 3 s")
-    tab.page.click("#pp-connect")
-    tab.see("Conversation ended")
+    tab.connect("Waiting for a place")
+    tab.page.clock.run_for(1000)  # a second press within 0.7 s is the same one
+    tab.page.click("#pp-end")
+    tab.see("Ended")
     tab.page.clock.run_for(60_000)
     assert len(api.conversations) == 1
 
@@ -138,9 +154,10 @@ def test_a_waking_server_shows_how_far_it_is(tab, api):
         await talk(conversation)
 
     api.script = script
-    tab.connect("Waking up: loading the model 40 %")
+    tab.connect("Waking up 40 %")
+    expect(tab.sentence).to_contain_text("loading the model")
     api.conversations[0].resume()
-    tab.see("You are live")
+    tab.phase("live")
 
 
 def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
@@ -149,11 +166,11 @@ def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
         await talk(conversation)
 
     api.script = script
-    tab.connect("Connecting")
+    tab.connect("Calling")
     tab.page.clock.run_for(5000)
     tab.see("Waking up")
     api.conversations[0].resume()
-    tab.see("You are live")
+    tab.phase("live")
 
 
 def test_a_refusal_inside_the_conversation_is_shown_and_it_goes_on(tab, api):
@@ -165,4 +182,4 @@ def test_a_refusal_inside_the_conversation_is_shown_and_it_goes_on(tab, api):
     api.script = script
     tab.connect()
     expect(tab.notice).to_contain_text("10 texts are waiting already")
-    tab.see("You are live")
+    tab.phase("live")

@@ -75,8 +75,7 @@ def test_a_spoken_question_is_heard_looked_up_and_answered_through_back_channels
     asking_browser, laptop, open_tab, artifacts
 ):
     tab = open_tab(asking_browser, laptop.url)
-    tab.page.click("#pp-preset input")
-    tab.page.get_by_role("option", name="Transgate assistant").click()
+    tab.page.get_by_text("Transgate assistant", exact=True).click()
     tab.connect()
     question = tab.page.locator(".turn.user .said").first
     expect(question).to_contain_text(

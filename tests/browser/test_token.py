@@ -25,15 +25,17 @@ def test_the_token_opens_page_and_socket(browser, locked_server):
     expect(page.get_by_text("not the right one")).to_be_visible()
     page.get_by_label("Access token").fill(TOKEN)
     page.keyboard.press("Enter")
-    expect(page.locator(".state-headline")).to_have_text("Ready when you are", timeout=30_000)
+    expect(page.locator(".state-word")).to_have_text("Ready", timeout=30_000)
     assert page.url == locked_server.url  # the token is not left in the address
-    page.click("#pp-connect")
-    expect(page.locator(".state-headline")).to_have_text("You are live", timeout=30_000)
+    page.click("#pp-start")
+    expect(page.locator(".stage[data-phase=live]")).to_be_attached(timeout=30_000)
     context.close()
 
 
 def test_a_tab_that_lost_its_cookie_is_told_what_to_do(browser, locked_server, open_tab):
     tab = open_tab(browser, f"{locked_server.url}?token=open+sesame")
+    tab.page.reload()  # the token of the address was kept in memory only
+    tab.phase("ready")
     tab.context.clear_cookies()
-    tab.connect("Conversation ended")
-    expect(tab.page.locator(".state-detail")).to_contain_text("needs an access token")
+    tab.connect("Ended")
+    expect(tab.sentence).to_contain_text("needs an access token")

@@ -37,15 +37,14 @@ def test_the_users_words_appear_as_they_are_spoken_and_can_be_saved(
     expect(tab.page.locator(".hint")).to_be_hidden()
     tab.until(lambda: tab.page.locator(".turn.agent").count())
     tab.page.screenshot(path=artifacts / "user-words.png")
-    tab.page.click("#pp-connect")  # both files are then of the same words
-    tab.see("Conversation ended")
+    tab.end()  # both files are then of the same words
     turns = {}
     for ending in ("srt", "json"):
         with tab.page.expect_download() as download:
-            tab.page.get_by_role("button", name=ending.upper()).click()
+            tab.save(ending)
         download.value.save_as(tmp_path / ending)
         turns[ending] = (tmp_path / ending).read_text(encoding="utf-8")
     heard = [turn for turn in json.loads(turns["json"])["turns"] if turn["who"] == "user"]
     assert heard
     assert all(turn["text"] and turn["start"] <= turn["end"] for turn in heard)
-    assert f"You: {heard[0]['text']}" in turns["srt"]
+    assert heard[0]["text"].split()[0] in turns["srt"]

@@ -32,3 +32,11 @@ def test_what_does_not_pass_is_named_and_the_exit_code_says_so(server, capsys):
     said = capsys.readouterr().out
     assert "pass  /healthz answers 200" in said
     assert "FAIL  a ping comes back: unauthorized: " in said
+
+
+@pytest.mark.parametrize("wait", ["-1", "nan", "inf", "soon"])
+def test_a_wait_that_is_no_time_is_refused(wait, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["check", "http://127.0.0.1:1", f"--wait={wait}"])
+    assert refused.value.code == 2
+    assert "argument --wait" in capsys.readouterr().err

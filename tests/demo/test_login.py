@@ -1,19 +1,19 @@
 """The page's door: who guesses tokens must wait, like on the socket."""
 
+import aiohttp
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 
 from demo.page.login import ask_for_token
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.runtime.embedded import EmbeddedBackend
-from engine.wire.server import COOKIE, add_routes
+from engine.wire.server import COOKIE, add_routes, listening
 
 TOKEN = "open-sesame"
 
 
 async def page(request):
-    return ask_for_token(request, TOKEN) or web.Response(text="the page")
+    return ask_for_token(request) or web.Response(text="the page")
 
 
 async def test_the_eleventh_wrong_token_of_a_minute_is_429_and_so_is_the_right_one():
@@ -21,7 +21,10 @@ async def test_the_eleventh_wrong_token_of_a_minute_is_429_and_so_is_the_right_o
     service = Service(lambda _progress: EmbeddedBackend(1))
     add_routes(app, service, ServerConfig(token=TOKEN))
     app.router.add_get("/", page)
-    async with TestClient(TestServer(app)) as client:
+    async with (
+        listening(app, "127.0.0.1", 0) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
+    ):
         for n in range(10):
             query, cookies = ({"token": f"guess{n}"}, {}) if n % 2 else ({}, {COOKIE: f"guess{n}"})
             async with client.get("/", params=query, cookies=cookies) as answer:

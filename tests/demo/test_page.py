@@ -3,15 +3,17 @@
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 
+import aiohttp
 import gradio as gr
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 
-from demo.app import build_app
+from demo.app import PAGE, LatePage, build_app
 from demo.page import files
-from demo.page.files import FRONTEND, OWN_ADDRESS, PageFiles
+from demo.page.bundle import FRONTEND
+from demo.page.files import OWN_ADDRESS, PageFiles
 from demo.page.routes import add_page
 from demo.page.ui import STATIC, PageConfig, build_page, mount
 from engine.config import VOICE_NAMES, ServerConfig
@@ -19,6 +21,9 @@ from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.service import Service
 from engine.errors import ConfigError
 from engine.runtime.embedded import EmbeddedBackend
+from engine.wire.limits import Doors
+from engine.wire.server import CONFIG as SERVER_CONFIG
+from engine.wire.server import DOORS, listening
 from tests.browser.serving import warm
 
 CONFIG = PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0])
@@ -36,12 +41,30 @@ def page():
     return asyncio.run(build())
 
 
+class Visitor:
+    """Requests to an application as it is really served."""
+
+    @classmethod
+    async def to(cls, app: web.Application) -> "Visitor":
+        self = cls()
+        self._stack = AsyncExitStack()
+        port = await self._stack.enter_async_context(listening(app, "127.0.0.1", 0))
+        jar = aiohttp.CookieJar(unsafe=True)  # an address in numbers may have cookies, too
+        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}", cookie_jar=jar)
+        self.session = await self._stack.enter_async_context(session)
+        self.get, self.request = self.session.get, self.session.request
+        return self
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
 async def client_of(**settings):
     app = web.Application()
-    add_page(app, CONFIG, **settings)
-    client = TestClient(TestServer(app))
-    await client.start_server()
-    return client
+    config = ServerConfig(**settings)
+    app[SERVER_CONFIG], app[DOORS] = config, Doors(config)
+    add_page(app, CONFIG, config)
+    return await Visitor.to(app)
 
 
 @pytest.fixture
@@ -64,31 +87,23 @@ def test_no_listener_runs_on_the_server_or_shows_in_an_api(page):
         assert function.api_visibility == "private"
 
 
-def test_what_the_script_updates_is_what_the_widgets_are(page):
-    """widgets() in main.js answers in the order of Widgets.changing()."""
+def test_every_place_of_the_page_has_its_script(page):
+    """What ui.py calls a place is what `#fill` in main.js knows."""
     source = (STATIC / "main.js").read_text()
-    body = re.search(r"  widgets\(\) \{(.*?)\n  \}", source, re.S)[1]
-    assert "...[live, live, live, live, live].map(enabled)" in body
-    refresh = next(f for f in page.fns.values() if "widgets()" in str(f.js))
-    ids = [
-        page.blocks[output._id].elem_id or page.blocks[output._id].label
-        for output in refresh.outputs
+    scripts = [
+        str(block.js_on_load) for block in page.blocks.values() if hasattr(block, "js_on_load")
     ]
-    assert ids == [
-        *("pp-connect", "pp-mute", "pp-pause", "pp-say", "pp-say-now", "pp-cancel"),
-        *("pp-ask", "pp-ask-now", "pp-preset", "pp-persona", "pp-voice", "Seed (−1: random)"),
-        *("Low bandwidth", "Record in this browser", "pp-save-wav"),
-        *("pp-save-txt", "pp-save-srt", "pp-save-vtt", "pp-save-json"),
-    ]
+    places = [re.search(r"mount\('(\w+)'", script)[1] for script in scripts]
+    assert {"bar", "stage", "cast", "conversation", "summary", "tools"} <= set(places)
+    filled = re.findall(r'name === "(\w+)"', source)
+    assert set(filled) <= set(places)
 
 
 async def test_the_page_is_served_with_its_settings(client):
     config = read_config(await (await client.get("/")).text())
-    panel = next(
-        part for part in config["components"] if part["props"].get("elem_id") == "pp-state"
-    )
+    panel = next(part for part in config["components"] if part["props"].get("elem_id") == "pp-bar")
     script = panel["props"]["js_on_load"]
-    given = json.loads(re.search(r"const config = (\{.*\});", script)[1])
+    given = json.loads(re.search(r"element, (\{.*\})\)", script)[1])
     assert given["voices"][0] == VOICE_NAMES[0]
     assert len(given["personas"]) == len(load_personas())
 
@@ -111,7 +126,6 @@ async def test_the_page_finds_its_address_in_the_browser(client):
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "talk.example"}
     text = await (await client.get("/", headers=headers)).text()
     assert f'"root":{OWN_ADDRESS}' in text
-    assert f"const root = {OWN_ADDRESS};" in text
     assert "page.invalid" not in text
     assert "talk.example" not in text
 
@@ -130,15 +144,15 @@ async def test_a_page_that_needs_a_file_of_gradios_does_not_start(monkeypatch):
 
 
 async def test_assets_come_whole_and_with_an_etag(client):
-    text = await (await client.get("/")).text()
-    asset = re.search(r'src="\./(assets/[^"]+\.js)"', text)[1]
-    async with client.get(f"/{asset}") as response:
+    asset = next(FRONTEND.glob("assets/index-*.js")).name
+    async with client.get(f"/assets/{asset}") as response:
         assert response.status == 200
         assert response.headers["Content-Encoding"] == "gzip"
         assert len(await response.read()) > 1000
         assert response.headers["ETag"]
         assert "immutable" in response.headers["Cache-Control"]  # the name holds a hash
-    async with client.get(f"/{asset}", headers={"Accept-Encoding": "identity"}) as plain:
+    headers = {"Accept-Encoding": "identity"}
+    async with client.get(f"/assets/{asset}", headers=headers) as plain:
         assert "Content-Encoding" not in plain.headers
         assert len(await plain.read()) > 1000
 
@@ -167,8 +181,9 @@ def read_config(text):
 @pytest.fixture
 async def whole():
     engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
-    client = TestClient(TestServer(build_app(engine, ServerConfig(token="open sesame"))))
-    await client.start_server()
+    app = build_app(engine, ServerConfig(token="open sesame"))
+    client = await Visitor.to(app)
+    await app[PAGE].wait()
     yield client
     await client.close()
     engine.stop()
@@ -181,7 +196,7 @@ async def test_the_engines_routes_come_before_the_page(whole):
         assert await response.json() == list(VOICE_NAMES)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/", 401), ("/theme.css", 401), ("/config", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/", 401), ("/config", 404)])
 async def test_without_the_token_the_page_asks_for_it(whole, path, status):
     for method in ("GET", "HEAD"):
         async with whole.request(method, path) as response:
@@ -194,8 +209,8 @@ async def test_without_the_token_the_page_asks_for_it(whole, path, status):
 
 
 async def test_without_the_token_the_scripts_and_the_icon_are_open(whole):
-    """A tab that has lost its cookie still loads its worklets, and then hears why it may not."""
-    for path in ("/pp/main.js", "/pp/capture-worklet.js", "/favicon.ico", "/healthz", "/voices"):
+    """They are no secret, and a frame that keeps no cookie needs them."""
+    for path in ("/pp/main.js", "/theme.css", "/favicon.ico", "/healthz", "/voices"):
         async with whole.get(path) as response:
             assert response.status == 200
 
@@ -221,23 +236,92 @@ async def test_the_engines_answers_have_the_headers_too_and_name_no_versions(who
             assert response.headers["Server"] == "PersonaPlex"
 
 
-async def test_the_token_in_the_address_becomes_a_cookie(whole):
-    async with whole.get("/?token=open+sesame", allow_redirects=False) as response:
-        assert response.status == 303
-        assert response.headers["Location"] == "./"  # a proxy may show it under a path
+async def test_the_token_in_the_address_opens_the_page_and_becomes_a_cookie(whole):
+    async with whole.get("/?token=open+sesame") as response:
+        assert response.status == 200
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "gradio_config" in await response.text()
         cookie = response.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
+    assert "Path=/;" in f"{cookie};"
     assert "Secure" not in cookie
-    async with whole.get("/") as response:
+    async with whole.get("/") as response:  # by the cookie
         assert response.status == 200
-        assert "gradio_config" in await response.text()
+        assert "Set-Cookie" not in response.headers
 
 
 async def test_over_https_the_cookie_is_secure(whole):
     headers = {"X-Forwarded-Proto": "https"}
-    async with whole.get("/?token=open+sesame", headers=headers, allow_redirects=False) as response:
+    async with whole.get("/?token=open+sesame", headers=headers) as response:
         assert "Secure" in response.headers["Set-Cookie"]
+        assert "SameSite=Lax" in response.headers["Set-Cookie"]  # no other site may show it
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_where_other_sites_may_show_the_page_the_cookie_goes_along(scheme):
+    client = await client_of(token="open", frame_ancestors="'self' https://shop.example")
+    async with client.get("/?token=open", headers={"X-Forwarded-Proto": scheme}) as response:
+        cookie = response.headers["Set-Cookie"]
+    framed = ("SameSite=None" in cookie, "Secure" in cookie, "Partitioned" in cookie)
+    assert framed == ((True,) * 3 if scheme == "https" else (False,) * 3)
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "path"),
+    [("/talk", "/talk/"), ("/a/b-c/", "/a/b-c/"), ("//evil", "/"), ("/x; Path=/", "/"), ("", "/")],
+)
+async def test_the_cookie_keeps_to_the_path_that_a_proxy_tells(told, path):
+    client = await client_of(token="open")
+    async with client.get("/?token=open", headers={"X-Forwarded-Prefix": told}) as response:
+        assert re.findall(r"Path=([^;]*)", response.headers["Set-Cookie"]) == [path]
+    await client.close()
+
+
+async def test_under_a_path_too_who_comes_early_gets_a_page_that_loads_itself_again(monkeypatch):
+    async def never(*_):
+        pass
+
+    monkeypatch.setattr(LatePage, "start", never)
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
+    client = await Visitor.to(build_app(engine, ServerConfig(root_path="/voice")))
+    for path in ("/", "/voice/"):
+        async with client.get(path) as response:
+            assert (response.status, response.content_type) == (503, "text/html"), path
+    await client.close()
+    engine.stop()
+
+
+async def test_a_proxy_may_leave_its_path_in_the_request():
+    engine = warm(Service(lambda _progress: EmbeddedBackend(2)))
+    config = ServerConfig(root_path="https://talk.example/voice", token="open")
+    app = build_app(engine, config)
+    client = await Visitor.to(app)
+    await app[PAGE].wait()
+    for path in ("/voice/healthz", "/healthz", "/voice/voices", "/voice/pp/icon.svg"):
+        async with client.get(path) as response:
+            assert response.status == 200, path
+    async with client.get("/voice/?token=open") as response:
+        assert "Path=/voice/" in response.headers["Set-Cookie"]
+        assert 'og:image" content="https://talk.example/voice/pp/preview.png"' in (
+            await response.text()
+        )
+    for asked in ("/voice", "/voice?token=open"):
+        async with client.get(asked, allow_redirects=False) as response:
+            assert response.headers["Location"] == asked.replace("/voice", "/voice/")
+    async with client.get("/voice?token=open") as response:
+        assert response.status == 200
+    async with client.get("/voicemail/healthz") as response:
+        assert response.status == 404
+    await client.close()
+    engine.stop()
+
+
+@pytest.mark.parametrize("value", ["//evil.example", "/a b", "ftp://x/", '/"><script>', "/.."])
+def test_a_root_path_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="use /talk or https://HOST/talk"):
+        ServerConfig(root_path=value)
 
 
 @pytest.mark.parametrize("token", ["wrong", "", "open sesam\u00e9"])

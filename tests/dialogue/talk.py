@@ -114,9 +114,9 @@ class Talk:
             for token in (EPAD, *TOKENIZER.encode(word), PAD):
                 await self.frame(token)
 
-    async def turn(self, text: str) -> None:
+    async def turn(self, text: str, start: float = 0.0, end: float = 1.0) -> None:
         """The user says this, and the transcript has it (a test double)."""
-        self._post(ev.UserText(text, 0.0, 1.0, final=True))
+        self._post(ev.UserText(text, start, end, final=True))
         await self.frames(2)
         await self.routing.settle()
 

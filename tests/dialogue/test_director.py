@@ -207,18 +207,17 @@ def test_a_text_with_nothing_to_say_is_refused():
 # -- stopping --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("frames", range(8, 60, 3))
+@pytest.mark.parametrize("frames", range(8, 33, 3))
 def test_cancel_takes_no_longer_than_the_longest_word_and_a_frame(frames):
     text = "The extraordinarily interesting umbrellas of yesterday"
     longest = max(len(word.ids) for word in words_of(text))
     script = Scripted(always)
     script.say(text)
     script.run(frames)
-    if not script.director.agenda.current:
-        return
+    assert script.director.agenda.current
     script.take(ev.Cancel())
     script.run(longest + 1)
-    assert script.states[-2][1] == "cancelled" or (1, "cancelled") in script.states
+    assert (1, "cancelled") in script.states
     spoken = script.spoken()
     assert script.text.strip() == spoken
     assert script.begins(words_of(spoken)) if spoken else True  # no word was cut
@@ -416,7 +415,8 @@ def test_a_hold_is_padding_until_the_answer_which_starts_at_once():
     assert script.director.wants_frames
     script.say("Forty two.", id=7, answer=7)
     script.run(2)
-    assert script.fed[20:] in ([EPAD, *script.fed[21:]], [PAD, EPAD])
+    assert script.fed[20] == EPAD
+    assert script.fed[21] not in (PAD, EPAD)
     script.until_said()
     assert script.text == " Forty two."
 

@@ -116,8 +116,18 @@ def test_what_is_left_comes_out_once():
         ("You are kind.", "<system> You are kind. <system>"),
         ("  You are kind.\n", "<system> You are kind. <system>"),
         ("<system> You are kind. <system>", "<system> You are kind. <system>"),
+        ("<system>You are kind.<system>", "<system>You are kind.<system>"),
+        ("<system>You are kind.</system>", "<system> You are kind. <system>"),
+        ("<SYSTEM>\nYou are kind.\n</System>", "<system> You are kind. <system>"),
+        ("<system> You are kind.", "<system> You are kind. <system>"),
+        ("You are kind. </system>", "<system> You are kind. <system>"),
+        ("<system> <system> You are kind. <system> <system>", "<system> You are kind. <system>"),
+        ("< system >You are kind.< / system >", "<system> You are kind. <system>"),
+        ("Say <system> aloud.", "<system> Say <system> aloud. <system>"),
         ("", ""),
         ("   ", ""),
+        ("<system>", ""),
+        ("<system></system>", ""),
     ],
 )
 def test_a_prompt_is_wrapped_unless_it_is_or_there_is_none(text, wrapped):

@@ -43,7 +43,7 @@ async def events(session: Session, count: int) -> list[ev.Event]:
     """The next events of no frame."""
     found: list[ev.Event] = []
     while len(found) < count:
-        output = await asyncio.wait_for(session._outbox.get(), 20)
+        output = await asyncio.wait_for(session._outbox.get(), 60)
         if isinstance(output, Notice):
             found += output.events
     return found
@@ -121,7 +121,7 @@ async def test_a_text_that_is_begun_makes_room_for_another(preparing):
         session.post(ev.Resume())
         begun = []
         while not any(isinstance(event, ev.TakenUp) for event in begun):
-            begun = getattr(await asyncio.wait_for(session._outbox.get(), 20), "events", [])
+            begun = getattr(await asyncio.wait_for(session._outbox.get(), 60), "events", [])
         session.post(ev.Pause())
         session.say("one more")
         assert preparing[-1][0] == "one more"
@@ -158,7 +158,7 @@ async def test_a_long_text_that_cannot_be_prepared_ends_its_own_conversation(mon
     async with talking() as session:
         monkeypatch.setattr(module, "prepare_command", lambda *_: 1 / 0)
         session.say(LONG)
-        output = await asyncio.wait_for(session._outbox.get(), 20)
+        output = await asyncio.wait_for(session._outbox.get(), 60)
     assert isinstance(output, Ended)
     assert isinstance(output.error, InternalError)
     assert "could not be prepared" in caplog.text

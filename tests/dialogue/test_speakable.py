@@ -171,8 +171,8 @@ RARE = ("Lo", "Co", "Cn", "Cs")  # letters of large scripts, and what nobody has
 
 
 def is_looked_at(char):
-    """All that has a value or a meaning of its own, and one in twenty of the large planes."""
-    return unicodedata.category(char) not in RARE or char.isnumeric() or ord(char) % 20 == 7
+    """All that has a value or a meaning of its own, and a few of the large planes."""
+    return unicodedata.category(char) not in RARE or char.isnumeric() or ord(char) % 201 == 7
 
 
 BATCH = 50  # characters in one text
@@ -230,13 +230,10 @@ def test_what_is_shown_is_what_was_written(text):
 
 
 def seconds(text):
-    """The least of three, in this process alone."""
-    found = []
-    for _ in range(3):
-        begun = time.process_time()
-        prepare(text, NoPieces())
-        found.append(time.process_time() - begun)
-    return min(found)
+    """In this process alone."""
+    begun = time.process_time()
+    prepare(text, NoPieces())
+    return time.process_time() - begun
 
 
 PARTS = ["[", "1,", "$1.5 ", "((((", "1-", "http://", "!", "v1.", "漢", "a/", "1.", "a.", "x@",
@@ -249,7 +246,8 @@ PARTS = ["[", "1,", "$1.5 ", "((((", "1-", "http://", "!", "v1.", "漢", "a/", "
 @pytest.mark.parametrize("part", PARTS)
 def test_the_time_for_a_text_grows_with_its_length_only(part):
     short, long = ((part * size)[:size] for size in (2000, 8000))
-    assert seconds(long) < 8 * seconds(short) + 0.02  # four times as much text
+    looks = (seconds(long) < 8 * seconds(short) + 0.02 for _ in range(3))  # four times as much text
+    assert any(looks)  # a machine with other things to do may spoil one
 
 
 def test_cleaning_is_done_once_and_for_all():

@@ -53,6 +53,17 @@ def test_a_turn_knows_what_was_said_before_it():
     assert third == Turn("Or a year?", "", "A month?")
 
 
+def test_the_rest_of_a_turn_is_joined_to_it_whatever_the_agent_said_into_it():
+    history = History()
+    history.add_user_turn("Hello.")
+    history.add_agent_text(" Hi.")
+    history.add_user_turn("How much")
+    history.add_agent_text(" Well")
+    assert history.add_user_turn("is it?", True) == Turn("How much is it?", "Hi.", "Hello.")
+    assert contents(history) == ["Hello.", "Hi.", "How much is it?", "Well"]
+    assert History().add_user_turn("is it?", True) == Turn("is it?")
+
+
 def test_the_last_eight_turns_are_told():
     history = History()
     for number in range(SENT_TURNS + 3):

@@ -134,9 +134,8 @@ def test_another_encoding_is_one_clear_error(tmp_path, data):
         Knowledge.load(tmp_path)
 
 
-def test_all_of_a_small_base_is_sent_and_the_best_of_a_large_one():
-    small = Knowledge.load()
-    assert small.pick(()) == small.sections
+def test_the_best_of_a_large_base_is_sent():
+    assert Knowledge.load().is_small
     many = [Section(f"Lamp {i}", f"It costs {i} dollars. " * 20) for i in range(300)]
     large = Knowledge(many)
     picked = large.pick(large.find("What is the price of lamp 77?").order)

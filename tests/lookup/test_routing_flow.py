@@ -141,7 +141,7 @@ async def test_an_endless_answer_is_cut_at_25_words_and_the_api_is_left():
         talk = Talk(answers)
         talk.routing.ask("How much is it?")
         await talk.settled()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
     assert talk.given == " ".join(["It goes on and on."] * 5)
     assert talk.states[-1] == "done"
 
@@ -182,6 +182,43 @@ async def test_a_users_turn_that_needs_the_facts_is_routed_before_the_agent_answ
     ]
 
 
+@pytest.mark.parametrize("babble", ["", "Well,"])
+async def test_a_question_that_a_pause_has_cut_is_asked_whole(babble):
+    async with standing(replying(PREMIUM)) as (api, answers):
+        talk = Talk(answers)
+        await talk.turn("I was wondering how much", 3.0, 4.1)
+        await talk.say(babble)
+        await talk.turn("the premium plan is.", 4.6, 5.8)
+        await talk.settled()
+    assert talk.given == PREMIUM
+    assert api.requests[0]["messages"][-1]["content"] == (
+        "I was wondering how much the premium plan is."
+    )
+    assert talk.routes[0].question == "I was wondering how much the premium plan is."
+
+
+async def test_the_rest_of_a_question_replaces_its_beginning_and_a_remark_does_not():
+    whole = "How much is the premium plan or the business plan?"
+    for rest, asked in (("or the business plan?", whole), ("I'm driving.", None)):
+        async with standing(replying(PREMIUM, delay=0.1)) as (_api, answers):
+            talk = Talk(answers)
+            await talk.turn("How much is the premium plan", 3.0, 4.1)
+            await talk.turn(rest, 4.8, 5.8)
+            await talk.settled(2 if asked else 1)
+        questions = {route.question: route.state for route in talk.routes}
+        assert questions.pop(asked or "How much is the premium plan") is RouteState.DONE
+        assert list(questions.values()) == ([RouteState.STALE] if asked else [])
+
+
+async def test_who_asks_again_later_asks_another_question():
+    async with standing(replying(PREMIUM)) as (_api, answers):
+        talk = Talk(answers)
+        await talk.turn("I was wondering how much", 3.0, 4.1)
+        await talk.turn("the premium plan is.", 7.6, 8.8)
+        assert talk.routes == []
+        await talk.close()
+
+
 async def test_the_history_holds_what_was_spoken_and_not_what_was_planned():
     count = "One two three four five six seven eight nine ten."
     async with standing(replying(count)) as (api, answers):
@@ -208,7 +245,7 @@ async def test_a_user_who_dismisses_it_while_it_is_looked_up_gives_the_call_up(d
         await talk.until(lambda: api.requests)
         await talk.turn(dismissal)
         await talk.settled()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
     assert talk.states == ["asking", "stale"]
     assert talk.routes[-1].reason == "interrupted"
 
@@ -416,7 +453,7 @@ async def test_leaving_hangs_up_on_the_api():
         talk.routing.ask("Is it so?")
         await talk.until(lambda: api.requests)
         await talk.close()
-        await asyncio.wait_for(api.hung_up.wait(), 5)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
 
 
 async def test_a_fault_of_ours_lets_the_agent_go_and_tells_no_words(monkeypatch, caplog):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.dialogue import speech
 from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Service
 from engine.dialogue.session import SessionConfig
@@ -191,3 +192,22 @@ async def test_a_restart_closes_what_was_queued(api):
             closed = [e["text"] for e in events(peer) if e["state"] in ("done", "cancelled")]
     assert sorted(closed)[-2:] == ["Three.", "Two."]
     assert len(closed) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "manner"),
+    [("no_key", "", Manner.SILENT), ("failed", "sk-test", Manner.GARBAGE)],
+)
+async def test_an_apology_was_prepared_at_the_start(monkeypatch, name, key, manner):
+    """It takes 3 ms, in which the event loop would serve nobody."""
+    prepared, prepare = [], speech.prepare
+    async with StandIn(lambda _question: Reply(manner=manner)) as api:
+        with serving(api, key=key) as server:
+            monkeypatch.setattr(
+                speech, "prepare", lambda text, *more: prepared.append(text) or prepare(text, *more)
+            )
+            async with talking(server.url, events=1, routing=1) as peer:
+                await peer.tell(type="ask", text="How much is the premium plan?")
+                apology = getattr(server.engine.answers.phrases, name)
+                await peer.event("say", state="done", text=apology)
+    assert prepared == []

@@ -24,6 +24,20 @@ def test_the_same_meaning_in_other_words_is_near(vectors):
     assert np.linalg.norm(price) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_sentence_is_the_same_beside_longer_ones():
+    text, long = "How much is it?", "It has twenty hours of transcription a month. " * 4
+    (alone,) = SentenceVectors().embed([text])
+    beside = SentenceVectors().embed([long, text, long + text])[1]
+    assert np.allclose(alone, beside, atol=1e-5)
+
+
+def test_what_is_remembered_has_a_limit(monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    vectors = SentenceVectors()
+    vectors.embed(["one", "two", "three"])
+    assert list(vectors._remembered) == ["two", "three"]
+
+
 def test_nothing_has_no_rows(vectors):
     assert vectors.embed([]).shape == (0, module.WIDTH)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 from demo.cloud.container import Container
+from engine.commands import serve
 from engine.runtime.embedded import EmbeddedBackend
 
 
@@ -20,7 +21,23 @@ def plant_broken_tick() -> None:
     EmbeddedBackend.listen = broken_tick
 
 
-FAULTS: dict[str, Callable[[], None]] = {"": lambda: None, "tick": plant_broken_tick}
+def plant_broken_load() -> None:
+    def load(*_: object) -> None:
+        raise RuntimeError("CUDA is broken on this machine")
+
+    serve.load_backend = load
+
+
+def plant_hanging_load() -> None:
+    serve.load_backend = lambda *_: threading.Event().wait()
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "": lambda: None,
+    "tick": plant_broken_tick,
+    "load": plant_broken_load,
+    "hang": plant_hanging_load,
+}
 
 
 def main(port: str, fault: str = "") -> None:

@@ -26,6 +26,7 @@ class Platform:
         self.secrets = secrets or {}  # name -> keys, of the named ones
         self.silent = silent  # takes calls and never answers
         self.calls: list[tuple[str, Any]] = []
+        self.entries: dict[bytes, bytes] = {}  # of the one shared dictionary
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
@@ -64,7 +65,7 @@ class Platform:
 
     def __enter__(self) -> "Platform":
         self._thread.start()
-        assert self._ready.wait(20), "the stand-in did not start"
+        assert self._ready.wait(60), "the stand-in did not start"
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -95,6 +96,10 @@ class Platform:
                 await asyncio.sleep(600)
             if name == "FunctionGetInputs":  # no caller ever comes
                 await self._over.wait()
+            if name == "DictContents":
+                for key, value in self.entries.items():
+                    await stream.send_message(api_pb2.DictEntry(key=key, value=value))
+                return
             if name not in ANSWERS:
                 raise GRPCError(Status.UNIMPLEMENTED, f"the stand-in has no {name}")
             await stream.send_message(ANSWERS[name](self, request))
@@ -183,6 +188,11 @@ def deployed(platform: Platform, request: Any) -> Any:
     raise GRPCError(Status.NOT_FOUND, f"no {request.object_tag} in {request.app_name}")
 
 
+def update_dict(platform: Platform, request: Any) -> Any:
+    platform.entries |= {entry.key: entry.value for entry in request.updates}
+    return api_pb2.DictUpdateResponse(created=True)
+
+
 BUILDER = "2026.10"
 SUCCESS = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
 ANSWERS: dict[str, Answer] = {
@@ -206,6 +216,8 @@ ANSWERS: dict[str, Answer] = {
     "AppStop": lambda p, r: Empty(),
     "SecretGetOrCreate": secret,
     "SecretUpdate": update_secret,
+    "DictGetOrCreate": lambda p, r: api_pb2.DictGetOrCreateResponse(dict_id="di-1"),
+    "DictUpdate": update_dict,
     "VolumeGetOrCreate": lambda p, r: api_pb2.VolumeGetOrCreateResponse(
         volume_id=f"vo-{r.deployment_name}",
         metadata=api_pb2.VolumeMetadata(name=r.deployment_name),

@@ -18,7 +18,7 @@ from tests.planted import SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"huggingface-secret": ["HF_TOKEN"], "deepseek-secret": ["DEEPSEEK_API_KEY"]}
-SECONDS = 100  # of a machine with other things to do
+SECONDS = 250  # of a machine with other things to do
 
 
 def clean(home: Path, **environ: str) -> dict[str, str]:
@@ -116,6 +116,11 @@ class Process:
         return self._log.read_text(encoding="utf-8")
 
     @property
+    def code(self) -> int | None:
+        """Its exit code; None: it runs."""
+        return self._process.poll()
+
+    @property
     def lines(self) -> list[str]:
         """The lines that begin with `error:`."""
         return [line for line in self.output.splitlines() if line.startswith("error:")]
@@ -149,6 +154,14 @@ class Process:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         raise AssertionError(f"not ready: {self.output[-2000:]}")
+
+    def wait_until_said(self, words: str) -> None:
+        """Until its output holds these words."""
+        end = time.monotonic() + SECONDS
+        while words not in self.output:
+            over = time.monotonic() > end or self.code is not None
+            assert not over, self.output[-2000:]
+            time.sleep(0.05)
 
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)

@@ -40,20 +40,42 @@ def deployed(home):
         yield platform
 
 
+def another_value(entry) -> str:
+    """A value that the server takes, and that is not the default."""
+    chosen = {
+        "model": "someone/model", "transcribe": "someone/ears", "device": "cuda",
+        "weights": "int8", "kv": "int8", "trusted_proxies": "10.0.0.0/8", "marker_threshold": "2",
+        "frame_ancestors": "https://a.example",
+    }  # fmt: skip
+    if entry.name in chosen:
+        return chosen[entry.name]
+    if isinstance(entry.default, bool):
+        return str(int(not entry.default))
+    if isinstance(entry.default, int | float):
+        return str(entry.default + 1)
+    return f"value-of-{entry.name}"
+
+
 @pytest.fixture(scope="module")
 def tuned(home):
     """One with every setting of the deployment changed, and every setting of the server."""
     knowledge = home / "knowledge"
     knowledge.mkdir()
     (knowledge / "prices.md").write_text("# Prices\n")
-    server = {entry.metadata["env"]: f"value-of-{entry.name}" for entry in fields(ServerConfig)}
+    server = {
+        entry.metadata["env"]: another_value(entry)
+        for entry in fields(ServerConfig)
+        if entry.name != "tls"  # not beside a certificate's files
+    }
     server |= {"PERSONAPLEX_KNOWLEDGE": str(knowledge), "PERSONAPLEX_TOKEN": "s3cret"}
     names = "GPU CPU MEMORY TIMEOUT STARTUP_TIMEOUT SCALEDOWN_WINDOW MIN_CONTAINERS MAX_CONTAINERS"
     values = ["L40S, A100-40GB", "8", "32768", "7200", "900", "120", "1", "3"]
     deployment = {f"PERSONAPLEX_{n}": v for n, v in zip(names.split(), values, strict=True)}
     deployment |= {"PERSONAPLEX_BUFFER_CONTAINERS": "2", "PERSONAPLEX_SNAPSHOT": "1"}
     deployment |= {"PERSONAPLEX_MAX_INPUTS": "50", "PERSONAPLEX_TARGET_INPUTS": "6"}
-    deployment |= {"PERSONAPLEX_PROXY_AUTH": "1", "PERSONAPLEX_AUTOSCALE": "0"}
+    deployment |= {"PERSONAPLEX_WS_URL": "wss://a.example/api?token=s3cret"}  # Transgate's
+    deployment |= {"PERSONAPLEX_PROXY_AUTH": "yes", "PERSONAPLEX_AUTOSCALE": "0"}
+    deployment |= {"PERSONAPLEX_REGION": "us-east, us-west"}
     with Platform(secrets={"huggingface-secret": ["HF_TOKEN"]}) as platform:
         done = deploy(platform, home, **server, **deployment)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -85,22 +107,52 @@ def test_the_url_is_a_label_of_our_own_on_port_8998(deployed):
     assert not web.requires_proxy_auth
 
 
-def test_download_and_check_need_no_gpu(deployed):
+@pytest.fixture(scope="module")
+def tooled(home):
+    """Each tool, run with a warm server asked for: what was created, by tool."""
+    platforms = {}
+    for name in ("check", "gates"):
+        with Platform(secrets=dict(SECRETS)) as platform:
+            environ = {"PERSONAPLEX_MIN_CONTAINERS": "1", "PERSONAPLEX_GPU": "L40S"}
+            platform.done = modal(
+                platform, home, "run", f"{ROOT / 'modal_app.py'}::{name}", **environ
+            )
+            platforms[name] = platform
+    return platforms
+
+
+@pytest.mark.parametrize("name", ["check", "gates"])
+def test_a_tool_starts_no_server_and_takes_no_address(tooled, name):
+    created = tooled[name].requests("FunctionCreate")
+    assert created
+    for told in created:
+        for function in (told.function, *(r.function for r in told.function_data.ranked_functions)):
+            assert not function.is_class
+            assert function.app_name in ("personaplex-tools", "")
+            assert not function.webhook_config.requested_suffix
+            assert function.autoscaler_settings.min_containers == 0
+    assert not tooled[name].requests("ClassCreate")
+
+
+def test_a_deployment_carries_no_tools(deployed):
+    names = {told.function.function_name for told in deployed.requests("FunctionCreate")}
+    assert not names & {"check", "download", "gates"}
+
+
+def test_download_and_check_need_no_gpu(tooled):
     for name in ("download", "check"):
-        function = definition(deployed, name)
+        function = definition(tooled["check"], name)
         assert not function.resources.gpu_config.gpu_type
-        assert list(function.secret_ids) == list(definition(deployed).secret_ids)
+        assert list(function.secret_ids) == ["st-huggingface-secret", "st-deepseek-secret"]
         assert function.volume_mounts[0].mount_path == "/cache"
 
 
-def test_the_gates_measure_on_a_machine_like_the_servers(deployed, tuned):
-    for platform in (deployed, tuned):
-        function, server = definition(platform, "gates"), definition(platform)
-        assert function.resources == server.resources
-        assert list(function.secret_ids) == list(server.secret_ids)
-        assert function.volume_mounts == server.volume_mounts
-        assert function.timeout_secs == 3600
-    assert definition(deployed, "gates").resources.gpu_config.gpu_type == "A10G"
+def test_the_gates_measure_on_a_machine_like_the_servers(tooled):
+    function = definition(tooled["gates"], "gates")
+    assert function.resources.gpu_config.gpu_type == "L40S"
+    assert (function.resources.milli_cpu, function.resources.memory_mb) == (4000, 16384)
+    assert function.volume_mounts[0].mount_path == "/cache"
+    assert function.timeout_secs == 3600
 
 
 def test_both_secrets_are_found_without_editing_anything(deployed):
@@ -147,19 +199,21 @@ def test_every_number_of_the_deployment_has_its_setting(tuned):
     assert server.method_definitions["serve"].webhook_config.requires_proxy_auth
     assert server.checkpointing_enabled
     assert told.function_data.experimental_options["enable_gpu_snapshot"] == "True"
+    assert list(server.scheduler_placement.regions) == ["us-east", "us-west"]
 
 
 def test_every_server_setting_travels_into_the_container(tuned):
     environment = "\n".join(line for line in image_lines(tuned) if line.startswith("ENV"))
-    fixed = {"PERSONAPLEX_HOST", "PERSONAPLEX_PORT"}  # the container's own business
+    # The container's own business, and the platform's: it speaks TLS for us.
+    fixed = {f"PERSONAPLEX_{name}" for name in ("HOST", "PORT", "TLS", "TLS_CERT", "TLS_KEY")}
     for entry in fields(ServerConfig):
-        name, value = entry.metadata["env"], f"value-of-{entry.name}"
+        name, value = entry.metadata["env"], re.escape(another_value(entry))
         if name in fixed | {"PERSONAPLEX_TOKEN"}:
             assert f"{name}=" not in environment
         elif name == "PERSONAPLEX_KNOWLEDGE":
             continue
         else:
-            assert re.search(rf"{name}=.?{value}", environment), name
+            assert re.search(rf"{name}=['\"]*{value}", environment), name
     assert "PERSONAPLEX_AUTOSCALE" in environment
     assert "HF_HOME=" in environment
 
@@ -182,7 +236,6 @@ def test_it_deploys_on_cpu_without_the_model_and_its_secret(home):
         assert done.returncode == 0, done.stdout + done.stderr
         server = definition(platform)
         assert not server.resources.gpu_config.gpu_type
-        assert not definition(platform, "gates").resources.gpu_config.gpu_type
         assert len(server.secret_ids) == 2
         assert "smart routing: off: no secret found" in done.stdout
 
@@ -202,16 +255,39 @@ def test_it_imports_anywhere_with_nothing_but_modal_and_no_account(home):
     assert done.stdout.splitlines()[-1:] == ["2 personaplex-server"], done.stderr
 
 
-def test_a_number_that_is_none_is_named(home):
+def refuse(home, **environ: str) -> str:
+    """What the app file says, where it ends with 1 before anything is asked of an account."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "modal_app.py")],
-        env=clean(home, PERSONAPLEX_TIMEOUT="an hour"),
+        env=clean(home, **environ),
         cwd=home,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == ["PERSONAPLEX_TIMEOUT is 'an hour'; use a whole number"]
+    assert done.returncode == 1, done.stdout
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_what_cannot_work_is_refused_by_the_app_file_itself(home):
+    said = refuse(home, PERSONAPLEX_SLOTS="many")
+    assert said == "error: PERSONAPLEX_SLOTS is 'many'; use a number such as 0"
+    said = refuse(home, PERSONAPLEX_GPU="none")
+    assert said.startswith("error: PERSONAPLEX_GPU is none, which is too little for nvidia/")
+    said = refuse(home, PERSONAPLEX_GPU="any")  # of the client's list, and may be a T4
+    assert said.startswith("error: PERSONAPLEX_GPU is 'any'; use A10, ")
+
+
+def test_an_old_client_is_told_to_be_renewed(home, tmp_path):
+    (tmp_path / "modal.py").write_text('__version__ = "1.5.4"\ndef is_local(): return True\n')
+    said = refuse(home, PYTHONPATH=str(tmp_path))
+    assert said == "modal 1.5.4 is too old; run: pip install -U modal"
+
+
+def test_an_old_python_is_told_to_be_renewed(home, tmp_path):
+    (tmp_path / "modal.py").write_text("import sys\nsys.version_info = (3, 10, 13)\n")
+    said = refuse(home, PYTHONPATH=str(tmp_path))
+    assert said.endswith(" is too old; make the environment with 3.11")
 
 
 def test_modal_app_is_short_and_imports_only_modal_and_the_standard_library():

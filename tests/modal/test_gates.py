@@ -14,7 +14,8 @@ from huggingface_hub import constants
 
 from demo.cloud import acceptance
 from demo.cloud.acceptance import AUTO, WHOLE, Effort, judge_int8, run_bench
-from demo.cloud.volume import container_config, pin_to_local
+from demo.cloud.settings import container_config
+from demo.cloud.volume import pin_to_local
 from engine.bench import capacity, drift
 from engine.cli import main
 from engine.model.transformer import Linear
@@ -22,7 +23,7 @@ from engine.runtime.choose import load_backend
 from engine.weights import hub
 from engine.weights.verdict import VERDICT, choose_precision, write_verdict
 from tests.modal.benches import STT, TINY, Benches
-from tests.modal.hub import RefusingHub
+from tests.modal.hub import FakeHub
 from tests.modal.rehearsal import ROOT, clean
 
 COMMIT, NEWER = "c0ffee" * 6 + "c0ff", "beef" * 10
@@ -256,7 +257,7 @@ def test_without_the_licence_the_end_is_one_line(tmp_path):
         "from pathlib import Path; from demo.cloud.acceptance import judge_int8\n"
         "judge_int8(Path('cache'), 'volume', print)"
     )
-    with RefusingHub("gated") as stand_in:  # the hub's address is read when its client is imported
+    with FakeHub("gated") as stand_in:  # the hub's address is read when its client is imported
         environ = {"HF_ENDPOINT": stand_in.url, "HF_TOKEN": "hf_test", "PERSONAPLEX_DEVICE": "cpu"}
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -105,7 +105,7 @@ async def test_behind_tls_the_page_opens_with_the_token(proxy):
         async with http.get(f"{url}/?token={TOKEN}") as answer:
             page = await answer.text()
         assert answer.status == 200
-        assert str(answer.url) == f"{url}/"  # the token is out of the address
+        assert "history.replaceState" in page  # the token goes out of the address
         assert "http://localhost" not in page
         assert "gradio_config" in page
         async with http.get(f"{url}/pp/main.js") as script:
@@ -115,12 +115,9 @@ async def test_behind_tls_the_page_opens_with_the_token(proxy):
 @needs_nginx
 async def test_behind_tls_the_cookie_is_secure(proxy):
     url, context = proxy
-    async with (
-        session(context) as http,
-        http.get(f"{url}/?token={TOKEN}", allow_redirects=False) as answer,
-    ):
+    async with session(context) as http, http.get(f"{url}/?token={TOKEN}") as answer:
         cookie = answer.headers["Set-Cookie"].lower()
-    assert answer.status == 303
+    assert answer.status == 200
     assert "; secure" in cookie
     assert "; httponly" in cookie
     assert "samesite=lax" in cookie
@@ -137,7 +134,7 @@ async def test_behind_tls_the_socket_talks_with_the_cookie_of_the_page(proxy):
             await ws.send_bytes(b"\x07Hello through the proxy!")
             kinds: set[int] = set()
             while not {0, 1, 2} <= kinds:
-                kinds.add((await ws.receive_bytes(timeout=20))[0])
+                kinds.add((await ws.receive_bytes(timeout=60))[0])
 
 
 @needs_nginx
@@ -148,7 +145,7 @@ async def test_behind_tls_another_page_cannot_use_the_cookie(proxy):
             pass
         origin = {"Origin": "https://elsewhere.example"}
         async with http.ws_connect(url.replace("https:", "wss:") + "/api", headers=origin) as ws:
-            assert (await ws.receive_bytes(timeout=20)).startswith(b"\x05unauthorized: ")
+            assert (await ws.receive_bytes(timeout=60)).startswith(b"\x05unauthorized: ")
 
 
 async def test_on_modal_it_is_https_whatever_the_proxy_says(server, monkeypatch):
@@ -157,5 +154,5 @@ async def test_on_modal_it_is_https_whatever_the_proxy_says(server, monkeypatch)
     headers = {"Host": "someone--personaplex-server.modal.run"}
     async with aiohttp.ClientSession() as http:
         login = f"{server.url}?token={TOKEN}"
-        async with http.get(login, headers=headers, allow_redirects=False) as answer:
+        async with http.get(login, headers=headers) as answer:
             assert "; secure" in answer.headers["Set-Cookie"].lower()

@@ -12,6 +12,7 @@ import pytest
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import (
     ROOT,
+    SECONDS,
     SECRETS,
     Process,
     clean,
@@ -49,6 +50,7 @@ def running(request, tmp_path):
     for name in ("demo", "engine", "assets", "requirements.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     settings = {"PERSONAPLEX_MODEL": "embedded", "PERSONAPLEX_SNAPSHOT": request.param}
+    settings |= {"PERSONAPLEX_AUTOSCALE": "places", "PERSONAPLEX_SLOTS": "3"}
     with Platform(secrets=dict(SECRETS)) as platform:
         done = deploy(platform, tmp_path, file, **settings)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -68,13 +70,15 @@ async def test_modals_runtime_starts_serves_and_ends_the_deployed_class(running)
         aiohttp.ClientSession() as http,
         http.ws_connect(f"http://127.0.0.1:{process.port}/api?format=pcm16") as ws,
     ):
-        assert (await ws.receive_bytes(timeout=20))[0] == 0
+        assert (await ws.receive_bytes(timeout=SECONDS))[0] == 0
         process.interrupt()
         heard = [message.data async for message in ws if message.type is aiohttp.WSMsgType.BINARY]
     assert heard[-1].startswith(b"\x05closing: ")
-    assert await asyncio.to_thread(process.wait, 25) == 0
+    assert await asyncio.to_thread(process.wait) == 0
     assert "[ta-1]" in process.output  # our log lines carry the container's name
     assert platform.requests("VolumeCommit")
+    asked = {request.input_concurrency for request in platform.requests("FunctionGetInputs")}
+    assert asked == {3}  # as many as there are places: the door is set before the first caller
     assert not platform.requests("TaskResult")  # what a container that failed sends
 
 

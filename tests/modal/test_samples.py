@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from aiohttp import web
 
-from engine.errors import BusyError, UnauthorizedError
+from engine.errors import BusyError, InternalError, UnauthorizedError
 from engine.wire.protocol import Kind, encode
 from tests.modal.rehearsal import ROOT
 
@@ -36,6 +36,8 @@ class Scripted:
 
     async def health(self, _request: web.Request) -> web.Response:
         self.healthz += 1
+        if isinstance(self.refusal, InternalError):
+            return web.json_response({"status": "failed", "reason": "no licence"}, status=503)
         body = {"status": "waking", "phase": "loading", "percent": 40.0}
         return web.json_response(body, status=503 if self.healthz == 1 else 200)
 
@@ -93,3 +95,11 @@ async def test_a_recipe_does_not_try_again_what_cannot_succeed(recipe):
     assert code != 0
     assert "unauthorized: the token is wrong" in err
     assert server.sockets == 1
+
+
+async def test_a_recipe_says_at_once_why_a_server_cannot_start(recipe):
+    server = Scripted(InternalError("the server cannot start: no licence"))
+    code, _out, err = await run(recipe, server)
+    assert code != 0
+    assert "internal error: the server cannot start: no licence" in err
+    assert (server.healthz, server.sockets) == (1, 1)

@@ -17,7 +17,7 @@ def test_a_missing_hugging_face_secret_ends_the_deployment_with_the_way_out(tmp_
         done = deploy(platform, tmp_path)
     assert done.returncode == 1
     lines = (done.stdout + done.stderr).splitlines()
-    assert "secret huggingface-secret not found; create it (docs/modal.md, step 4):" in lines
+    assert "secret huggingface-secret not found; create it (docs/modal.md, 3):" in lines
     assert "  modal secret create huggingface-secret HF_TOKEN=hf_..." in lines
     assert not platform.requests("FunctionCreate")
     assert "Traceback" not in done.stdout + done.stderr
@@ -99,6 +99,7 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
         ({"PERSONAPLEX_TRANSCRIBE": "1"}, "off: no secret found", "kyutai stt"),
         ({"PERSONAPLEX_TRANSCRIBE": "0"}, "on (mine)", "energy only, spoken questions"),
         ({"PERSONAPLEX_ROUTING": "0"}, "on (mine)", "energy only, spoken questions"),
+        ({"PERSONAPLEX_ROUTING": "off"}, "on (mine)", "energy only, spoken questions"),
     ],
 )
 def test_a_deployment_says_who_will_hear(monkeypatch, capsys, environ, routing, hears):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from engine.model.gpu import kernels
+from engine.model.gpu import depth, kernels, kernels_attention
 
 GPU, META = torch.device("cuda", 99), torch.device("meta")  # nobody has so many
 NO_LAUNCH = {"empty.memory_format", "new_empty", "empty_like", "empty_strided", "detach_"}
@@ -36,7 +37,7 @@ class Copy:
 class Seen:
     """What the device was asked for."""
 
-    kernels: Counter = field(default_factory=Counter)  # of Triton, by name
+    kernels: Counter = field(default_factory=Counter)  # of Triton and of CUDA C++, by name
     operators: Counter = field(default_factory=Counter)  # of PyTorch, those that launch something
     copies: list[Copy] = field(default_factory=list)
     waits: int = 0
@@ -59,6 +60,8 @@ class Device(TorchFunctionMode):
             torch.inference_mode(False),  # there an operator made of others is not taken apart
             torch.no_grad(),
             mock.patch.object(type(kernels._matmul), "run", self._launch),
+            mock.patch.object(depth, "launch", self._launch_cuda),
+            mock.patch.object(kernels_attention, "launch", self._launch_cuda),
             mock.patch.multiple(torch.cuda, **self._driver()),
             Operators(self),
         ):
@@ -80,6 +83,9 @@ class Device(TorchFunctionMode):
             self.seen.kernels[kernel.fn.__name__] += 1
 
         return launch
+
+    def _launch_cuda(self, source: str, name: str, *args: object, **options: object) -> None:
+        self.seen.kernels[name] += 1
 
     def _driver(self) -> dict:
         """As much of torch.cuda as a tick uses, and every way to wait."""
@@ -111,6 +117,7 @@ class Device(TorchFunctionMode):
         return {
             "Event": Event, "Stream": Stream, "current_stream": Stream, "stream": nullcontext,
             "CUDAGraph": Graph, "graph": record, "graph_pool_handle": object, "synchronize": wait,
+            "get_device_properties": lambda which: SimpleNamespace(multi_processor_count=132),
         }  # fmt: skip
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

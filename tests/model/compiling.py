@@ -1,8 +1,8 @@
 """Compiles the kernels for a GPU that is not here, and prints what each would take there.
 
 A script of its own, because the tests' process has imported them for triton's interpreter.
-One json line a kernel: its name, its shared memory, and the digest of its PTX (two versions of a
-kernel that differ in words only have the same one with TRITON_DISABLE_LINE_INFO=1).
+One json line a kernel: its name, the GPU, its shared memory, and the digest of its PTX (two
+versions of a kernel that differ in words only have the same one with TRITON_DISABLE_LINE_INFO=1).
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Absent:
         self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self._target.arch  # triton keeps what it has compiled by device
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -50,11 +50,12 @@ def compile_only() -> None:
 
     def run(self, *args, grid, warmup, **more):
         kernel = launch(self, *args, grid=grid, warmup=True, **more)
+        target = kernel.metadata.target.arch
         digest = hashlib.sha256(kernel.asm["ptx"].split(".debug", 1)[0].encode()).hexdigest()
-        if (self.__name__, digest) not in told:
-            told.add((self.__name__, digest))
-            shared = kernel.metadata.shared
-            print(json.dumps({"kernel": self.__name__, "shared": shared, "ptx": digest[:16]}))
+        if (self.__name__, target, digest) not in told:
+            told.add((self.__name__, target, digest))
+            row = {"kernel": self.__name__, "capability": target}
+            print(json.dumps(row | {"shared": kernel.metadata.shared, "ptx": digest[:16]}))
         return kernel
 
     JITFunction.run = run
@@ -167,20 +168,27 @@ def codec() -> None:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("capability", type=int, help="86 is an A10G, 90 an H100 or H200")
-    parser.add_argument("--largest", action="store_true", help="those with the most shared memory")
-    args = parser.parse_args()
-    driver.set_active(Absent(args.capability))
+    parser.add_argument(
+        "capabilities",
+        type=int,
+        nargs="+",
+        help="86 is an A10G, 90 an H100 or H200; for all but the first only what needs most",
+    )
+    capabilities = parser.parse_args().capabilities
     compile_only()
-    piece(PREFILL_COLUMNS, BF16)
-    tick(torch.int8)
-    if not args.largest:
-        piece(TILE_ROWS, torch.int8)
-        tick(BF16)
-        codec_tick()
-        depth(torch.int8)
-        picks_and_depth()
-        codec()
+    for capability in capabilities:
+        driver.set_active(Absent(capability))
+        piece(PREFILL_COLUMNS, BF16)
+        tick(torch.int8)
+        if capability == capabilities[0]:
+            for rows in (2 * TILE_ROWS, PREFILL_COLUMNS, 80):
+                piece(rows, torch.int8)
+            layer(80, BF16)
+            tick(BF16)
+            codec_tick()
+            depth(torch.int8)
+            picks_and_depth()
+            codec()
 
 
 if __name__ == "__main__":

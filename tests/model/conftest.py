@@ -17,7 +17,14 @@ from tests.model import interpreting
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it exists on Linux only
 NEED_TRITON = (
-    *("test_compiled", "test_fused", "test_fused_codec", "test_fused_golden", "test_graphs"),
+    *(
+        "test_compiled",
+        "test_cuda",
+        "test_fused",
+        "test_fused_codec",
+        "test_fused_golden",
+        "test_graphs",
+    ),
     *("test_kernels", "test_kernels_attention", "test_kernels_pick", "test_prefill"),
 )
 collect_ignore = [] if HAS_TRITON else [f"{name}.py" for name in NEED_TRITON]

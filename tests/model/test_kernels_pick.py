@@ -23,7 +23,9 @@ def beside(noise: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.full((slots, WIDE), 1e-6), noise, noise.flip(1)], 1)[:, WIDE:][:, :card]
 
 
-@pytest.mark.parametrize(("card", "dtype"), [(30, F32), (64, F32), (100, F32), (100, BF16)])
+@pytest.mark.parametrize(
+    ("card", "dtype"), [(30, F32), (64, F32), (100, F32), (100, BF16), (300, F32)]
+)
 def test_a_picked_token_is_that_of_the_plain_race(card, dtype):
     slots = 6
     logits, noise = draw(slots, card) * 3, torch.rand(slots, card) + 0.05
@@ -71,6 +73,22 @@ def test_of_equal_text_logits_the_first_are_kept():
     width, one = torch.tensor([8, 3]), torch.ones(2)
     given = (t.to(DEVICE) for t in (logits, noise, one, width, torch.zeros(2)))
     assert pick_text(*given, 16).tolist() == [3, 0]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:All-NaN")  # numpy's, interpreting
+def test_a_sort_and_counting_pick_the_same_of_ties_and_of_what_is_no_number():
+    width = torch.tensor([1, 25, 64, 25, 64, 64, 2, 25])
+    slots, card, wide = len(width), 64, 300  # ranked by counting, and by a sort
+    logits = torch.round(draw(slots, wide) * 2) / 2  # many are equal
+    logits[:, card:] = float("-inf")
+    logits[3, :card] = logits[4, 5:9] = NO_NUMBERS["nan"]
+    logits[5, :card], logits[6, 7] = 1.0, NO_NUMBERS["inf"]
+    noise = torch.rand(slots, wide) + 0.05
+    noise[7] = 1.0  # of equal chances the first in rank wins
+    rest = torch.ones(slots), width, torch.full((slots,), -1)
+    given = [tensor.to(DEVICE) for tensor in (noise, *rest)]
+    sorted_, counted = (pick(logits[:, :n].to(DEVICE), *given) for n in (wide, card))
+    assert torch.equal(sorted_, counted)
 
 
 NO_NUMBERS = {  # what a slot's logits may be after a fault

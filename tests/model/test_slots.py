@@ -54,7 +54,7 @@ def test_a_row_is_the_same_to_the_bit_wherever_it_stands_and_whoever_is_beside_i
     threads(cores)
     loop = Loop(*odd, slots)
     want = talk(loop, 0, frames)
-    for slot in range(1, slots):
+    for slot in sorted({1, slots // 2, slots - 1}):
         others = tuple(s for s in range(slots) if s != slot)[: slot + 1]
         for part, expected in zip(talk(loop, slot, frames, others), want, strict=True):
             assert all(map(np.array_equal, part, expected))

@@ -13,6 +13,7 @@ from engine.config import FRAME_SAMPLES, PAD, ServerConfig, choose_recogniser
 from engine.dialogue.director import Director
 from engine.dialogue.floor import UserFloor
 from engine.errors import ModelError
+from engine.lookup.routing import PAUSE_SECONDS
 from engine.runtime import ears as module
 from engine.runtime.backend import HeardRow
 from engine.runtime.choose import load_ears
@@ -150,6 +151,46 @@ def test_a_turn_of_a_minute_is_written_in_pieces(ears):
     assert len(lengths) >= 2
 
 
+def test_a_long_turn_is_cut_where_nobody_speaks(ears):
+    """Cut inside a word, Whisper hears another word, or skips the sentence."""
+    given, come, texts = [], threading.Event(), []
+    ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
+    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    sentences = "We walked around the whole lake and counted nine birds. I slept on the bus. " * 5
+    said = noises.set_level(noises.say(sentences), -26)
+    speak(listener, np.concatenate([noises.silence(0.5), said, noises.silence(1.0)]))
+    assert come.wait(60)
+    pieces = [given[int(name.removeprefix("piece")) - 1] for name in texts[0].split()]
+    assert len(pieces) >= 2
+    for piece in pieces:
+        assert len(piece) < 16 * module.RATE
+        assert np.abs(piece[-module.RATE // 10 :]).max() < 0.02 * np.abs(piece).max()
+    assert sum(map(len, pieces)) / module.RATE > len(said) / 24_000
+
+
+def test_what_has_no_pause_is_cut_at_its_quietest(ears):
+    given, texts = [], []
+    ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
+    listener, quiet_at = ears.open(lambda text, *_: texts.append(text)), 700
+    for number in range(1000):
+        loudness = 0.01 if abs(number - quiet_at) <= 1 else 0.5
+        window = np.full(module.WINDOW, loudness, np.float32)
+        listener._take_window(listener._state, window, 1.0, False)
+    assert len(given) == 1
+    assert abs(len(given[0]) / module.WINDOW - quiet_at) <= 1
+
+
+def test_a_pause_inside_a_sentence_is_no_longer_than_routing_allows(ears):
+    turns, come = [], threading.Semaphore(0)
+    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
+    speak(listener, np.concatenate([said[0], noises.silence(0.6), said[1], noises.silence(1.0)]))
+    for _ in said:
+        assert come.acquire(timeout=60)
+    (_, _, end), (_, start, _) = turns
+    assert 0.0 < start - end < PAUSE_SECONDS
+
+
 @pytest.mark.parametrize("spoken", np.arange(23.9, 25.2, 0.1).round(1).tolist())
 def test_a_turn_that_falls_silent_as_it_is_cut_has_each_word_once(ears, spoken):
     """Each word is a second of speech, and the writer says which seconds it was given."""
@@ -243,7 +284,7 @@ def test_who_stops_sending_after_a_question_has_asked_it(ears):
         time.sleep(0.002)  # for the frame that was taken last
         row = HeardRow(speech=listener.take_speech(), writing=listener.writing)
         director.step(PAD, row, float(np.abs(frame).max()), 0.0)
-    assert written.wait(10)
+    assert written.wait(60)
     assert 5 < silence < 50  # and then the client is left alone
 
 
@@ -255,7 +296,34 @@ def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
         "This is a turn that goes on and on for more than one or two seconds, does it not?"
     )
     speak(listener, sound)
-    assert come.wait(20)
+    assert come.wait(60)
     (words, start, end) = turns[0]
     assert words.count("samples") > 1
     assert start < 1.0 < 3.0 < end
+
+
+@pytest.mark.parametrize(("lost_at", "lost", "within"), [(0.3, 100, False), (1.2, 3, True)])
+def test_times_stay_right_where_frames_went_unheard(ears, lost_at, lost, within):
+    """Before a turn and within one: the ears are behind, and more has come than may wait."""
+    turns, come, go_on = [], threading.Semaphore(0), threading.Event()
+
+    def take(*said):
+        turns.append(said)
+        come.release()
+
+    sound = turn("This is a sentence that will be heard with a hole in it.")
+    speak(ears.open(take), sound)
+    assert come.acquire(timeout=60)
+    listener, first = ears.open(take), int(lost_at * 24_000)
+    speak(listener, sound[: first + FRAME_SAMPLES])
+    while listener._state.frames:
+        time.sleep(0.001)
+    ears.wake(Mock(take_frame=lambda: go_on.wait(60)))
+    rest = np.zeros((module.MAX_WAITING_FRAMES + 1) * FRAME_SAMPLES, np.float32)
+    rest[: len(sound) - first] = sound[first:]
+    speak(listener, np.concatenate([np.zeros(lost * FRAME_SAMPLES, np.float32), rest]))
+    go_on.set()
+    assert come.acquire(timeout=60)
+    (_, start, end), (_, again, last) = turns
+    assert last - end == pytest.approx(lost * 0.08, abs=0.1)
+    assert again - start == pytest.approx(0 if within else lost * 0.08, abs=0.1)

@@ -37,7 +37,7 @@ def test_an_empty_window_has_zero_percentiles():
 
 def test_a_window_that_is_full_keeps_the_last_values_only():
     window = Window()
-    window.add(1000.0, WINDOW_VALUES)
+    window.add(*[1000.0] * WINDOW_VALUES)
     for number in range(WINDOW_VALUES):
         window.add(number)
     assert window.percentiles((0, 50, 100)) == [0, (WINDOW_VALUES - 1) / 2, WINDOW_VALUES - 1]
@@ -88,6 +88,7 @@ def test_each_stage_of_a_frame_is_timed_by_itself():
         "listen": all_four(20.0),
         "choose": all_four(2.0),
         "speak": all_four(30.0),
+        "host": all_four(2.0),
     }
     [frame] = rig.frames(seat)
     assert rig.now - frame.ready_at == 0

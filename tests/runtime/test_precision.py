@@ -82,13 +82,13 @@ def test_in_int8_neighbours_and_idle_ticks_change_no_bit(int8_backend):
 
 
 def test_in_int8_a_prompt_goes_in_by_pieces_that_the_ticks_kernel_takes(int8_backend):
-    opening, seen = replace(MINE, text_ids=tuple(range(4, 60))), [0]
+    opening, seen = replace(MINE, text_ids=tuple(range(4, 130))), [0]
     for _ in int8_backend.open(1, opening):
         seen.append(int8_backend.loop.rings.pushed[1])
     pieces = np.diff(seen)
-    assert pieces[:-1].tolist() == [16] * (len(pieces) - 1)
-    assert 0 < pieces[-1] <= 16
-    assert seen[-1] > 64
+    assert pieces[:-1].tolist() == [64] * (len(pieces) - 1)
+    assert 0 < pieces[-1] <= 64
+    assert seen[-1] > 128
 
 
 def test_in_int8_not_a_bit_of_an_inactive_slot_changes(int8_backend):

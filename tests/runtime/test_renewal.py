@@ -23,7 +23,7 @@ from tests.runtime.conftest import TINY
 CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
 FRAMES = 6  # that a renewal keeps
 SLOT = 1
-FUTURE = 30  # frames that are compared
+FUTURE = 20  # frames that are compared
 
 
 def roomy_folder(folder: Path) -> Path:
@@ -45,13 +45,16 @@ def roomy(tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def roomy_int8(tmp_path_factory) -> Checkpoint:
-    """With int8 weights: pieces of 16 columns."""
+    """With int8 weights."""
     torch.set_num_threads(1)
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
     return load_checkpoint(str(folder), int8=True)
 
 
-@pytest.fixture(params=["float", "int8 KV", "int8"])
+KINDS = ("float", "int8 KV", "int8")
+
+
+@pytest.fixture(params=KINDS)
 def backend(roomy, roomy_int8, request) -> PersonaPlexBackend:
     kv = torch.int8 if "int8" in request.param else None
     checkpoint = roomy_int8 if request.param == "int8" else roomy
@@ -169,7 +172,12 @@ def check(call: Call, opening: Opening, known: int) -> None:
 SAMPLED = SamplingConfig()
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("backend", "sampling"),
+    [("float", GREEDY), *((kind, SAMPLED) for kind in KINDS)],
+    indirect=["backend"],
+    ids=["greedy", *KINDS],
+)
 def test_after_the_swap_it_is_a_fresh_conversation_token_for_token(backend, sampling):
     opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), sampling, seed=3)
     call = Call(backend, opening)
@@ -178,6 +186,7 @@ def test_after_the_swap_it_is_a_fresh_conversation_token_for_token(backend, samp
     check(call, opening, known)
 
 
+@pytest.mark.parametrize("backend", ["float", "int8"], indirect=True)
 def test_a_long_call_is_renewed_again_and_again(backend):
     opening = Opening("TINYF0", prompt_ids("Hi", backend.tokenizer), SAMPLED, seed=4)
     call = Call(backend, opening)
@@ -218,6 +227,7 @@ def beside_the_ring(loop: Loop) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in state]
 
 
+@pytest.mark.parametrize("backend", ["float", "int8"], indirect=True)
 def test_what_the_codec_and_the_sampler_remember_is_untouched_by_the_swap(backend):
     call = Call(backend, Opening("TINYF0", (), SAMPLED, seed=7))
     work, loop = call.until_due(), backend.loop
@@ -232,15 +242,15 @@ def test_what_the_codec_and_the_sampler_remember_is_untouched_by_the_swap(backen
 
 
 def test_the_text_of_the_first_frame_is_known_where_a_renewal_keeps_it(roomy):
-    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=40)
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=20)
     opening = Opening("TINYF0", (), SAMPLED, seed=9)
     call = Call(backend, opening)
-    while len(call.frames) < 40:
+    while len(call.frames) < 20:
         call.tick()
     work = backend.renewal.run(SLOT, *backend._prompts[SLOT])
     for _ in work:
         pass
-    check(call, opening, 40)
+    check(call, opening, 20)
 
 
 SPARE = 52  # columns: the prompt's 39, six frames, and some that come meanwhile

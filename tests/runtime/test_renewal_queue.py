@@ -36,6 +36,32 @@ def test_slots_that_fill_up_together_begin_so_early_that_the_last_is_in_time(slo
     assert begin + (slots + 1) * frames == CAPACITY  # one of them to spare
 
 
+def test_where_each_piece_waits_for_two_frames_renewals_begin_so_much_earlier():
+    queue = queue_of(16, BF16)
+    frames = queue.lasts(RENEWED)
+    for _ in range(2):  # one slow renewal is no pace yet, of three that are known two are
+        queue.set_pace(2 * frames, frames)
+    assert queue.lasts(RENEWED) == 2 * frames
+    assert begins_at(queue, 16) + 17 * 2 * frames == CAPACITY
+    for _ in range(5):
+        queue.set_pace(3, frames)  # with much slack: not later than at one piece a frame
+    assert begins_at(queue, 16) + 17 * frames == CAPACITY
+
+
+def test_one_slow_renewal_changes_nothing():
+    queue = queue_of(16, BF16)
+    begin = begins_at(queue, 16)
+    queue.set_pace(20, 20)
+    queue.set_pace(2000, 20)
+    assert begins_at(queue, 16) == begin
+
+
+@pytest.mark.parametrize(("slots", "kept"), [(64, 1000), (80, 1000), (96, 800)])
+def test_many_slots_keep_at_least_800_frames_of_pieces_of_64_columns(slots, kept):
+    queue = RenewalQueue(CAPACITY, BF16, slots, CAPACITY)
+    assert min(queue.enter(slot, PROMPT, KEPT) for slot in range(slots)) >= kept
+
+
 def test_a_lone_call_is_renewed_late_however_many_slots_there_are():
     queue = queue_of(16)
     assert queue.next({0: 2800, 1: 1200, 2: 160}) is None

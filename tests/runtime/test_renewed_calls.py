@@ -23,7 +23,8 @@ from tests.serving import ApiServer
 # -- between ticks, on a fake clock ----------------------------------------------------------------
 
 
-def test_a_renewal_makes_nobody_late_and_is_told_to_its_client_alone():
+def test_a_renewal_makes_nobody_late_and_is_told_to_its_client_alone(caplog):
+    caplog.set_level("INFO")
     rig = Rig(slots=2, tick=0.05, piece=0.025)
     seats = [rig.join() for _ in range(2)]
     rig.play({seats[0]: 0.0, seats[1]: 0.03}, 1.0)
@@ -31,6 +32,10 @@ def test_a_renewal_makes_nobody_late_and_is_told_to_its_client_alone():
     rig.play({seats[0]: 0.0, seats[1]: 0.03}, 4.0)
     assert Renewed(7) in rig.outputs[seats[0]]
     assert Renewed(7) not in rig.outputs[seats[1]]
+    assert b"personaplex_renewals_total 1.0" in rig.metrics.text()
+    assert [r.getMessage() for r in caplog.records if "renewed" in r.getMessage()] == [
+        "slot 0 renewed: it remembers the last 7 frames"
+    ]
     assert max(max(rig.delays[seat]) for seat in seats) <= LATE_SECONDS
 
 
@@ -49,12 +54,13 @@ def test_two_that_are_due_at_once_are_renewed_one_after_the_other():
 class FillingBackend(NotingBackend):
     """Counts the columns in every ring; a renewal has the pieces of the real one."""
 
-    def __init__(self, piece: int, pushed: int) -> None:
-        super().__init__(slots=16)
-        self.queue, self.piece = RenewalQueue(CAPACITY, piece, 16, CAPACITY), piece
-        assert [self.queue.enter(slot, PROMPT, KEPT) for slot in range(16)] == [KEPT] * 16
-        self.pushed = dict.fromkeys(range(16), pushed)
-        self.peaks: dict[int, list[int]] = {slot: [] for slot in range(16)}  # at each renewal
+    def __init__(self, piece: int, pushed: int, slots: int = 16, kept: int = KEPT) -> None:
+        super().__init__(slots=slots)
+        self.queue, self.piece = RenewalQueue(CAPACITY, piece, slots, CAPACITY), piece
+        [self.kept] = {self.queue.enter(slot, PROMPT, KEPT) for slot in range(slots)}
+        assert self.kept >= kept
+        self.pushed = dict.fromkeys(range(slots), pushed)
+        self.peaks: dict[int, list[int]] = {slot: [] for slot in range(slots)}  # at each renewal
         self.busy = False
 
     def speak(self, text: np.ndarray, hush: np.ndarray) -> Spoken:
@@ -68,14 +74,14 @@ class FillingBackend(NotingBackend):
 
     def _prefilled(self, slot: int):
         self.busy, done, before = True, 0, self.pushed[slot]
-        while (left := RENEWED + self.pushed[slot] - before - done) > SWAP_COLUMNS:
+        while (left := PROMPT + self.kept + self.pushed[slot] - before - done) > SWAP_COLUMNS:
             self.works(self.piece_seconds)
             done += min(self.piece, left)
             yield
         self.works(self.piece_seconds)
         self.peaks[slot].append(self.pushed[slot])
         self.pushed[slot], self.busy = done + left, False
-        return KEPT + self.peaks[slot][-1] - before
+        return self.kept + self.peaks[slot][-1] - before
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,25 @@ def test_sixteen_that_fill_up_together_keep_their_prompts(columns, piece, tick, 
         assert max(peaks) < CAPACITY  # not a column of a prompt was overwritten
         for later in peaks[1:]:
             assert later - RENEWED > 1000  # frames from one to the next: 80 s and more
+    assert max(max(rig.delays[seat]) for seat in seats) <= LATE_SECONDS
+
+
+def test_eighty_that_fill_up_together_keep_their_prompts_and_800_frames():
+    slots, rounds = 80, 6  # all of them would take a minute; the pace is the same
+    backend = FillingBackend(64, 1200, slots, 800)
+    rig = Rig(tick=0.0412, piece=0.009, backend=backend)  # docs/performance.md
+    seats = [rig.join() for _ in range(slots)]
+    begin = next(
+        n for n in range(CAPACITY) if backend.queue.next(dict.fromkeys(range(slots), n)) is not None
+    )
+    backend.pushed = dict.fromkeys(range(slots), begin)
+    talking = {seat: 0.08 * number / slots for number, seat in enumerate(seats)}
+    frames = rounds * backend.queue.lasts(PROMPT + backend.kept)
+    rig.play(talking, 0.08 * frames)
+    done = sum(map(len, backend.peaks.values()))
+    assert done >= rounds - 1
+    # The last of them is over before its ring is full, at the pace that was seen.
+    assert begin + slots / done * frames < CAPACITY
     assert max(max(rig.delays[seat]) for seat in seats) <= LATE_SECONDS
 
 
@@ -205,10 +230,11 @@ def test_serve_and_demo_have_it_by_default():
     "words",
     [
         ["trace", "--input", "x.wav", "--out", "o.safetensors"],
-        ["offline", "--input-wav", "x.wav", "--output-wav", "o", "--output-text", "o"],
+        ["offline", "--input-wav", "x.wav", "--output-wav", "o.wav", "--output-text", "o.json"],
     ],
 )
-def test_trace_and_offline_never_have_it(words, monkeypatch, capsys):
+def test_trace_and_offline_never_have_it(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # what they write to is looked at first
     asked = []
 
     def load(config, *rest):

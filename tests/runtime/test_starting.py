@@ -134,9 +134,9 @@ def test_slots_are_as_many_as_memory_holds(tiny, room, caplog):
 
 
 def test_where_memory_is_plenty_it_limits_nothing(tiny, room):
-    room(40)
+    room(120)
     backend = fit_backend(tiny, None, Precision())
-    assert (backend.slots, backend.limited_by) == (16, "most")
+    assert (backend.slots, backend.limited_by) == (96, "most")
 
 
 def test_int8_keys_make_more_slots_of_the_same_memory(tiny, room):

@@ -146,7 +146,7 @@ async def call(url: str, frames: int, **query) -> list[dict]:
         for at in range(frames):
             start = at * FRAME_SAMPLES * 2
             await peer.send(Kind.AUDIO, USER[start : start + FRAME_SAMPLES * 2])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(peer.pcm) < frames * FRAME_SAMPLES:
                 await peer.next()
         await peer.is_alive()

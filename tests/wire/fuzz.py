@@ -11,17 +11,23 @@ import json
 import os
 import random
 import struct
+import sys
+import time
 from collections import Counter
+from typing import Any
 
+from engine.bench.capacity import HANDLES, measure_growth
 from engine.bench.clients import converse, voice
 from engine.bench.process import Server
 from engine.wire.protocol import Kind
 from tests.wire.raw import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, Raw, frame, raw, request
 
 PARALLEL = 8
+SETTLE_SECONDS = 3.0
 LETTERS = "aé漢😀\u202e\u0000\u2028 !.,0123456789$%€\n\ud7ff"
+PCM = "format=pcm16"
 QUERIES = (
-    *("", "format=pcm16", "events=1&format=pcm16", "format=mp3", "seed=-1&routing=1", "%ff=%00&&="),
+    *("", "events=1&format=pcm16", "format=mp3", "seed=-1&routing=1", "%ff=%00&&="),
     *("voice_prompt=../../x", "text_prompt=" + "x" * 900, "text_topk=1e99", "events=1"),
 )
 
@@ -50,8 +56,8 @@ def draw_json(rng: random.Random) -> bytes:
     return json.dumps(data, ensure_ascii=rng.random() < 0.5).encode(errors="surrogatepass")
 
 
-def draw_payload(rng: random.Random) -> bytes:
-    """One message of `/api`: right, nearly right, or noise."""
+def draw_payload(rng: random.Random, pcm: bool) -> bytes:
+    """One message of `/api`: right, nearly right, or noise. Where no pcm goes, audio is rare."""
     kind = rng.choice((*range(8), 8, 99, 255))
     match rng.randrange(8):
         case 0:
@@ -62,9 +68,11 @@ def draw_payload(rng: random.Random) -> bytes:
             return bytes([Kind.SAY]) + draw_text(rng).encode(errors="surrogatepass")
         case 3:
             return bytes([Kind.CONTROL, rng.randrange(6)])
+        case 4 | 5 if not pcm and rng.random() < 0.9:  # it ends the conversation
+            return bytes([Kind.PING]) + rng.randbytes(20)
         case 4:
             return bytes([Kind.AUDIO]) + rng.randbytes(2 * rng.choice((0, 1, 24, 480, 1920)))
-        case 5:
+        case 5 if not pcm:
             return bytes([Kind.AUDIO]) + b"OggS" + rng.randbytes(rng.randrange(200))
         case 6:
             return bytes([kind]) + rng.randbytes(rng.choice((0, 1, 60, 130, 9000, 70_000)))
@@ -73,12 +81,12 @@ def draw_payload(rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def draw_frames(rng: random.Random) -> bytes:
+def draw_frames(rng: random.Random, pcm: bool) -> bytes:
     """One message as frames: nearly always legal ones, or a connection would end with its first."""
-    payload, chance = draw_payload(rng), rng.random()
-    if chance < 0.85:
+    payload, chance = draw_payload(rng, pcm), rng.random()
+    if chance < 0.87:
         return frame(payload)
-    if chance < 0.93:  # in pieces, with a ping between them
+    if chance < 0.96:  # in pieces, with a ping between them
         at = rng.randrange(len(payload) + 1)
         begun, rest = frame(payload[:at], fin=False), frame(payload[at:], 0)
         return begun + frame(rng.randbytes(rng.randrange(126)), rng.choice((PING, PONG))) + rest
@@ -117,14 +125,17 @@ async def fuzz_once(url: str, rng: random.Random, messages: int, faults: list[st
             if rng.random() < 0.03:  # not even HTTP
                 await line.send(rng.randbytes(200) + b"\r\n\r\n")
                 return 1
-            path = rng.choice(("/api", "/api/chat")) + "?" + rng.choice(QUERIES)
-            await line.send(request(path, rng.choice(("GET",) * 9 + ("HEAD",)), **UPGRADE))
+            query = rng.choice(QUERIES) if rng.random() < 0.3 else PCM
+            path = rng.choice(("/api", "/api/chat")) + "?" + query
+            address = f"10.{rng.randrange(256)}.{rng.randrange(256)}.1"  # as a proxy would tell it
+            head = {**UPGRADE, "X-Forwarded-For": address}
+            await line.send(request(path, rng.choice(("GET",) * 19 + ("HEAD",)), **head))
             if b" 101 " not in await line.read_head():
                 return 1
             listening = asyncio.create_task(listen(line, faults))
             try:
                 while sent < messages and not listening.done():
-                    await line.send(draw_frames(rng))
+                    await line.send(draw_frames(rng, PCM in query))
                     sent += 1
                     if rng.random() < 0.3:
                         await asyncio.sleep(0)
@@ -150,36 +161,70 @@ async def fuzz(
         while counts["connections"] < connections or counts["messages"] < messages:
             counts["connections"] += 1
             longest = rng.choice((each // 4 + 1, each, 4 * each))
-            counts["messages"] += await fuzz_once(url, rng, longest, faults)
+            sent = await fuzz_once(url, rng, longest, faults)
+            counts["messages"] += sent  # not in one: others count while it waits
 
     await asyncio.gather(*(work(n) for n in range(PARALLEL)))
     return counts, faults
 
 
-async def measure(server: Server, seed: int, messages: int, connections: int) -> bool:
-    """Fuzz beside one paced talk; whether everything held."""
-    before, sizes = server.sizes(), []
+async def fuzz_and_tell(url: str, seed: int, messages: int, connections: int) -> None:
+    """The attacker's process: prints what it has sent, every second, and last the faults."""
     counts: Counter[str] = Counter()
-    fuzzing = asyncio.create_task(fuzz(server.url, seed, messages, connections, counts))
+    fuzzing = asyncio.create_task(fuzz(url, seed, messages, connections, counts))
+    while not (await asyncio.wait([fuzzing], timeout=1.0))[0]:
+        print(json.dumps(counts), flush=True)
+    print(json.dumps({**counts, "faults": fuzzing.result()[1]}), flush=True)
+
+
+async def measure(server: Server, seed: int, messages: int, connections: int) -> bool:
+    """Fuzz beside one paced talk, from a process of its own, which gives way to that talk.
+
+    Whether everything held. Late frames only a quiet machine has none of.
+    """
+    await converse(server.url, 2.0, 0.0, voice())
+    server.wait_until_empty()
+    before, sizes, began = server.sizes(), [], time.monotonic()
+    counts: dict[str, Any] = {}
+    given = ["--url", server.url, *("--seed", f"{seed}", "--messages", f"{messages}")]
+    attacker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.wire.fuzz", *given, "--connections", f"{connections}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+    async def follow() -> None:
+        async for line in attacker.stdout:
+            counts.update(json.loads(line))
+
+    fuzzing = asyncio.create_task(follow())
     talks = []
     while not fuzzing.done():
         talks.append(await converse(server.url, 10.0, 0.0, voice()))
         sizes.append(server.sizes())
-        print(f"{sizes[-1]['rss_mb']:.0f} MB, {talks[-1].late} late, {dict(counts)}", flush=True)
-    _counts, faults = await fuzzing
+        shown = ", ".join(
+            f"{sizes[-1][name]:.0f} {name}" for name in ("own_mb", "files", "threads")
+        )
+        print(f"{time.monotonic() - began:.0f} s: {shown}, {talks[-1].late} late", end="")
+        print(f" ({talks[-1].late_by_server} by the server), {counts}", flush=True)
+    await fuzzing
+    faults = counts.get("faults", ["the attacker broke"])
     left = server.wait_until_empty()
-    after = server.sizes()
+    await asyncio.sleep(SETTLE_SECONDS)
+    after, grown = server.sizes(), measure_growth([size["own_mb"] for size in sizes])
     log = os.pread(server.log.fileno(), 1 << 30, 0).decode(errors="replace")
-    frames = sum(len(talk.sent_at) for talk in talks)
-    late = sum(talk.late for talk in talks)
+    errors = [line for line in log.splitlines() if "Traceback" in line or " ERROR " in line]
     latencies = sorted(1e3 * latency for talk in talks for latency in talk.latencies)
+    more = {name: after[name] - before[name] for name in ("files", "threads")}
+    ended = [talk.error for talk in talks if talk.over]
     print(f"{counts['messages']} messages, {counts['connections']} connections, seed {seed}")
-    print(f"neighbour: {frames} frames, {late} late, ended {[t.error for t in talks if t.broken]}")
-    for part in (0.5, 0.95, 0.99):
-        print(f"  p{100 * part:.0f} {latencies[int(part * len(latencies))]:.1f} ms")
-    print(f"faults {faults[:3]}, errors {log.count(' ERROR engine')}, log {len(log)} bytes")
-    print(f"slots left taken {left}; before {before}; after {after}")
-    return not faults and " ERROR engine" not in log and not left
+    print(f"neighbour: {sum(len(talk.sent_at) for talk in talks)} frames, ", end="")
+    print(f"{sum(talk.late for talk in talks)} late, ", end="")
+    print(f"{sum(talk.late_by_server for talk in talks)} by the server's clock, ended: {ended}")
+    print("  ".join(f"p{p} {latencies[len(latencies) * p // 100]:.1f} ms" for p in (50, 95, 99)))
+    print(f"told the client {faults[:3]}; in the log {len(log)} bytes, {len(errors)} tracebacks")
+    print("\n".join(errors[:5]))
+    print(f"own_mb grew by {grown:.1f}, second quarter to last; left over: {left} slots, {more}")
+    return not (faults or errors or left or ended or grown > 50 or max(more.values()) > HANDLES)
 
 
 def main() -> int:
@@ -188,7 +233,12 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--url", help="only fuzz this server, and print what was sent")
     args = parser.parse_args()
+    if args.url:
+        os.nice(19)
+        asyncio.run(fuzz_and_tell(args.url, args.seed, args.messages, args.connections))
+        return 0
     options = ["--model", args.model, "--slots", str(PARALLEL + 8)]
     with Server(options) as server:
         held = asyncio.run(measure(server, args.seed, args.messages, args.connections))

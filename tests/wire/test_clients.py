@@ -2,11 +2,14 @@
 
 import asyncio
 import io
+import logging
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 import soundfile
@@ -121,6 +124,147 @@ async def test_the_opus_header_may_come_before_the_handshake(server, heard):
     assert not peer.errors
 
 
+# -- the rules of public clients -------------------------------------------------------------------
+
+DEAF_SECONDS = 1.0  # in which NVIDIA's web client, and its forks, throw away what they get
+
+
+async def hear(server, path, text, **query):
+    """(what a client hears that drops audio for a second after its connect, when 0x00 came)."""
+    pcm, words, ready_at = [], "", None
+    async with connected(server.url, path, format="pcm16", **query) as peer:
+        opened = time.monotonic()
+        await peer.say(text)
+        while not words.endswith(text.split()[-1]) or len(pcm) < 8:
+            kind, payload = await peer.next()
+            seconds = time.monotonic() - opened
+            ready_at = seconds if kind is Kind.HANDSHAKE else ready_at
+            words += payload.decode() if kind is Kind.TEXT else ""
+            if kind is Kind.AUDIO and seconds >= DEAF_SECONDS:
+                pcm.append(np.frombuffer(payload, "<i2") / 32768)
+        for _ in range(10):  # the rest of its last word
+            pcm.append(np.frombuffer(await peer.until(Kind.AUDIO), "<i2") / 32768)
+    return np.concatenate(pcm), ready_at
+
+
+async def test_a_client_that_is_deaf_for_its_first_second_hears_hello(server):
+    pcm, ready_at = await hear(server, "/api/chat", "hello friend", voice_prompt="NATM0")
+    assert ready_at >= 1.2
+    assert_says(pcm.astype(np.float32), ["hello"], voice="NATM0", at_least=0.8)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"), [("/api", {}), ("/api/chat", {"warm": 0}), ("/api/chat", {"events": 1})]
+)
+async def test_all_others_are_greeted_at_once(server, monkeypatch, path, query):
+    monkeypatch.setattr("engine.wire.server.WARM_SECONDS", 3600.0)
+    async with connected(server.url, path, **query) as peer:
+        assert await peer.until(Kind.HANDSHAKE) == b""
+
+
+async def test_a_reader_that_looks_once_a_message_gets_every_page(server):
+    """sphn 0.1 hands out one page for each message that it is given: two in one lose the second."""
+    async with connected(server.url) as peer:
+        await peer.say("Seven yellow umbrellas.")
+        await peer.until(Kind.TEXT)
+        for _ in range(20):
+            await peer.until(Kind.AUDIO)
+    messages = peer.of(Kind.AUDIO)
+    assert [message[:4] for message in messages] == [b"OggS"] * len(messages)
+    assert {message.count(b"OggS") for message in messages} == {1}
+
+
+async def test_ogg_without_its_kind_byte_is_explained(server):
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.ws.send_bytes(
+            sphn.OpusStreamWriter(24_000).append_pcm(np.zeros(1920, np.float32))
+        )
+        text, code = await peer.end()
+    assert text == "bad audio: this is Ogg without its kind; put the byte 0x01 before each message"
+    assert code == 1003
+
+
+async def test_other_messages_of_unknown_kinds_are_ignored_as_ever(server):
+    async with connected(server.url) as peer:
+        for message in (b"", b"\x08", b"hello", b"\xff\xfb\x90", bytes(100)):
+            await peer.ws.send_bytes(message)
+        assert await peer.is_alive()
+    assert not peer.errors
+
+
+async def test_a_byte_too_many_between_pages_is_counted_and_the_user_is_heard(serve, heard):
+    server, spoken = serve(slots=1), speech("good morning")
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        for one in pages(sphn.OpusStreamWriter(24_000).append_pcm(spoken)):
+            await peer.send(Kind.AUDIO, b"\1" + one)  # its kind byte, twice
+        assert await peer.is_alive()
+    assert best_match(np.concatenate(heard), spoken[:-4800])[0] > 0.8
+    assert "personaplex_ignored_messages_total 0.0" not in server.engine.metrics.text().decode()
+
+
+@pytest.mark.parametrize("url", ["{}/api/chat?token={}&x=", "{}?token={}&x="])
+async def test_a_client_without_a_field_for_the_token_gives_it_in_its_address(serve, url):
+    """Moshi's Python client puts /api/chat behind whatever --url is."""
+    guarded = serve(slots=1, token="open sesame")
+    whole = url.format(guarded.url, "open%20sesame") + "/api/chat"
+    if "/api/chat?" not in whole:
+        whole = whole.replace("?", "/api?")
+    async with aiohttp.ClientSession() as http, http.ws_connect(whole) as ws:
+        assert await ws.receive_bytes(timeout=20) == b"\0"
+
+
+# -- refusals in the log ---------------------------------------------------------------------------
+
+
+async def test_the_log_says_why_a_client_is_refused_once_a_minute(serve, caplog):
+    caplog.set_level(logging.INFO)
+    server = serve(slots=1)
+    for _ in range(5):  # a client that shows nothing of the reason tries again and again
+        async with connected(server.url, text_topk="zanzibarine") as peer:
+            await peer.end()
+    browser = {"User-Agent": "Mozilla/5.0 zanzibarine"}
+    async with connected(server.url, headers=browser, voice_prompt="Zebulon") as peer:
+        await peer.end()
+    lines = [r.getMessage() for r in caplog.records if "conversation ended" in r.getMessage()]
+    assert [line.partition(" (1 times")[0] for line in lines] == [
+        "conversation ended: bad parameter (text_topk: not a whole number), of a Python client",
+        "conversation ended: bad parameter (voice_prompt: unknown), of a browser",
+    ]
+    assert "zanzibarine" not in caplog.text
+
+
+async def test_the_log_says_which_kind_of_audio_came(serve, caplog):
+    caplog.set_level(logging.INFO)
+    async with connected(serve(slots=1).url) as peer:
+        await peer.send(Kind.AUDIO, b"\x1a\x45\xdf\xa3" + bytes(100))
+        await peer.end()
+    assert "bad audio (WebM, as MediaRecorder makes it), of a Python client" in caplog.text
+
+
+# -- Node's ws -------------------------------------------------------------------------------------
+
+NODE = """
+const {{ WebSocket }} = require({module!r});
+const ws = new WebSocket({url!r}, ["first.of.mine", "second"]);
+ws.on("open", () => console.log("open", ws.protocol));
+ws.on("message", () => ws.close(4001, "enough"));
+ws.on("close", code => console.log("close", code));
+ws.on("error", error => console.log("error", error.message));
+"""
+
+
+async def test_node_ws_with_sub_protocols_connects_and_hears_its_own_close_code(server, wscat):
+    module = str(CACHE / "wscat" / "node_modules" / "ws")
+    code = NODE.format(module=module, url=server.url.replace("http", "ws") + "/api")
+    process = await asyncio.create_subprocess_exec(
+        "node", "-e", code, stdout=asyncio.subprocess.PIPE
+    )
+    out, _err = await asyncio.wait_for(process.communicate(), 60)
+    assert out.decode().split("\n")[:2] == ["open first.of.mine", "close 4001"]
+
+
 # -- wscat -----------------------------------------------------------------------------------------
 
 
@@ -147,7 +291,7 @@ async def run_wscat(program, server, *options):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output = await asyncio.wait_for(process.stdout.read(), 20)
+    output = await asyncio.wait_for(process.stdout.read(), 60)
     process.stdin.close()
     await process.wait()
     return output.decode(errors="replace")
@@ -228,6 +372,16 @@ async def test_talk_to_nobody_fails_with_one_line(talk):
     assert err.startswith("error: no conversation at ws://127.0.0.1:9/api")
     assert err.count("\n") == 1
     assert "secret" not in err
+
+
+async def test_an_answer_that_is_no_socket_is_told_without_the_address_and_its_secrets(
+    server, talk
+):
+    for url in (f"{server.url}/nowhere?token=secret", f"{server.url}/nowhere?resume=secret"):
+        code, _out, err = await talk("--say", "hi", url=url)
+        assert code == 1
+        assert "/nowhere/api: HTTP 404" in err
+        assert "secret" not in err
 
 
 async def test_talk_tells_what_the_server_refused(talk):

@@ -19,6 +19,19 @@ async def talk(server):
     return peer.text, b"".join(peer.of(Kind.AUDIO))
 
 
+async def test_no_message_is_left_uncounted(monkeypatch):
+    sent = []
+
+    async def send(*_given):
+        await asyncio.sleep(0)
+        sent.append(3)
+        return 3
+
+    monkeypatch.setattr("tests.wire.fuzz.fuzz_once", send)
+    counts, _ = await fuzz("nowhere", 1, messages=100, connections=10)
+    assert counts["messages"] == sum(sent) >= 100
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_noise_at_every_layer_is_nobodys_fault_and_reaches_no_neighbour(serve, caplog, seed):
     served = serve(slots=12)

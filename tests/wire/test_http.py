@@ -109,7 +109,7 @@ def waking(serve, monkeypatch):
 
     def load(progress):
         progress("weights", 41.6666)
-        assert loaded.wait(20)
+        assert loaded.wait(60)
         return EmbeddedBackend(2)
 
     server = serve(load=load, wait=False)
@@ -124,7 +124,7 @@ async def test_healthz_is_503_with_the_phase_while_the_model_loads(waking):
     assert body == {"status": "waking", "phase": "weights", "percent": 41.7}
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     loaded.set()
-    server.engine.wait(10)
+    server.engine.wait(60)
     answer, body = await get(server.url + "/healthz")
     assert (answer.status, body["status"]) == (200, "ok")
 

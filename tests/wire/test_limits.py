@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import socket
+import time
 
 import aiohttp
 import numpy as np
@@ -11,16 +13,30 @@ import pytest
 import sphn
 from aiohttp import web
 
+from engine.bench.clients import voice
 from engine.config import SAMPLE_RATE, ConfigError, ServerConfig
+from engine.dialogue.session import Session
 from engine.errors import TooFastError
 from engine.wire import limits
 from engine.wire import server as routes
 from engine.wire import socket as conversation
-from engine.wire.limits import Guesses, MinuteLog, find_address
+from engine.wire.audio import OpusCodec, PageReader
+from engine.wire.limits import AddressBuckets, MinuteLog, find_address, parse_networks
 from engine.wire.protocol import Kind
-from engine.wire.socket import RESTART_COST, Bucket, ClientPace, Unread, find_cost
+from engine.wire.socket import (
+    RESTART_COST,
+    Alive,
+    Bucket,
+    ClientPace,
+    Silence,
+    Unread,
+    find_cost,
+)
+from tests.wire.ogg import packets, page
 from tests.wire.peer import connected, eventually, talking
 from tests.wire.raw import BINARY, CLOSE, PING, UPGRADE, frame, raw, request
+
+TONE = np.sin(np.arange(SAMPLE_RATE) / 9).astype(np.float32) / 2
 
 
 class Clock:
@@ -75,50 +91,56 @@ def at_once(count, at=0.0, cost=1, samples=0):
     return [(at, cost, samples)] * count
 
 
+# Each is made when its test runs: every worker collects the tests, and has no use for the messages.
 LEGAL = {
-    "audio in pieces of 1 ms": steadily(1000, 60, samples=24),
-    "audio in pieces of 10 ms, pings and stats": sorted(
+    "audio in pieces of 1 ms": lambda: steadily(1000, 60, samples=24),
+    "audio in pieces of 10 ms, pings and stats": lambda: sorted(
         steadily(100, 60, samples=240) + steadily(20, 60)
     ),
-    "30 s of audio in pieces of 10 ms at once": at_once(3000, samples=240)
-    + steadily(100, 60, samples=240),
-    "30 s of audio in pieces of 1 ms at once": at_once(30_000, samples=24)
-    + steadily(1000, 60, samples=24),
-    "30 s of audio in one message": [(0, 1440, 720_000)],
-    "a network that stalls for 3 s, again and again": [
+    "30 s of audio in pieces of 10 ms at once": lambda: (
+        at_once(3000, samples=240) + steadily(100, 60, samples=240)
+    ),
+    "30 s of audio in pieces of 1 ms at once": lambda: (
+        at_once(30_000, samples=24) + steadily(1000, 60, samples=24)
+    ),
+    "30 s of audio in one message": lambda: [(0, 1440, 720_000)],
+    "a network that stalls for 3 s, again and again": lambda: [
         (3.0 * (1 + int(at / 3.0)), cost, samples)
         for at, cost, samples in steadily(1000, 60, samples=24)
     ],
-    "ten long texts and a restart": at_once(10, cost=50) + at_once(1, cost=RESTART_COST),
-    "a restart every second": steadily(1, 60, cost=RESTART_COST),
-    "a slider that is dragged": steadily(60, 60, cost=11),
+    "ten long texts and a restart": lambda: at_once(10, cost=50) + at_once(1, cost=RESTART_COST),
+    "a restart every second": lambda: steadily(1, 60, cost=RESTART_COST),
+    "a slider that is dragged": lambda: steadily(60, 60, cost=11),
 }
 FLOODS = {
-    "pings": steadily(20_000, 40),
-    "settings": steadily(2_000, 40, cost=11),
-    "restarts": steadily(100, 40, cost=RESTART_COST),
-    "long texts": steadily(500, 40, cost=170),
-    "audio without a sample": steadily(5000, 40),
-    "audio of one sample each": steadily(20_000, 40, samples=1),
-    "pings between audio in real time": sorted(steadily(5000, 40) + steadily(50, 40, samples=480)),
+    "pings": lambda: steadily(20_000, 40),
+    "settings": lambda: steadily(2_000, 40, cost=11),
+    "restarts": lambda: steadily(100, 40, cost=RESTART_COST),
+    "long texts": lambda: steadily(500, 40, cost=170),
+    "audio without a sample": lambda: steadily(5000, 40),
+    "audio of one sample each": lambda: steadily(20_000, 40, samples=1),
+    "pings between audio in real time": lambda: sorted(
+        steadily(5000, 40) + steadily(50, 40, samples=480)
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LEGAL)
 def test_a_legal_client_is_never_blamed(clock, name):
-    play(clock, LEGAL[name])
+    play(clock, LEGAL[name]())
 
 
 @pytest.mark.parametrize("name", ["audio in pieces of 1 ms", "a slider that is dragged"])
 def test_a_client_in_real_time_never_waits(clock, name):
-    assert play(clock, LEGAL[name]) == pytest.approx(LEGAL[name][-1][0])
+    messages = LEGAL[name]()
+    assert play(clock, messages) == pytest.approx(messages[-1][0])
 
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_who_stays_above_the_rate_is_sent_away_and_not_before_5_s(clock, name):
     began = clock.now
     with pytest.raises(TooFastError):
-        play(clock, FLOODS[name])
+        play(clock, FLOODS[name]())
     assert 5 < clock.now - began < 12
 
 
@@ -162,27 +184,27 @@ def test_a_client_that_reads_slowly_but_reads_is_as_late_as_its_oldest_byte(cloc
 
 
 def test_ten_wrong_tokens_a_minute_may_be_tried_from_one_address(clock):
-    guesses = Guesses(clock)
+    guesses = AddressBuckets(10 / 60, 10, clock)
     tried = 0
     for _ in range(600):  # five minutes
-        if guesses.may_try("a"):
-            guesses.note_wrong("a")
+        if guesses.may_take("a"):
+            guesses.take("a")
             tried += 1
-        assert guesses.may_try("b")
+        assert guesses.may_take("b")
         clock.now += 0.5
     assert 55 <= tried <= 61
 
 
 def test_the_addresses_of_wrong_tokens_are_not_kept_without_end(clock, monkeypatch):
     monkeypatch.setattr(limits, "MOST_ADDRESSES", 3)
-    guesses = Guesses(clock)
+    guesses = AddressBuckets(10 / 60, 10, clock)
     for _ in range(10):
-        guesses.note_wrong("a")
+        guesses.take("a")
     for address in "bc":
-        guesses.note_wrong(address)
-    assert not guesses.may_try("a")
-    guesses.note_wrong("d")
-    assert guesses.may_try("a")  # forgotten: it was the oldest
+        guesses.take(address)
+    assert not guesses.may_take("a")
+    guesses.take("d")
+    assert guesses.may_take("a")  # forgotten: it was the oldest
 
 
 def test_one_line_a_minute_tells_what_happened_a_thousand_times(clock, caplog):
@@ -211,7 +233,7 @@ def test_one_line_a_minute_tells_what_happened_a_thousand_times(clock, caplog):
     ],
 )
 def test_only_a_proxy_that_we_trust_says_who_asks(peer, forwarded, found):
-    assert find_address(peer, forwarded, ServerConfig().trusted_proxies) == found
+    assert find_address(peer, forwarded, parse_networks(ServerConfig().trusted_proxies)) == found
 
 
 def test_a_proxy_that_is_no_network_is_refused():
@@ -234,6 +256,50 @@ def test_a_proxy_that_is_no_network_is_refused():
 )
 def test_a_message_counts_for_what_it_costs(message, cost):
     assert find_cost(message) == cost
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+def looks(clock, silence, seconds, lag=0.0):
+    """A look a second, for so long."""
+    seen = []
+    for _ in range(seconds):
+        clock.now += 1.0 + lag
+        seen.append(silence.look(lag))
+    return seen
+
+
+def test_who_sends_nothing_is_asked_once_and_has_15_s_to_answer(clock):
+    seen = looks(clock, Silence(clock), 22)
+    assert seen.index(Alive.UNKNOWN) == 5
+    assert seen.count(Alive.UNKNOWN) == 1
+    assert seen.index(Alive.NO) == 5 + 16
+    assert set(seen[6:21]) == {Alive.YES}
+
+
+def test_who_answers_stays_and_is_asked_again(clock):
+    silence = Silence(clock)
+    for _ in range(30):
+        seen = looks(clock, silence, 18)
+        assert Alive.NO not in seen
+        assert Alive.UNKNOWN in seen
+        silence.note()
+
+
+def test_who_sends_audio_is_never_asked(clock):
+    silence = Silence(clock)
+    for _ in range(100):
+        silence.note()
+        assert looks(clock, silence, 1) == [Alive.YES]
+
+
+def test_nobody_is_dead_because_this_server_stood_still(clock):
+    silence = Silence(clock)
+    assert Alive.UNKNOWN in looks(clock, silence, 8)
+    assert looks(clock, silence, 1, lag=60.0) == [Alive.YES]  # his answer is not read yet
+    silence.note()
+    assert looks(clock, silence, 5) == [Alive.YES] * 5
 
 
 # -- floods on real sockets ------------------------------------------------------------------------
@@ -374,6 +440,68 @@ async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(ser
     assert len(turns) >= opus.count(b"OggS") // 2
 
 
+async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
+    noise = np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE).astype(np.float32) / 10
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(noise))
+    taken, push = set(), Session.push_audio
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        with turns_of(server) as turns:
+
+            def note(session, pcm):
+                taken.add(len(turns))
+                return push(session, pcm)
+
+            monkeypatch.setattr(Session, "push_audio", note)
+            await peer.send(Kind.AUDIO, page(audio, 0, 0, 2))
+            assert await peer.is_alive()
+    assert len(taken) >= 0.9 * len(audio) > 80
+
+
+async def test_pages_without_audio_are_looked_at_in_many_turns(server, monkeypatch):
+    """A message of them takes 80 ms to go through, and brings nothing that a client could hear."""
+    monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
+    taken, feed = set(), PageReader.feed
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        with turns_of(server) as turns:
+
+            def note(reader, data):
+                for one in feed(reader, data):
+                    taken.add(len(turns))
+                    yield one
+
+            monkeypatch.setattr(PageReader, "feed", note)
+            await peer.send(Kind.AUDIO, page([b""] * 255, 0, 0, 2) * 200)
+            assert await peer.is_alive()
+    assert len(taken) >= 0.9 * 200
+
+
+def test_speech_never_waits_for_its_decoding(clock):
+    """Though a slow machine takes 2 ms for 80 ms of it, and a network brings them in lumps."""
+    decoding = Bucket(conversation.DECODE_SHARE, conversation.DECODE_SECONDS, clock)
+    for _ in range(1000):
+        assert decoding.take(0.002) == decoding.take(0.002) == 0
+        clock.now += 0.16
+
+
+async def test_who_sends_packets_that_take_long_is_decoded_slowly(server, monkeypatch):
+    """Else four such clients keep the loop, and the frames' thread, from everybody."""
+    worked = itertools.count()
+    monkeypatch.setattr(conversation.time, "thread_time", lambda: next(worked) // 2 * 0.004)
+    identity, comment, *audio = packets(sphn.OpusStreamWriter(SAMPLE_RATE).append_pcm(TONE))
+    async with connected(server.url) as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, page([identity], 2, 0, 0) + page([comment], 0, 0, 1))
+        began = time.monotonic()
+        await peer.send(Kind.AUDIO, page(audio[:10], 0, 0, 2))
+        assert await peer.is_alive()
+    seconds = 10 * 0.004 - conversation.DECODE_SECONDS
+    assert time.monotonic() - began > 0.9 * seconds / conversation.DECODE_SHARE
+
+
 async def test_two_restarts_with_nothing_between_them_are_one(server, monkeypatch):
     restarts = []
     monkeypatch.setattr(
@@ -401,6 +529,38 @@ async def test_a_client_that_does_not_take_what_it_is_sent_is_cut_off(serve, mon
         deaf.sendall(request("/api?format=pcm16", **UPGRADE) + frame(b"\x06" + bytes(30_000)) * 5)
         await eventually(lambda: served.engine.free == 0)  # it has its slot, and reads nothing
         await eventually(lambda: served.engine.free == 1)
+
+
+async def test_75_s_of_audio_that_nobody_reads_are_noticed_before_they_are_over(
+    serve, monkeypatch, clock
+):
+    """The kernels' buffers hold much of it: what is in ours counts. A look takes a second here."""
+    looks = []
+
+    class Watched(Unread):
+        def __init__(self):
+            super().__init__(clock)
+
+        def look(self, unsent):
+            clock.now += 1
+            looks.append((self.written, unsent))
+            return super().look(unsent)
+
+    monkeypatch.setattr(conversation, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "Unread", Watched)
+    codec, spoken = OpusCodec(), voice(75.0)
+    audio = [codec.encode(spoken[at : at + 1920]) for at in range(0, len(spoken), 1920)]
+    echoed = b"".join(frame(b"\x06" + one) for one in audio)  # it comes back as it is
+    served = serve(slots=1)
+    with socket.socket() as deaf:  # with the buffers that a system gives
+        await asyncio.to_thread(deaf.connect, ("127.0.0.1", served._served.port))
+        deaf.sendall(request("/api?format=opus", **UPGRADE))
+        await eventually(lambda: served.engine.free == 0)
+        await asyncio.to_thread(deaf.sendall, echoed)
+        await eventually(lambda: served.engine.free == 1)
+    stood_still = [unsent for _written, unsent in looks if unsent]
+    assert conversation.UNREAD_SECONDS < len(stood_still) < 75
 
 
 # -- requests that do not end, and too many connections --------------------------------------------
@@ -433,7 +593,7 @@ async def test_requests_that_come_together_begin_a_few_in_each_round_of_the_loop
         answered.clear()
         for line in lines:
             line.writer.write(request("/read"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while sum(per_round) < len(lines):
                 before = len(answered)
                 await asyncio.sleep(0)
@@ -519,7 +679,7 @@ async def test_one_address_has_so_many_connections_and_no_more(caplog):
             for _ in range(3):
                 assert await status(url) == 503
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await status(url) != 200:
                 pass
     [line] = [r for r in caplog.records if "refused" in r.getMessage()]
@@ -544,6 +704,89 @@ async def test_all_addresses_together_have_so_many_connections_and_no_more():
             await line.send(request("/read", X_Forwarded_For=f"198.51.100.{n}"))
             assert b"200 OK" in await line.read_head()
         assert await status(url) == 503
+
+
+def test_thirty_pages_at_once_and_then_one_a_second_may_come_from_one_address(clock):
+    requests = AddressBuckets(limits.REQUESTS_PER_SECOND, limits.REQUESTS_AT_ONCE, clock)
+
+    def load_page():
+        taken = 0
+        for _ in range(100):
+            if requests.may_take("a"):
+                requests.take("a")
+                taken += 1
+        return taken
+
+    assert [load_page() for _ in range(30)] == [100] * 30
+    for _ in range(120):
+        clock.now += 1
+        assert load_page() == 100
+    assert sum(load_page() for _ in range(100)) < 2000  # and it ends
+
+
+@pytest.fixture
+def few_requests(monkeypatch):
+    """Twenty at once of one address, then next to none."""
+    monkeypatch.setattr(limits, "REQUESTS_AT_ONCE", 20)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0.001)
+
+
+async def test_a_flood_of_requests_is_refused_and_other_addresses_notice_nothing(
+    few_requests, caplog
+):
+    async with small() as url, aiohttp.ClientSession() as http:
+        found = []
+        for _ in range(50):
+            async with http.get(url + "/read") as answer:
+                found.append(answer.status)
+                said = await answer.text()
+        assert found == [200] * 20 + [429] * 30
+        assert answer.headers["Retry-After"] == "1"
+        assert "too many requests" in said
+        assert await status(url, **{"X-Forwarded-For": "198.51.100.3"}) == 200
+    [line] = [r for r in caplog.records if "a request was refused" in r.getMessage()]
+    assert "127.0.0.1" not in line.getMessage()
+
+
+async def test_requests_behind_a_proxy_are_counted_by_their_own_addresses(few_requests):
+    async with small() as url, aiohttp.ClientSession() as http:  # one connection of the proxy's
+        found = {1: [], 2: []}
+        for n in (1,) * 25 + (2,) * 5 + (1,) * 2:
+            headers = {"X-Forwarded-For": f"10.1.1.1, 198.51.100.{n}"}
+            async with http.get(url + "/read", headers=headers) as answer:
+                found[n].append(answer.status)
+    assert found == {1: [200] * 20 + [429] * 7, 2: [200] * 5}
+
+
+async def test_what_cannot_be_read_counts_too_and_is_one_line_a_minute(few_requests, caplog):
+    answers = []
+    async with small() as url:
+        for _ in range(30):
+            async with raw(url) as line:
+                await line.send(b"GET /zanzibarine HTTP/1.1\r\nHost: a\r\nzanzibarine\r\n\r\n")
+                answers.append(int((await line.read_head()).split()[1]))
+    assert answers == [400] * 20 + [429] * 10
+    lines = [r.getMessage() for r in caplog.records if "could not be read" in r.getMessage()]
+    assert len(lines) == 1
+    assert not any(word in caplog.text for word in ("zanzibarine", "127.0.0.1", "Error handling"))
+
+
+async def test_a_connection_finds_its_address_once_and_no_network_is_parsed_again(monkeypatch):
+    async with small() as url, aiohttp.ClientSession() as http:
+        asked = []
+        find = limits.Doors.find_address
+        monkeypatch.setattr(limits.Doors, "find_address", lambda *a: asked.append(a) or find(*a))
+        parse = limits.ipaddress.ip_network
+        parsed = []
+        monkeypatch.setattr(
+            limits.ipaddress, "ip_network", lambda *a, **k: parsed.append(a) or parse(*a, **k)
+        )
+        for _ in range(5):
+            headers = {"X-Forwarded-For": "198.51.100.1"}
+            async with http.get(url + "/read", headers=headers) as answer:
+                assert answer.status == 200
+    assert len(asked) == 2  # of the proxy's own, and of its client
+    assert parsed == []
 
 
 async def test_a_conversation_keeps_its_connection_counted_until_it_ends(serve):

@@ -1,9 +1,11 @@
 """The query string, without a server (docs/api.md)."""
 
+import json
+
 import pytest
 
 from engine.errors import BadParameterError
-from engine.wire.protocol import TUNABLE, parse_query, parse_sampling
+from engine.wire.protocol import TUNABLE, parse_opening, parse_query, parse_sampling
 
 
 def test_an_empty_query_means_every_default():
@@ -84,3 +86,95 @@ def test_set_knows_only_what_may_change_during_a_call():
 def test_set_takes_whole_numbers_however_json_spells_them():
     assert parse_sampling({"text_topk": 5.0}) == {"text_top_k": 5}
     assert isinstance(parse_sampling({"text_topk": 5.0})["text_top_k"], int)
+
+
+# -- numbers as public clients write them ----------------------------------------------------------
+
+
+def test_whole_numbers_that_are_written_as_floats_are_whole_numbers():
+    query = parse_query(
+        {
+            "repetition_penalty_context": "1.0",
+            "text_topk": "25.0",
+            "audio_topk": "2.5e2",
+            "text_seed": "318723.0",
+        }
+    )
+    sampling = query.session.sampling
+    numbers = (sampling.repetition_context, sampling.text_top_k, sampling.audio_top_k)
+    assert numbers == (1, 25, 250)
+    assert all(isinstance(number, int) for number in (*numbers, query.session.seed))
+    assert query.session.seed == 318723
+
+
+@pytest.mark.parametrize("value", ["25.5", "1e99", "9007199254740993.0"])
+def test_floats_that_hold_no_whole_number_exactly_are_refused(value):
+    with pytest.raises(BadParameterError, match=r"text_topk is .*use a whole number"):
+        parse_query({"text_topk": value})
+
+
+def test_the_end_of_a_range_is_told_with_all_its_digits():
+    with pytest.raises(BadParameterError) as error:
+        parse_query({"text_topk": "0"})
+    assert str(error.value) == "bad parameter: text_topk is 0; use 1 to 2147483647"
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"text_topk": "zanzibarine"}, "text_topk: not a whole number"),
+        ({"text_temperature": "hot"}, "text_temperature: not a number"),
+        ({"repetition_penalty_context": "9999"}, "repetition_penalty_context: out of range"),
+        ({"repetition_penalty": "9"}, "repetition_penalty: out of range"),
+        ({"audio_seed": "-7"}, "audio_seed: out of range"),
+        ({"text_prompt": "x" * 4001}, "text_prompt: too long"),
+        ({"format": "zanzibarine"}, "format: unknown"),
+        ({"events": "yes"}, "events: not 0 or 1"),
+    ],
+)
+def test_a_refusal_carries_for_the_log_the_name_and_kind_and_not_the_value(query, told):
+    with pytest.raises(BadParameterError) as error:
+        parse_query(query)
+    assert error.value.told == told
+
+
+# -- the first message `open` ----------------------------------------------------------------------
+
+
+def opening(**fields):
+    return parse_opening(json.dumps({"type": "open", **fields}).encode())
+
+
+def test_an_opening_message_is_read_as_a_query_is():
+    asked = opening(
+        text_prompt="You are Jane.", voice="NATM1", text_topk=25.0, seed=2**62, routing=False,
+        transcribe=None, text_temperature=0.5,
+    )  # fmt: skip
+    query = parse_query(asked)
+    assert (query.session.text_prompt, query.session.voice) == ("You are Jane.", "NATM1")
+    assert (query.session.seed, query.session.sampling.text_top_k) == (2**62, 25)
+    assert query.session.sampling.text_temperature == 0.5
+    assert query.session.routing is False
+    assert query.session.transcribe is True
+
+
+@pytest.mark.parametrize("character", ["a", "漢", "😀", "\x01", "𐍈"])
+def test_an_opening_message_has_room_for_4000_characters_however_json_spells_them(character):
+    assert parse_query(opening(text_prompt=character * 4000)).session.text_prompt
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        (b"{", "open: metadata is not JSON"),
+        (b"[]", "open: metadata needs a type"),
+        (b'{"type": "say", "text": "hi"}', "type is 'say'; with open=1"),
+        (b'{"type": "open", "text_prompt": ["x"]}', "open: 'text_prompt' is no text"),
+        (b'{"type": "open", "text_prompt": "\\ud800"}', "open: 'text_prompt' is no text"),
+        (b'{"type": "open", "x": "' + b"y" * 70_000 + b'"}', "at most 65536 bytes"),
+    ],
+)
+def test_an_opening_message_that_is_wrong_is_explained(payload, told):
+    with pytest.raises(BadParameterError) as error:
+        parse_opening(payload)
+    assert told in str(error.value)

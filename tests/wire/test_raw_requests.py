@@ -63,9 +63,11 @@ class PageProcess:
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.1)
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=5).close()
+            except OSError as error:
+                if getattr(error, "code", 0) == 401:  # the page is there, too
+                    return
+            time.sleep(0.1)
         raise AssertionError(f"not ready: {self.log.read_text()[-2000:]}")
 
     def send(self, request: str) -> bytes:

@@ -1,13 +1,16 @@
 """Who may talk, and what a server does with requests that no library of today would send."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
 
+from engine.errors import ModelError
+from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
-from tests.wire.peer import connected
-from tests.wire.raw import BINARY, PING, PONG, UPGRADE, frame, raw, request
+from tests.wire.peer import connected, eventually
+from tests.wire.raw import BINARY, CLOSE, PING, PONG, UPGRADE, frame, raw, request
 
 TOKEN = "open-sesame"
 
@@ -162,3 +165,175 @@ async def test_a_message_in_pieces_with_a_ping_between_them_is_one_message(serve
         await line.send(frame(b"b", 0, fin=False) * 900 + frame(b"c", 0))
         assert await line.until(PONG) == b"now"
         assert await line.until(BINARY, b"\6") == b"\6a" + b"b" * 900 + b"c"
+
+
+# -- addresses that clients try --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/ws", "/ws/chat", "/api/", "/api/chat/", "/healthz", "/x"])
+async def test_a_socket_at_a_wrong_path_is_told_the_right_one(server, path):
+    async with raw(server.url) as line:
+        await line.send(request(path, **UPGRADE))
+        head = await line.read_head()
+        body = json.loads(await line.reader.readexactly(int(field(head, "Content-Length"))))
+    assert head.startswith(b"HTTP/1.1 404")
+    assert field(head, "Content-Type").startswith("application/json")
+    assert body["socket"] == "/api"
+    assert "connect to /api" in body["error"]
+
+
+def field(head, name):
+    lines = (line.partition(": ") for line in head.decode().split("\r\n"))
+    return next(value for key, _, value in lines if key.lower() == name.lower())
+
+
+async def test_a_wrong_path_is_in_the_log_without_its_words(serve, caplog):
+    async with raw(serve(slots=1).url) as line:
+        await line.send(request("/zanzibarine", **UPGRADE))
+        await line.read_head()
+    assert "a WebSocket was asked for at a path that has none" in caplog.text
+
+
+async def test_prefixes_that_a_client_makes_up_are_one_line_in_the_log_and_not_named(serve, caplog):
+    url = serve(slots=1).url
+    for n in range(5):
+        await ask_for_socket(url, "/ws", X_Forwarded_Prefix=f"/zanzibarine{n}")
+    assert caplog.text.count("a WebSocket was asked for") == 1
+    assert "zanzibarine" not in caplog.text
+
+
+async def test_a_server_under_a_path_answers_there_and_at_its_own_root(serve):
+    under = serve(slots=1, root_path="voice/")
+    for root in ("", "/voice"):
+        assert (await get(under.url, f"{root}/healthz"))[0] == 200
+        assert (await get(under.url, f"{root}/voices"))[0] == 200
+        async with connected(under.url, f"{root}/api") as peer:
+            await peer.until(Kind.HANDSHAKE)
+    status, body = await ask_for_socket(under.url, "/voice/ws")
+    assert (status, body["socket"]) == (404, "/voice/api")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "told"),
+    [
+        ("/voice", "/voice/api"),
+        ("/voice/", "/voice/api"),
+        ("//evil.example", "/api"),
+        ("/a b", "/api"),
+    ],
+)
+async def test_a_proxy_says_under_which_path_it_shows_us(serve, prefix, told):
+    server = serve(slots=1)
+    _status, body = await ask_for_socket(server.url, "/ws", X_Forwarded_Prefix=prefix)
+    assert body["socket"] == told
+
+
+async def ask_for_socket(url, path, **headers):
+    async with raw(url) as line:
+        await line.send(request(path, **UPGRADE, **headers))
+        head = await line.read_head()
+        body = await line.reader.readexactly(int(field(head, "Content-Length")))
+        return int(head.split()[1]), json.loads(body)
+
+
+# -- how sockets begin and end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offered", ["chat", "a.b, second", "openai-insecure-api-key.x"])
+async def test_the_first_sub_protocol_is_answered(server, offered):
+    async with raw(server.url) as line:
+        await line.send(request("/api", **UPGRADE, Sec_WebSocket_Protocol=offered))
+        head = await line.read_head()
+    assert field(head, "Sec-WebSocket-Protocol") == offered.split(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("payload", "answered"),
+    [(b"\x03\xe8", 1000), (b"\x03\xe9bye", 1001), (b"\x0f\xa1", 4001), (b"", 1000)],
+)
+async def test_a_clients_close_code_comes_back(server, payload, answered):
+    async with raw(server.url) as line:
+        await line.upgrade()
+        await line.until(BINARY, b"\0")
+        await line.send(frame(payload, CLOSE))
+        assert await line.close_code() == answered
+
+
+@pytest.mark.parametrize("size", [(4 << 20) + 1, 6 << 20])
+async def test_a_message_over_4_mib_gets_a_reason_and_1009(server, size):
+    async with connected(server.url, format="pcm16") as peer:
+        await peer.until(Kind.HANDSHAKE)
+        await peer.send(Kind.AUDIO, bytes(size))
+        text, code = await peer.end()
+    assert text == "too fast: a message has more than 4 MiB; send at most 256 KiB"
+    assert code == 1009
+
+
+# -- personas of any script ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("character", ["漢", "😀", "ب", "a", " "])
+async def test_a_persona_of_4000_characters_of_any_script_fits_into_an_address(server, character):
+    async with connected(server.url, text_prompt=character * 4000, events=1) as peer:
+        await peer.until(Kind.HANDSHAKE)
+
+
+async def test_a_long_persona_may_come_in_the_first_message(server):
+    async with connected(server.url, open=1, events=0) as peer:
+        await peer.tell(
+            type="open", text_prompt="😀" * 4000, voice="natm1.pt", format="pcm16", events=True
+        )
+        ready = await peer.event("ready")
+        await peer.until(Kind.HANDSHAKE)
+    assert (ready["voice"], ready["format"]) == ("NATM1", "pcm16")
+
+
+async def test_without_an_opening_message_its_absence_is_explained(server, monkeypatch):
+    monkeypatch.setattr("engine.wire.server.OPEN_SECONDS", 0.1)
+    async with connected(server.url, open=1) as peer:
+        text, code = await peer.end()
+    assert text.startswith("bad parameter: no message came in 0 s; send {")
+    assert code == 1008
+
+
+@pytest.mark.parametrize("first", [b"", b"\1OggS", b"\7hello", b"\x63"])
+async def test_another_message_before_the_opening_one_is_explained(server, first):
+    async with connected(server.url, open=1) as peer:
+        await peer.ws.send_bytes(first)
+        text, code = await peer.end()
+    assert text.startswith("bad parameter: another message came first; send {")
+    assert code == 1008
+
+
+async def test_a_client_that_pings_or_leaves_before_its_opening_message_is_no_fault(server, caplog):
+    async with connected(server.url, open=1) as peer:
+        await peer.ws.ping(b"there?")
+        await peer.tell(type="open")
+        await peer.until(Kind.HANDSHAKE)
+    async with connected(server.url, open=1):
+        pass
+    await eventually(lambda: not server.engine.sessions)
+    assert "error" not in caplog.text.lower()
+
+
+# -- voices whose file went bad --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (ModelError("/models/v/x.wav: a voice of 0.08 s is too short"), "x.wav: a voice of 0.08 s"),
+        (FileNotFoundError(2, "No such file or directory", "/models/v/x.pt"), "No such file"),
+    ],
+)
+async def test_a_voice_that_cannot_be_read_reaches_its_client_with_the_cause(serve, fault, told):
+    class Unreadable(EmbeddedBackend):
+        def prepare(self, opening):
+            raise fault
+
+    async with connected(serve(load=lambda _progress: Unreadable(1)).url) as peer:
+        text, code = await peer.end()
+    assert text.startswith("bad parameter: voice NATF2 cannot be used: ")
+    assert told in text
+    assert "/models" not in text
+    assert code == 1008

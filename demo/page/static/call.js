@@ -1,77 +1,121 @@
 // @ts-check
-// One call: from Connect to the end, over lost connections and taken places. Owns the devices, the
-// socket, the codec and the recording; shows nothing itself.
+// One call: from the press to the end, over lost connections and taken places. Owns the devices,
+// the socket, the codec, the recording and the clock; tells the state what happens, shows nothing.
 
-import { Devices, openMicrophone } from "./audio.js";
+import { Devices, chime, openMicrophone, permissionPending } from "./audio.js";
 import { Client } from "./client.js";
 import { newCodec } from "./codec.js";
-import { rms } from "./meters.js";
-import { SAMPLE_RATE, socketUrl, tunable } from "./protocol.js";
+import { SAMPLE_RATE, countFrom, socketUrl, tunable } from "./protocol.js";
 import { Recorder } from "./recorder.js";
-import { Retry } from "./retry.js";
+import { CHECK_EVERY, Pulse, Retry } from "./retry.js";
+import { Timeline, rms } from "./timeline.js";
 
 const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
+const RESUME_TRY = 5000; // ms that one attempt to come back may take
 const TUNE_WAIT = 200; // ms after the last move of a slider
 const FRAME = 80; // ms: the server answers in frames of this length
+const DEAF_CHUNKS = 150; // of 20 ms, with nothing but zeros: the microphone is off somewhere
+const HUSH = 200; // ms beyond the way there and back until the server is quiet
+
+const THIN_BYTES = 24_000; // not yet sent: half a second of PCM
+const THIN_TRIP = 800; // ms more than the quickest way there and back
+const THIN_CHECKS = 8; // of CHECK_EVERY: 2 s
 
 /**
  * @typedef {import("./protocol.js").ServerEvent} ServerEvent
  * @typedef {import("./protocol.js").Settings} Settings
  * @typedef {import("./protocol.js").StatsEvent} StatsEvent
  * @typedef {import("./protocol.js").Tuning} Tuning
- * @typedef {import("./status.js").CallState} CallState
+ * @typedef {{delay: number | null, trip: number | null, queuedMs: number, step: number | null,
+ *   lost: {underruns: number, jumps: number, unsent: number, late: number}}} CallStats
  * @typedef {object} CallListeners
- * @property {(state: CallState) => void} state
  * @property {(sentence: string, passing?: boolean) => void} notice
- * @property {(levels: {mic?: number, agent?: number}) => void} levels
- * @property {(stats: import("./panels.js").CallStats) => void} stats
+ * @property {(levels: {mic?: number, agent?: number}) => void} levels root mean squares
+ * @property {(stats: CallStats) => void} stats
  * @property {(event: import("./protocol.js").ReadyEvent) => void} ready
  * @property {import("./transcript.js").Transcript} transcript
  */
 
 export class Call {
+  begun = false; // a conversation was there: what was shown before it is gone
+  ended = false;
+  startedAt = new Date();
+  received = 0; // samples of agent audio
+  recorded = 0; // samples of agent audio that were played, with the silence between
+  playedAt = 0; // the speaker's clock at the end of them
+  sent = 0; // chunks of the user's audio
+  heard = 0; // chunks of the user's audio that are recorded
+  server = /** @type {StatsEvent | null} */ (null); // the newest `stats`
+  info = /** @type {import("./protocol.js").ReadyEvent | null} */ (null); // the newest `ready`
+  secret = ""; // with which this conversation goes on after a lost line
+  timeline = new Timeline();
+  pulse = new Pulse();
+  retry = new Retry();
+  untuned = false; // new sampling values that the server does not know yet
+  hushedUntil = -Infinity; // ms
+  zeros = 0; // chunks of nothing in a row
+  waited = false; // for a place
+  stale = /** @type {Client[]} */ ([]); // lost lines that are not closed yet
+  thin = 0; // looks in a row at which the line was too thin
+  bestTrip = Infinity; // ms there and back
+  slowTrips = 0; // pings in a row that took much longer
+  marks = 0;
+  pending = /** @type {Map<number, (t: number) => void>} */ (new Map()); // what happens at each mark
+  silence = new Float32Array(0);
+  timer = 0;
+  tuneTimer = 0;
+  client = /** @type {Client | null} */ (null);
+  codec = /** @type {ReturnType<typeof newCodec> | null} */ (null);
+
   /**
-   * @param {AudioContext} context
+   * @param {import("./audio.js").Sound} sound
+   * @param {import("./state.js").CallState} state
    * @param {Settings} settings
-   * @param {import("./audio.js").DeviceOptions} options
    * @param {CallListeners} on
    */
-  constructor(context, settings, options, on) {
+  constructor(sound, state, settings, on) {
+    this.state = state;
     this.settings = settings;
     this.on = on;
-    this.options = options;
-    this.devices = new Devices(context, options, {
+    this.devices = new Devices(sound, {
       chunk: (samples) => this.#chunk(samples),
-      played: (samples) => this.#played(samples),
+      played: (samples, at) => this.#played(samples, at),
+      passed: (mark, at) => this.#passed(mark, at),
       report: (report) => this.#report(report),
+      running: (running) => this.#running(running),
+      microphone: (what, label) => this.#microphone(what, label),
     });
     this.recorder = settings.record ? new Recorder() : null;
-    this.retry = new Retry();
-    this.ended = false;
-    this.live = false;
-    this.muted = false;
-    this.paused = false;
-    this.received = 0; // samples of agent audio in this conversation
-    this.server = /** @type {StatsEvent | null} */ (null); // the newest `stats`
-    this.silence = new Float32Array(0);
-    this.microphone = false;
-    this.untuned = false; // new sampling values that the server does not know yet
-    this.timer = 0;
-    this.tuneTimer = 0;
-    this.client = /** @type {Client | null} */ (null);
-    this.codec = /** @type {ReturnType<typeof newCodec> | null} */ (null);
+    this.checking = setInterval(() => this.#check(), CHECK_EVERY);
+    this.network = () => this.#network();
+    for (const name of ["online", "offline"]) window.addEventListener(name, this.network);
+    document.addEventListener("visibilitychange", this.network);
+    this.plugged = () => this.#plugged();
+    navigator.mediaDevices?.addEventListener("devicechange", this.plugged);
   }
 
   async start() {
-    this.#state({ name: "microphone" });
-    const { stream, problem } = await openMicrophone(this.options.raw);
-    this.microphone = Boolean(stream);
-    for (const track of stream?.getTracks() ?? []) track.onended = () => this.#unplugged();
-    if (problem) this.on.notice(problem);
-    const soundless = await this.devices.open(stream ?? null);
-    if (soundless) this.on.notice(soundless);
-    if (this.ended) await this.devices.close(); // hung up while the microphone was being asked for
-    else this.#connect();
+    if (!await permissionPending()) this.state.on("allowed");
+    await this.#takeMicrophone();
+    if (this.ended) return;
+    this.state.on("allowed");
+    const sounds = await this.devices.open();
+    if (this.ended) return;
+    if (!sounds) this.on.notice("No sound: this device has no audio output that the browser may use.");
+    this.state.tell({ sound: sounds });
+    this.#connect();
+  }
+
+  async #takeMicrophone() {
+    const { stream, problem } = await openMicrophone(this.devices.options.raw, this.settings.microphone);
+    if (this.ended) {
+      for (const track of stream?.getTracks() ?? []) track.stop(); // ended while it was asked for
+      return;
+    }
+    if (stream) this.devices.listen(stream);
+    this.zeros = 0;
+    this.state.tell({ microphone: Boolean(stream) });
+    this.on.notice(problem ?? "");
   }
 
   hangUp() {
@@ -86,25 +130,42 @@ export class Call {
    */
   fail(error) {
     console.error(error);
+    if (this.ended) return;
     this.client?.close();
     this.#finish("this page failed", error.message);
   }
 
+  // On and off; where the microphone was lost, another try to get one.
   mute() {
-    this.muted = !this.muted;
-    this.#showLive();
+    if (!this.state.live) return;
+    if (this.state.facts.microphone) this.state.tell({ muted: !this.state.facts.muted });
+    else this.#takeMicrophone();
   }
 
   pause() {
-    this.paused = !this.paused;
-    this.client?.pause(this.paused);
-    this.#showLive();
+    if (!this.state.live) return;
+    const paused = !this.state.facts.paused;
+    this.client?.pause(paused);
+    if (paused) this.#hush();
+    this.state.tell({ paused });
+  }
+
+  // Silent now: here at once, and on the server as soon as it has heard it.
+  beQuiet() {
+    if (!this.state.live) return;
+    this.client?.beQuiet();
+    this.#hush();
+  }
+
+  #hush() {
+    this.hushedUntil = performance.now() + (this.client?.roundTrip ?? HUSH) + HUSH;
+    this.devices.clear();
   }
 
   /**
    * New sampling values: now, or once a conversation is there. A moved slider sends one message,
    * not fifty.
-   * @param {Tuning} values
+   * @param {Partial<Tuning>} values
    */
   tune(values) {
     Object.assign(this.settings, values);
@@ -114,21 +175,18 @@ export class Call {
   }
 
   #sendTuning() {
-    if (!this.live || !this.untuned) return;
+    if (!this.state.live || !this.untuned) return;
     this.untuned = false;
     this.client?.set(tunable(this.settings));
   }
 
-  // Seconds of agent audio received: the clock of the transcript.
-  get time() {
-    return this.received / SAMPLE_RATE;
-  }
+  // -- the line ------------------------------------------------------------------------------------
 
   #connect() {
-    this.#state({ name: "connecting" });
-    this.timer = setTimeout(() => this.#state({ name: "waking" }), LONG_CONNECT);
-    this.received = 0;
-    this.untuned = false; // the address carries the newest values
+    const resume = this.state.phase === "reconnecting" ? this.secret : "";
+    if (resume) this.timer = setTimeout(() => this.#lost(), RESUME_TRY);
+    else this.timer = setTimeout(() => this.state.on("waking"), LONG_CONNECT);
+    if (!resume) this.untuned = false; // the address carries the newest values
     /**
      * Nothing happens after a hang-up.
      * @template {unknown[]} Given
@@ -136,12 +194,14 @@ export class Call {
      * @returns {(...given: Given) => void}
      */
     const going = (obey) => (...given) => { if (!this.ended) obey(...given); };
-    const client = new Client(socketUrl(location.href, this.settings), {
+    const url = socketUrl(location.href, this.settings, resume, this.received / SAMPLE_RATE);
+    const client = new Client(url, {
       ready: going(() => this.#ready()),
-      audio: going((payload) => this.codec?.decode(payload)),
-      text: going((piece) => this.on.transcript.text(piece, this.time)),
+      audio: going((payload) => this.#audio(payload)),
+      text: going((piece) => this.#inStep((t) => this.on.transcript.text(piece, t))),
       event: going((event) => this.#event(event)),
       notice: going((sentence) => this.on.notice(sentence, true)),
+      pong: going(() => this.#pong()),
       closed: going(({ end }) => this.#closed(end)),
     });
     this.client = client;
@@ -151,14 +211,20 @@ export class Call {
     });
   }
 
-  #ready() {
+  async #ready() {
     clearTimeout(this.timer);
-    this.live = true;
-    this.paused = false;
+    for (const old of this.stale.splice(0)) old.close();
+    if (this.waited) {
+      this.waited = false;
+      chime(this.devices.context);
+      this.#takeMicrophone();
+    }
+    this.pulse = new Pulse();
     this.retry.live();
     this.devices.clear();
+    this.state.on("live");
+    if (this.state.facts.paused) this.client?.pause(true);
     this.#sendTuning();
-    this.#showLive();
   }
 
   /** @param {ServerEvent} event */
@@ -166,90 +232,248 @@ export class Call {
     if (event.type === "waking") this.#waking(event);
     else if (event.type === "stats") this.server = event;
     else if (event.type === "closing") this.on.notice(closingNotice(event), true);
-    else if (event.type === "ready") this.on.ready(event);
-    else this.on.transcript.event(event);
+    else if (event.type === "ready") this.#greet(event);
+    else if (event.type === "user_text") this.#userText(event);
+    else this.#inStep((t) => this.#tell(event, t));
+  }
+
+  /** @param {import("./protocol.js").ReadyEvent} event */
+  #greet(event) {
+    const anew = this.begun && !event.resumed;
+    this.received = countFrom(event, this.info, this.received);
+    this.info = event;
+    this.secret = event.resume ?? "";
+    if (anew) this.on.transcript.restart("connection lost; a new conversation follows");
+    this.on.ready(event);
+  }
+
+  /**
+   * @param {import("./protocol.js").SayEvent | import("./protocol.js").RouteEvent} event
+   * @param {number} t s of the recording
+   */
+  #tell(event, t) {
+    if (event.type === "route") {
+      const asking = event.state === "asking" || event.state === "answering";
+      this.state.tell({ question: asking ? event.question : null });
+    }
+    this.on.transcript.event(Object.assign(event, { t }));
+  }
+
+  /**
+   * Its times are seconds of the audio that was sent; the recording may hold more.
+   * @param {import("./protocol.js").UserTextEvent} event
+   */
+  #userText(event) {
+    const more = Math.max(0, this.heard - this.sent) * 0.02;
+    this.on.transcript.event({ ...event, start: event.start + more, end: event.end + more });
   }
 
   /** @param {import("./protocol.js").WakingEvent} event */
   #waking({ phase, percent }) {
     clearTimeout(this.timer);
-    this.#state({ name: "waking", phase, percent: percent ?? null });
+    this.state.on("waking", { waking: phase, percent: percent ?? null });
+  }
+
+  #pong() {
+    this.pulse.pong();
+    const trip = this.client?.roundTrip ?? 0;
+    this.bestTrip = Math.min(this.bestTrip, trip);
+    this.slowTrips = trip > this.bestTrip + THIN_TRIP ? this.slowTrips + 1 : 0;
+  }
+
+  // Looks at the line four times a second, while there should be one.
+  #check() {
+    if (!this.state.live || !this.client) return;
+    const flowing = this.devices.running;
+    const sign = this.pulse.look(performance.now(), flowing, this.client.pings.size > 0);
+    if (sign === "dead") this.#lost();
+    else if (sign === "stutter" || navigator.onLine === false) this.state.on("stutter");
+    else this.state.on("steady");
+    if (this.state.phase === "live") this.#watchWidth();
+    else this.thin = 0; // a line that stands still is not thin
+  }
+
+  // For plain PCM on a line that may be too thin for it: what waits to be sent, and the way there and back.
+  #watchWidth() {
+    const { client, settings } = this;
+    if (!client || settings.codec !== "pcm16" || !settings.opus || !this.secret) return;
+    const slow = client.waiting > THIN_BYTES || this.slowTrips > 1;
+    this.thin = slow ? this.thin + 1 : 0;
+    if (this.thin >= THIN_CHECKS) this.#useLess();
+  }
+
+  // The network came or went, or somebody looks at the page again.
+  #network() {
+    if (this.ended) return;
+    if (this.state.live) this.client?.ping();
+    this.#check();
+    if (navigator.onLine && this.state.phase === "reconnecting" && !this.client) {
+      clearTimeout(this.timer);
+      this.#connect();
+    }
+  }
+
+  #lost() {
+    if (this.client) this.stale.push(this.client);
+    this.client?.abandon();
+    this.#closed(null);
+  }
+
+  // The line is too thin for what we send: the same conversation goes on with a tenth of the data.
+  #useLess() {
+    this.settings.codec = "opus";
+    this.on.notice("Your network is slow: from here on it gets a tenth of the data.", true);
+    if (this.client) this.stale.push(this.client);
+    this.client?.abandon();
+    this.#drop();
+    this.state.on("lost");
+    this.#connect();
   }
 
   /** @param {import("./client.js").EndReason | null} end */
   #closed(end) {
-    clearTimeout(this.timer);
-    this.codec?.close();
-    const wasLive = this.live;
-    this.live = false;
+    this.#drop();
     const again = this.retry.after(end);
-    if (again === null) this.#finish(end?.kind ?? this.#lostReason(), end?.text);
-    else this.#wait(again, wasLive);
-  }
-
-  #lostReason() {
-    return this.retry.liveAt === null ? "unreachable" : "dropped";
-  }
-
-  /**
-   * @param {{why: "busy" | "dropped", wait: number}} again
-   * @param {boolean} wasLive
-   */
-  #wait({ why, wait }, wasLive) {
-    this.devices.clear();
-    if (wasLive) this.on.transcript.restart("connection lost; a new conversation follows");
-    this.#countDown(why, performance.now() + wait);
-  }
-
-  /**
-   * @param {"busy" | "dropped"} why
-   * @param {number} until ms, as performance.now()
-   */
-  #countDown(why, until) {
-    const left = until - performance.now();
-    if (left <= 0) {
-      this.#connect();
+    if (again === null) {
+      this.#finish(end?.kind ?? (this.retry.liveAt === null ? "unreachable" : "dropped"), end?.text);
       return;
     }
-    this.#state({ name: why, seconds: Math.ceil(left / 1000) });
-    this.timer = setTimeout(() => this.#countDown(why, until), Math.min(left, 1000));
+    if (again.why === "busy") this.#wait();
+    else this.state.on("lost");
+    this.timer = setTimeout(() => this.#connect(), again.wait);
+  }
+
+  // Nothing of this line counts any more.
+  #drop() {
+    clearTimeout(this.timer);
+    this.codec?.close();
+    this.client = null;
+    this.#flush();
+    this.devices.clear();
+  }
+
+  // For a place, without a microphone.
+  #wait() {
+    this.devices.deafen();
+    this.waited = true;
+    this.state.on("busy", { microphone: false });
   }
 
   /** @param {string} reason */
   #finish(reason, text = "") {
     clearTimeout(this.timer);
+    clearTimeout(this.tuneTimer);
+    clearInterval(this.checking);
+    for (const name of ["online", "offline"]) window.removeEventListener(name, this.network);
+    document.removeEventListener("visibilitychange", this.network);
+    navigator.mediaDevices?.removeEventListener("devicechange", this.plugged);
     this.ended = true;
-    this.live = false;
+    for (const old of this.stale.splice(0)) old.close();
+    this.#flush();
     this.codec?.close();
     this.devices.close();
-    this.#state({ name: "closed", reason, text });
+    this.state.on("end", { reason, text, microphone: false });
   }
+
+  // -- the sound -----------------------------------------------------------------------------------
 
   /** @param {Samples} samples */
   #chunk(samples) {
-    this.on.levels({ mic: this.muted ? 0 : rms(samples) });
-    if (!this.live) return;
-    if (this.muted && this.silence.length !== samples.length) this.silence = samples.map(() => 0);
-    const sent = this.muted ? this.silence : samples;
-    this.recorder?.user(sent);
-    this.codec?.encode(sent);
+    if (!this.state.live) return;
+    const { facts } = this.state;
+    if (facts.microphone && !facts.muted) this.#watchZeros(samples);
+    if (facts.muted && this.silence.length !== samples.length) this.silence = samples.map(() => 0);
+    const given = facts.muted ? this.silence : samples;
+    const level = rms(given);
+    this.timeline.hearUser(level);
+    this.state.tell({ user: this.timeline.user.talking });
+    this.on.levels({ mic: level });
+    this.recorder?.user(given);
+    this.heard += 1;
+    if (!this.client?.open) return;
+    this.codec?.encode(given);
+    this.sent += 1;
+  }
+
+  /** @param {Samples} samples */
+  #watchZeros(samples) {
+    this.zeros = samples.every((sample) => sample === 0) ? this.zeros + 1 : 0;
+    if (this.zeros === DEAF_CHUNKS) this.on.notice(`${this.#name()} delivers only silence: is it switched off, or another one meant?`);
+    if (this.zeros === 0 && this.silent) this.on.notice("");
+    this.silent = this.zeros >= DEAF_CHUNKS;
+  }
+
+  silent = false; // the microphone delivers nothing
+
+  #name() {
+    const label = this.devices.stream?.getAudioTracks()[0]?.label;
+    return label ? `The microphone “${label}”` : "The microphone";
+  }
+
+  /** @param {Bytes} payload */
+  #audio(payload) {
+    this.pulse.audio(performance.now());
+    this.codec?.decode(payload);
   }
 
   /** @param {Samples} samples */
   #agentSamples(samples) {
     this.received += samples.length;
-    if (this.live) this.devices.play(samples);
+    if (!this.state.live) return;
+    if (performance.now() < this.hushedUntil) samples.fill(0);
+    this.devices.play(samples);
   }
 
-  /** @param {Samples} samples */
-  #played(samples) {
-    if (this.live) this.recorder?.agent(samples);
+  /**
+   * @param {Samples} samples
+   * @param {number} at the speaker's clock at their end
+   */
+  #played(samples, at) {
+    if (!this.state.live) return;
+    const level = rms(samples);
+    this.timeline.hearAgent(level);
+    this.state.tell({ agent: this.timeline.agent.talking });
+    this.on.levels({ agent: level });
+    this.recorder?.agent(samples);
+    this.recorded += samples.length;
+    this.playedAt = at;
+  }
+
+  // -- one clock: what is said is told when its sound is played ---------------------------------------
+
+  /** @param {(t: number) => void} work gets the seconds of the recording */
+  #inStep(work) {
+    const mark = ++this.marks;
+    this.pending.set(mark, work);
+    if (!this.state.live || !this.devices.running) this.#flush();
+    else if (this.codec) this.codec.after(() => this.devices.mark(mark));
+  }
+
+  /**
+   * @param {number} mark
+   * @param {number} at the speaker's clock
+   */
+  #passed(mark, at) {
+    const work = this.pending.get(mark);
+    this.pending.delete(mark);
+    work?.(this.#timeOf(at));
+  }
+
+  // Nothing will be played any more, or nobody knows when.
+  #flush() {
+    const all = [...this.pending.values()];
+    this.pending.clear();
+    for (const work of all) work(this.#timeOf(this.playedAt));
+  }
+
+  /** @param {number} at the speaker's clock */
+  #timeOf(at) {
+    return Math.max(0, this.recorded - (this.playedAt - at)) / SAMPLE_RATE;
   }
 
   /** @param {import("./audio.js").Report} report */
-  #report({ level, queuedMs, underruns, jumps }) {
-    this.on.levels({ agent: level });
-    if (!this.live || !this.client) return;
+  #report({ queuedMs, underruns, jumps }) {
+    if (!this.state.live || !this.client) return;
     const out = (this.devices.context.outputLatency || 0) * 1000;
     const trip = this.client.roundTrip;
     const delay = trip === null ? null : trip + FRAME + queuedMs + out;
@@ -257,21 +481,31 @@ export class Call {
     this.on.stats({ delay, trip, queuedMs, lost, step: this.server?.step_ms_p50 ?? null });
   }
 
-  #unplugged() {
+  // -- devices come and go -----------------------------------------------------------------------------
+
+  /** @param {boolean} sound whether the system lets us have it */
+  #running(sound) {
     if (this.ended) return;
-    this.microphone = false;
-    this.on.notice("The microphone was unplugged or taken away: check it, then connect again.");
-    this.#showLive();
+    if (!sound) this.#flush();
+    this.state.tell({ sound });
   }
 
-  #showLive() {
-    const mode = this.paused ? "paused" : this.muted ? "muted" : this.microphone ? "talk" : "silent";
-    if (this.live) this.#state({ name: "live", mode });
+  /**
+   * @param {"ended" | "silent" | "back"} what
+   * @param {string} label
+   */
+  #microphone(what, label) {
+    if (this.ended) return;
+    const name = label ? `The microphone “${label}”` : "The microphone";
+    if (what === "ended") this.devices.deafen();
+    this.state.tell({ microphone: what === "back" });
+    if (what === "ended") this.on.notice(`${name} was unplugged or taken away: press Mic to use another one.`);
+    else this.on.notice(what === "silent" ? `${name} fell silent: the system or another program has muted it.` : "");
   }
 
-  /** @param {CallState} state */
-  #state(state) {
-    this.on.state(state);
+  // Another device is there. Who lost the microphone has it again without asking.
+  #plugged() {
+    if (this.state.live && !this.state.facts.microphone && !this.devices.stream?.active) this.#takeMicrophone();
   }
 }
 

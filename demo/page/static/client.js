@@ -1,6 +1,6 @@
 // @ts-check
-// One WebSocket, which is one conversation: sends and receives messages, measures the way there
-// and back. Knows nothing of audio devices, widgets or of trying again.
+// One WebSocket: sends and receives messages, measures the way there and back. Knows nothing of
+// audio devices, the page, or of trying again.
 
 import { CONTROL, KIND, encode, encodeJson, encodeText, readError } from "./protocol.js";
 
@@ -17,6 +17,7 @@ const PING_MARK = "page-"; // our pings; the server's own are sent back
  * @property {(piece: string) => void} text
  * @property {(event: ServerEvent) => void} event
  * @property {(sentence: string) => void} notice
+ * @property {() => void} pong
  * @property {(how: {end: EndReason | null}) => void} closed
  */
 
@@ -35,11 +36,16 @@ export class Client {
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = (message) => this.#receive(message.data);
     this.socket.onclose = () => this.#closed();
-    this.timer = setInterval(() => this.#ping(), PING_EVERY);
+    this.timer = setInterval(() => this.ping(), PING_EVERY);
   }
 
   get open() {
     return this.socket.readyState === WebSocket.OPEN;
+  }
+
+  // Bytes that we gave to the browser and it has not sent yet.
+  get waiting() {
+    return this.socket.bufferedAmount;
   }
 
   /**
@@ -48,7 +54,7 @@ export class Client {
    */
   audio(bytes) {
     if (!this.open) return;
-    if (this.socket.bufferedAmount > MAX_WAITING) this.dropped += 1;
+    if (this.waiting > MAX_WAITING) this.dropped += 1;
     else this.socket.send(encode(KIND.audio, bytes));
   }
 
@@ -57,22 +63,33 @@ export class Client {
   /** @param {string} text */
   ask(text) { this.#send(encodeJson({ type: "ask", text })); }
   cancel() { this.#send(encodeJson({ type: "cancel" })); }
-  /** @param {Record<string, number>} values */
+  /** @param {Record<string, string | number>} values */
   set(values) { this.#send(encodeJson({ type: "set", ...values })); }
   /** @param {boolean} on */
-  pause(on) { this.#send(encode(KIND.control, Uint8Array.of(on ? CONTROL.pause : CONTROL.start))); }
+  pause(on) { this.#control(on ? CONTROL.pause : CONTROL.start); }
+  beQuiet() { this.#control(CONTROL.endTurn); }
   close() { this.socket.close(1000); }
 
-  /** @param {Bytes} message */
-  #send(message) {
-    if (this.open) this.socket.send(message);
+  // The line is dead: nothing that still comes over it counts, and nobody waits for its end. It is
+  // not closed yet: a goodbye that arrives late would end the conversation that is to go on.
+  abandon() {
+    clearInterval(this.timer);
+    this.socket.onmessage = this.socket.onclose = null;
   }
 
-  #ping() {
+  ping() {
     if (!this.open) return;
     const mark = PING_MARK + this.pings.size + "-" + Math.random().toString(36).slice(2, 8);
     this.pings.set(mark, performance.now());
     this.#send(encodeText(KIND.ping, mark));
+  }
+
+  /** @param {number} control */
+  #control(control) { this.#send(encode(KIND.control, Uint8Array.of(control))); }
+
+  /** @param {Bytes} message */
+  #send(message) {
+    if (this.open) this.socket.send(message);
   }
 
   /** @param {Bytes} bytes */
@@ -85,6 +102,7 @@ export class Client {
     }
     this.pings.clear(); // earlier ones that never came back are lost
     this.roundTrip = performance.now() - sent;
+    this.on.pong();
   }
 
   /** @param {ArrayBuffer | string} data */
@@ -93,7 +111,7 @@ export class Client {
     const bytes = new Uint8Array(data);
     const payload = bytes.subarray(1);
     switch (bytes[0]) {
-      case KIND.handshake: this.#ping(); this.on.ready(); break;
+      case KIND.handshake: this.ping(); this.on.ready(); break;
       case KIND.audio: this.on.audio(payload); break;
       case KIND.text: this.on.text(new TextDecoder().decode(payload)); break;
       case KIND.metadata: this.on.event(JSON.parse(new TextDecoder().decode(payload))); break;

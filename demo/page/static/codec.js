@@ -12,6 +12,7 @@ const ENCODER = {
   opus: /** @type {OpusEncoderConfig & {application: string}} */ (
     { application: "voip", frameDuration: PACKET * 1000, complexity: 5 }),
 };
+const LOCAL = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 const DECODER = { codec: "opus", sampleRate: 48000, numberOfChannels: 1 };
 
 export async function opusSupported() {
@@ -20,6 +21,22 @@ export async function opusSupported() {
     AudioEncoder.isConfigSupported(ENCODER), AudioDecoder.isConfigSupported(DECODER),
   ]);
   return answers.every((answer) => answer.supported);
+}
+
+/**
+ * How the next conversation is coded: Opus where the line is known to be thin, else plain PCM.
+ * @param {"auto" | "low"} bandwidth
+ * @param {boolean} can this browser has Opus
+ * @param {{hostname: string}} place where the page is from
+ * @param {object} machine the navigator, which in some browsers knows its `connection`
+ */
+export function chooseCodec(bandwidth, can, place, machine) {
+  if (!can) return "pcm16";
+  if (bandwidth === "low") return "opus";
+  if (LOCAL.test(place.hostname)) return "pcm16";
+  const { connection } = /** @type {{connection?: {saveData?: boolean, effectiveType?: string}}} */ (machine);
+  const { saveData = false, effectiveType = "4g" } = connection ?? {};
+  return saveData || effectiveType !== "4g" ? "opus" : "pcm16";
 }
 
 /**
@@ -42,6 +59,8 @@ class PcmCodec {
   encode(chunk) { this.on.bytes(pcmBytes(chunk)); }
   /** @param {Bytes} payload */
   decode(payload) { this.on.samples(pcmSamples(payload)); }
+  /** @param {() => void} work once everything that came is decoded */
+  after(work) { work(); }
   close() {}
 }
 
@@ -53,7 +72,9 @@ class OpusCodec {
     this.demuxer = new OggDemuxer();
     this.down = new Resampler(48000, SAMPLE_RATE);
     this.time = 0; // microseconds
-    this.received = 0;
+    this.received = 0; // packets
+    this.decoded = 0; // packets
+    this.later = /** @type {{packets: number, work: () => void}[]} */ ([]);
     this.headers = this.muxer.headers();
     this.encoder = new AudioEncoder({ output: (packet) => this.#encoded(packet), error: report });
     this.encoder.configure(ENCODER);
@@ -79,6 +100,12 @@ class OpusCodec {
     }
   }
 
+  /** @param {() => void} work once everything that came is decoded */
+  after(work) {
+    if (this.decoded >= this.received) work();
+    else this.later.push({ packets: this.received, work });
+  }
+
   close() {
     for (const codec of [this.encoder, this.decoder]) if (codec.state !== "closed") codec.close();
   }
@@ -99,6 +126,8 @@ class OpusCodec {
     data.close();
     const half = new Float32Array((samples.length >> 1) + 1);
     this.on.samples(half.slice(0, this.down.process(samples, samples.length, half)));
+    this.decoded += 1;
+    while (this.later.length > 0 && this.later[0].packets <= this.decoded) this.later.shift()?.work();
   }
 }
 

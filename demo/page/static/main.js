@@ -1,203 +1,215 @@
 // @ts-check
-// Ties the page together: panels drawn here, widgets drawn by Gradio, one call at a time.
-// Gradio's listeners call window.PersonaPlex; `refresh` and `voices` ask them to read back.
+// Ties the page together: the places of demo/page/ui.py, each drawn by its own module; one call at
+// a time; and the settings of the next one.
 
-import { newContext } from "./audio.js";
+import { Sound } from "./audio.js";
+import { Bar } from "./bar.js";
 import { Call } from "./call.js";
-import { opusSupported } from "./codec.js";
-import { FORMATS, fileName, saveFile } from "./downloads.js";
-import { ConversationPanel, StatePanel } from "./panels.js";
+import { opusSupported, chooseCodec } from "./codec.js";
+import { CastPanel } from "./cards.js";
+import { ConversationPanel } from "./composer.js";
+import { Drawer } from "./drawer.js";
+import { Stage } from "./stage.js";
+import { CallState } from "./state.js";
+import { SummaryPanel } from "./summary.js";
 import { Transcript } from "./transcript.js";
 
 const query = new URLSearchParams(location.search);
-const options = { raw: query.get("raw") === "1", tap: query.get("tap") === "1" };
+const FREED = 1000; // ms until a server has freed the place of a call that ended
+const PRESS_AGAIN = 700; // ms within which a second press on the same place is one press
 
 /**
  * @typedef {import("./protocol.js").Tuning} Tuning
- * What the widgets of demo/page/ui.py say when Connect is pressed.
- * @typedef {Tuning & {persona: string, voice: string, seed: number, lowBandwidth: boolean,
- *   record: boolean}} WidgetValues
+ * @typedef {import("./protocol.js").Sampling} Sampling
  * PageConfig of demo/page/ui.py.
- * @typedef {{voices: string[], personas: {title: string, text: string, looksUp: boolean}[], routing: boolean
- *   }} PageConfig
- * Asks Gradio to run the listeners of an event.
- * @typedef {(event: "refresh" | "voices") => void} Trigger
+ * @typedef {{voices: string[], personas: import("./cards.js").Persona[], voice: string,
+ *   samples: Record<string, string[]>, routing: boolean, whyNot: string, sampling: Sampling}} PageConfig
+ * What `/healthz` says.
+ * @typedef {{status: string, model?: string, slots?: number, free?: number, hears?: string,
+ *   phase?: string, percent?: number, reason?: string}} Health
  */
 
 class Page {
-  constructor() {
-    this.call = /** @type {Call | null} */ (null);
-    this.context = /** @type {AudioContext | null} */ (null); // made in the click on Connect
-    this.state = /** @type {import("./status.js").CallState} */ ({ name: "idle" });
-    this.said = false; // there is something to save
-    this.opus = false;
-    this.voices = /** @type {string[]} */ ([]);
-    this.config = /** @type {PageConfig} */ ({ voices: [], personas: [], routing: false });
-    this.trigger = /** @type {Trigger} */ (() => {}); // until the page is mounted
-    this.panel = /** @type {StatePanel | null} */ (null);
-    this.conversation = /** @type {ConversationPanel | null} */ (null);
-    this.transcript = new Transcript(
-      (turn, before) => this.#turn(turn, before), (list) => this.conversation?.queue(list));
+  config = /** @type {PageConfig} */ ({ voices: [], personas: [], voice: "", samples: {}, routing: false, whyNot: "",
+    sampling: { textTemperature: null, textTopK: null, audioTemperature: null, audioTopK: null } });
+  configured = false;
+  places = /** @type {[string, HTMLElement][]} */ ([]); // that wait to be filled
+  state = new CallState(() => this.#show());
+  sound = new Sound({ raw: query.get("raw") === "1", tap: query.get("tap") === "1" });
+  call = /** @type {Call | null} */ (null); // the one that is on, or the last one
+  opus = false; // this browser can speak it
+  health = /** @type {Health | null} */ (null); // the newest answer of the server
+  pressedAt = -Infinity; // ms, Start or End
+  phaseShown = /** @type {import("./state.js").Phase} */ ("ready");
+
+  // What the next call is made with. An empty voice is the server's own choice, an empty number its default.
+  settings = {
+    persona: "", voice: "", seed: /** @type {number | null} */ (null), record: true, routing: false,
+    bandwidth: /** @type {"auto" | "low"} */ ("auto"), microphone: "",
+    textTemperature: /** @type {number | null} */ (null), textTopK: /** @type {number | null} */ (null),
+    audioTemperature: /** @type {number | null} */ (null), audioTopK: /** @type {number | null} */ (null),
+  };
+
+  bar = /** @type {Bar | null} */ (null);
+  stage = /** @type {Stage | null} */ (null);
+  cast = /** @type {CastPanel | null} */ (null);
+  conversation = /** @type {ConversationPanel | null} */ (null);
+  summary = /** @type {SummaryPanel | null} */ (null);
+  drawer = /** @type {Drawer | null} */ (null);
+
+  transcript = new Transcript(
+    (turn, before) => this.conversation?.turn(turn, before), (list) => this.conversation?.queue(list),
+    (kind, text) => this.conversation?.taken(kind, text));
+
+  /**
+   * Gradio has put one place of demo/page/ui.py on the page. In whatever order they come, none is
+   * filled before the bar has brought the configuration.
+   * @param {string} name
+   * @param {HTMLElement} root
+   * @param {PageConfig | null} config with the bar
+   */
+  mount(name, root, config) {
+    this.places.push([name, root]);
+    if (config) this.#configure(config);
+    if (!this.configured) return;
+    for (const [place, element] of this.places.splice(0)) this.#fill(place, element);
+    this.#show();
+    const there = this.stage && this.conversation && this.cast;
+    if (there) document.documentElement.classList.add("pp-there"); // skeleton.css
   }
 
   /**
+   * @param {string} name
    * @param {HTMLElement} root
-   * @param {Trigger} trigger
-   * @param {PageConfig} config
    */
-  mountState(root, trigger, config) {
+  #fill(name, root) {
+    if (name === "bar") this.bar = new Bar(root, this);
+    if (name === "stage") this.stage = new Stage(root, this);
+    if (name === "cast") this.cast = new CastPanel(root, this);
+    if (name === "conversation") this.conversation = new ConversationPanel(root, this);
+    if (name === "summary") this.summary = new SummaryPanel(root, this);
+    if (name === "tools") this.drawer = new Drawer(root, this);
+  }
+
+  /** @param {PageConfig} config */
+  #configure(config) {
+    this.configured = true;
     this.config = config;
-    this.voices = config.voices;
-    this.panel = new StatePanel(root);
-    this.trigger = trigger;
-    this.panel.state(this.state);
-    this.#learn();
+    this.settings.persona = config.personas[0]?.text ?? "";
+    this.settings.routing = config.routing && (config.personas[0]?.looksUp ?? false);
+    this.sound.prepare();
+    opusSupported().then((can) => { this.opus = can; });
+    this.learn();
+    window.addEventListener("focus", () => { if (!this.state.calling) this.learn(); });
   }
 
-  /** @param {HTMLElement} root */
-  mountConversation(root) {
-    this.conversation = new ConversationPanel(root);
+  // What the running server knows: whether it is awake, its places, and its voices. Asked when the
+  // page is loaded, looked at again, or has ended a call; never in between.
+  async learn() {
+    const ask = (/** @type {string} */ path) => fetch(path).then((a) => a.json()).catch(() => null);
+    [this.health, this.config.voices] = await Promise.all(
+      [ask("healthz"), ask("voices").then((voices) => voices ?? this.config.voices)]);
+    if (!this.config.voices.includes(this.settings.voice)) this.settings.voice = "";
+    this.bar?.health(this.health);
+    if (this.state.phase === "waiting") this.state.tell({ places: this.health?.slots ?? null });
+    this.cast?.voices(this.config.voices);
   }
 
-  // What only the browser and the running server know: its codec and the voices.
-  async #learn() {
-    this.opus = await opusSupported();
-    const answer = await fetch("voices").catch(() => null); // without it: the names we were built with
-    if (answer?.ok) this.voices = await answer.json();
-    this.trigger("voices");
-    this.trigger("refresh");
+  // Start talking; or end the call, in whatever state it is.
+  press() {
+    const now = performance.now();
+    if (now - this.pressedAt < PRESS_AGAIN) return;
+    this.pressedAt = now;
+    if (this.state.calling) this.call?.hangUp();
+    else this.#start();
   }
 
-  /** @param {WidgetValues} settings */
-  toggle(settings) {
-    if (this.call && !this.call.ended) {
-      this.call.hangUp();
-      return;
-    }
-    this.#start(settings);
-  }
-
-  /** @param {WidgetValues} settings */
-  #start(settings) {
-    const codec = query.get("codec") ?? (settings.lowBandwidth && this.opus ? "opus" : "pcm16");
-    const context = this.context ?? newContext();
-    this.context = null;
-    this.transcript.clear();
-    this.conversation?.clear();
-    this.panel?.notice("");
-    const routing = this.config.routing ? settings.routing : null;
-    this.call = new Call(context, { ...settings, codec, routing }, options, {
-      state: (state) => this.#show(state),
-      notice: (sentence, passing) => this.panel?.notice(sentence, passing),
-      levels: (levels) => this.panel?.levels(levels),
-      stats: (stats) => this.panel?.stats(stats),
-      ready: (ready) => {
-        this.panel?.ready(ready);
-        this.conversation?.ready(ready);
+  #start() {
+    if (!this.state.on("start")) return;
+    this.sound.wake(); // in the click itself: stricter browsers let only a gesture start the sound
+    const codec = query.get("codec") ?? chooseCodec(this.settings.bandwidth, this.opus, location, navigator);
+    const opus = this.opus && !query.has("codec");
+    const routing = this.config.routing ? this.settings.routing : null;
+    const settings = { ...this.settings, codec, opus, routing, token: window.accessToken };
+    this.stage?.notice("");
+    const call = new Call(this.sound, this.state, settings, {
+      notice: (sentence, passing) => {
+        if (!this.conversation?.refused(sentence)) this.stage?.notice(sentence, passing);
       },
+      levels: (levels) => this.stage?.levels(levels),
+      stats: (stats) => {
+        this.stage?.stats(stats);
+        this.drawer?.stats(stats);
+      },
+      ready: (ready) => this.#live(call, ready),
       transcript: this.transcript,
     });
-    const { call } = this;
+    this.call = call;
     call.start().catch((error) => call.fail(error));
   }
 
-  /** @param {import("./status.js").CallState} state */
-  #show(state) {
-    this.state = state;
-    this.panel?.state(state);
-    this.trigger("refresh");
-  }
-
   /**
-   * @param {import("./transcript.js").Turn} turn
-   * @param {import("./transcript.js").Turn | null} before the turn that follows
+   * The new conversation is there: now the last one may go.
+   * @param {Call} call
+   * @param {import("./protocol.js").ReadyEvent} ready
    */
-  #turn(turn, before) {
-    this.conversation?.turn(turn, before);
-    if (this.said || turn.who === "page") return;
-    this.said = true;
-    this.trigger("refresh");
+  #live(call, ready) {
+    if (!call.begun) {
+      this.transcript.clear();
+      this.conversation?.clear();
+      this.summary?.clear();
+      this.stage?.clear();
+    }
+    call.begun = true;
+    this.conversation?.ready(ready);
+    this.stage?.ready();
+  }
+
+  #show() {
+    this.stage?.state(this.state);
+    this.cast?.state();
+    this.conversation?.state(this.state);
+    this.summary?.state(this.state, this.call);
+    this.drawer?.state();
+    if (this.phaseShown === this.state.phase) return;
+    this.phaseShown = this.state.phase;
+    if (this.phaseShown === "ended") setTimeout(() => this.learn(), FREED);
+    if (this.phaseShown === "waiting") this.learn();
   }
 
   /**
-   * One of the text boxes: returns what stays in it.
+   * The drawer: now, and for the next call. A seed, like a card that is chosen in a call, is for the next one only.
+   * @param {Partial<Tuning> & {seed?: number | null}} values
+   */
+  tune({ seed, ...values }) {
+    Object.assign(this.settings, values, seed === undefined ? {} : { seed });
+    if (this.state.calling) this.call?.tune(values);
+  }
+
+  /**
+   * Whether the next call looks things up, as its persona says.
+   * @param {boolean} on
+   */
+  lookUp(on) {
+    this.settings.routing = this.config.routing && on;
+    this.drawer?.state();
+  }
+
+  /**
+   * A text of the composer. False: it was not sent.
    * @param {"say" | "ask"} kind
    * @param {string} text
    */
   speak(kind, text) {
     const words = text.trim();
-    if (!words || !this.call?.live) return text;
-    this.call.client?.[kind](words);
-    return "";
-  }
-
-  mute() { if (this.call?.live) this.call.mute(); }
-  pause() { if (this.call?.live) this.call.pause(); }
-  cancel() { if (this.call?.live) this.call.client?.cancel(); }
-
-  /**
-   * The sliders and the routing box, which act at once.
-   * @param {Tuning} values
-   */
-  set(values) {
-    const routing = this.config.routing ? values.routing : null;
-    if (this.call && !this.call.ended) this.call.tune({ ...values, routing });
-  }
-
-  /**
-   * Its role in words, and whether it looks things up.
-   * @param {string} title
-   */
-  persona(title) {
-    const persona = this.config.personas.find((one) => one.title === title);
-    return [persona?.text ?? "", this.config.routing && (persona?.looksUp ?? false)];
-  }
-
-  /** @param {string} ending */
-  save(ending) {
-    if (ending === "wav") {
-      if (this.call?.recorder?.seconds) saveFile(fileName("wav"), this.call.recorder.wav());
-      return;
-    }
-    const { type, write } = FORMATS[ending];
-    saveFile(fileName(ending), new Blob([write(this.transcript.turns)], { type }));
-  }
-
-  // What the widgets look like now, in the order of `changing` in demo/page/ui.py.
-  widgets() {
-    const { name } = this.state;
-    const calling = name !== "idle" && name !== "closed";
-    const live = name === "live";
-    const recorded = Boolean(this.call?.recorder?.seconds) || (live && Boolean(this.call?.recorder));
-    /** @param {boolean} interactive */
-    const enabled = (interactive) => ({ __type__: "update", interactive });
-    return [
-      { __type__: "update", value: calling ? "Disconnect" : "Connect", variant: calling ? "stop" : "primary" },
-      { ...enabled(live), value: live && this.call?.muted ? "Unmute" : "Mute" },
-      { ...enabled(live), value: live && this.call?.paused ? "Resume" : "Pause" },
-      ...[live, live, live, live, live].map(enabled), // say box and button, cancel, ask box and button
-      ...[!calling, !calling, !calling, !calling].map(enabled), // preset, persona, voice, seed
-      enabled(!calling && this.opus), // low bandwidth
-      enabled(!calling), // record
-      enabled(recorded),
-      ...Object.keys(FORMATS).map(() => enabled(this.said)),
-    ];
-  }
-
-  voiceChoices() {
-    return { __type__: "update", choices: this.voices.map((voice) => [voice, voice]) };
+    if (!words || !this.state.live) return false;
+    this.call?.client?.[kind](words);
+    return true;
   }
 }
 
 export const page = new Page();
 window.PersonaPlex = page;
 
-// Before Gradio's own listener runs: stricter browsers let only the click itself start the sound.
-document.addEventListener("click", (event) => {
-  const pressed = event.target instanceof Element && event.target.closest("#pp-connect");
-  if (!pressed || (page.call && !page.call.ended)) return;
-  page.context = newContext();
-  page.context.resume();
-}, true);
-
 window.addEventListener("pagehide", () => page.call?.hangUp());
+window.addEventListener("beforeunload", (event) => { if (page.state.calling) event.preventDefault(); });

@@ -22,15 +22,21 @@ function checksum(bytes) {
 
 export class OggMuxer {
   /** @param {number} rate of what was encoded, Hz */
-  constructor(rate) {
+  constructor(rate, channels = 1) {
     this.rate = rate;
+    this.channels = channels;
     this.sequence = 0;
     this.granule = 0; // samples at 48 kHz
   }
 
-  // The two pages that open the stream.
-  headers() {
-    const tags = new TextEncoder().encode("OpusTags\x04\0\0\0page\0\0\0\0");
+  /**
+   * The two pages that open the stream.
+   * @param {string[]} comments NAME=value
+   */
+  headers(comments = []) {
+    const listed = comments.map((one) => counted(one));
+    const tags = [counted("page"), uint32(comments.length), ...listed].reduce(
+      (all, part) => joined(all, part), new TextEncoder().encode("OpusTags"));
     return [this.#page(this.#head(), FLAG.first), this.#page(tags, 0)];
   }
 
@@ -48,7 +54,7 @@ export class OggMuxer {
     const view = new DataView(head.buffer);
     head.set(new TextEncoder().encode("OpusHead"));
     head[8] = 1; // version
-    head[9] = 1; // channels
+    head[9] = this.channels;
     view.setUint16(10, PRE_SKIP, true);
     view.setUint32(12, this.rate, true);
     return head;
@@ -123,6 +129,19 @@ export class OggDemuxer {
     }
     this.started = size > 0 ? joined(part ?? new Uint8Array(0), body.subarray(at)) : null;
   }
+}
+
+/** @param {string} text @returns {Bytes} its length, and it */
+function counted(text) {
+  const bytes = new TextEncoder().encode(text);
+  return joined(uint32(bytes.length), bytes);
+}
+
+/** @param {number} value */
+function uint32(value) {
+  const view = new DataView(new ArrayBuffer(4));
+  view.setUint32(0, value, true);
+  return new Uint8Array(view.buffer);
 }
 
 /**

@@ -9,7 +9,8 @@ const PLAYED = 480; // samples at 24 kHz in one piece for the recording
 
 /**
  * @typedef {{level: number, queuedMs: number, underruns: number, jumps: number, trims: number}} Report
- * @typedef {{played: Samples} | {report: Report}} PlaybackMessage
+ * `at` is the speaker's clock: samples at 24 kHz since it was opened.
+ * @typedef {{played: Samples, at: number} | {passed: number, at: number} | {report: Report}} PlaybackMessage
  */
 
 export class PlaybackCore {
@@ -18,11 +19,12 @@ export class PlaybackCore {
    * @param {(message: PlaybackMessage, transfer: Transferable[]) => void} post to the page
    */
   constructor(rate, post) {
-    this.playout = new Playout();
+    this.playout = new Playout((passed, at) => post({ passed, at }, []));
     this.resampler = new Resampler(24000, rate);
     this.scratch = new Float32Array(8192);
     this.played = new Float32Array(PLAYED);
     this.filled = 0;
+    this.at = 0; // the end of what was handed over as played
     this.sinceReport = 0;
     this.energy = 0;
     this.post = post;
@@ -41,7 +43,8 @@ export class PlaybackCore {
     this.played[this.filled++] = sample;
     this.energy += sample * sample;
     if (this.filled < PLAYED) return;
-    this.post({ played: this.played }, [this.played.buffer]);
+    this.at += PLAYED;
+    this.post({ played: this.played, at: this.at }, [this.played.buffer]);
     this.played = new Float32Array(PLAYED);
     this.filled = 0;
     this.sinceReport += PLAYED;

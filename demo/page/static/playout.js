@@ -28,8 +28,11 @@ export class Playout {
   watched = 0; // samples in this bucket
   reviewed = 0; // samples since the last review
   cutAt = 0; // samples since the last cut
+  marks = /** @type {{mark: number, left: number}[]} */ ([]); // and the samples before each
 
-  constructor() {
+  /** @param {(mark: number, at: number) => void} passed a mark was reached, and the clock then */
+  constructor(passed = () => {}) {
+    this.passed = passed;
     this.ring = new Float32Array(CAPACITY);
     this.read = 0;
     this.length = 0; // samples queued
@@ -58,7 +61,16 @@ export class Playout {
     if (this.length > CAP) this.#jump();
   }
 
+  /**
+   * Tell when the sample that is pushed next is played.
+   * @param {number} mark
+   */
+  mark(mark) {
+    this.marks.push({ mark, left: this.length });
+  }
+
   clear() {
+    for (const { mark } of this.marks.splice(0)) this.passed(mark, this.clock); // never to be played
     this.length = 0;
     this.playing = false;
     this.readyAt = -1;
@@ -74,11 +86,21 @@ export class Playout {
     if (!this.playing) this.#start();
     const heard = this.playing ? Math.min(count, this.length) : 0;
     for (let i = 0; i < heard; i++) out[i] = this.#next();
+    if (this.marks.length > 0) this.#pass(heard);
     out.fill(0, heard, count);
     this.clock += count;
     if (!this.playing) return;
     if (heard < count) this.#starve();
     else this.#watch(count);
+  }
+
+  /** @param {number} heard samples from here on */
+  #pass(heard) {
+    while (this.marks.length > 0 && this.marks[0].left < heard) {
+      const { mark, left } = /** @type {{mark: number, left: number}} */ (this.marks.shift());
+      this.passed(mark, this.clock + left);
+    }
+    for (const one of this.marks) one.left -= heard;
   }
 
   #next() {
@@ -125,6 +147,7 @@ export class Playout {
   #skip(count) {
     this.read = (this.read + count) % CAPACITY;
     this.length -= count;
+    for (const one of this.marks) one.left = Math.max(0, one.left - count);
   }
 
   // From here on the queue is watched: how low it runs tells how much of it is needed.

@@ -1,5 +1,37 @@
 // @ts-check
-// When to try again after a conversation ended, and when not. No timers, no socket: only the rule.
+// When a line counts as dead, when to try again after a conversation ended, and when not.
+// No timers, no socket: only the rules.
+
+export const CHECK_EVERY = 250; // ms between two looks at the line
+const STUTTER = 1000; // ms without audio: something is wrong
+const DEAD = 5000; // ms without audio, or with a ping that did not come back
+const LONGEST_STEP = 1500; // ms: what a page that was held up may count at once
+
+/** Whether the line lives, by what comes over it. A sleeping page does not count as a dead line. */
+export class Pulse {
+  silent = 0; // ms without audio
+  unanswered = 0; // ms without an answer to a ping
+  at = /** @type {number | null} */ (null); // ms, the last look
+
+  /** @param {number} now ms */
+  audio(now) { this.silent = (this.at ?? now) - now; }
+  pong() { this.unanswered = 0; }
+
+  /**
+   * @param {number} now ms
+   * @param {boolean} flowing audio is sent, so audio should come
+   * @param {boolean} asked a ping is on its way
+   * @returns {"steady" | "stutter" | "dead"}
+   */
+  look(now, flowing, asked) {
+    const step = Math.min(LONGEST_STEP, now - (this.at ?? now));
+    this.at = now;
+    this.silent = flowing ? this.silent + step : 0;
+    this.unanswered = asked ? this.unanswered + step : 0;
+    if (this.silent >= DEAD || (!flowing && this.unanswered >= DEAD)) return "dead";
+    return this.silent >= STUTTER ? "stutter" : "steady";
+  }
+}
 
 const GIVE_UP = 180_000; // ms after the first failure of a row
 const BUSY_WAIT = [2000, 3000]; // ms; a random moment between, so that waiting pages spread out

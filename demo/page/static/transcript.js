@@ -8,7 +8,7 @@
  * @typedef {import("./protocol.js").UserTextEvent} UserTextEvent
  * @typedef {{id: number, text: string}} Waiting
  *
- * One turn; its times are seconds of agent audio.
+ * One turn; its times are seconds of the recording: when it was heard in this browser.
  * @typedef {object} Turn
  * @property {"agent" | "user" | "page"} who
  * @property {"own" | "given" | "answer" | "heard" | "question" | "note"} kind
@@ -20,6 +20,9 @@
  * @property {string} mark of an answer
  * @property {number | null} say id of the text that was given to say
  * @property {boolean} final whether the words of the user will not change any more
+ * @property {Piece[]} pieces of what the agent said, each with the second in which it was heard
+ *
+ * @typedef {{text: string, t: number}} Piece
  */
 
 /** @type {Partial<Record<RouteEvent["state"], string>>} */
@@ -28,7 +31,6 @@ const NEW_TURN = 2.5; // s of silence after which the agent's next word opens a 
 
 export class Transcript {
   turns = /** @type {Turn[]} */ ([]);
-  offset = 0; // s: where this conversation begins in the transcript
   waiting = /** @type {Waiting[]} */ ([]); // to be said
   /** @type {(Waiting & {kind: "answer" | "given", mark: string}) | null} */
   speaking = null; // being said
@@ -40,16 +42,17 @@ export class Transcript {
    * @param {(turn: Turn, before: Turn | null) => void} changed after every change; `before` is the
    *   turn that follows
    * @param {(list: Waiting[]) => void} queued when what waits to be said has changed
+   * @param {(kind: "say" | "ask", text: string) => void} taken when the server has a text
    */
-  constructor(changed, queued) {
+  constructor(changed, queued, taken = () => {}) {
     this.changed = changed;
     this.queued = queued;
+    this.taken = taken;
     this.clear();
   }
 
   clear() {
     this.turns = [];
-    this.offset = 0;
     this.#forget();
   }
 
@@ -58,10 +61,8 @@ export class Transcript {
    * @param {string} note
    */
   restart(note) {
-    const last = this.turns.at(-1);
-    this.offset = last ? last.end : 0;
     this.#forget();
-    if (note) this.note(note, 0);
+    this.note(note, this.turns.at(-1)?.end ?? 0);
   }
 
   #forget() {
@@ -91,10 +92,11 @@ export class Transcript {
     const last = this.turns.at(-1);
     const goesOn =
       last !== undefined && last.who === "agent" && last.kind === kind &&
-      last.say === (this.speaking?.id ?? null) && t + this.offset - last.end < NEW_TURN;
+      last.say === (this.speaking?.id ?? null) && t - last.end < NEW_TURN;
     const turn = goesOn ? last : this.#agentTurn(kind, t);
     turn.text = turn.text === "" ? piece.trimStart() : turn.text + piece;
-    turn.end = Math.max(turn.end, t + this.offset);
+    turn.end = Math.max(turn.end, t);
+    turn.pieces.push({ text: piece, t });
     this.#changed(turn);
   }
 
@@ -118,6 +120,7 @@ export class Transcript {
 
   /** @param {SayEvent} event */
   #say({ id, state, text, spoken }) {
+    if (state === "queued" || state === "speaking") this.taken("say", text);
     if (state === "queued") this.waiting.push({ id, text });
     else this.waiting = this.waiting.filter((one) => one.id !== id);
     if (state === "speaking") this.#startSaying(id, text);
@@ -151,6 +154,7 @@ export class Transcript {
 
   /** @param {RouteEvent} event */
   #route(event) {
+    if (event.source === "client") this.taken("ask", event.question);
     const turn = this.questions.get(event.id) ?? this.#question(event);
     turn.state = OUTCOME[event.state] ?? "";
     if (turn.state && event.reason) turn.state += `: ${event.reason}`;
@@ -177,7 +181,7 @@ export class Transcript {
   /** @param {UserTextEvent} event */
   #user({ text, start, end, final }) {
     this.partial ??= this.#add({ who: "user", kind: "heard", text, start, end });
-    Object.assign(this.partial, { text, final, end: end + this.offset });
+    Object.assign(this.partial, { text, final, end });
     this.#changed(this.partial);
     if (final) this.partial = null;
   }
@@ -187,9 +191,7 @@ export class Transcript {
    * @returns {Turn}
    */
   #add(turn) {
-    const whole = { cut: "", state: "", mark: "", say: null, final: true, ...turn };
-    whole.start += this.offset;
-    whole.end += this.offset;
+    const whole = { cut: "", state: "", mark: "", say: null, final: true, pieces: [], ...turn };
     const later = this.turns.findIndex((one) => one.start > whole.start);
     this.turns.splice(later < 0 ? this.turns.length : later, 0, whole);
     this.#changed(whole);
@@ -200,6 +202,37 @@ export class Transcript {
   #changed(turn) {
     this.changed(turn, this.turns[this.turns.indexOf(turn) + 1] ?? null);
   }
+}
+
+/**
+ * The words of a turn, each with the second in which it begins. What the user said came as a whole:
+ * there its words share the time by their lengths.
+ * @param {Turn} turn
+ * @returns {Piece[]}
+ */
+export function wordsOf({ text, pieces, start, end }) {
+  if (pieces.length > 0) return wholeWords(pieces);
+  const words = text.split(/\s+/).filter(Boolean);
+  const all = words.reduce((sum, word) => sum + word.length + 1, 0);
+  let before = 0;
+  return words.map((word) => {
+    const t = start + ((end - start) * before) / all;
+    before += word.length + 1;
+    return { text: word, t };
+  });
+}
+
+/** @param {Piece[]} pieces parts of words; a new word begins with a blank */
+function wholeWords(pieces) {
+  const words = /** @type {Piece[]} */ ([]);
+  for (const { text, t } of pieces) {
+    text.split(/(?=\s)/).forEach((part) => {
+      const last = words.at(-1);
+      if (last && !/^\s/.test(part)) last.text += part;
+      else if (part.trim()) words.push({ text: part.trim(), t });
+    });
+  }
+  return words;
 }
 
 /** @param {RouteEvent} event */

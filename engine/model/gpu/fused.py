@@ -9,6 +9,7 @@ under triton's interpreter in tests.
 import torch
 from torch import Tensor, nn
 
+from engine.model.gpu.depth import WholeDepth
 from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
@@ -16,7 +17,16 @@ from engine.model.lm import Depformer, DepthLayer, Pick
 from engine.model.mimi import Conv, ConvTranspose, Elu, Residual, Stream
 from engine.model.transformer import RMS_EPS, Active, Attends, Gating, Linear, Rings, Transformer
 
-__all__ = ["depth", "embed_column", "pick", "pick_text", "prefill", "product", "step"]
+__all__ = [
+    "depth",
+    "embed_column",
+    "find_whole_depth",
+    "pick",
+    "pick_text",
+    "prefill",
+    "product",
+    "step",
+]
 
 
 def product(linear: Linear, x: Tensor, **how: bool) -> Tensor:
@@ -83,6 +93,11 @@ def depth(depformer: Depformer, hidden: Tensor, text: Tensor, decide: Pick) -> T
         if step + 1 < steps:
             previous = embed_one(depformer.emb[step], codes[-1])
     return torch.stack(codes, 1)
+
+
+def find_whole_depth(depformer: Depformer, slots: int) -> WholeDepth | None:
+    """The depformer as one launch, where the device and the number of slots allow it."""
+    return WholeDepth(depformer) if WholeDepth.fits(depformer, slots) else None
 
 
 def _depth_layer(

@@ -3,7 +3,7 @@
 A graph is work on fixed addresses that is recorded once and launched whole from then on.
 
 - `Ticks` runs a tick as two launches, `listen` and `speak`. There is a graph for every bucket: the
-  first 1, 2, 4, 8 or 16 slots of one loop, the same memory in smaller tensors. The smallest bucket
+  first 1, 2, 4, 8, 16 … slots of one loop, the same memory in smaller tensors. The smallest bucket
   that covers the active slots runs. Samples go up in one copy and random numbers in another,
   results come down in one, and the host waits once a graph.
 - With a recogniser there are two graphs more: `transcribe` is `listen` and the recogniser's step,
@@ -30,7 +30,7 @@ from engine.model.transformer import Active, Rings
 
 logger = logging.getLogger(__name__)
 
-BUCKETS = (1, 2, 4, 8, 16)
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96)
 # Columns of the input behind the samples: the slots that advance, are encoded, are transcribed.
 ACTIVE, ENCODING, WRITING = range(FRAME_SAMPLES, FRAME_SAMPLES + 3)
 Words = tuple[np.ndarray, np.ndarray | None]  # the recogniser's [S] int64, [S, heads] float32

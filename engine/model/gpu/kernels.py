@@ -1,13 +1,14 @@
 """Triton kernels of one frame's work: products of few rows, residual and norm, embeddings, picks.
 
 Written for memory-bound work on sm_86 and sm_90: every weight is read once, in tiles of 16 rows, so
-1 and 16 slots cost the same and a row's bits depend on no other row. Sums are split and joined in a
-fixed order, never by atomics. The plain modules (transformer.py, lm.py) are their oracles. Under
+1 and 16 slots cost the same. More rows take taller tiles that add in the same order: a row's bits
+depend on no other row and on no number of rows. Sums are split and joined in a fixed order, never
+by atomics. The plain modules (transformer.py, lm.py) are their oracles. Under
 Triton's interpreter products are computed in float32, because its bf16 dot is wrong.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -25,6 +26,7 @@ class Tile:
     splits: int = 1  # programs that share the inputs of an output
     warps: int = 4
     stages: int = 4
+    bm: int = TILE_ROWS  # rows
 
 
 def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: bool) -> Tile:
@@ -34,12 +36,51 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
     99 KiB of shared memory that a program may have on sm_86. Of the sweep on an H200 (2026-11-23,
     engine/tools/tiles.py) it takes the fastest, or one within 3 % of it that suits several shapes.
     """
+    few = _tile_for_few(n, k, item_bytes, gated, partial)
+    if rows <= TILE_ROWS:
+        return few
+    if k <= 1024 or n < 64 or item_bytes == 4:
+        return replace(few, bm=2 * TILE_ROWS)
+    return replace(_tile_for_many(rows, item_bytes == 1, gated, partial, k), splits=few.splits)
+
+
+def _tile_for_many(rows: int, int8: bool, gated: bool, partial: bool, k: int) -> Tile:
+    """More than 16 rows: the fastest of a sweep on an H100 (2026-11-27) whose bits are those of 16.
+
+    Beside int8 weights a tile of 64 rows must not have 4 warps: that is another instruction there,
+    which adds in another order.
+    """
+    size = 0 if rows <= 32 else 1 if rows <= 64 else 2
+    if int8:
+        if partial and k > 4096:
+            return (
+                Tile(64, 128, stages=3, bm=32),
+                Tile(64, 128, warps=2, stages=3, bm=64),
+                Tile(128, 128, warps=2, stages=3, bm=32),
+            )[size]
+        if partial:
+            return (
+                Tile(32, 128, warps=2, stages=3, bm=32),
+                Tile(64, 128, warps=2, stages=3, bm=64),
+                Tile(128, 128, stages=3, bm=32),
+            )[size]
+        if gated:
+            return Tile(64, 128, warps=4 if size == 1 else 2, stages=3, bm=32)
+        return Tile(64 if size else 32, 128, stages=3, bm=32)
+    if size == 2:
+        return Tile(64, 64, stages=3, bm=64)
+    if size == 0:
+        return Tile(64 if partial else 32, 128, warps=2 if partial else 4, stages=3, bm=32)
+    if partial:
+        return Tile(64, 128, stages=3, bm=64)
+    return Tile(32, 64 if gated else 128, stages=3, bm=64)
+
+
+def _tile_for_few(n: int, k: int, item_bytes: int, gated: bool, partial: bool) -> Tile:
+    """Up to 16 rows."""
     int8 = item_bytes == 1
     if k < 256 or n < 64 or item_bytes == 4:
         return Tile(16, 32, 2 if partial else 1)
-    if rows > TILE_ROWS:  # a piece of a prompt: the tile of x is four times as large
-        # Of a sweep on an H200 (2026-11-25, docs/measurements/history.md), for 17 to 64 rows.
-        return Tile(64, 128, 4, stages=3) if partial else Tile(32, 64 if gated else 128, stages=3)
     if partial:  # few outputs: programs share the inputs, so that all of the device reads
         if k % 1024:
             return Tile(16, 128, 2)
@@ -129,7 +170,7 @@ def matmul(
     tile = tile_for(n, k, m, weight.element_size(), gated, partial)
     kind = torch.float32 if partial else x.dtype
     out = torch.empty(tile.splits, m, n, dtype=kind, device=x.device)
-    bm = min(64, max(TILE_ROWS, triton.next_power_of_2(m)))
+    bm = tile.bm
     even = n % tile.bn == 0 and k % (tile.bk * tile.splits) == 0
     grid = (triton.cdiv(n, tile.bn), triton.cdiv(m, bm), tile.splits)
     _matmul[grid](
@@ -217,9 +258,11 @@ def embed(tokens: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
 #
 # One program a slot. Audio's vocabulary (2048 entries) is ranked by a full sort. Text's (32 000) is
 # first cut to what can win: the width-th largest logit is found by halving the range of the keys.
+# What is left is ranked by counting.
 # The oracle is `race` of sampling.py.
 
 WARPS, TEXT_WARPS = 8, 32
+COUNTED = tl.constexpr(256)  # entries at most that are ranked by counting: their pairs are counted
 KEY_BITS, COUNT_BITS = 32, 20  # of a logit's key, and room for a count of entries
 
 
@@ -237,17 +280,25 @@ def _key(value, inside):
 
 @triton.jit
 def _race(packed, temperature, most, noise, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`."""
-    i = tl.arange(0, WIDTH)
-    packed = tl.sort(packed, descending=True)
+    """packed [WIDTH], keys and below them BLOCK - 1 - index -> the index that wins of `most`.
+
+    Few are ranked by counting who is larger, which takes one step; many by a sort.
+    """
+    rank = tl.arange(0, WIDTH)
+    if WIDTH <= COUNTED:
+        larger = packed[None, :] > packed[:, None]  # no two that count are equal
+        rank = tl.sum(larger.to(tl.int32), 1)
+    else:
+        packed = tl.sort(packed, descending=True)
     index = BLOCK - 1 - (packed & 0xFFFFFFFF).to(tl.int32)
     ranked = _order((packed >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
-    kept = i < most
+    kept = rank < most
     chance = tl.exp((ranked - tl.max(tl.where(kept, ranked, float("-inf")), 0)) / temperature)
-    race = chance / tl.load(noise + i, mask=kept, other=1.0)
+    race = chance / tl.load(noise + rank, mask=kept, other=1.0)
     race = tl.where(race >= 0, race, 0.0)  # NaN has no chance; if all are, the first in rank wins
-    winner = tl.argmax(tl.where(kept, race, -1.0), 0)
-    return tl.sum(tl.where(i == winner, index, 0), 0).to(tl.int64)
+    race = tl.where(kept, race, -1.0)
+    first = tl.min(tl.where(race == tl.max(race, 0), rank, WIDTH), 0)
+    return tl.sum(tl.where(kept & (rank == first), index, 0), 0).to(tl.int64)
 
 
 @triton.jit

@@ -1,9 +1,10 @@
-"""Triton attention over KV rings: `Decode` for a tick, `PromptPiece` for prompts, `attend_few`.
+"""Attention over KV rings: `Decode` for a tick, `PromptPiece` for prompts, `attend_few`.
 
 A ring needs no position mask: keys are stored rotated and softmax ignores order, so the valid
 columns are always the places [0, length). Keys and values are bf16, or int8 with a float16 scale
-per head and column. Idle slots cost nothing and change nothing. The oracles are `RingPush`, `Chunk`
-and `attend_few` of transformer.py, on a CPU.
+per head and column. Idle slots cost nothing and change nothing. All is Triton's but for a tick over
+int8 rings of the public model, which attention.cu reads twice as fast. The oracles are `RingPush`,
+`Chunk` and `attend_few` of transformer.py, on a CPU.
 """
 
 import math
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.model.gpu.cuda import launch
 from engine.model.gpu.kernels import INTERPRETED, dot_type
 from engine.model.transformer import INT8_MAX, TILE_ROWS, TINY_SCALE, Active, Rings
 
@@ -23,6 +25,7 @@ SPLIT = 512  # columns of a ring that one program of a tick reads
 BLOCK, STAGES = 32, 3  # columns that it reads at once
 PIECE_BLOCK, PIECE_STAGES = 64, 2  # the same for a piece of a prompt
 LEAST_WIDTH = 16  # of a matrix instruction
+INT8_SPLIT, INT8_WIDTH, INT8_THREADS = 256, 128, 128  # of attention.cu: SPLIT, D, and its block
 
 
 @triton.jit
@@ -231,15 +234,21 @@ class Decode:
         self, rings: Rings, active: Active, columns: int = 1, split: int = SPLIT, block: int = BLOCK
     ) -> None:
         self.rings, self.mask, self.columns = rings, active.mask, columns
-        self.split, self.block = split, block
-        later = torch.arange(columns, device=rings.kv.device)
+        _, _, slots, heads, _, width = rings.kv.shape
+        device = rings.kv.device
+        self.by_cuda = (
+            rings.scale is not None and width == INT8_WIDTH and columns == 1
+        ) and device.type == "cuda"
+        self.split, self.block = INT8_SPLIT if self.by_cuda else split, block
+        later = torch.arange(columns, device=device)
         turn = rings.rotation.turn(rings.position[:, None] + later)  # [S, T, 1, 1, D/2]
         self.turn = torch.view_as_real(turn).contiguous()  # [S, T, 1, 1, D/2, 2]
-        _, _, slots, heads, _, width = rings.kv.shape
-        self.splits = math.ceil(rings.capacity / split)
-        shape, device = (slots, heads, columns, self.splits), rings.kv.device
+        self.splits = math.ceil(rings.capacity / self.split)
+        shape = (slots, heads, columns, self.splits)
         self.part = torch.empty(*shape, width, dtype=torch.float32, device=device)
         self.stat = torch.empty(*shape, 2, dtype=torch.float32, device=device)
+        if self.by_cuda:  # how many parts of a query are there; each launch leaves zeros
+            self.arrived = torch.zeros(slots, heads, dtype=torch.int32, device=device)
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """qkv [S, T, 3, H, D], not yet rotated -> [S, T, H * D]; writes the ring."""
@@ -249,6 +258,14 @@ class Decode:
         int8 = rings.scale is not None
         scale = rings.scale[layer] if int8 else kv  # [2, S, H, columns]
         out = torch.empty(slots, columns, heads * width, dtype=qkv.dtype, device=qkv.device)
+        if self.by_cuda and qkv.dtype == torch.bfloat16:
+            launch(
+                "attention", "attend_int8", (self.splits, heads, slots), INT8_THREADS,
+                qkv, self.turn, kv, scale, rings.position, self.mask, self.part, self.stat,
+                self.arrived, out, rings.capacity, *kv.stride()[:3], *scale.stride()[:3],
+                LOG2E * width**-0.5,
+            )  # fmt: skip
+            return out
         sizes = {"H": heads, "D": width, "BD": triton.next_power_of_2(width), "T": columns}
         whole = self.splits == 1
         _decode[(slots, heads * columns, self.splits)](

@@ -6,6 +6,8 @@ type Samples = Float32Array<ArrayBuffer>;
 // Gradio's listeners in demo/page/ui.py call the page through this name.
 interface Window {
   PersonaPlex: typeof import("../../../demo/page/static/main.js").page;
+  accessToken?: string; // of the page's address (demo/page/html/page.html)
+  pageModules: { load(path: string): Promise<unknown>; address(path: string): string };
 }
 
 // The audio thread.

@@ -118,9 +118,9 @@ test("a new conversation goes on below the old one", () => {
   const { made } = transcript();
   made.text(" One", 10);
   made.restart("connection lost");
-  made.text(" Two", 0.5);
+  made.text(" Two", 12);
   assert.deepEqual(made.turns.map((turn) => turn.text), ["One", "connection lost", "Two"]);
-  assert.equal(made.turns[2].start, 10.5);
+  assert.equal(made.turns[2].start, 12);
 });
 
 const TURNS = (() => {
@@ -133,24 +133,29 @@ const TURNS = (() => {
   return made.turns;
 })();
 
+const ABOUT = { model: "m", voice: "v", persona: "p", seed: "1", date: "d" };
+
 test("as text", () => {
-  assert.equal(FORMATS.txt.write(TURNS),
-    "[00:00:01] Agent: Hello <you>.\n[00:00:03] Agent: One [cut off: two]\n[00:01:02] You: Stop\n");
+  assert.ok(FORMATS.txt.write(TURNS, ABOUT).endsWith(
+    "\n\n[00:00:01] Agent: Hello <you>.\n[00:00:03] Agent: One [cut off: two]\n[00:01:02] You: Stop\n"));
 });
 
 test("as SRT", () => {
-  assert.ok(FORMATS.srt.write(TURNS).startsWith(
+  assert.ok(FORMATS.srt.write(TURNS, ABOUT).startsWith(
     "1\n00:00:01,250 --> 00:00:02,250\nAgent: Hello <you>.\n\n2\n00:00:03,000 --> "));
 });
 
 test("as WebVTT, with its own signs escaped", () => {
-  const vtt = FORMATS.vtt.write(TURNS);
-  assert.ok(vtt.startsWith("WEBVTT\n\n00:00:01.250 --> 00:00:02.250\n<v Agent>Hello &lt;you&gt;.\n"));
+  const vtt = FORMATS.vtt.write(TURNS, ABOUT);
+  assert.ok(vtt.startsWith("WEBVTT\n\nNOTE\nmodel: m\n"));
+  assert.ok(vtt.includes("00:00:01.250 --> 00:00:02.250\n<v Agent>Hello &lt;you&gt;.\n"));
   assert.ok(vtt.includes("00:01:02.000 --> 00:01:03.500\n<v You>Stop"));
 });
 
 test("as JSON, with the times of both sides", () => {
-  const { turns } = JSON.parse(FORMATS.json.write(TURNS));
-  assert.deepEqual(turns[2], { who: "user", kind: "heard", text: "Stop", cut: "", start: 62, end: 63.5 });
+  const { turns } = JSON.parse(FORMATS.json.write(TURNS, ABOUT));
+  const { words, ...stop } = turns[2];
+  assert.deepEqual(stop, { who: "user", kind: "heard", text: "Stop", cut: "", start: 62, end: 63.5 });
+  assert.deepEqual(words, [{ text: "Stop", t: 62 }]);
   assert.equal(turns[1].cut, "two");
 });

@@ -1,0 +1,106 @@
+"""What a visit costs; and that our rules win over Gradio's, as the browser computes them."""
+
+import re
+
+import pytest
+
+from tests.browser.driver import Tab
+
+SHIFTS = """window.shifts = 0; new PerformanceObserver((list) => {
+  for (const one of list.getEntries()) if (!one.hadRecentInput) window.shifts += one.value;
+}).observe({type: "layout-shift", buffered: true});"""
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_page_is_ready_after_few_requests_few_bytes_and_without_a_jump(browser, server, width):
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.add_init_script(SHIFTS)
+    sizes = []
+    page.on(
+        "requestfinished",
+        lambda request: (
+            request.url.startswith("http") and sizes.append(request.sizes()["responseBodySize"])
+        ),
+    )
+    page.goto(server.url)
+    page.wait_for_selector(f".pp-there :is({Tab.START}):not([disabled])")
+    page.wait_for_load_state("networkidle")
+    assert len(sizes) <= 12  # 7, and what a browser looks for by itself
+    assert sum(sizes) <= 300_000
+    assert page.evaluate("window.shifts") <= 0.05
+    context.close()
+
+
+LOOK = """() => {
+  const found = [];
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => {
+    const part = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const contrast = (one, other) => {
+    const [dark, light] = [luminance(rgb(one)), luminance(rgb(other))].sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const back = (element) => {
+    for (let e = element.parentElement; e; e = e.parentElement) {
+      const { backgroundColor } = getComputedStyle(e);
+      if (rgb(backgroundColor)[3] !== 0) return backgroundColor;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const controls = "button, input, select, textarea, summary, [role=slider], [role=log]";
+  for (const element of document.querySelectorAll(controls)) {
+    if (!element.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+    const box = (element.closest("label") ?? element).getBoundingClientRect();
+    const name = element.id || element.className || element.textContent;
+    const inText = element.matches(".word, input[type=range]");
+    const size = `${name} is ${box.width}x${box.height}`;
+    if (!inText && Math.min(box.width, box.height) < 24) found.push(size);
+    if (element.disabled || element.matches("input[type=radio]")) continue;
+    element.focus({ focusVisible: true });
+    const { outlineColor, outlineStyle, outlineWidth } = getComputedStyle(element);
+    const seen = outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
+    const focus = `${name}: focus ${outlineStyle} ${outlineColor} on ${back(element)}`;
+    if (!seen || contrast(outlineColor, back(element)) < 3) found.push(focus);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_focus_is_seen_and_everything_can_be_hit(browser, server, open_tab, scheme):
+    tab = open_tab(browser, server.url, color_scheme=scheme)
+    assert tab.page.evaluate(LOOK) == []
+    tab.tuning()
+    assert tab.page.evaluate(LOOK) == []
+
+
+COLOURS = """(selector) => {
+  const style = getComputedStyle(document.querySelector(selector));
+  return [style.color, style.backgroundColor];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_disabled_stands_out_less_than_what_is_not(
+    browser, scripted_server, api, open_tab, scheme
+):
+    tab = open_tab(browser, scripted_server.url, color_scheme=scheme)
+    before = {name: contrast(*tab.page.evaluate(COLOURS, name)) for name in ("#pp-send",)}
+    tab.connect()
+    for name, disabled in before.items():
+        assert disabled < contrast(*tab.page.evaluate(COLOURS, name))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours as CSS has them, by WCAG."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

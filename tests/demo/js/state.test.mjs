@@ -1,0 +1,178 @@
+// The state of a call: which event leads where, what is shown of all that is true, and how long.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { CallState, Steady, TABLE } from "../../../demo/page/static/state.js";
+import { describe } from "../../../demo/page/static/status.js";
+
+function after(...events) {
+  const state = new CallState();
+  for (const event of events) {
+    const [name, facts] = Array.isArray(event) ? event : [event, {}];
+    assert.ok(state.on(name, facts), `${state.phase} knows no ${name}`);
+  }
+  return state;
+}
+const live = (facts = {}) => {
+  const state = after("start", "allowed", "live");
+  state.tell({ microphone: true, ...facts });
+  return state;
+};
+
+const WAYS = [
+  [[], "ready"],
+  [["start"], "permission"],
+  [["start", "allowed"], "calling"],
+  [["start", "allowed", "waking"], "waking"],
+  [["start", "allowed", "busy"], "waiting"],
+  [["start", "allowed", "busy", "busy", "busy"], "waiting"],
+  [["start", "allowed", "busy", "live"], "listening"],
+  [["start", "allowed", "waking", "live"], "listening"],
+  [["start", "allowed", "live", "stutter"], "unstable"],
+  [["start", "allowed", "live", "stutter", "steady"], "listening"],
+  [["start", "allowed", "live", "stutter", "lost"], "reconnecting"],
+  [["start", "allowed", "live", "lost", "lost", "live"], "listening"],
+  [["start", "allowed", "live", "lost", "end"], "ended"],
+  [["start", "end", "start"], "permission"],
+];
+for (const [events, face] of WAYS) {
+  test(`${events.join(", ") || "at first"}: ${face}`, () => {
+    const state = after(...events);
+    state.tell({ microphone: true });
+    assert.equal(state.face, face);
+  });
+}
+
+test("an event that a phase does not know changes nothing and tells nobody", () => {
+  const events = [...new Set(Object.values(TABLE).flatMap((row) => Object.keys(row)))];
+  for (const [phase, row] of Object.entries(TABLE)) {
+    for (const event of events.filter((name) => !(name in row))) {
+      const state = new CallState(() => assert.fail("told"));
+      state.phase = phase;
+      const before = JSON.stringify(state.facts);
+      assert.equal(state.on(event, { reason: "x", muted: true }), false, `${phase}: ${event}`);
+      assert.equal(state.phase, phase);
+      assert.equal(JSON.stringify(state.facts), before);
+    }
+  }
+});
+
+test("from every phase of a call one can end it, and from no other", () => {
+  for (const [phase, row] of Object.entries(TABLE)) {
+    const state = new CallState();
+    state.phase = phase;
+    assert.equal(state.calling, "end" in row, phase);
+  }
+});
+
+test("after the end nothing but a new start happens", () => {
+  assert.deepEqual(Object.keys(TABLE.ended), ["start"]);
+});
+
+// Every combination of what can be true at once in a call, and what is shown of it.
+const FACTS = ["sound", "microphone", "muted", "paused", "user", "agent", "question"];
+const expected = ({ sound, microphone, muted, paused, user, agent, question }) =>
+  !sound ? "silenced" : paused ? "paused" : user && agent ? "both" : agent ? "speaking"
+    : question ? "looking" : !microphone ? "deaf" : muted ? "muted" : "listening";
+
+test("of everything that can be true at once one thing is shown", () => {
+  for (let bits = 0; bits < 2 ** FACTS.length; bits++) {
+    const facts = Object.fromEntries(FACTS.map((name, i) => [name, Boolean(bits & (1 << i))]));
+    const state = live({ ...facts, question: facts.question ? "how much?" : null });
+    assert.equal(state.face, expected(facts), JSON.stringify(facts));
+    const { word, sentence } = describe(state);
+    assert.ok(word && sentence, state.face);
+  }
+});
+
+test("paused and muted does not claim to listen; paused alone does", () => {
+  assert.match(describe(live({ paused: true })).sentence, /keeps listening/);
+  for (const facts of [{ muted: true }, { microphone: false }]) {
+    assert.match(describe(live({ paused: true, ...facts })).sentence, /does not hear you/);
+  }
+});
+
+test("a lost line is never shown as a live one, whatever else is true", () => {
+  for (const event of ["stutter", "lost", "end"]) {
+    const state = live({ muted: true, user: true, agent: true, question: "x" });
+    state.on(event);
+    assert.ok(["unstable", "reconnecting", "ended"].includes(state.face));
+  }
+});
+
+test("a new call forgets what was true of the last", () => {
+  const state = live({ muted: true, paused: true, question: "x" });
+  state.on("end", { reason: "idle", text: "nobody spoke" });
+  state.on("start");
+  assert.deepEqual([state.facts.muted, state.facts.paused, state.facts.question, state.facts.reason], [false, false, null, ""]);
+});
+
+test("a pause lasts over a lost line", () => {
+  const state = live({ paused: true });
+  state.on("lost");
+  state.on("live");
+  assert.equal(state.face, "paused");
+});
+
+test("whoever is told the same again is not told", () => {
+  let told = 0;
+  const state = new CallState(() => { told += 1; });
+  state.tell({ muted: true });
+  state.tell({ muted: true });
+  assert.equal(told, 1);
+});
+
+const REASONS = [
+  "hung up", "idle", "time limit", "closing", "unauthorized", "busy", "dropped", "unreachable",
+];
+test("every end has its own plain sentence", () => {
+  const sentences = REASONS.map((reason) => describe(after("start", ["end", { reason }])).sentence);
+  assert.equal(new Set(sentences).size, REASONS.length);
+  assert.ok(sentences.every((one) => /^[A-Z].*\.$/.test(one)), sentences.join("\n"));
+});
+
+test("an end that the page has no sentence for says the server's own", () => {
+  const state = after("start", ["end", { reason: "bad parameter", text: "seed is x" }]);
+  assert.equal(describe(state).sentence, "bad parameter: seed is x");
+});
+
+test("a conversation that is gone says the server's reason, and not that it was quiet", () => {
+  const state = after("start", ["end", { reason: "gone", text: "it was kept for 30 s" }]);
+  assert.match(describe(state).sentence, /too late.*kept for 30 s/);
+});
+
+test("waking says how far it is, where that is known", () => {
+  assert.equal(describe(after("start", "allowed", "waking")).word, "Waking up");
+  const far = after("start", "allowed", ["waking", { percent: 40.2, waking: "loading the model" }]);
+  assert.equal(describe(far).word, "Waking up 40 %");
+  assert.match(describe(far).sentence, /loading the model/);
+});
+
+test("waiting promises no time", () => {
+  const state = after("start", "allowed", ["busy", { places: 16 }]);
+  assert.match(describe(state).sentence, /All 16 places are taken/);
+  assert.doesNotMatch(`${describe(state).word} ${describe(state).sentence}`, /\d+ s\b|second/);
+});
+
+// -- 350 ms before a state may change back --------------------------------------------------------------
+
+test("a face may come at once, and go back after 350 ms at the earliest", () => {
+  const steady = new Steady();
+  assert.equal(steady.show("listening", 0), 0);
+  assert.equal(steady.show("both", 1000), 0);
+  assert.equal(steady.show("listening", 1100), 250);
+  assert.equal(steady.shown, "both");
+  assert.equal(steady.show("speaking", 1100), 0, "on to a third one: at once");
+  assert.equal(steady.show("both", 1449), 1);
+  assert.equal(steady.show("both", 1450), 0);
+});
+
+test("what somebody did is shown at once", () => {
+  const steady = new Steady();
+  steady.show("listening", 0);
+  steady.show("paused", 10);
+  steady.show("listening", 20);
+  assert.equal(steady.show("paused", 30), 0);
+  assert.equal(steady.show("ended", 40), 0);
+});
