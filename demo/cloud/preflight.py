@@ -127,6 +127,16 @@ def check_licence(config: ServerConfig) -> Finding:
     return True, f"the licence of {config.model} is granted to this token"
 
 
+class KeyStays(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer: followed, it would take the key to another address."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(KeyStays)
+
+
 def check_deepseek(environ: Mapping[str, str]) -> Finding:
     """Whether the key works, and has money, where it will be used. Asking costs nothing."""
     try:
@@ -144,7 +154,7 @@ def check_deepseek(environ: Mapping[str, str]) -> Finding:
         headers={"Authorization": f"Bearer {config.api_key}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+        with OPENER.open(request, timeout=ASK_SECONDS) as answer:
             body = json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-from engine.config import Bounds, DeepSeekConfig, ServerConfig, parse_switch
+from engine.config import VOICE_NAMES, Bounds, DeepSeekConfig, ServerConfig, parse_switch
 from engine.errors import ConfigError
 from engine.weights import hub
 
@@ -86,9 +86,21 @@ def check_deployment(
         refuse_without_gpu(config.model)
     for name in ("model", "transcribe"):
         check_source(name, getattr(config, name))
+    check_voice(config)
     DeepSeekConfig.from_environment(environ)
     check_bounds(numbers, config)
     return config
+
+
+def check_voice(config: ServerConfig) -> None:
+    """Where the voices are known, ours must be one. Raises ConfigError."""
+    if config.model not in ("embedded", hub.DEFAULT_REPOSITORY):
+        return
+    asked = config.voice.strip().lower().removesuffix(".pt").removesuffix(".wav")
+    if asked not in {name.lower() for name in VOICE_NAMES}:
+        raise ConfigError(
+            f"PERSONAPLEX_VOICE is {config.voice!r}; use one of {', '.join(VOICE_NAMES)}"
+        )
 
 
 def check_growth(environ: Mapping[str, str]) -> dict[str, int | None]:
@@ -119,6 +131,11 @@ def check_bounds(numbers: Mapping[str, int | None], config: ServerConfig) -> Non
         raise ConfigError(
             f"PERSONAPLEX_TARGET_INPUTS is {target}, which is more than the {inputs} of "
             "PERSONAPLEX_MAX_INPUTS; lower one or raise the other"
+        )
+    if config.slots > inputs:
+        raise ConfigError(
+            f"PERSONAPLEX_SLOTS is {config.slots}, but a container takes no more than the {inputs} "
+            "inputs of PERSONAPLEX_MAX_INPUTS, page loads among them; raise it well above"
         )
     timeout = numbers["TIMEOUT"] or TIMEOUT_SECONDS
     if config.session_s >= timeout:

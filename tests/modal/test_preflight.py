@@ -119,6 +119,29 @@ def test_the_deepseek_key_is_tried_without_spending(monkeypatch, deepseek, key, 
     assert asked == ([("/user/balance", key)] if key else [])
 
 
+def test_the_key_follows_no_redirect(deepseek):
+    host, asked = deepseek
+    asked.clear()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                where = f"Location: http://{host}/models"
+                head = f"HTTP/1.1 302 Found\r\n{where}\r\nContent-Length: 0\r\n\r\n"
+                connection.sendall(head.encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environ = {"DEEPSEEK_API_KEY": "sk-1", "DEEPSEEK_BASE_URL": url}
+        fine, line = preflight.check_deepseek(environ)
+        thread.join()
+    assert (fine, asked) == (False, [])
+    assert "answers 302" in line
+
+
 def test_an_address_that_speaks_no_http_is_a_finding():
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -44,6 +44,8 @@ def refuse(**settings: str) -> str:
         ({"SCALEDOWN_WINDOW": "1"}, ["use 2 to 1200"]),
         ({"SCALEDOWN_WINDOW": "1201"}, ["use 2 to 1200"]),
         ({"MIN_CONTAINERS": "11"}, ["MIN_CONTAINERS is 11", "PERSONAPLEX_MAX_CONTAINERS"]),
+        ({"VOICE": "NOBODY"}, ["PERSONAPLEX_VOICE is 'NOBODY'", "NATF2"]),
+        ({"MAX_INPUTS": "3", "SLOTS": "4"}, ["PERSONAPLEX_SLOTS is 4", "PERSONAPLEX_MAX_INPUTS"]),
         ({"TARGET_INPUTS": "101"}, ["TARGET_INPUTS is 101", "PERSONAPLEX_MAX_INPUTS"]),
         ({"SESSION_S": "3600"}, ["SESSION_S is 3600", "PERSONAPLEX_TIMEOUT, 3600 s"]),
         ({"TIMEOUT": "900"}, ["SESSION_S is 1800", "PERSONAPLEX_TIMEOUT, 900 s"]),
