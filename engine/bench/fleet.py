@@ -38,6 +38,9 @@ SCENARIOS = {  # name -> (callers, seconds over which they arrive)
 }
 
 
+MOST_CONTAINERS = 1000
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--places", type=positive, default=4, help="conversations of a container (default 4)")
@@ -45,12 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warm-s", type=duration, default=105.0, help="until its first conversation (105)")
     add("--talk-s", type=duration, default=300.0, help="mean length of a conversation (300)")
     add("--patience-s", type=duration, default=180.0, help="before, and again after `busy` (180)")
-    add("--max-containers", type=positive, default=10, help="as deployed (10)")
+    add("--max-containers", type=containers, default=10, help="as deployed (10), up to 1000")
     add("--scaledown-s", type=duration, default=300.0, help="idle seconds before an end (300)")
     add("--page-requests", type=positive, default=25, help="inputs of a page load (25)")
     add("--page-s", type=duration, default=1.0, help="how long they last together (1)")
     add("--dollars-per-hour", type=duration, default=1.42, help="of a container (1.42: an A10G)")
     add("--seed", type=int, default=1, help="of the arrivals")
+
+
+def containers(text: str) -> int:
+    """The type of an option: what a deployment takes, too."""
+    count = positive(text)
+    if count > MOST_CONTAINERS:
+        raise argparse.ArgumentTypeError(f"it is {text}; use 1 to {MOST_CONTAINERS}")
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,3 +66,10 @@ def test_the_table_has_a_row_for_each_way_and_reading(tmp_path, capsys):
         "$ per minute",
     }  # fmt: skip
     assert "simulated: 4 places" in said
+
+
+@pytest.mark.parametrize("count", ["0", "1001", "99999999"])
+def test_more_containers_than_a_deployment_takes_are_refused(count, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "fleet", "--max-containers", count])
+    assert f"it is {count}; use 1" in capsys.readouterr().err
