@@ -36,8 +36,6 @@ SCENARIOS = {  # name -> (callers, seconds over which they arrive)
     "1000 in an hour": (1000, 3600.0),
     "flash of 300": (300, 10.0),
 }
-
-
 MOST_CONTAINERS = 1000
 
 
