@@ -63,10 +63,10 @@ def test_a_gpu_thread_that_dies_ends_the_process_with_a_message(tmp_path):
         process.wait_until_ready()
         asyncio.run(call(process.port))
         assert process.wait() == 1
-        (line,) = [line for line in process.lines if line.startswith("error: ")]
+        (line,) = process.lines
         assert line.startswith("error: RuntimeError at ")
         assert line.endswith(" broken_tick")
-        assert not any("fell off the bus" in line for line in process.lines)  # it may quote a user
+        assert "fell off the bus" not in process.output  # it may quote a user
 
 
 # -- faults that a new machine would have, too -----------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_load_that_breaks_for_no_known_reason_ends_the_process(tmp_path):
         (line,) = process.lines
         assert line.startswith("error: RuntimeError at ")
         assert line.endswith(" load")
-        assert "is broken" not in line
+        assert "is broken" not in process.output
 
 
 def test_a_load_that_hangs_ends_the_process(tmp_path):
