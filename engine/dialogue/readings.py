@@ -161,6 +161,7 @@ ABBREVIATIONS = {  # with the dots as they are written
     "PhD": "P H D", "viz.": "namely", "misc.": "miscellaneous", "resp.": "respectively",
     "min.": "minimum", "max.": "maximum", "avg.": "average", "tel.": "telephone",
     "et al.": "et al", "a.m.": "a m", "p.m.": "p m", "P.S.": "P S", "Q.E.D.": "Q E D",
+    "p.a.": "per annum", "YoY": "year over year",
 }  # fmt: skip
 ENDINGS = {  # they may end a sentence as well
     "etc.": "et cetera", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
@@ -177,6 +178,7 @@ BEFORE_NUMBERS = {
     "no": "number", "nos": "numbers", "fig": "figure", "vol": "volume", "p": "page", "pp": "pages",
     "ch": "chapter", "sec": "section", "ext": "extension", "art": "article", "ver": "version",
     "eq": "equation", "tab": "table", "c": "circa", "rev": "revision", "apt": "apartment",
+    "rm": "room",
 }  # fmt: skip
 NUMBERED = (  # what Roman numerals count
     "Chapter|Part|Volume|Vol|Act|Scene|Section|Book|Phase|Type|Level|War|Bowl|Title|Article|"
@@ -194,7 +196,9 @@ PRICED = (  # what a price is put before
     "plan|subscription|fee|bill|coupon|discount|credit|deposit|tier|package|rate|voucher|gift card"
 )
 COUNTED = "ID|PIN|PIN code|code|account|order|ticket|invoice|reference|card|tracking|zip|error|HTTP"
-PLACED = "room|suite|flight|apartment|apt\\.?|unit|ext\\.?|extension|highway|route|gate|seat|bus"
+PLACED = (
+    "room|rm\\.?|suite|flight|apartment|apt\\.?|unit|ext\\.?|extension|highway|route|gate|seat|bus"
+)
 WORDLY_PAIRS = {"and/or": "and or", "either/or": "either or", "on/off": "on off"}
 SIDES = {"input", "read", "client", "start", "push", "before", "stop", "on", "owner", "import"}
 VERSIONED = (
@@ -306,6 +310,11 @@ NUMBER = (
 START = r"(?<![\w.,])"  # not in the middle of a word or of a number
 SIGN = r"(?P<sign>(?<![\w)])[-−–+])?"
 DASH = r"\s?[-–—]\s?"
+DOT = r"(?:\.(?=[,;:)]| [a-z\d(]))?"  # of an abbreviation; not the one that ends a sentence
+BY = (
+    r"(?P<left>\d+(?:\.\d+)?) ?[x×] ?(?P<right>\d+(?:\.\d+)?)"
+    r"(?: ?[x×] ?(?P<third>\d+))?"
+)
 
 
 def one_of(words: object) -> str:
@@ -554,12 +563,14 @@ def read_mixed(match: re.Match) -> str:
         top, bottom = FRACTIONS[match["sign"]]
     else:
         top, bottom = int(match["top"]), int(match["bottom"])
+    whole = f"{match['a'] or ''}{say_number(match['whole'])}"
+    unit = f" {UNITS[match['unit']][0 if match['a'] else 1]}" if match["unit"] else ""
     if not 0 < top < bottom <= 100:
-        return f"{say_number(match['whole'])} {format_number(top)} over {format_number(bottom)}"
+        return f"{whole} {format_number(top)} over {format_number(bottom)}{unit}"
     part = say_fraction(top, bottom)
     if top == 1:
         part = f"{article(part.split()[1])} {part.split()[1]}"
-    return f"{say_number(match['whole'])} and {part}"
+    return f"{whole} and {part}{unit}"
 
 
 def read_decade(match: re.Match) -> str:
@@ -687,10 +698,12 @@ def read_pair(match: re.Match) -> str:
 def read_by(match: re.Match) -> str:
     """`2x2` -> `two by two`, `1920×1080` -> `nineteen twenty by ten eighty`, `7 × 8` -> times."""
     numbers = [match[name] for name in ("left", "right", "third") if match[name]]
-    if " × " in match[0] or match.string[match.end() :].startswith(" ="):
+    unit = f" {UNITS[match['unit']][1]}" if match["unit"] else ""
+    is_product = " × " in match[0] or match.string[match.end() :].startswith(" =")
+    if is_product and not unit:
         return " times ".join(say_number(number) for number in numbers)
     pairs = all(len(number) in (3, 4) and number.isdecimal() for number in numbers)
-    return " by ".join(map(say_pairs if pairs else say_number, numbers))
+    return " by ".join(map(say_pairs if pairs else say_number, numbers)) + unit
 
 
 COMPARISONS = {
@@ -720,7 +733,7 @@ def _row(pattern: str, say: Callable[[re.Match], str], flags: int = 0) -> Readin
 
 PAYER = "user|seat|person|member|license"
 PER = (
-    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/])(?:\.(?=[,;)]))?"
+    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/]){DOT}"
     rf"|-(?:a|per)-(?:{PERIOD})\b|/(?:{PAYER})(?=/)|/(?:{PERIOD})(?=/(?:{PAYER})\b))*)"
 )
 MONEY = (
@@ -729,7 +742,7 @@ MONEY = (
 )
 UNIT = one_of(UNITS)
 FREE_UNIT = one_of(unit for unit in UNITS if unit not in ATTACHED_ONLY)
-HALF = r"[ap]\.?m\b\.?|[AP]\.?M\b\.?"
+HALF = rf"(?:[ap]\.?m|[AP]\.?M)\b{DOT}"
 CLOCK = r"(?:[01]?\d|2[0-3])"
 
 READINGS: tuple[Reading, ...] = (
@@ -776,6 +789,7 @@ READINGS: tuple[Reading, ...] = (
     _row(r"(?<!\w)(?P<letter>[CFJ])#(?!\w)", lambda m: f"{m['letter']} sharp"),
     _row(r"(?<![\w.])\.NET\b", lambda _: "dot net"),
     _row(r"(?<![\w&])(?P<left>[A-Z]{1,3})&(?P<right>[A-Z]{1,3})(?![\w&])", read_initials),
+    _row(r"\bA(?P<road>\d{1,3})\(M\)", lambda m: f"A {say_number(m['road'])} M"),
     _row(
         r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)\b",
         lambda m: f"number {say_number(m['number'])}",
@@ -800,7 +814,7 @@ READINGS: tuple[Reading, ...] = (
     ),
     _row(
         r"(?<![\w.,])(?:[Tt]he )?(?P<day>3[01]|[12]\d|0?[1-9])(?:st|nd|rd|th)?(?: of)? "
-        rf"(?P<month>{MONTH})\b\.?(?:,? (?P<year>\d{{4}})(?!\w))?",
+        rf"(?P<month>{MONTH})\b{DOT}(?:,? (?P<year>\d{{4}})(?!\w))?",
         read_day_month,
     ),
     _row(
@@ -808,11 +822,11 @@ READINGS: tuple[Reading, ...] = (
         lambda m: MONTHS[find_month(m["month"]) - 1],
     ),
     _row(
-        rf"\b(?P<first>{MONTH})\b\.?{DASH}(?P<last>{MONTH})\b\.?",
+        rf"\b(?P<first>{MONTH})\b\.?{DASH}(?P<last>{MONTH})\b{DOT}",
         lambda m: f"{MONTHS[find_month(m['first']) - 1]} to {MONTHS[find_month(m['last']) - 1]}",
     ),
     _row(
-        rf"\b(?P<first>{DAY}){DASH}(?P<last>{DAY})\b",
+        rf"\b(?P<first>{DAY})\b\.?{DASH}(?P<last>{DAY})\b{DOT}",
         lambda m: f"{find_day(m['first'])} to {find_day(m['last'])}",
     ),
     _row(
@@ -837,6 +851,11 @@ READINGS: tuple[Reading, ...] = (
         rf"(?<![\w:.])(?P<hour>{CLOCK}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?:\s?"
         rf"(?P<half>{HALF}))?"
         rf"(?:{DASH}(?P<hour2>{CLOCK}):(?P<minute2>[0-5]\d)(?:\s?(?P<half2>{HALF}))?)?(?![\w:])",
+        read_time,
+    ),
+    _row(
+        rf"(?<![\w:.])(?P<hour>{CLOCK})\.(?P<minute>[0-5]\d)(?P<second>)\s?(?P<half>{HALF})"
+        r"(?P<hour2>)(?![\w:])",
         read_time,
     ),
     _row(
@@ -924,16 +943,18 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{say_number(m['number'])} {UNITS[m['unit']][0]}",
     ),
     _row(
-        rf"{START}(?P<whole>\d+)[ -]?(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"
-        r"(?P<top>\d+)[/⁄](?P<bottom>\d+))(?![\w/])",
+        r"(?<![\w.,])(?P<a>[Aa]n? )?(?<![.,])(?P<whole>\d+)[ -]?"
+        rf"(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"
+        rf"(?P<top>\d+)[/⁄](?P<bottom>\d+))(?:\s?(?P<unit>{FREE_UNIT})\b{DOT})?(?![\w/])",
         read_mixed,
     ),
     _row(rf"[{''.join(FRACTIONS)}]", lambda m: say_fraction(*FRACTIONS[m[0]])),
+    _row(rf"{START}{BY}\s?(?P<unit>{FREE_UNIT})\b(?![\w/]){DOT}", read_by),
     _row(
         rf"(?<![\w.,])(?P<a>[Aa]n? )?{SIGN}(?<![\d.,])(?P<number>{NUMBER})(?:"
         rf"(?:\s?(?:%|°[CF]?))?{DASH}(?P<upto>{NUMBER}))?"
         rf"(?:\s?(?P<unit>{FREE_UNIT})|(?P<close>{UNIT}))(?:/(?P<per>{UNIT}))?"
-        r"(?![\w^°]|/\w)\.?(?<!\.)",
+        rf"(?![\w^°]|/\w){DOT}",
         read_quantity,
     ),
     _row(rf"(?<![\w/])(?![A-Z]/[A-Z]\b)(?P<unit>{UNIT})/(?P<per>{UNIT})(?![\w/])", read_rate),
@@ -947,8 +968,7 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{say_pairs(m['number'])} {m['kind']}",
     ),
     _row(
-        rf"{START}(?P<left>\d+(?:\.\d+)?) ?[x×] ?(?P<right>\d+(?:\.\d+)?)"
-        r"(?: ?[x×] ?(?P<third>\d+))?(?!\w)(?<! )",
+        rf"{START}{BY}(?P<unit>)(?!\w)(?<! )",
         read_by,
     ),
     _row(
@@ -982,6 +1002,7 @@ READINGS: tuple[Reading, ...] = (
         lambda m: read_many(m[0]),
     ),
     # numbers with signs
+    _row(r"(?<![\w/.])24/7/365(?![\w/])", lambda _: "twenty four seven three sixty five"),
     _row(
         rf"\b(?P<name>{VERSIONED}) (?P<numbers>\d+(?:\.\d+)+)\b",
         lambda m: f"{m['name']} {' point '.join(map(say_number, m['numbers'].split('.')))}",
