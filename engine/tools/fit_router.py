@@ -121,11 +121,11 @@ def insert(
     lines: Sequence[tuple[str, str]], dialogues: Sequence[dict[str, Any]], random: Random
 ) -> list[dict[str, Any]]:
     """The dialogues with these turns put into them; they count, and the turns after them."""
-    left, made = random.sample(list(lines), len(lines)), []
-    for dialogue in itertools.cycle(dialogues):
+    left, made, around = random.sample(lines, len(lines)), [], itertools.cycle(dialogues)
+    while left:
         turns: list[dict[str, Any]] = []
         follows = False
-        for turn in dialogue["turns"]:
+        for turn in next(around)["turns"]:
             if turn["speaker"] == "user" and turns and left and random.random() < INSERTED:
                 text, expect = left.pop()
                 turns.append({"speaker": "user", "text": text, "expect": expect, "counts": True})
@@ -134,8 +134,6 @@ def insert(
             turns.append(turn | {"counts": follows and turn["speaker"] == "user"})
             follows = follows and turn["speaker"] != "user"
         made.append({"turns": turns})
-        if not left:
-            return made
     return made
 
 
