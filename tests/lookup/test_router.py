@@ -146,7 +146,9 @@ def test_of_many_facts_the_ones_that_answer_go_along_in_other_words_too(tmp_path
 @pytest.mark.parametrize(
     "text",
     ["How much is it?", "and how long is that", "Tell me about prices.", "It's free, isn't it?",
-     "Turkish?", "I'd like to know the price.", "My boss asks what we would pay"],
+     "Turkish?", "I'd like to know the price.", "My boss asks what we would pay",
+     "wasn't it free before", "shouldn't i get a code", "weren't there two rooms",
+     "couldnt we share one", "haven't you got a van"],
 )  # fmt: skip
 def test_it_asks(text):
     assert is_question(text)
