@@ -81,71 +81,54 @@ PERIODS = {
     "hour": "hour", "min": "minute", "minute": "minute", "s": "second", "sec": "second",
     "second": "second", "night": "night", "quarter": "quarter",
 }  # fmt: skip
-UNITS = {  # one, many; written with its capitals
-    "ns": ("nanosecond", "nanoseconds"), "µs": ("microsecond", "microseconds"),
-    "us": ("microsecond", "microseconds"), "ms": ("millisecond", "milliseconds"),
-    "s": ("second", "seconds"), "sec": ("second", "seconds"), "secs": ("second", "seconds"),
-    "min": ("minute", "minutes"), "mins": ("minute", "minutes"), "h": ("hour", "hours"),
-    "hr": ("hour", "hours"), "hrs": ("hour", "hours"), "d": ("day", "days"),
-    "wk": ("week", "weeks"), "wks": ("week", "weeks"), "mo": ("month", "months"),
-    "mos": ("month", "months"), "yr": ("year", "years"), "yrs": ("year", "years"),
-    "nm": ("nanometer", "nanometers"), "µm": ("micrometer", "micrometers"),
-    "mm": ("millimeter", "millimeters"), "cm": ("centimeter", "centimeters"),
-    "m": ("meter", "meters"), "km": ("kilometer", "kilometers"), "ft": ("foot", "feet"),
-    "in": ("inch", "inches"), "yd": ("yard", "yards"), "mi": ("mile", "miles"),
-    "m^2": ("square meter", "square meters"), "km^2": ("square kilometer", "square kilometers"),
-    "cm^2": ("square centimeter", "square centimeters"), "ft^2": ("square foot", "square feet"),
-    "m^3": ("cubic meter", "cubic meters"), "cm^3": ("cubic centimeter", "cubic centimeters"),
-    "s^2": ("second squared", "seconds squared"), "sq ft": ("square foot", "square feet"),
-    "ha": ("hectare", "hectares"), "ml": ("milliliter", "milliliters"),
-    "mL": ("milliliter", "milliliters"), "cl": ("centiliter", "centiliters"),
-    "dl": ("deciliter", "deciliters"), "l": ("liter", "liters"), "L": ("liter", "liters"),
-    "gal": ("gallon", "gallons"), "fl oz": ("fluid ounce", "fluid ounces"),
-    "µg": ("microgram", "micrograms"), "mg": ("milligram", "milligrams"), "g": ("gram", "grams"),
-    "kg": ("kilogram", "kilograms"), "t": ("ton", "tons"), "lb": ("pound", "pounds"),
-    "lbs": ("pound", "pounds"), "oz": ("ounce", "ounces"), "bit": ("bit", "bits"),
-    "kB": ("kilobyte", "kilobytes"), "KB": ("kilobyte", "kilobytes"),
-    "kb": ("kilobyte", "kilobytes"), "MB": ("megabyte", "megabytes"),
-    "mb": ("megabyte", "megabytes"), "GB": ("gigabyte", "gigabytes"),
-    "gb": ("gigabyte", "gigabytes"), "TB": ("terabyte", "terabytes"),
-    "tb": ("terabyte", "terabytes"), "PB": ("petabyte", "petabytes"),
-    "KiB": ("kibibyte", "kibibytes"), "MiB": ("mebibyte", "mebibytes"),
-    "GiB": ("gibibyte", "gibibytes"), "Mb": ("megabit", "megabits"), "Gb": ("gigabit", "gigabits"),
-    "bps": ("bit per second", "bits per second"),
-    "kbps": ("kilobit per second", "kilobits per second"),
-    "Kbps": ("kilobit per second", "kilobits per second"),
-    "Mbps": ("megabit per second", "megabits per second"),
-    "Gbps": ("gigabit per second", "gigabits per second"),
-    "mph": ("mile per hour", "miles per hour"), "mpg": ("mile per gallon", "miles per gallon"),
-    "kph": ("kilometer per hour", "kilometers per hour"),
-    "kmh": ("kilometer per hour", "kilometers per hour"),
-    "fps": ("frame per second", "frames per second"),
-    "rpm": ("revolution per minute", "revolutions per minute"),
-    "RPM": ("revolution per minute", "revolutions per minute"),
-    "bpm": ("beat per minute", "beats per minute"), "wpm": ("word per minute", "words per minute"),
-    "dpi": ("dot per inch", "dots per inch"), "ppm": ("part per million", "parts per million"),
-    "Hz": ("hertz", "hertz"), "hz": ("hertz", "hertz"), "kHz": ("kilohertz", "kilohertz"),
-    "khz": ("kilohertz", "kilohertz"), "MHz": ("megahertz", "megahertz"),
-    "GHz": ("gigahertz", "gigahertz"), "dB": ("decibel", "decibels"),
-    "dBFS": ("decibel full scale", "decibels full scale"), "W": ("watt", "watts"),
-    "kW": ("kilowatt", "kilowatts"), "MW": ("megawatt", "megawatts"),
-    "kWh": ("kilowatt hour", "kilowatt hours"), "Wh": ("watt hour", "watt hours"),
-    "V": ("volt", "volts"), "kV": ("kilovolt", "kilovolts"), "mV": ("millivolt", "millivolts"),
-    "A": ("amp", "amps"), "mA": ("milliamp", "milliamps"),
-    "mAh": ("milliamp hour", "milliamp hours"), "Ω": ("ohm", "ohms"),
-    "kcal": ("kilocalorie", "kilocalories"), "cal": ("calorie", "calories"),
-    "J": ("joule", "joules"), "kJ": ("kilojoule", "kilojoules"), "N": ("newton", "newtons"),
-    "Pa": ("pascal", "pascals"), "kPa": ("kilopascal", "kilopascals"),
-    "hPa": ("hectopascal", "hectopascals"), "psi": ("P S I", "P S I"), "bar": ("bar", "bars"),
-    "px": ("pixel", "pixels"), "MP": ("megapixel", "megapixels"), "pt": ("point", "points"),
-    "pts": ("point", "points"), "qt": ("quart", "quarts"), "tbsp": ("tablespoon", "tablespoons"),
-    "tsp": ("teaspoon", "teaspoons"), "ct": ("carat", "carats"), "pp": ("percentage point",
-    "percentage points"), "°C": ("degree Celsius", "degrees Celsius"),
-    "° C": ("degree Celsius", "degrees Celsius"),
-    "° F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "°F": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"),
-    "°K": ("kelvin", "kelvins"), "%": ("percent", "percent"), "‰": ("per mille", "per mille"),
+UNIT_NAMES = {  # written with its capitals
+    "ns": "nanosecond", "µs": "microsecond", "us": "microsecond", "ms": "millisecond",
+    "s": "second", "sec": "second", "secs": "second", "min": "minute", "mins": "minute",
+    "h": "hour", "hr": "hour", "hrs": "hour", "d": "day", "wk": "week", "wks": "week",
+    "mo": "month", "mos": "month", "yr": "year", "yrs": "year", "nm": "nanometer",
+    "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer",
+    "ft": "foot", "in": "inch", "yd": "yard", "mi": "mile", "m^2": "square meter",
+    "km^2": "square kilometer", "cm^2": "square centimeter", "ft^2": "square foot",
+    "m^3": "cubic meter", "cm^3": "cubic centimeter", "s^2": "second squared",
+    "sq ft": "square foot", "ha": "hectare", "ml": "milliliter", "mL": "milliliter",
+    "cl": "centiliter", "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon",
+    "fl oz": "fluid ounce", "µg": "microgram", "mg": "milligram", "g": "gram", "kg": "kilogram",
+    "t": "ton", "lb": "pound", "lbs": "pound", "oz": "ounce", "bit": "bit", "kB": "kilobyte",
+    "KB": "kilobyte", "kb": "kilobyte", "MB": "megabyte", "mb": "megabyte", "GB": "gigabyte",
+    "gb": "gigabyte", "TB": "terabyte", "tb": "terabyte", "PB": "petabyte", "KiB": "kibibyte",
+    "MiB": "mebibyte", "GiB": "gibibyte", "Mb": "megabit", "Gb": "gigabit", "bps": "bit per second",
+    "kbps": "kilobit per second", "Kbps": "kilobit per second", "Mbps": "megabit per second",
+    "Gbps": "gigabit per second", "mph": "mile per hour", "mpg": "mile per gallon",
+    "kph": "kilometer per hour", "kmh": "kilometer per hour", "fps": "frame per second",
+    "rpm": "revolution per minute", "RPM": "revolution per minute", "bpm": "beat per minute",
+    "wpm": "word per minute", "dpi": "dot per inch", "ppm": "part per million", "Hz": "hertz",
+    "hz": "hertz", "kHz": "kilohertz", "khz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz",
+    "dB": "decibel", "dBFS": "decibel full scale", "W": "watt", "kW": "kilowatt", "MW": "megawatt",
+    "kWh": "kilowatt hour", "Wh": "watt hour", "V": "volt", "kV": "kilovolt", "mV": "millivolt",
+    "A": "amp", "mA": "milliamp", "mAh": "milliamp hour", "Ω": "ohm", "kcal": "kilocalorie",
+    "cal": "calorie", "J": "joule", "kJ": "kilojoule", "N": "newton", "Pa": "pascal",
+    "kPa": "kilopascal", "hPa": "hectopascal", "psi": "P S I", "bar": "bar", "px": "pixel",
+    "MP": "megapixel", "pt": "point", "pts": "point", "qt": "quart", "tbsp": "tablespoon",
+    "tsp": "teaspoon", "ct": "carat", "pp": "percentage point", "°C": "degree Celsius",
+    "° C": "degree Celsius", "° F": "degree Fahrenheit", "°F": "degree Fahrenheit", "°": "degree",
+    "°K": "kelvin", "%": "percent", "‰": "per mille",
 }  # fmt: skip
+ODD_PLURALS = {
+    "foot": "feet", "inch": "inches", "square foot": "square feet",
+    "second squared": "seconds squared", "hertz": "hertz", "kilohertz": "kilohertz",
+    "megahertz": "megahertz", "gigahertz": "gigahertz", "decibel full scale": "decibels full scale",
+    "P S I": "P S I", "degree Celsius": "degrees Celsius",
+    "degree Fahrenheit": "degrees Fahrenheit", "percent": "percent", "per mille": "per mille",
+}  # fmt: skip
+
+
+def pluralize(name: str) -> str:
+    """`liter` -> `liters`, `bit per second` -> `bits per second`, `foot` -> `feet`."""
+    head, per, rest = name.partition(" per ")
+    return ODD_PLURALS.get(name) or f"{head}s{per}{rest}"
+
+
+UNITS = {sign: (name, pluralize(name)) for sign, name in UNIT_NAMES.items()}  # one, many
 ATTACHED_ONLY = {"in", "d", "t", "A", "J", "N", "pt", "bar", "us"}  # words or names elsewhere
 FRACTIONS = {
     "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5),
@@ -266,8 +249,7 @@ def say_number(number: str) -> str:
 
 
 def say_count(number: str, name: str) -> str:
-    many = "inches" if name == "inch" else f"{name}s"
-    return f"{say_number(number)} {name if number == '1' else many}"
+    return f"{say_number(number)} {name if number == '1' else pluralize(name)}"
 
 
 def say_year(year: int | str) -> str:
