@@ -344,7 +344,7 @@ def cut_start(text: str) -> str:
 
 
 def _compare(nearness: float, usual: float, spread: float) -> float:
-    """How unusual it is that talk about anything else lies so near."""
+    """How far a nearness lies above that of talk about anything else, in its spreads."""
     return float((nearness - usual) / spread)
 
 

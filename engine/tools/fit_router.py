@@ -4,10 +4,11 @@
 
 Ridge logistic regression on tests/dialogues/routing/tune (each dialogue as written and as heard)
 and on the acted dialogues of tests/dialogues. Into each product's dialogues go turns that lie near
-its facts (near.toml), and others of any product and of none (assets/talk.toml). The direction comes
-from the vectors alone; what a product's turns read like is told by a direction of the others. The
-thresholds come from products that were left out of the fit, one after the other. Deterministic; the
-measured dialogues are never read. Some minutes.
+its facts (near.toml), and others of any product and of none (assets/talk.toml). The direction is
+fitted on the vectors alone. A product's turns are read along a direction that was fitted on the
+other products, as a new product's turns will be. The thresholds come from products that were left
+out of the fit, one after the other. Deterministic; the measured dialogues are never read. Some
+minutes.
 """
 
 import dataclasses
