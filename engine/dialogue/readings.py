@@ -96,7 +96,8 @@ UNIT_NAMES = {  # written with its capitals
     "t": "ton", "lb": "pound", "lbs": "pound", "oz": "ounce", "bit": "bit", "kB": "kilobyte",
     "KB": "kilobyte", "kb": "kilobyte", "MB": "megabyte", "mb": "megabyte", "GB": "gigabyte",
     "gb": "gigabyte", "TB": "terabyte", "tb": "terabyte", "PB": "petabyte", "KiB": "kibibyte",
-    "MiB": "mebibyte", "GiB": "gibibyte", "Mb": "megabit", "Gb": "gigabit", "bps": "bit per second",
+    "MiB": "mebibyte", "GiB": "gibibyte", "Mb": "megabit", "Gb": "gigabit", "kbit": "kilobit",
+    "Mbit": "megabit", "Gbit": "gigabit", "bps": "bit per second",
     "kbps": "kilobit per second", "Kbps": "kilobit per second", "Mbps": "megabit per second",
     "Gbps": "gigabit per second", "mph": "mile per hour", "mpg": "mile per gallon",
     "kph": "kilometer per hour", "kmh": "kilometer per hour", "fps": "frame per second",
@@ -144,7 +145,7 @@ ABBREVIATIONS = {  # with the dots as they are written
     "PhD": "P H D", "viz.": "namely", "misc.": "miscellaneous", "resp.": "respectively",
     "min.": "minimum", "max.": "maximum", "avg.": "average", "tel.": "telephone",
     "et al.": "et al", "a.m.": "a m", "p.m.": "p m", "P.S.": "P S", "Q.E.D.": "Q E D",
-    "p.a.": "per annum", "YoY": "year over year",
+    "p.a.": "per annum", "YoY": "year over year", "temp.": "temperature", "exc.": "excluding",
 }  # fmt: skip
 ENDINGS = {  # they may end a sentence as well
     "etc.": "et cetera", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
@@ -773,8 +774,8 @@ READINGS: tuple[Reading, ...] = (
     _row(r"(?<![\w&])(?P<left>[A-Z]{1,3})&(?P<right>[A-Z]{1,3})(?![\w&])", read_initials),
     _row(r"\bA(?P<road>\d{1,3})\(M\)", lambda m: f"A {say_number(m['road'])} M"),
     _row(
-        r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)\b",
-        lambda m: f"number {say_number(m['number'])}",
+        r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)(?P<letter>[A-Z]?)\b",
+        lambda m: f"number {say_number(m['number'])} {m['letter']}".rstrip(),
     ),
     # dates and times
     _row(
@@ -954,9 +955,9 @@ READINGS: tuple[Reading, ...] = (
         read_by,
     ),
     _row(
-        rf"{START}(?P<number>{NUMBER})(?:{DASH}(?P<upto>{NUMBER}))?[x×](?!\w)",
+        rf"{START}(?P<number>{NUMBER})(?:{DASH}(?P<upto>{NUMBER}))?[x×](?!\w){PER}",
         lambda m: f"{say_number(m['number'])}"
-        f"{' to ' + say_number(m['upto']) if m['upto'] else ''} times",
+        f"{' to ' + say_number(m['upto']) if m['upto'] else ''} times{read_periods(m['per'])}",
     ),
     # ordinals, Roman numerals
     _row(
