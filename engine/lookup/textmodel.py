@@ -59,7 +59,7 @@ LONG_LETTERS = 10  # without a blank take as long to say as a word
 LONGEST_END = 200  # characters that may end a sentence
 LIST_MARK = re.compile(r"[-*•+–]|\d{1,2}[.)]")
 RULE_CELL = re.compile(r"\s*:?-+:?\s*")  # of the line below a table's head
-PARTS = re.compile(r"\n|[^\S\n]+|\S{1,200}")
+PARTS = re.compile(rf"\n|[^\S\n]+|\S{{1,{LONGEST_WORD}}}")
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’)*_\]]*$""")
 ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|st|vs|approx|no|inc|ltd|etc|a\.m|p\.m)|\b[a-z])\.$",
