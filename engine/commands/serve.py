@@ -26,6 +26,7 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.weights.hub import DEFAULT_REPOSITORY, find_folder
 from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
 from engine.wire.tls import list_addresses, make_context
@@ -107,6 +108,8 @@ def build_service(
     """
     check_output()
     source, why = choose_model(config.model)
+    if source != "embedded":  # else whoever mistypes it is sent for PyTorch first
+        find_folder(source, "model", DEFAULT_REPOSITORY)
     tell(f"model: {source} ({why})")
 
     def load(progress: Progress) -> Backend:
