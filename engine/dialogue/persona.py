@@ -73,12 +73,13 @@ def wrap(text: str) -> str:
     bare = strip_tags(text)
     if not bare:
         return ""
-    right = text.startswith(TAG) and text.endswith(TAG) and strip_tags(text[8:-8]) == text[8:-8]
-    return text if right else f"{TAG} {bare} {TAG}"
+    inside = text.removeprefix(TAG).removesuffix(TAG)
+    is_wrapped = text == f"{TAG}{inside}{TAG}" and inside == strip_tags(inside)
+    return text if is_wrapped else f"{TAG} {bare} {TAG}"
 
 
 def strip_tags(text: str) -> str:
-    """A persona without tags at its ends. In time that grows with its length only."""
+    """A persona without the tags at its ends, however many there are."""
     while match := ANY_TAG.match(text.lstrip()):
         text = text.lstrip()[match.end() :].lstrip()
     while ANY_TAG.fullmatch(text.rstrip(), begin := max(0, text.rfind("<"))):

@@ -81,71 +81,55 @@ PERIODS = {
     "hour": "hour", "min": "minute", "minute": "minute", "s": "second", "sec": "second",
     "second": "second", "night": "night", "quarter": "quarter",
 }  # fmt: skip
-UNITS = {  # one, many; written with its capitals
-    "ns": ("nanosecond", "nanoseconds"), "µs": ("microsecond", "microseconds"),
-    "us": ("microsecond", "microseconds"), "ms": ("millisecond", "milliseconds"),
-    "s": ("second", "seconds"), "sec": ("second", "seconds"), "secs": ("second", "seconds"),
-    "min": ("minute", "minutes"), "mins": ("minute", "minutes"), "h": ("hour", "hours"),
-    "hr": ("hour", "hours"), "hrs": ("hour", "hours"), "d": ("day", "days"),
-    "wk": ("week", "weeks"), "wks": ("week", "weeks"), "mo": ("month", "months"),
-    "mos": ("month", "months"), "yr": ("year", "years"), "yrs": ("year", "years"),
-    "nm": ("nanometer", "nanometers"), "µm": ("micrometer", "micrometers"),
-    "mm": ("millimeter", "millimeters"), "cm": ("centimeter", "centimeters"),
-    "m": ("meter", "meters"), "km": ("kilometer", "kilometers"), "ft": ("foot", "feet"),
-    "in": ("inch", "inches"), "yd": ("yard", "yards"), "mi": ("mile", "miles"),
-    "m^2": ("square meter", "square meters"), "km^2": ("square kilometer", "square kilometers"),
-    "cm^2": ("square centimeter", "square centimeters"), "ft^2": ("square foot", "square feet"),
-    "m^3": ("cubic meter", "cubic meters"), "cm^3": ("cubic centimeter", "cubic centimeters"),
-    "s^2": ("second squared", "seconds squared"), "sq ft": ("square foot", "square feet"),
-    "ha": ("hectare", "hectares"), "ml": ("milliliter", "milliliters"),
-    "mL": ("milliliter", "milliliters"), "cl": ("centiliter", "centiliters"),
-    "dl": ("deciliter", "deciliters"), "l": ("liter", "liters"), "L": ("liter", "liters"),
-    "gal": ("gallon", "gallons"), "fl oz": ("fluid ounce", "fluid ounces"),
-    "µg": ("microgram", "micrograms"), "mg": ("milligram", "milligrams"), "g": ("gram", "grams"),
-    "kg": ("kilogram", "kilograms"), "t": ("ton", "tons"), "lb": ("pound", "pounds"),
-    "lbs": ("pound", "pounds"), "oz": ("ounce", "ounces"), "bit": ("bit", "bits"),
-    "kB": ("kilobyte", "kilobytes"), "KB": ("kilobyte", "kilobytes"),
-    "kb": ("kilobyte", "kilobytes"), "MB": ("megabyte", "megabytes"),
-    "mb": ("megabyte", "megabytes"), "GB": ("gigabyte", "gigabytes"),
-    "gb": ("gigabyte", "gigabytes"), "TB": ("terabyte", "terabytes"),
-    "tb": ("terabyte", "terabytes"), "PB": ("petabyte", "petabytes"),
-    "KiB": ("kibibyte", "kibibytes"), "MiB": ("mebibyte", "mebibytes"),
-    "GiB": ("gibibyte", "gibibytes"), "Mb": ("megabit", "megabits"), "Gb": ("gigabit", "gigabits"),
-    "bps": ("bit per second", "bits per second"),
-    "kbps": ("kilobit per second", "kilobits per second"),
-    "Kbps": ("kilobit per second", "kilobits per second"),
-    "Mbps": ("megabit per second", "megabits per second"),
-    "Gbps": ("gigabit per second", "gigabits per second"),
-    "mph": ("mile per hour", "miles per hour"), "mpg": ("mile per gallon", "miles per gallon"),
-    "kph": ("kilometer per hour", "kilometers per hour"),
-    "kmh": ("kilometer per hour", "kilometers per hour"),
-    "fps": ("frame per second", "frames per second"),
-    "rpm": ("revolution per minute", "revolutions per minute"),
-    "RPM": ("revolution per minute", "revolutions per minute"),
-    "bpm": ("beat per minute", "beats per minute"), "wpm": ("word per minute", "words per minute"),
-    "dpi": ("dot per inch", "dots per inch"), "ppm": ("part per million", "parts per million"),
-    "Hz": ("hertz", "hertz"), "hz": ("hertz", "hertz"), "kHz": ("kilohertz", "kilohertz"),
-    "khz": ("kilohertz", "kilohertz"), "MHz": ("megahertz", "megahertz"),
-    "GHz": ("gigahertz", "gigahertz"), "dB": ("decibel", "decibels"),
-    "dBFS": ("decibel full scale", "decibels full scale"), "W": ("watt", "watts"),
-    "kW": ("kilowatt", "kilowatts"), "MW": ("megawatt", "megawatts"),
-    "kWh": ("kilowatt hour", "kilowatt hours"), "Wh": ("watt hour", "watt hours"),
-    "V": ("volt", "volts"), "kV": ("kilovolt", "kilovolts"), "mV": ("millivolt", "millivolts"),
-    "A": ("amp", "amps"), "mA": ("milliamp", "milliamps"),
-    "mAh": ("milliamp hour", "milliamp hours"), "Ω": ("ohm", "ohms"),
-    "kcal": ("kilocalorie", "kilocalories"), "cal": ("calorie", "calories"),
-    "J": ("joule", "joules"), "kJ": ("kilojoule", "kilojoules"), "N": ("newton", "newtons"),
-    "Pa": ("pascal", "pascals"), "kPa": ("kilopascal", "kilopascals"),
-    "hPa": ("hectopascal", "hectopascals"), "psi": ("P S I", "P S I"), "bar": ("bar", "bars"),
-    "px": ("pixel", "pixels"), "MP": ("megapixel", "megapixels"), "pt": ("point", "points"),
-    "pts": ("point", "points"), "qt": ("quart", "quarts"), "tbsp": ("tablespoon", "tablespoons"),
-    "tsp": ("teaspoon", "teaspoons"), "ct": ("carat", "carats"), "pp": ("percentage point",
-    "percentage points"), "°C": ("degree Celsius", "degrees Celsius"),
-    "° C": ("degree Celsius", "degrees Celsius"),
-    "° F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "°F": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"),
-    "°K": ("kelvin", "kelvins"), "%": ("percent", "percent"), "‰": ("per mille", "per mille"),
+UNIT_NAMES = {  # written with its capitals
+    "ns": "nanosecond", "µs": "microsecond", "us": "microsecond", "ms": "millisecond",
+    "s": "second", "sec": "second", "secs": "second", "min": "minute", "mins": "minute",
+    "h": "hour", "hr": "hour", "hrs": "hour", "d": "day", "wk": "week", "wks": "week",
+    "mo": "month", "mos": "month", "yr": "year", "yrs": "year", "nm": "nanometer",
+    "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer",
+    "ft": "foot", "in": "inch", "yd": "yard", "mi": "mile", "m^2": "square meter",
+    "km^2": "square kilometer", "cm^2": "square centimeter", "ft^2": "square foot",
+    "m^3": "cubic meter", "cm^3": "cubic centimeter", "s^2": "second squared",
+    "sq ft": "square foot", "ha": "hectare", "ml": "milliliter", "mL": "milliliter",
+    "cl": "centiliter", "dl": "deciliter", "l": "liter", "L": "liter", "gal": "gallon",
+    "fl oz": "fluid ounce", "µg": "microgram", "mg": "milligram", "g": "gram", "kg": "kilogram",
+    "t": "ton", "lb": "pound", "lbs": "pound", "oz": "ounce", "bit": "bit", "kB": "kilobyte",
+    "KB": "kilobyte", "kb": "kilobyte", "MB": "megabyte", "mb": "megabyte", "GB": "gigabyte",
+    "gb": "gigabyte", "TB": "terabyte", "tb": "terabyte", "PB": "petabyte", "KiB": "kibibyte",
+    "MiB": "mebibyte", "GiB": "gibibyte", "Mb": "megabit", "Gb": "gigabit", "kbit": "kilobit",
+    "Mbit": "megabit", "Gbit": "gigabit", "bps": "bit per second",
+    "kbps": "kilobit per second", "Kbps": "kilobit per second", "Mbps": "megabit per second",
+    "Gbps": "gigabit per second", "mph": "mile per hour", "mpg": "mile per gallon",
+    "kph": "kilometer per hour", "kmh": "kilometer per hour", "fps": "frame per second",
+    "rpm": "revolution per minute", "RPM": "revolution per minute", "bpm": "beat per minute",
+    "wpm": "word per minute", "dpi": "dot per inch", "ppm": "part per million", "Hz": "hertz",
+    "hz": "hertz", "kHz": "kilohertz", "khz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz",
+    "dB": "decibel", "dBFS": "decibel full scale", "W": "watt", "kW": "kilowatt", "MW": "megawatt",
+    "kWh": "kilowatt hour", "Wh": "watt hour", "V": "volt", "kV": "kilovolt", "mV": "millivolt",
+    "A": "amp", "mA": "milliamp", "mAh": "milliamp hour", "Ω": "ohm", "kcal": "kilocalorie",
+    "cal": "calorie", "J": "joule", "kJ": "kilojoule", "N": "newton", "Pa": "pascal",
+    "kPa": "kilopascal", "hPa": "hectopascal", "psi": "P S I", "bar": "bar", "px": "pixel",
+    "MP": "megapixel", "pt": "point", "pts": "point", "qt": "quart", "tbsp": "tablespoon",
+    "tsp": "teaspoon", "ct": "carat", "pp": "percentage point", "°C": "degree Celsius",
+    "° C": "degree Celsius", "° F": "degree Fahrenheit", "°F": "degree Fahrenheit", "°": "degree",
+    "°K": "kelvin", "%": "percent", "‰": "per mille",
 }  # fmt: skip
+ODD_PLURALS = {
+    "foot": "feet", "inch": "inches", "square foot": "square feet",
+    "second squared": "seconds squared", "hertz": "hertz", "kilohertz": "kilohertz",
+    "megahertz": "megahertz", "gigahertz": "gigahertz", "decibel full scale": "decibels full scale",
+    "P S I": "P S I", "degree Celsius": "degrees Celsius",
+    "degree Fahrenheit": "degrees Fahrenheit", "percent": "percent", "per mille": "per mille",
+}  # fmt: skip
+
+
+def pluralize(name: str) -> str:
+    """`liter` -> `liters`, `bit per second` -> `bits per second`, `foot` -> `feet`."""
+    head, per, rest = name.partition(" per ")
+    return ODD_PLURALS.get(name) or f"{head}s{per}{rest}"
+
+
+UNITS = {sign: (name, pluralize(name)) for sign, name in UNIT_NAMES.items()}  # one, many
 ATTACHED_ONLY = {"in", "d", "t", "A", "J", "N", "pt", "bar", "us"}  # words or names elsewhere
 FRACTIONS = {
     "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5),
@@ -161,6 +145,7 @@ ABBREVIATIONS = {  # with the dots as they are written
     "PhD": "P H D", "viz.": "namely", "misc.": "miscellaneous", "resp.": "respectively",
     "min.": "minimum", "max.": "maximum", "avg.": "average", "tel.": "telephone",
     "et al.": "et al", "a.m.": "a m", "p.m.": "p m", "P.S.": "P S", "Q.E.D.": "Q E D",
+    "p.a.": "per annum", "YoY": "year over year", "temp.": "temperature", "exc.": "excluding",
 }  # fmt: skip
 ENDINGS = {  # they may end a sentence as well
     "etc.": "et cetera", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
@@ -177,6 +162,7 @@ BEFORE_NUMBERS = {
     "no": "number", "nos": "numbers", "fig": "figure", "vol": "volume", "p": "page", "pp": "pages",
     "ch": "chapter", "sec": "section", "ext": "extension", "art": "article", "ver": "version",
     "eq": "equation", "tab": "table", "c": "circa", "rev": "revision", "apt": "apartment",
+    "rm": "room",
 }  # fmt: skip
 NUMBERED = (  # what Roman numerals count
     "Chapter|Part|Volume|Vol|Act|Scene|Section|Book|Phase|Type|Level|War|Bowl|Title|Article|"
@@ -194,7 +180,9 @@ PRICED = (  # what a price is put before
     "plan|subscription|fee|bill|coupon|discount|credit|deposit|tier|package|rate|voucher|gift card"
 )
 COUNTED = "ID|PIN|PIN code|code|account|order|ticket|invoice|reference|card|tracking|zip|error|HTTP"
-PLACED = "room|suite|flight|apartment|apt\\.?|unit|ext\\.?|extension|highway|route|gate|seat|bus"
+PLACED = (
+    "room|rm\\.?|suite|flight|apartment|apt\\.?|unit|ext\\.?|extension|highway|route|gate|seat|bus"
+)
 WORDLY_PAIRS = {"and/or": "and or", "either/or": "either or", "on/off": "on off"}
 SIDES = {"input", "read", "client", "start", "push", "before", "stop", "on", "owner", "import"}
 VERSIONED = (
@@ -262,8 +250,7 @@ def say_number(number: str) -> str:
 
 
 def say_count(number: str, name: str) -> str:
-    many = "inches" if name == "inch" else f"{name}s"
-    return f"{say_number(number)} {name if number == '1' else many}"
+    return f"{say_number(number)} {name if number == '1' else pluralize(name)}"
 
 
 def say_year(year: int | str) -> str:
@@ -306,6 +293,11 @@ NUMBER = (
 START = r"(?<![\w.,])"  # not in the middle of a word or of a number
 SIGN = r"(?P<sign>(?<![\w)])[-−–+])?"
 DASH = r"\s?[-–—]\s?"
+DOT = r"(?:\.(?=[,;:)]| [a-z\d(]))?"  # of an abbreviation; not the one that ends a sentence
+BY = (
+    r"(?P<left>\d+(?:\.\d+)?) ?[x×] ?(?P<right>\d+(?:\.\d+)?)"
+    r"(?: ?[x×] ?(?P<third>\d+))?"
+)
 
 
 def one_of(words: object) -> str:
@@ -554,12 +546,14 @@ def read_mixed(match: re.Match) -> str:
         top, bottom = FRACTIONS[match["sign"]]
     else:
         top, bottom = int(match["top"]), int(match["bottom"])
+    whole = f"{match['a'] or ''}{say_number(match['whole'])}"
+    unit = f" {UNITS[match['unit']][0 if match['a'] else 1]}" if match["unit"] else ""
     if not 0 < top < bottom <= 100:
-        return f"{say_number(match['whole'])} {format_number(top)} over {format_number(bottom)}"
+        return f"{whole} {format_number(top)} over {format_number(bottom)}{unit}"
     part = say_fraction(top, bottom)
     if top == 1:
         part = f"{article(part.split()[1])} {part.split()[1]}"
-    return f"{say_number(match['whole'])} and {part}"
+    return f"{whole} and {part}{unit}"
 
 
 def read_decade(match: re.Match) -> str:
@@ -687,10 +681,12 @@ def read_pair(match: re.Match) -> str:
 def read_by(match: re.Match) -> str:
     """`2x2` -> `two by two`, `1920×1080` -> `nineteen twenty by ten eighty`, `7 × 8` -> times."""
     numbers = [match[name] for name in ("left", "right", "third") if match[name]]
-    if " × " in match[0] or match.string[match.end() :].startswith(" ="):
+    unit = f" {UNITS[match['unit']][1]}" if match["unit"] else ""
+    is_product = " × " in match[0] or match.string[match.end() :].startswith(" =")
+    if is_product and not unit:
         return " times ".join(say_number(number) for number in numbers)
     pairs = all(len(number) in (3, 4) and number.isdecimal() for number in numbers)
-    return " by ".join(map(say_pairs if pairs else say_number, numbers))
+    return " by ".join(map(say_pairs if pairs else say_number, numbers)) + unit
 
 
 COMPARISONS = {
@@ -720,7 +716,7 @@ def _row(pattern: str, say: Callable[[re.Match], str], flags: int = 0) -> Readin
 
 PAYER = "user|seat|person|member|license"
 PER = (
-    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/])(?:\.(?=[,;)]))?"
+    rf"(?P<per>(?:\s?/\s?(?:{PERIOD}|[A-Za-z]{{3,12}})(?![\w/]){DOT}"
     rf"|-(?:a|per)-(?:{PERIOD})\b|/(?:{PAYER})(?=/)|/(?:{PERIOD})(?=/(?:{PAYER})\b))*)"
 )
 MONEY = (
@@ -729,7 +725,7 @@ MONEY = (
 )
 UNIT = one_of(UNITS)
 FREE_UNIT = one_of(unit for unit in UNITS if unit not in ATTACHED_ONLY)
-HALF = r"[ap]\.?m\b\.?|[AP]\.?M\b\.?"
+HALF = rf"(?:[ap]\.?m|[AP]\.?M)\b{DOT}"
 CLOCK = r"(?:[01]?\d|2[0-3])"
 
 READINGS: tuple[Reading, ...] = (
@@ -776,9 +772,10 @@ READINGS: tuple[Reading, ...] = (
     _row(r"(?<!\w)(?P<letter>[CFJ])#(?!\w)", lambda m: f"{m['letter']} sharp"),
     _row(r"(?<![\w.])\.NET\b", lambda _: "dot net"),
     _row(r"(?<![\w&])(?P<left>[A-Z]{1,3})&(?P<right>[A-Z]{1,3})(?![\w&])", read_initials),
+    _row(r"\bA(?P<road>\d{1,3})\(M\)", lambda m: f"A {say_number(m['road'])} M"),
     _row(
-        r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)\b",
-        lambda m: f"number {say_number(m['number'])}",
+        r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)(?P<letter>[A-Z]?)\b",
+        lambda m: f"number {say_number(m['number'])} {m['letter']}".rstrip(),
     ),
     # dates and times
     _row(
@@ -800,7 +797,7 @@ READINGS: tuple[Reading, ...] = (
     ),
     _row(
         r"(?<![\w.,])(?:[Tt]he )?(?P<day>3[01]|[12]\d|0?[1-9])(?:st|nd|rd|th)?(?: of)? "
-        rf"(?P<month>{MONTH})\b\.?(?:,? (?P<year>\d{{4}})(?!\w))?",
+        rf"(?P<month>{MONTH})\b{DOT}(?:,? (?P<year>\d{{4}})(?!\w))?",
         read_day_month,
     ),
     _row(
@@ -808,11 +805,11 @@ READINGS: tuple[Reading, ...] = (
         lambda m: MONTHS[find_month(m["month"]) - 1],
     ),
     _row(
-        rf"\b(?P<first>{MONTH})\b\.?{DASH}(?P<last>{MONTH})\b\.?",
+        rf"\b(?P<first>{MONTH})\b\.?{DASH}(?P<last>{MONTH})\b{DOT}",
         lambda m: f"{MONTHS[find_month(m['first']) - 1]} to {MONTHS[find_month(m['last']) - 1]}",
     ),
     _row(
-        rf"\b(?P<first>{DAY}){DASH}(?P<last>{DAY})\b",
+        rf"\b(?P<first>{DAY})\b\.?{DASH}(?P<last>{DAY})\b{DOT}",
         lambda m: f"{find_day(m['first'])} to {find_day(m['last'])}",
     ),
     _row(
@@ -837,6 +834,11 @@ READINGS: tuple[Reading, ...] = (
         rf"(?<![\w:.])(?P<hour>{CLOCK}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?:\s?"
         rf"(?P<half>{HALF}))?"
         rf"(?:{DASH}(?P<hour2>{CLOCK}):(?P<minute2>[0-5]\d)(?:\s?(?P<half2>{HALF}))?)?(?![\w:])",
+        read_time,
+    ),
+    _row(
+        rf"(?<![\w:.])(?P<hour>{CLOCK})\.(?P<minute>[0-5]\d)(?P<second>)\s?(?P<half>{HALF})"
+        r"(?P<hour2>)(?![\w:])",
         read_time,
     ),
     _row(
@@ -924,16 +926,18 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{say_number(m['number'])} {UNITS[m['unit']][0]}",
     ),
     _row(
-        rf"{START}(?P<whole>\d+)[ -]?(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"
-        r"(?P<top>\d+)[/⁄](?P<bottom>\d+))(?![\w/])",
+        r"(?<![\w.,])(?P<a>[Aa]n? )?(?<![.,])(?P<whole>\d+)[ -]?"
+        rf"(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"
+        rf"(?P<top>\d+)[/⁄](?P<bottom>\d+))(?:\s?(?P<unit>{FREE_UNIT})\b{DOT})?(?![\w/])",
         read_mixed,
     ),
     _row(rf"[{''.join(FRACTIONS)}]", lambda m: say_fraction(*FRACTIONS[m[0]])),
+    _row(rf"{START}{BY}\s?(?P<unit>{FREE_UNIT})\b(?![\w/]){DOT}", read_by),
     _row(
         rf"(?<![\w.,])(?P<a>[Aa]n? )?{SIGN}(?<![\d.,])(?P<number>{NUMBER})(?:"
         rf"(?:\s?(?:%|°[CF]?))?{DASH}(?P<upto>{NUMBER}))?"
         rf"(?:\s?(?P<unit>{FREE_UNIT})|(?P<close>{UNIT}))(?:/(?P<per>{UNIT}))?"
-        r"(?![\w^°]|/\w)\.?(?<!\.)",
+        rf"(?![\w^°]|/\w){DOT}",
         read_quantity,
     ),
     _row(rf"(?<![\w/])(?![A-Z]/[A-Z]\b)(?P<unit>{UNIT})/(?P<per>{UNIT})(?![\w/])", read_rate),
@@ -947,14 +951,13 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{say_pairs(m['number'])} {m['kind']}",
     ),
     _row(
-        rf"{START}(?P<left>\d+(?:\.\d+)?) ?[x×] ?(?P<right>\d+(?:\.\d+)?)"
-        r"(?: ?[x×] ?(?P<third>\d+))?(?!\w)(?<! )",
+        rf"{START}{BY}(?P<unit>)(?!\w)(?<! )",
         read_by,
     ),
     _row(
-        rf"{START}(?P<number>{NUMBER})(?:{DASH}(?P<upto>{NUMBER}))?[x×](?!\w)",
+        rf"{START}(?P<number>{NUMBER})(?:{DASH}(?P<upto>{NUMBER}))?[x×](?!\w){PER}",
         lambda m: f"{say_number(m['number'])}"
-        f"{' to ' + say_number(m['upto']) if m['upto'] else ''} times",
+        f"{' to ' + say_number(m['upto']) if m['upto'] else ''} times{read_periods(m['per'])}",
     ),
     # ordinals, Roman numerals
     _row(
@@ -982,6 +985,7 @@ READINGS: tuple[Reading, ...] = (
         lambda m: read_many(m[0]),
     ),
     # numbers with signs
+    _row(r"(?<![\w/.])24/7/365(?![\w/])", lambda _: "twenty four seven three sixty five"),
     _row(
         rf"\b(?P<name>{VERSIONED}) (?P<numbers>\d+(?:\.\d+)+)\b",
         lambda m: f"{m['name']} {' point '.join(map(say_number, m['numbers'].split('.')))}",

@@ -91,8 +91,8 @@ class Ghosts:
     async def find(self, secret: str) -> Line:
         """The line that a secret takes over. Raises GoneError.
 
-        A line that has come by this very secret is asked for a sign of life first: only where
-        there is none its client was cut off before it had the next secret.
+        The newest line may have come by this same secret. Then it has 2 s to show that it lives.
+        If it does not, its client was cut off before it had the next secret.
         """
         asked = None
         while True:

@@ -433,8 +433,8 @@ class Session:
     async def outputs(self, heard: float | None = None) -> AsyncIterator[Output]:
         """Everything for the client, in order. Raises the EndError that ends the session.
 
-        Where a line before this one has dropped: what was not sent, or all that came after `heard`
-        seconds of agent audio, as far as it is kept. It begins with `Ready`.
+        After a dropped line it begins with `Ready`, and goes on with what was not sent.
+        heard: seconds of agent audio that the client has; what is kept of the rest comes again.
         """
         ready = self._frozen and self._goes_on
         if self._frozen:

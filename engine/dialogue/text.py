@@ -109,8 +109,7 @@ def _go_on() -> None:
 def _pair_words(text: str, rest: Callable[[], object]) -> list[tuple[str, str]]:
     """(shown, spoken) words.
 
-    What cannot be spoken (a dash) is shown with the word before it; at the start, after it.
-
+    What cannot be spoken (a dash) is shown with the word before it, or with the first word.
     What is read as one (`$1.5 million`) is shown with the first of its spoken words.
     """
     pairs: list[tuple[str, str]] = []

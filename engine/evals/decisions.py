@@ -110,7 +110,7 @@ class TimedRouter:
         return self._router.covers(question, before)
 
     def times(self) -> dict[str, float]:
-        """Milliseconds a turn: those of the CPU are the ones that other work does not change."""
+        """Milliseconds a turn; other work on the machine does not change those of the CPU."""
         (p50, cpu50), (p95, cpu95) = 1e3 * np.percentile(self._spent, (50, 95), axis=0)
         shares = {"turn_ms_p50": p50, "turn_ms_p95": p95}
         shares |= {"turn_cpu_ms_p50": cpu50, "turn_cpu_ms_p95": cpu95}

@@ -2,11 +2,11 @@
 
 `python -m engine bench routing` acts tests/dialogues out in real time, through the engine's own
 session, scheduler, director and router, with an answerer over real HTTP. Three things are
-stand-ins. The model's text head reads from a script, and wants to say its line whether or not it
-may, as the model would: soon after the question, and in a second run at once. No speech is made, a
-frame is loud while words sound. The user's words come as a transcript would bring them. The text
-model's API answers on loopback after half a second. A probe beside each director sees every token
-that is really fed.
+stand-ins. The model's text head reads from a script. It wants to say its line whether or not it
+may, as the model would: soon after the question in the first run, at once in the second. No speech
+is made; a frame is loud while words sound. The user's words come as a transcript would bring them.
+The text model's API answers on loopback after half a second. A probe beside each director sees
+every token that is really fed.
 """
 
 import argparse

@@ -28,9 +28,9 @@ MOST_ODDS = 6.0  # that one direction may speak for or against
 NO_LIMIT = 2.0  # a cosine that no pair of sentences reaches
 
 QUESTION_WORD = (
-    r"(?:who|whose|what|which|when|where|why|how|whats|hows|wheres|is|are|was|were|am|do|does|did|"
-    r"can|could|will|would|should|shall|may|might|have|has|had|isn't|aren't|doesn't|don't|didn't|"
-    r"can't|won't|wouldn't|isnt|dont|any|got)"
+    r"(?:who|whose|what|which|when|where|why|how|whats|hows|wheres|am|shall|may|might|any|got|"
+    r"(?:is|are|was|were|do|does|did|could|would|should|have|has|had)(?:n't|nt)?|"
+    r"can(?:'t)?|will|won't)"
 )
 LEAD_IN = re.compile(
     r"(?:(?:and|so|well|oh|ok|okay|um|uh|er|hmm?|but|also|then|yes|yeah|yep|no|nope|right|great|good|"
@@ -344,7 +344,7 @@ def cut_start(text: str) -> str:
 
 
 def _compare(nearness: float, usual: float, spread: float) -> float:
-    """How unusual it is that talk about anything else lies so near."""
+    """How far a nearness lies above that of talk about anything else, in its spreads."""
     return float((nearness - usual) / spread)
 
 

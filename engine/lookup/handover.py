@@ -270,7 +270,7 @@ class Phrases:
 
     @property
     def spoken(self) -> tuple[str, ...]:
-        """All that the agent is given to say of them."""
+        """Those that the agent says."""
         return (*self.fillers, self.no_key, self.failed, self.late, self.broken_off)
 
 

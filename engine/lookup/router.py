@@ -90,7 +90,7 @@ class Router:
         self._weights = load_weights()
         self._evidence: Evidence | None = None
         self._ready = threading.Event()  # vectors are there, or will not come
-        self._begun = threading.Lock()  # taken by who starts the thread, and never given back
+        self._begun = threading.Lock()  # held from the thread's start on, for ever
 
     def prepare(self) -> None:
         """Load the vectors in a thread of their own; again: nothing."""

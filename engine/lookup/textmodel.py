@@ -55,11 +55,11 @@ MORE = "And there is more."  # a list that is longer
 LONGEST_CLAUSE = 300  # characters, about: what is in brackets is not cut before
 LONGEST_ROW = 400  # characters of a table's row
 LONGEST_WORD = 200  # letters; what has no blanks is cut there
-LONG_LETTERS = 10  # of what has no blanks, that take as long to say as a word
+LONG_LETTERS = 10  # without a blank take as long to say as a word
 LONGEST_END = 200  # characters that may end a sentence
 LIST_MARK = re.compile(r"[-*•+–]|\d{1,2}[.)]")
 RULE_CELL = re.compile(r"\s*:?-+:?\s*")  # of the line below a table's head
-PARTS = re.compile(r"\n|[^\S\n]+|\S{1,200}")
+PARTS = re.compile(rf"\n|[^\S\n]+|\S{{1,{LONGEST_WORD}}}")
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’)*_\]]*$""")
 ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|mr|mrs|ms|dr|st|vs|approx|no|inc|ltd|etc|a\.m|p\.m)|\b[a-z])\.$",
@@ -389,7 +389,7 @@ class Thoughts:
 
     inside: the answer begins in a thought, most likely. Some services keep its opening tag to
     themselves, which only the closing one shows: then `began_inside` tells it for the next answer.
-    One in which no tag comes was none: `finish` gives all of it back.
+    An answer without any tag was no thought: `finish` gives all of it back.
     """
 
     TAGS = ("<think>", "<thinking>", "<reasoning>")

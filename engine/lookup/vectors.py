@@ -43,7 +43,7 @@ class SentenceVectors:
         self._tokenizer = BertWordPieceTokenizer(str(VOCABULARY), lowercase=True)
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._remembered: dict[str, np.ndarray] = {}
-        self._lock = threading.Lock()  # of what is remembered
+        self._lock = threading.Lock()  # guards what is remembered
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [N, 384] float32. New texts make one batch: the weights are read once."""
@@ -75,7 +75,7 @@ class SentenceVectors:
         return np.array([known[key] for key in keys], np.float32).reshape(len(keys), WIDTH)
 
     def _embed_one(self, text: str) -> np.ndarray:
-        if not threading.main_thread().is_alive():  # of a large base there are minutes to go
+        if not threading.main_thread().is_alive():  # a large base takes minutes
             raise RuntimeError("the process ends")
         return self._embed_batch([text])[0]
 

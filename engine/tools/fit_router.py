@@ -4,10 +4,11 @@
 
 Ridge logistic regression on tests/dialogues/routing/tune (each dialogue as written and as heard)
 and on the acted dialogues of tests/dialogues. Into each product's dialogues go turns that lie near
-its facts (near.toml), and others of any product and of none (assets/talk.toml). The direction comes
-from the vectors alone; what a product's turns read like is told by a direction of the others. The
-thresholds come from products that were left out of the fit, one after the other. Deterministic; the
-measured dialogues are never read. Some minutes.
+its facts (near.toml), and others of any product and of none (assets/talk.toml). The direction is
+fitted on the vectors alone. A product's turns are read along a direction that was fitted on the
+other products, as a new product's turns will be. The thresholds come from products that were left
+out of the fit, one after the other. Deterministic; the measured dialogues are never read. Some
+minutes.
 """
 
 import dataclasses
@@ -121,11 +122,11 @@ def insert(
     lines: Sequence[tuple[str, str]], dialogues: Sequence[dict[str, Any]], random: Random
 ) -> list[dict[str, Any]]:
     """The dialogues with these turns put into them; they count, and the turns after them."""
-    left, made = random.sample(list(lines), len(lines)), []
-    for dialogue in itertools.cycle(dialogues):
+    left, made, around = random.sample(lines, len(lines)), [], itertools.cycle(dialogues)
+    while left:
         turns: list[dict[str, Any]] = []
         follows = False
-        for turn in dialogue["turns"]:
+        for turn in next(around)["turns"]:
             if turn["speaker"] == "user" and turns and left and random.random() < INSERTED:
                 text, expect = left.pop()
                 turns.append({"speaker": "user", "text": text, "expect": expect, "counts": True})
@@ -134,8 +135,6 @@ def insert(
             turns.append(turn | {"counts": follows and turn["speaker"] == "user"})
             follows = follows and turn["speaker"] != "user"
         made.append({"turns": turns})
-        if not left:
-            return made
     return made
 
 

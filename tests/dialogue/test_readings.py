@@ -35,6 +35,23 @@ def test_a_text_is_said_as_a_person_would_say_it(text, accepted):
     assert heard(spell_text(text)) in [heard(said) for said in accepted]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("We won on 4 July. It rained.", "We won on the fourth of July. It rained."),
+        ("It ends on 23 Dec. at noon.", "It ends on the twenty third of December at noon."),
+        ("Open Mon.–Fri. from 9.", "Open Monday to Friday from nine."),
+        ("We close at 5 p.m. We open at 9.", "We close at five p m. We open at nine."),
+        ("From 9 a.m. to 5 p.m.", "From nine a m to five p m."),
+        ("It takes 3 min. Then stop.", "It takes three minutes. Then stop."),
+        ("Take 2-3 tbsp. of sugar.", "Take two to three tablespoons of sugar."),
+        ("It is $5/mo. incl. VAT.", "It is five dollars a month including VAT."),
+    ],
+)
+def test_a_dot_is_kept_where_it_ends_a_sentence_and_not_where_it_shortens_a_word(text, said):
+    assert spell_text(text) == said
+
+
 def test_texts_that_were_never_tuned_on_are_said_right_too(record_property):
     """Written before anything was tried. Nobody looks at them one by one, or they are lost."""
     measured = table("measured.tsv")
