@@ -27,10 +27,11 @@ from engine.errors import (
     UnauthorizedError,
 )
 from engine.wire import openai
-from engine.wire.limits import IDLE_SECONDS, REQUEST_SECONDS, Connection, Doors
+from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import SOCKETS, Kind, decode, encode, parse_opening, parse_query
 from engine.wire.realtime import RealtimeSocket
 from engine.wire.socket import ChatSocket, ClientLeftError, say_goodbye
+from engine.wire.tls import CountedTls
 
 logger = logging.getLogger(__name__)
 
@@ -125,19 +126,19 @@ async def listening(
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
     loop, doors = asyncio.get_running_loop(), app[DOORS]
-    secure = {"ssl": tls, "ssl_handshake_timeout": REQUEST_SECONDS} if tls else {}
 
-    def connect() -> Connection:
-        return Connection(
+    def connect() -> asyncio.BaseProtocol:
+        connection = Connection(
             doors, runner.server, loop=loop, access_log=None, keepalive_timeout=IDLE_SECONDS
         )
+        return CountedTls(connection, tls) if tls else connection
 
     try:
         if host == "::":  # asyncio would take IPv6 only
             both = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-            server = await loop.create_server(connect, sock=both, backlog=128, **secure)
+            server = await loop.create_server(connect, sock=both, backlog=128)
         else:
-            server = await loop.create_server(connect, host, port, backlog=128, **secure)
+            server = await loop.create_server(connect, host, port, backlog=128)
         doors.pulse.beat()
         try:
             yield server.sockets[0].getsockname()[1]
