@@ -40,7 +40,6 @@ from engine.errors import (
     RefusedError,
     TimeLimitError,
     TooFastError,
-    logged_fault,
 )
 from engine.runtime.metrics import Dropped, Stage
 from engine.runtime.seat import Frame, Notice, Ready
@@ -71,7 +70,6 @@ from engine.wire.socket import (
     RESTART_COST,
     ClientLeftError,
     LiveSocket,
-    first_of,
 )
 
 MAX_EVENT_BYTES = 2 * 1024 * 1024  # 30 s of audio in base64
@@ -164,28 +162,19 @@ class RealtimeSocket(LiveSocket):
         self.words_told, self.words_seconds = "", 0.0
         self.live_until = self.heard_at = self.framed_at = float("-inf")
 
-    async def run(self) -> None:
-        """Talk until the client leaves. Raises the EndError that ended it."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive())
-                group.create_task(self._send())
-                group.create_task(self._watch_client())
-                group.create_task(self._watch_time(group))
-        except* (ClientLeftError, ConnectionError):
-            pass
-        except* EndError as group:
-            raise self._note(first_of(group)) from None
-        except* Exception:  # the conversation's boundary: the client hears an id
-            raise self._note(logged_fault("conversation failed")) from None
-        finally:
-            if self.line:
-                self.service.ghosts.release(self.line)
+    async def _start_tasks(self, group: asyncio.TaskGroup) -> None:
+        group.create_task(self._receive())
+        group.create_task(self._send())
+        group.create_task(self._watch_client())
+        group.create_task(self._watch_time(group))
 
-    def _note(self, error: EndError) -> EndError:
+    def _note(self, error: EndError) -> None:
         if self.session:
             self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
-        return error
+
+    def _let_go(self) -> None:
+        if self.line:
+            self.service.ghosts.release(self.line)
 
     async def _watch_client(self) -> None:
         """While the model wakes up nothing is read, so nobody can be missed."""
@@ -285,8 +274,7 @@ class RealtimeSocket(LiveSocket):
                     await self._refuse(error)
                     cost = COMMAND_COST + len(message.data) / BYTES_PER_MESSAGE
                 case WSMsgType.PING:
-                    self.unread.written += len(message.data) + 2
-                    await self.ws.pong(message.data)
+                    await self._pong(message.data)
                 case WSMsgType.PONG:
                     pass
                 case _:
