@@ -293,7 +293,7 @@ def note_end(request: web.Request, error: EndError) -> None:
     reason = error.prefix.rstrip(": ") + (f" ({error.told})" if error.told else "")
     peer = describe_peer(request.headers.get("User-Agent", ""))
     line = f"conversation ended: {reason}, of {peer}"
-    request.app[DOORS].log.note(line, find_address(request), logging.INFO)
+    request.app[DOORS].log.note(line, find_asker(request), logging.INFO)
 
 
 PEERS = (  # how a User-Agent begins, and whose it is
@@ -357,7 +357,7 @@ async def metrics(request: web.Request) -> web.Response:
         try:
             authorize(request)
         except UnauthorizedError as error:
-            may_try = request.app[DOORS].guesses.may_take(find_address(request))
+            may_try = request.app[DOORS].guesses.may_take(find_asker(request))
             return web.Response(status=401 if may_try else 429, text=f"{error}\n")
     await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -374,8 +374,8 @@ def is_same_token(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), token.encode())
 
 
-def find_address(request: web.Request) -> str:
-    """Whom wrong tokens are counted for."""
+def find_asker(request: web.Request) -> str:
+    """The address for which wrong tokens are counted."""
     return find_connection(request).address or ""
 
 
@@ -384,7 +384,7 @@ def is_right_token(request: web.Request, given: str) -> bool:
 
     Then the right one is refused, too: or who guesses would learn which it is.
     """
-    guesses, address = request.app[DOORS].guesses, find_address(request)
+    guesses, address = request.app[DOORS].guesses, find_asker(request)
     if not guesses.may_take(address):
         raise UnauthorizedError(
             "too many wrong tokens came from your address; wait a minute", "too many wrong tokens"
