@@ -558,6 +558,20 @@ async def test_too_large_an_event_and_too_much_audio_end_it(server):
     assert (error["code"], code) == ("too_fast", 1008)
 
 
+async def test_a_large_event_of_many_values_is_not_even_parsed(server):
+    """Else one message keeps the loop from everybody for 200 ms."""
+    values = [[]] * 200_000
+    async with connected(server) as client:
+        await client.send("input_audio_buffer.append", audio="", x=values)
+        assert "too many values" in (await client.refused())["message"]
+    item = text_of_a_user("What does it cost, then?", id="q1")
+    item["content"].append({"type": "input_audio", "audio": "AAAA" * 100_000})
+    async with connected(server) as client:  # a large one of audio is taken as ever
+        await client.send("conversation.item.create", item=item)
+        await client.until("conversation.item.added")
+    assert not client.errors
+
+
 async def test_what_is_said_to_a_model_that_loads_for_long_ends_nothing(monkeypatch):
     monkeypatch.setattr(realtime, "LONG_WAKE_SECONDS", 0.1)
     monkeypatch.setattr(realtime, "MAX_BURST_SECONDS", 1.5)
