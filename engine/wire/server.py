@@ -21,7 +21,6 @@ from engine.dialogue.service import Service
 from engine.errors import (
     BadParameterError,
     EndError,
-    EngineError,
     ProtocolError,
     TooFastError,
     UnauthorizedError,
@@ -221,7 +220,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     ws, answer = await open_socket(request)
     if ws is None:
         return answer
-    try:
+    async with telling_its_end(request, ws):
         authorize(request)
         asked = dict(request.query)
         if asked.get("open") == "1":
@@ -232,15 +231,6 @@ async def chat(request: web.Request) -> web.StreamResponse:
         if find_path(request) == "/api/chat" and not (query.events or before) and query.warm:
             query = replace(query, start_at=time.monotonic() + WARM_SECONDS)
         await ChatSocket(ws, service, query, ws.connection, before).run()
-    except EngineError as error:
-        if not isinstance(error, EndError):
-            raise
-        note_end(request, error)
-        await say_goodbye(ws, error)
-    except ClientLeftError:
-        pass  # before it said what it wants
-    finally:
-        await hang_up(ws, request)
     return ws
 
 
@@ -249,20 +239,27 @@ async def chat_realtime(request: web.Request) -> web.StreamResponse:
     ws, answer = await open_socket(request, OpenAISocket)
     if ws is None:
         return answer
-    try:
+    async with telling_its_end(request, ws):
         authorize(request)
         service = request.app[SERVICE]
         service.check_open()
         beta = openai.is_beta(request.headers)
         await RealtimeSocket(ws, service, ws.connection, beta).run()
-    except EngineError as error:
-        if not isinstance(error, EndError):
-            raise
+    return ws
+
+
+@contextlib.asynccontextmanager
+async def telling_its_end(request: web.Request, ws: ApiSocket) -> AsyncIterator[None]:
+    """Tell a client why its conversation ends, then close the socket."""
+    try:
+        yield
+    except EndError as error:
         note_end(request, error)
         await say_goodbye(ws, error)
+    except ClientLeftError:
+        pass  # before it said what it wants
     finally:
         await hang_up(ws, request)
-    return ws
 
 
 async def read_opening(ws: web.WebSocketResponse) -> dict[str, str]:
