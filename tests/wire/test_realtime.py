@@ -18,7 +18,7 @@ from engine.dialogue.session import Session
 from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire import realtime
-from engine.wire.openai import OPENAI_VOICES
+from engine.wire.openai import OPENAI_VOICES, RequestError, read_string
 from engine.wire.realtime import HANDLERS, MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
 from tests.serving import ApiServer
@@ -536,6 +536,18 @@ async def test_no_field_of_a_wrong_kind_ends_a_conversation(server, value):
     for error in client.errors:
         assert error["type"] == "invalid_request_error"
         assert error["message"]
+
+
+def test_a_string_is_not_looked_at_character_by_character():
+    """2 MiB of audio would take 200 ms of the loop, and takes 6."""
+
+    class Audio(str):
+        def __iter__(self):
+            raise AssertionError("somebody looks at each character")
+
+    assert read_string({"audio": Audio("AAAA")}, "audio") == "AAAA"
+    with pytest.raises(RequestError, match="whole characters"):
+        read_string({"audio": Audio("AA\ud83d")}, "audio")
 
 
 async def test_half_a_sample_and_no_base64_are_refused(server):
