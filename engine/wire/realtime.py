@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import itertools
 import json
 import time
 from collections import deque
@@ -363,15 +364,15 @@ class RealtimeSocket(LiveSocket):
             payload = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
             raise RequestError("audio is not base64", "audio") from None
-        samples = 0
+        samples, parts = 0, self.codec_in.decode(payload)
         try:
-            parts = list(self.codec_in.decode(payload))
+            first = next(parts, None)  # it tells whether they are audio
         except BadAudioError as error:
             raise RequestError(Exception.__str__(error), "audio") from None
         session = self._begin()
         self.heard_at = time.monotonic()
         self._keep_live()
-        for part in parts:
+        for part in () if first is None else itertools.chain((first,), parts):
             samples += len(part)
             if self._is_stale(len(part) / SAMPLE_RATE):
                 self.service.metrics.dropped(len(part) / FRAME_SAMPLES, Dropped.EARLY)
@@ -379,7 +380,8 @@ class RealtimeSocket(LiveSocket):
                 self._push(session, part)
             else:
                 self.early.append(part)
-            await asyncio.sleep(0) if len(parts) > 1 else None
+            if len(part) == SAMPLE_RATE:  # a whole part: there may be more
+                await asyncio.sleep(0)
         self.heard_seconds += samples / SAMPLE_RATE
         if sum(map(len, self.early)) > MAX_BURST_SECONDS * SAMPLE_RATE:
             raise TooFastError(f"more than {MAX_BURST_SECONDS:.0f} s of audio wait for a slot")
