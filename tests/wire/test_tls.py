@@ -93,6 +93,18 @@ async def test_who_does_not_end_the_handshake_is_closed_and_counted_no_more(
         assert await ask(port, attempts=100) == 200
 
 
+async def test_an_idle_connection_makes_room_with_tls_too(engine, home):
+    async with (
+        served(engine, tls="self", max_sockets_per_address=2) as port,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(4):  # each keeps its connection
+            connector = aiohttp.TCPConnector(ssl=False)
+            http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            async with http.get(f"https://127.0.0.1:{port}/healthz") as answer:
+                assert answer.status == 200
+
+
 async def is_closed_in_time(line):
     """Whether it ends before a handshake has to."""
     async with asyncio.timeout(limits.REQUEST_SECONDS / 2):
