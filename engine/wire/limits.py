@@ -1,5 +1,6 @@
-"""How many connections one address and all together may have, for how long, how many requests it
-may send, and how often guess a token. What happens on a conversation's socket, `socket` limits.
+"""Limits of connections and requests: how many, for how long, and how often one may guess a token.
+
+They hold for each address and for all together. `socket` limits a conversation's messages.
 """
 
 import asyncio

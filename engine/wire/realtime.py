@@ -238,7 +238,7 @@ class RealtimeSocket(LiveSocket):
         return written or self.service.scheduler.backend.transcribes
 
     def _keep_live(self, seconds: float = LIVE_SECONDS) -> None:
-        """Time goes on for so long, whether the client sends audio or not."""
+        """Let time go on for these seconds, whether the client sends audio or not."""
         self.live_until = max(self.live_until, time.monotonic() + seconds)
 
     async def _keep_time(self) -> None:
@@ -503,8 +503,9 @@ class RealtimeSocket(LiveSocket):
         await self._tell("conversation.item.retrieved", item=self._find_item(event, "retrieve"))
 
     async def _on_response_create(self, event: dict[str, Any]) -> None:
-        """A text to be said is said word by word, a user's text is looked up, else it is waited
-        for what the model says by itself.
+        """Say the text that was given, or look a user's text up.
+
+        Without either the response is what the model says next by itself.
         """
         wanted = read_object(event, "response")
         refuse_the_unable(wanted, "response")

@@ -61,8 +61,8 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
 def find_root(request: web.Request) -> str:
     """Under which path browsers see this server: "" or such as /voice.
 
-    A proxy says it in X-Forwarded-Prefix; else it is --root-path. Whoever makes it up misleads
-    nobody but himself.
+    A proxy says it in X-Forwarded-Prefix; else it is --root-path. A client that makes it up
+    misleads only itself.
     """
     given = request.headers.get("X-Forwarded-Prefix", "").strip().rstrip("/")
     return given if is_root_path(given) else request.app[CONFIG].base_path
@@ -286,7 +286,7 @@ async def read_opening(ws: web.WebSocketResponse) -> dict[str, str]:
 
 
 def note_end(request: web.Request, error: EndError) -> None:
-    """Log why a conversation ends: for whoever runs the server, as its client may show nothing."""
+    """Log why a conversation ends: its client may show nothing."""
     reason = error.prefix.rstrip(": ") + (f" ({error.told})" if error.told else "")
     peer = describe_peer(request.headers.get("User-Agent", ""))
     line = f"conversation ended: {reason}, of {peer}"
@@ -379,7 +379,7 @@ def find_asker(request: web.Request) -> str:
 def is_right_token(request: web.Request, given: str) -> bool:
     """Look at one given token. Raises UnauthorizedError while its address must wait.
 
-    Then the right one is refused, too: or who guesses would learn which it is.
+    Meanwhile the right one is refused, too: else a guesser would learn which it is.
     """
     guesses, address = request.app[DOORS].guesses, find_asker(request)
     if not guesses.may_take(address):

@@ -119,9 +119,9 @@ class LiveSocket:
         raise NotImplementedError
 
     async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
-        """Count a message and its audio, and rest where it is due; when this socket last did.
+        """Count a message and its audio, and rest where that is due.
 
-        turned: when that was before it. Raises TooFastError.
+        turned: when this socket last rested. Returns the same, now. Raises TooFastError.
         """
         try:
             rest = self.pace.take(cost, samples)
@@ -241,7 +241,7 @@ class ChatSocket(LiveSocket):
     async def _receive(self) -> None:
         """Handle messages until the client leaves. Raises ClientLeftError then.
 
-        Who sends faster than it may is not read from: aiohttp's queue fills, then the kernel's, and
+        A client that sends too fast is not read from: aiohttp's queue fills, then the kernel's, and
         then the client waits.
         """
         turned = time.monotonic()
@@ -316,8 +316,8 @@ class ChatSocket(LiveSocket):
     async def _on_audio(self, payload: bytes) -> int:
         """Decode a message, in several turns of the loop if it takes long.
 
-        An Opus packet may be made to take ten times as long as others. Whoever sends such ones is
-        heard later; what speech takes is far below.
+        An Opus packet may be made to take ten times as long as others. A client that sends such
+        ones is heard later. Speech takes far less.
         """
         metrics, samples, skipped = self.service.metrics, 0, self.codec.skipped
         received = turned = metrics.clock()
@@ -738,8 +738,10 @@ class FrameGuard:
         return False, b""
 
     def _walk(self, whole: bytes) -> tuple[int, bool]:
-        """Go from frame to frame: where the first one begins whose head is not complete, or that is
-        refused. Beyond the end: some of the last one's payload is still to come.
+        """Go from frame to frame; (where it stops, whether a frame is refused there).
+
+        It stops at a frame that is refused, or whose head is not complete. A place beyond the end
+        means that some of the last payload is still to come.
         """
         at, end = self._skip, len(whole)
         while at + 2 <= end:

@@ -40,9 +40,7 @@ class WatchedTls(ssl.SSLObject):
     def read(self, *given: Any) -> Any:
         try:
             return super().read(*given)
-        except (
-            ssl.SSLError
-        ) as error:  # in TLS 1.3 a client says only here that it does not trust us
+        except ssl.SSLError as error:  # in TLS 1.3 a client's distrust comes only here
             note_fault(error)
             raise
 
