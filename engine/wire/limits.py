@@ -1,6 +1,6 @@
 """Limits of connections and requests: how many, for how long, and how often one may guess a token.
 
-They hold for each address and for all together. `socket` limits a conversation's messages.
+They hold for each address; connections also for all together. `socket` limits messages.
 """
 
 import asyncio
