@@ -78,7 +78,7 @@ def setting(default: Any, env: str, help_text: str) -> Any:
     return field(default=default, metadata={"env": f"PERSONAPLEX_{env}", "help": help_text})
 
 
-QUOTES = ('""', "''", "``", "“”", "‘’")
+QUOTES = ('""', "''", "``", "“”", "””", "‘’", "’’")
 PRECISIONS = ("auto", "bf16", "int8")
 PATH = r"(/[\w~-][\w.~-]*)"  # a part of one
 ROOT_PATH = re.compile(rf"(https?://[\w.\-:\[\]]+)?{PATH}*", re.ASCII)
@@ -201,19 +201,31 @@ class ServerConfig:
         """Settings given by name win over the environment, that over the defaults."""
         values = dict(given)
         for entry in fields(cls):
-            text = environ.get(entry.metadata["env"], "")
-            if entry.name == "token":
-                text = trim_secret(entry.metadata["env"], text)
+            name = entry.metadata["env"]
+            text = environ.get(name, "")
             if text and entry.name not in given:
-                values[entry.name] = parse_setting(entry.metadata["env"], text, entry.default)
+                if entry.name == "token":
+                    text = trim_token(name, text)
+                values[entry.name] = parse_setting(name, text, entry.default)
         return cls(**values)
 
 
-def trim_secret(name: str, text: str) -> str:
-    """A secret as it was meant: files and consoles leave line ends, blanks and quotes around it."""
+def trim(text: str) -> str:
+    """A value as it was meant: files and consoles leave line ends, blanks and quotes around it."""
     trimmed = text.strip()
     if len(trimmed) > 1 and trimmed[0] + trimmed[-1] in QUOTES:
         trimmed = trimmed[1:-1].strip()
+    return trimmed
+
+
+def trim_token(name: str, text: str) -> str:
+    """A token without what stands around it, and a warning. Raises ConfigError: nothing is left.
+
+    Whoever set one wanted a closed server, so it must not open.
+    """
+    trimmed = trim(text)
+    if not trimmed:
+        raise ConfigError(f"{name} has nothing but blanks or quotes; set a token, or unset it")
     if trimmed != text:
         logger.warning("%s has blanks, a line end or quotes around it: they are left out", name)
     return trimmed

@@ -128,6 +128,14 @@ def describe_fault(error: BaseException, depth: int = 0) -> str:
     return told
 
 
+def describe_end(error: BaseException) -> str:
+    """Why a process ends: our own words for operators, of everything else type and place.
+
+    Any other message may hold what a user wrote.
+    """
+    return str(error) if isinstance(error, ConfigError | ModelError) else describe_fault(error)
+
+
 def _is_ours(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
     return path.startswith(f"{ROOT}/") and "site-packages" not in path

@@ -71,7 +71,9 @@ def main(argv: list[str]) -> None:
 
 def kind_for_run(args: list[str]) -> str:
     """Which list `python -m demo ARGS` needs: the built-in voice loads no PyTorch."""
+    from engine.errors import ModelError
     from engine.runtime.choose import choose_model  # it asks what the server will ask
+    from engine.weights.hub import DEFAULT_REPOSITORY, find_folder
 
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--model", default=os.environ.get("PERSONAPLEX_MODEL") or "auto")
@@ -79,7 +81,14 @@ def kind_for_run(args: list[str]) -> str:
         model = parser.parse_known_args(args)[0].model
     except argparse.ArgumentError:  # `--model` without a value: the server itself will say so
         return "page"
-    if {"-h", "--help"} & set(args) or not model or choose_model(model)[0] == "embedded":
+    if {"-h", "--help"} & set(args) or not model:
+        return "page"
+    source, _why = choose_model(model)
+    if source == "embedded":
+        return "page"
+    try:
+        find_folder(source, "model", DEFAULT_REPOSITORY)
+    except ModelError:  # neither a folder nor a repository: the server itself will say so
         return "page"
     return "model"
 

@@ -84,6 +84,14 @@ def test_a_token_from_the_environment_is_trimmed_with_a_warning(caplog, text):
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("text", [" ", "\r\n", '""', "' '", "“”"])
+def test_a_token_of_blanks_or_quotes_alone_opens_no_server(text):
+    environ = {"PERSONAPLEX_TOKEN": text}
+    with pytest.raises(ConfigError, match="PERSONAPLEX_TOKEN has nothing but blanks or quotes"):
+        ServerConfig.from_environment(environ)
+    assert ServerConfig.from_environment(environ, token="secret").token == "secret"
+
+
 @pytest.mark.parametrize("text", ["secret", "open sesame", "it's", '"', "'a\""])
 def test_a_token_with_nothing_around_it_is_taken_as_it_is(caplog, text):
     assert ServerConfig.from_environment({"PERSONAPLEX_TOKEN": text}).token == text

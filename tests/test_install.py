@@ -120,6 +120,8 @@ def test_no_pin_stands_in_two_lists():
         (["--model=tests/golden/tiny", "--port", "9000"], False, "model"),
         (["--port", "9000", "--mod", "nvidia/personaplex-7b-v1"], False, "model"),
         (["--model"], False, "page"),
+        (["--model", "nowhere"], False, "page"),  # else gigabytes come before the error
+        (["--model", "./no/folder"], True, "page"),
         (["--model", "nvidia/personaplex-7b-v1", "--help"], False, "page"),
     ],
 )
@@ -128,6 +130,15 @@ def test_a_run_installs_what_it_needs(monkeypatch, args, gpu, kind):
     monkeypatch.setattr(choose, "has_cuda", lambda: gpu)
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert kind_for_run(args) == kind
+
+
+def test_a_mistyped_model_is_said_before_pytorch_is_asked_for():
+    done = page_only(
+        "from demo.__main__ import main\nsys.exit(main(['--model', 'nowhere', '--port', '0']))"
+    )
+    assert done.returncode == 1
+    assert "error: model 'nowhere' is no directory and no repository" in done.stderr
+    assert "torch" not in done.stderr
 
 
 def test_a_gpu_without_weights_or_a_token_needs_no_model(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from demo.cloud.volume import Commit, fetch, keep_int8, pin_to_local, set_compil
 from engine.commands.serve import Stop, build_service, request_stop, serve_until
 from engine.config import ServerConfig
 from engine.dialogue.service import Load, Progress, Service
-from engine.errors import EngineError, ModelError, describe_fault
+from engine.errors import EngineError, ModelError, describe_end, describe_fault
 from engine.logs import LOG_FORMAT, set_up_logs
 from engine.runtime.backend import Backend
 from engine.runtime.choose import cuda_device_name
@@ -130,10 +130,10 @@ class Container:
         try:
             code = asyncio.run(self._serve())
         except EngineError as error:
-            return self._die(str(error))
+            return self._die(describe_end(error))
         except BaseException as error:  # the thread's boundary: no server, no container
             logger.exception("the server broke")
-            return self._die(f"the server broke: {error}")
+            return self._die(f"the server broke: {describe_fault(error)}")
         self._ended.set()
         if not self._stopping:
             self._die("the server has ended by itself" if code == 0 else "", code or 1)
@@ -156,12 +156,14 @@ class Container:
         A load that failed for a reason that we know ends nothing.
         """
         service = self._service
-        if service and service.waking and not service.hung and isinstance(error, EngineError):
+        known = isinstance(error, EngineError) and not isinstance(error, MachineError)
+        if service and service.waking and not service.hung and known:
             return self._fail(service, error)
         self._failure = error
         if self._loop is None:
             return  # no server yet: `_serve` sees the failure
-        last = threading.Timer(STOP_SECONDS, self._die, [f"{error}; the server would not end"])
+        why = f"{describe_end(error)}; the server would not end"
+        last = threading.Timer(STOP_SECONDS, self._die, [why])
         last.daemon = True
         last.start()
         self._loop.call_soon_threadsafe(request_stop, self._stop, error)
@@ -187,11 +189,14 @@ class Container:
         self._leave(code)
 
 
+class MachineError(ModelError):
+    """A fault of this machine alone: it ends the process, because a new machine cures it."""
+
+
 def check_gpu(config: ServerConfig) -> None:
-    """Raises RuntimeError where the machine's GPU is gone: unlike our own errors it ends the
-    process, because a new machine cures it."""
+    """Raises MachineError where the machine's GPU is gone."""
     if config.model != "embedded" and config.device == "cuda" and not cuda_device_name():
-        raise RuntimeError("this machine's GPU does not answer; another machine has to do it")
+        raise MachineError("this machine's GPU does not answer; another machine has to do it")
 
 
 def make_failure(error: EngineError) -> Load:

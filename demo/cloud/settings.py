@@ -11,7 +11,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-from engine.config import VOICE_NAMES, Bounds, DeepSeekConfig, ServerConfig, parse_switch
+from engine.config import (
+    VOICE_NAMES,
+    Bounds,
+    DeepSeekConfig,
+    ServerConfig,
+    parse_switch,
+    trim,
+)
 from engine.errors import ConfigError
 from engine.weights import hub
 
@@ -42,23 +49,22 @@ GPUS = (
 SLOW_GPUS = ("T4", "L4")
 NEW_GPU = "new:"  # before a name that no list has yet
 MOST_DIGITS = 12  # of a number; Python itself refuses to read some thousands
-QUOTES = "\"'“”‘’"
 
 
 def tidy(environ: MutableMapping[str, str]) -> list[str]:
     """Trim line ends, blanks and quotes around our values and keys; a line for each that had some.
 
     They come from copying, from `.env` files written on Windows, and from `set NAME="value"`.
+    A token of nothing else stays, for ServerConfig refuses it: empty it would open the server.
     """
     told = []
     for name in sorted(environ):
         if not name.startswith((PREFIX, "DEEPSEEK_")) and name != "HF_TOKEN":
             continue
-        value = environ[name].strip()
-        quoted = len(value) > 1 and value[0] in QUOTES and value[-1] in QUOTES
-        if quoted and name != f"{PREFIX}FRAME_ANCESTORS":  # 'self' is written with quotes
-            value = value[1:-1].strip()
-        if value != environ[name]:
+        text = environ[name]
+        # 'self' is written with quotes
+        value = text.strip() if name == f"{PREFIX}FRAME_ANCESTORS" else trim(text)
+        if value != text and (value or name != f"{PREFIX}TOKEN"):
             environ[name] = value
             told.append(f"warning: {name} had blanks, quotes or a line end around it; without them")
     return told

@@ -36,8 +36,6 @@ SCENARIOS = {  # name -> (callers, seconds over which they arrive)
     "1000 in an hour": (1000, 3600.0),
     "flash of 300": (300, 10.0),
 }
-
-
 MOST_CONTAINERS = 1000
 
 
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patience-s", type=duration, default=180.0, help="before, and again after `busy` (180)")
     add("--max-containers", type=containers, default=10, help="as deployed (10), up to 1000")
     add("--scaledown-s", type=duration, default=300.0, help="idle seconds before an end (300)")
-    add("--page-requests", type=positive, default=25, help="inputs of a page load (25)")
+    add("--page-requests", type=positive, default=7, help="inputs of a page load (7)")
     add("--page-s", type=duration, default=1.0, help="how long they last together (1)")
     add("--dollars-per-hour", type=duration, default=1.42, help="of a container (1.42: an A10G)")
     add("--seed", type=int, default=1, help="of the arrivals")

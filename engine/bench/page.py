@@ -118,9 +118,7 @@ def note(sent: dict[str, float], event: dict[str, Any]) -> None:
 
 def talk(browser: Any, url: str, seconds: float) -> dict[str, float]:
     """A call with Chromium's own beeping microphone: the tab's work, then, and when it is over."""
-    context = browser.new_context(
-        viewport={"width": 1440, "height": 900}, permissions=["microphone"]
-    )
+    context = browser.new_context(viewport=VIEW, permissions=["microphone"])
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(url)

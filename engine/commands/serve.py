@@ -20,12 +20,13 @@ from engine.config import VOICE_NAMES, ServerConfig, parse_setting
 from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Progress, Service
 from engine.dialogue.session import Limits
-from engine.errors import ConfigError
+from engine.errors import ConfigError, describe_end
 from engine.logs import guard_faults
 from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.weights.hub import DEFAULT_REPOSITORY, find_folder
 from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
 from engine.wire.tls import list_addresses, make_context
@@ -79,7 +80,7 @@ def tell(line: str, stream: TextIO | None = None) -> None:
         raise ConfigError(f"{stream.name} cannot be written ({why}); send it elsewhere") from None
 
 
-def tell_end(why: object) -> None:
+def tell_end(why: str) -> None:
     """Say why the process ends, if anybody reads: nothing may keep it from ending."""
     with contextlib.suppress(ConfigError):
         tell(f"error: {why}")
@@ -107,6 +108,8 @@ def build_service(
     """
     check_output()
     source, why = choose_model(config.model)
+    if source != "embedded":  # else whoever mistypes it is sent for PyTorch first
+        find_folder(source, "model", DEFAULT_REPOSITORY)
     tell(f"model: {source} ({why})")
 
     def load(progress: Progress) -> Backend:
@@ -205,7 +208,7 @@ async def serve_until(
         service.start()
         error = await stop
         if error is not None:
-            tell_end(error)
+            tell_end(describe_end(error))
         await service.drain(config.drain_s)
     service.stop()
     if service.hung and error is None:

@@ -25,7 +25,7 @@ TEXT = "\n".join((GUIDE, SCALING, GATES))
 APP = (ROOT / "modal_app.py").read_text(encoding="utf-8")
 CARDS = json.loads((ROOT / "docs" / "measurements" / "cards.json").read_text(encoding="utf-8"))
 PER_SECOND = {card["name"]: card["usd_per_s"] for card in CARDS["cards"]}
-CORE, GIB = 0.0000131, 0.00000222
+CORE, GIB = CARDS["prices"]["core_usd_per_s"], CARDS["prices"]["gib_usd_per_s"]
 ASSIGNMENT = re.compile(r"^[A-Z_]+=")
 
 
@@ -130,6 +130,7 @@ def test_the_costs_are_computed_from_the_prices():
     hourly = [price * 3600 for price in PER_SECOND.values()]
     whole = [price + 3600 * (4 * CORE + 16 * GIB) for price in hourly]
     assert all(f"{name} ${price:f}" in TEXT for name, price in PER_SECOND.items())
+    assert f"${CORE:.7f}, a GiB of memory ${GIB:.8f} a second" in TEXT
     assert row("GPU alone") == [round(price, 2) for price in hourly]
     assert row("with CPU and memory") == [round(price, 2) for price in whole]
     conversations = row("conversations at once, bf16")

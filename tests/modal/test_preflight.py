@@ -119,44 +119,36 @@ def test_the_deepseek_key_is_tried_without_spending(monkeypatch, deepseek, key, 
     assert asked == ([("/user/balance", key)] if key else [])
 
 
-def test_the_key_follows_no_redirect(deepseek):
-    host, asked = deepseek
-    asked.clear()
+def ask_once(answer: bytes) -> preflight.Finding:
+    """What is found where the text model's address says these bytes to one request."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def answer() -> None:
+        def serve() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(4096)
-                where = f"Location: http://{host}/models"
-                head = f"HTTP/1.1 302 Found\r\n{where}\r\nContent-Length: 0\r\n\r\n"
-                connection.sendall(head.encode())
+                connection.sendall(answer)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=serve)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         environ = {"DEEPSEEK_API_KEY": "sk-1", "DEEPSEEK_BASE_URL": url}
-        fine, line = preflight.check_deepseek(environ)
+        finding = preflight.check_deepseek(environ)
         thread.join()
+    return finding
+
+
+def test_the_key_follows_no_redirect(deepseek):
+    host, asked = deepseek
+    asked.clear()
+    where = f"Location: http://{host}/models"
+    fine, line = ask_once(f"HTTP/1.1 302 Found\r\n{where}\r\nContent-Length: 0\r\n\r\n".encode())
     assert (fine, asked) == (False, [])
     assert "answers 302" in line
 
 
 def test_an_address_that_speaks_no_http_is_a_finding():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"220 mail.example ready\r\n")
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        environ = {"DEEPSEEK_API_KEY": "sk-1", "DEEPSEEK_BASE_URL": url}
-        fine, line = preflight.check_deepseek(environ)
-        thread.join()
+    fine, line = ask_once(b"220 mail.example ready\r\n")
     assert not fine
     assert "cannot be asked" in line
 

@@ -114,6 +114,20 @@ def test_line_ends_quotes_and_blanks_are_left_out_and_said_without_the_value():
     assert not [line for line in told if "sk-1" in line or "hf_1" in line or "word" in line]
 
 
+@pytest.mark.parametrize("text", [" ", '""', "\n"])
+def test_a_token_of_blanks_or_quotes_alone_is_refused_after_tidying_too(text):
+    environ = {"PERSONAPLEX_TOKEN": text}
+    tidy(environ)
+    with pytest.raises(ConfigError, match="PERSONAPLEX_TOKEN has nothing but blanks or quotes"):
+        check_deployment(environ)
+
+
+@pytest.mark.parametrize("text", ["'word\"", '"', "it's"])
+def test_a_quote_without_its_partner_belongs_to_the_value(text):
+    environ = {"PERSONAPLEX_TOKEN": text}
+    assert (tidy(environ), environ) == ([], {"PERSONAPLEX_TOKEN": text})
+
+
 def test_settings_are_checked_by_a_bare_python():
     """No packages at all: what `pip install modal` brings is not needed for it either."""
     code = (

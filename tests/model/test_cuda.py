@@ -59,6 +59,13 @@ def test_what_was_compiled_once_is_read_again(monkeypatch, tmp_path):
     assert again == kept
 
 
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch, tmp_path, caplog):
+    (tmp_path / "taken").write_text("no folder")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "taken" / "kernels"))
+    assert len(compile_source("attention", "sm_86").code) > 1000
+    assert "compiled kernels cannot be kept in" in caplog.text
+
+
 # -- on a GPU --------------------------------------------------------------------------------------
 
 

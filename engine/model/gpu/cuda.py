@@ -6,6 +6,7 @@ NVIDIA's own binding, compiles and launches them. The sources know the sizes of 
 alone; whatever has other sizes runs by Triton.
 """
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from cuda.core import Kernel, ObjectCode
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 CACHE_VARIABLE = "PERSONAPLEX_KERNEL_CACHE"  # a folder; the container's is on the volume
@@ -38,8 +41,12 @@ def compile_source(name: str, arch: str, logs: object = None) -> "ObjectCode":
     if logs is not None:
         return program.compile("cubin", logs=logs)
     folder = Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
-    with FileStreamProgramCache(folder) as kept:
-        return program.compile("cubin", cache=kept)
+    try:
+        with FileStreamProgramCache(folder) as kept:
+            return program.compile("cubin", cache=kept)
+    except OSError as error:  # a start takes some seconds longer, and goes on
+        logger.warning("compiled kernels cannot be kept in %s: %s", folder, error)
+        return program.compile("cubin")
 
 
 @cache

@@ -29,6 +29,32 @@ class Tile:
     bm: int = TILE_ROWS  # rows
 
 
+# For 17 to 32 rows, 33 to 64, and more, by whether weights are int8: the fastest of a sweep on an
+# H100 (2026-11-27) whose bits are those of 16 rows. Beside int8 weights a tile of 64 rows must not
+# have 4 warps: that is another instruction there, which adds in another order.
+_WIDE = Tile(64, 64, stages=3, bm=64)
+_TALL = Tile(64, 128, warps=2, stages=3, bm=64)
+_SPLIT = (Tile(64, 128, warps=2, stages=3, bm=32), Tile(64, 128, stages=3, bm=64), _WIDE)
+TILES_FOR_MANY = {
+    (False, "plain"): (Tile(32, 128, stages=3, bm=32), Tile(32, 128, stages=3, bm=64), _WIDE),
+    (False, "gated"): (Tile(32, 128, stages=3, bm=32), Tile(32, 64, stages=3, bm=64), _WIDE),
+    (False, "split"): _SPLIT,
+    (False, "deep"): _SPLIT,
+    (True, "plain"): (Tile(32, 128, stages=3, bm=32), *[Tile(64, 128, stages=3, bm=32)] * 2),
+    (True, "gated"): tuple(Tile(64, 128, warps=w, stages=3, bm=32) for w in (2, 4, 2)),
+    (True, "split"): (
+        Tile(32, 128, warps=2, stages=3, bm=32),
+        _TALL,
+        Tile(128, 128, stages=3, bm=32),
+    ),
+    (True, "deep"): (
+        Tile(64, 128, stages=3, bm=32),
+        _TALL,
+        Tile(128, 128, warps=2, stages=3, bm=32),
+    ),
+}
+
+
 def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: bool) -> Tile:
     """The tile for n outputs of k inputs; only a `partial` product may be split.
 
@@ -41,39 +67,9 @@ def tile_for(n: int, k: int, rows: int, item_bytes: int, gated: bool, partial: b
         return few
     if k <= 1024 or n < 64 or item_bytes == 4:
         return replace(few, bm=2 * TILE_ROWS)
-    return replace(_tile_for_many(rows, item_bytes == 1, gated, partial, k), splits=few.splits)
-
-
-def _tile_for_many(rows: int, int8: bool, gated: bool, partial: bool, k: int) -> Tile:
-    """More than 16 rows: the fastest of a sweep on an H100 (2026-11-27) whose bits are those of 16.
-
-    Beside int8 weights a tile of 64 rows must not have 4 warps: that is another instruction there,
-    which adds in another order.
-    """
+    kind = "gated" if gated else "deep" if partial and k > 4096 else "split" if partial else "plain"
     size = 0 if rows <= 32 else 1 if rows <= 64 else 2
-    if int8:
-        if partial and k > 4096:
-            return (
-                Tile(64, 128, stages=3, bm=32),
-                Tile(64, 128, warps=2, stages=3, bm=64),
-                Tile(128, 128, warps=2, stages=3, bm=32),
-            )[size]
-        if partial:
-            return (
-                Tile(32, 128, warps=2, stages=3, bm=32),
-                Tile(64, 128, warps=2, stages=3, bm=64),
-                Tile(128, 128, stages=3, bm=32),
-            )[size]
-        if gated:
-            return Tile(64, 128, warps=4 if size == 1 else 2, stages=3, bm=32)
-        return Tile(64 if size else 32, 128, stages=3, bm=32)
-    if size == 2:
-        return Tile(64, 64, stages=3, bm=64)
-    if size == 0:
-        return Tile(64 if partial else 32, 128, warps=2 if partial else 4, stages=3, bm=32)
-    if partial:
-        return Tile(64, 128, stages=3, bm=64)
-    return Tile(32, 64 if gated else 128, stages=3, bm=64)
+    return replace(TILES_FOR_MANY[item_bytes == 1, kind][size], splits=few.splits)
 
 
 def _tile_for_few(n: int, k: int, item_bytes: int, gated: bool, partial: bool) -> Tile:

@@ -236,9 +236,8 @@ class Decode:
         self.rings, self.mask, self.columns = rings, active.mask, columns
         _, _, slots, heads, _, width = rings.kv.shape
         device = rings.kv.device
-        self.by_cuda = (
-            rings.scale is not None and width == INT8_WIDTH and columns == 1
-        ) and device.type == "cuda"
+        int8 = rings.scale is not None and device.type == "cuda"
+        self.by_cuda = int8 and width == INT8_WIDTH and columns == 1
         self.split, self.block = INT8_SPLIT if self.by_cuda else split, block
         later = torch.arange(columns, device=device)
         turn = rings.rotation.turn(rings.position[:, None] + later)  # [S, T, 1, 1, D/2]
