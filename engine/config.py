@@ -42,7 +42,7 @@ class Bounds:
         """Raises ConfigError naming the setting, its value and the range."""
         if not self.low <= value <= self.high:  # NaN fails too
             low, high = (f"{end:.15g}" for end in (self.low, self.high))  # every digit of 2**31
-            raise ConfigError(f"{name} is {value}; use {low} to {high}")
+            raise ConfigError(f"{name} is {str(value)[:40]}; use {low} to {high}")
 
 
 REPETITION_CONTEXT = Bounds(1, 4096)

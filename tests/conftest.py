@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from engine.runtime.backend import Opening
 from engine.runtime.load import Overload
 from tests.planted import SWEEP, LogSweep
 from tests.serving import ApiServer
@@ -50,6 +51,20 @@ def serve() -> Iterator[Callable[..., ApiServer]]:
 def server(serve: Callable[..., ApiServer]) -> ApiServer:
     """The plain one: six slots, no token, the usual limits."""
     return serve(slots=6)
+
+
+@pytest.fixture
+def openings(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Opening]]:
+    """What the plain server's backend is asked to open, as (slot, opening)."""
+    seen, backend = [], server.engine.scheduler.backend
+    opened = backend.open
+
+    def note(slot: int, opening: Opening) -> Any:
+        seen.append((slot, opening))
+        return opened(slot, opening)
+
+    monkeypatch.setattr(backend, "open", note)
+    return seen
 
 
 @pytest.fixture(scope="module")

@@ -63,16 +63,11 @@ def hand_out_cookie(response: web.Response, request: web.Request) -> web.Respons
     framed = secure and config.frame_ancestors != "'self'"
     response.headers["Cache-Control"] = "no-store"
     cookie = SimpleCookie({COOKIE: config.token})[COOKIE]
-    cookie.update({"max-age": COOKIE_SECONDS, "path": find_path(request), "httponly": True})
+    cookie.update({"max-age": COOKIE_SECONDS, "path": f"{find_root(request)}/", "httponly": True})
     cookie.update({"secure": secure, "samesite": "None" if framed else "Lax"})
     apart = "; Partitioned" if framed else ""  # Python's own cookies know it from 3.14 on
     response.headers.add("Set-Cookie", cookie.OutputString() + apart)
     return response
-
-
-def find_path(request: web.Request) -> str:
-    """The path of the page as the browser sees it, as far as a proxy or a setting tells."""
-    return f"{find_root(request)}/"
 
 
 def find_scheme(request: web.Request) -> str:

@@ -145,9 +145,10 @@ class Ghosts:
             self._give_up(line)
 
     async def make_room(self, until: float) -> bool:
-        """Wait for a slot up to `until` (time.monotonic()), or for a ghost's; False: there is none.
+        """Wait until a slot may be free; False: no ghost has one for this newcomer.
 
-        The oldest ghost goes, once it has been one for 5 s or at `until`.
+        The oldest ghost gives its slot up when it has been one for 5 s, or at `until`
+        (time.monotonic()) if that comes first.
         """
         if self._newcomers >= len(self._dropped):
             return False

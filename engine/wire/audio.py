@@ -71,7 +71,7 @@ class PcmCodec:
                 f"{len(payload)} bytes of pcm16 are not whole samples; send an even length",
                 "an odd length of pcm16",
             )
-        for at in range(0, len(payload), PART_BYTES):  # whoever decodes may rest between them
+        for at in range(0, len(payload), PART_BYTES):  # the caller may rest between them
             part = np.frombuffer(payload[at : at + PART_BYTES], "<i2")
             yield part.astype(np.float32) / INT16_SCALE
 
@@ -106,7 +106,7 @@ class OpusCodec:
 
     def decode(self, payload: bytes) -> Iterator[np.ndarray]:
         for page in self._pages.feed(payload):
-            yield NOTHING  # a page may hold no packet, and whoever decodes may rest after it
+            yield NOTHING  # a page may hold no packet, and the caller may rest after it
             try:
                 for packet in split_page(page):
                     yield self._reader.append_bytes(packet)

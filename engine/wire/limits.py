@@ -1,5 +1,6 @@
-"""How many connections one address and all together may have, for how long, how many requests it
-may send, and how often guess a token. What happens on a conversation's socket, `socket` limits.
+"""Limits of connections and requests: how many, for how long, and how often one may guess a token.
+
+They hold for each address; connections also for all together. `socket` limits messages.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import ServerConfig
-from engine.wire.socket import Bucket, FrameGuard, Pulse
+from engine.wire.socket import Bucket, FrameGuard, Pulse, count_unsent
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Doors:
         self._config = config
         self._proxies = parse_networks(config.trusted_proxies)
         self._open: Counter[str] = Counter()
+        self.idle: dict[Connection, None] = {}  # between two requests, the longest first
         self.log = MinuteLog()
         self.guesses = AddressBuckets(GUESSES_PER_MINUTE / 60, GUESSES_PER_MINUTE)
         self.requests = AddressBuckets(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
@@ -136,16 +138,25 @@ class Doors:
         return find_address(peer, forwarded, self._proxies)
 
     def enter(self, address: str) -> bool:
-        """Count a connection, unless there are too many."""
-        if self._open.total() >= self._config.max_sockets_total:
-            self.log.note(f"a connection was refused: {self._config.max_sockets_total} are open")
-            return False
-        if self._open[address] >= self._config.max_sockets_per_address:
-            most = self._config.max_sockets_per_address
+        """Count a connection, unless there are too many. An idle one makes room.
+
+        A browser keeps six for each page: thirty people behind one address have 180.
+        """
+        most = self._config.max_sockets_per_address
+        if self._open[address] >= most and not self._close_idle(address):
             self.log.note(f"a connection was refused: {most} are open from its address")
+            return False
+        most = self._config.max_sockets_total
+        if self._open.total() >= most and not self._close_idle():
+            self.log.note(f"a connection was refused: {most} are open")
             return False
         self._open[address] += 1
         return True
+
+    def _close_idle(self, address: str | None = None) -> bool:
+        """Close the connection that is idle for longest; False: none is. None: of any address."""
+        ours = [one for one in self.idle if address in (None, one.address)]
+        return any(one.close_idle() for one in ours)
 
     async def take_turn(self) -> None:
         """Wait until a request may begin: requests come in floods, and sockets do not wait."""
@@ -205,14 +216,11 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._peer = (transport.get_extra_info("peername") or ("",))[0]
-        address = self.doors.find_address(self._peer)
-        if not self.doors.enter(address):
+        if self.address is None and not self.enter(transport):
             self._refused = True
             transport.write(FULL)
             transport.close()
             return
-        self.address = address
         if hasattr(transport, "max_size"):  # of one read, in asyncio's own transports
             transport.max_size = READ_BYTES
         super().connection_made(transport)
@@ -221,15 +229,38 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
         vars(self).pop("data_received", None)  # it would keep this object until the next collection
+        self.leave()
+        if not self._refused:
+            super().connection_lost(exc)
+
+    def enter(self, transport: asyncio.BaseTransport) -> bool:
+        """Count it under its peer's address; False: there are too many. With TLS it is counted
+        before its handshake.
+        """
+        self._peer = (transport.get_extra_info("peername") or ("",))[0]
+        address = self.doors.find_address(self._peer)
+        self.address = address if self.doors.enter(address) else None
+        return self.address is not None
+
+    def leave(self) -> None:
+        """Count it no more."""
+        self.doors.idle.pop(self, None)
         if self.address is not None:
             self.doors.leave(self.address)
             self.address = None
-        if not self._refused:
-            super().connection_lost(exc)
+
+    def close_idle(self) -> bool:
+        """Close it, unless its client is still to get some of the last answer."""
+        if self.transport is None or count_unsent(self.transport):
+            return False
+        self.leave()
+        self.transport.abort()
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self.doors.idle.pop(self, None)
         if not self._busy and data.startswith(TLS_HELLO):
             self.doors.log.note(SPEAKS_TLS)
             self.transport.abort()
@@ -241,6 +272,7 @@ class Connection(web.RequestHandler):
     def begin(self, request: web.BaseRequest) -> web.Response | None:
         """A request's headers are there; the answer where it is one too many."""
         self._stop_timer()
+        self.doors.idle.pop(self, None)
         self._busy = True
         if not request.content.is_eof():
             self._start_timer("body", lambda: not request.content.is_eof())
@@ -264,6 +296,13 @@ class Connection(web.RequestHandler):
 
     def end(self) -> None:
         self._busy = False
+
+    async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; then the connection is idle, unless it is a WebSocket's."""
+        sent = await super().finish_response(*args)
+        if self.address is not None and self.guard is None:
+            self.doors.idle[self] = None
+        return sent
 
     def handle_error(
         self,

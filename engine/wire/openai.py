@@ -21,7 +21,7 @@ from engine.errors import (
     UnauthorizedError,
 )
 from engine.wire.audio import PcmCodec
-from engine.wire.protocol import check_prompt, parse_sampling
+from engine.wire.protocol import check_prompt, has_half_character, parse_sampling
 from engine.wire.telephony import TelephoneCodec
 
 PATH = "/v1/realtime"
@@ -208,7 +208,7 @@ def read_string(data: Mapping[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str):
         raise RequestError(f"{name} is missing or no string", name, "invalid_type")
-    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell half a character
+    if has_half_character(value):
         raise RequestError(f"{name} is not valid Unicode; send whole characters", name)
     return value
 

@@ -21,6 +21,7 @@ SOCKETS = ("/api", "/api/chat")  # the paths of conversations
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 25_000  # 2000 characters, each spelled with 12; is parsed in 5 ms at most
 MAX_OPENING_BYTES = 64 * 1024  # 4000 characters, likewise
+MAX_OPENING_NAMES = 64  # three times what there is: later clients may have more
 
 
 class Kind(IntEnum):
@@ -139,7 +140,8 @@ def check_prompt(prompt: str) -> None:
 def _check_seed(name: str, seed: int) -> int:
     if not -1 <= seed <= MAX_SEED:
         raise BadParameterError(
-            f"{name} is {seed}; use -1 (random) or 0 to {MAX_SEED}", f"{name}: out of range"
+            f"{name} is {str(seed)[:40]}; use -1 (random) or 0 to {MAX_SEED}",
+            f"{name}: out of range",
         )
     return seed
 
@@ -242,6 +244,10 @@ def parse_opening(payload: bytes) -> dict[str, str]:
     if kind != "open":
         raise BadParameterError(
             f"type is {kind[:40]!r}; with open=1 the first message is open", "open: not first"
+        )
+    if len(data) > MAX_OPENING_NAMES:
+        raise BadParameterError(
+            f"open: {len(data)} names; use up to {MAX_OPENING_NAMES}", "open: too many names"
         )
     asked = {}
     for name, value in data.items():

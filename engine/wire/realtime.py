@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import itertools
 import json
 import time
 from collections import deque
@@ -40,7 +41,6 @@ from engine.errors import (
     RefusedError,
     TimeLimitError,
     TooFastError,
-    logged_fault,
 )
 from engine.runtime.metrics import Dropped, Stage
 from engine.runtime.seat import Frame, Notice, Ready
@@ -71,11 +71,11 @@ from engine.wire.socket import (
     RESTART_COST,
     ClientLeftError,
     LiveSocket,
-    first_of,
 )
 
 MAX_EVENT_BYTES = 2 * 1024 * 1024  # 30 s of audio in base64
 MAX_TEXT_BYTES = 64 * 1024  # of an event without audio
+MAX_COMMAS = 4000  # of a larger one: 2 MiB of values take 200 ms to parse, 2 MiB of audio 3 ms
 MAX_ITEM_BYTES = 25_000  # of an item's content, without audio
 MAX_ITEMS = 200  # of a conversation that can be asked for
 MAX_ID_CHARS = 128  # of an item's or an event's
@@ -164,28 +164,19 @@ class RealtimeSocket(LiveSocket):
         self.words_told, self.words_seconds = "", 0.0
         self.live_until = self.heard_at = self.framed_at = float("-inf")
 
-    async def run(self) -> None:
-        """Talk until the client leaves. Raises the EndError that ended it."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive())
-                group.create_task(self._send())
-                group.create_task(self._watch_client())
-                group.create_task(self._watch_time(group))
-        except* (ClientLeftError, ConnectionError):
-            pass
-        except* EndError as group:
-            raise self._note(first_of(group)) from None
-        except* Exception:  # the conversation's boundary: the client hears an id
-            raise self._note(logged_fault("conversation failed")) from None
-        finally:
-            if self.line:
-                self.service.ghosts.release(self.line)
+    async def _start_tasks(self, group: asyncio.TaskGroup) -> None:
+        group.create_task(self._receive())
+        group.create_task(self._send())
+        group.create_task(self._watch_client())
+        group.create_task(self._watch_time(group))
 
-    def _note(self, error: EndError) -> EndError:
+    def _note(self, error: EndError) -> None:
         if self.session:
             self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
-        return error
+
+    def _let_go(self) -> None:
+        if self.line:
+            self.service.ghosts.release(self.line)
 
     async def _watch_client(self) -> None:
         """While the model wakes up nothing is read, so nobody can be missed."""
@@ -247,7 +238,7 @@ class RealtimeSocket(LiveSocket):
         return written or self.service.scheduler.backend.transcribes
 
     def _keep_live(self, seconds: float = LIVE_SECONDS) -> None:
-        """Time goes on for so long, whether the client sends audio or not."""
+        """Let time go on for these seconds, whether the client sends audio or not."""
         self.live_until = max(self.live_until, time.monotonic() + seconds)
 
     async def _keep_time(self) -> None:
@@ -285,8 +276,7 @@ class RealtimeSocket(LiveSocket):
                     await self._refuse(error)
                     cost = COMMAND_COST + len(message.data) / BYTES_PER_MESSAGE
                 case WSMsgType.PING:
-                    self.unread.written += len(message.data) + 2
-                    await self.ws.pong(message.data)
+                    await self._pong(message.data)
                 case WSMsgType.PONG:
                     pass
                 case _:
@@ -302,6 +292,8 @@ class RealtimeSocket(LiveSocket):
             )
         event: Any = None
         try:
+            if size > MAX_TEXT_BYTES and text.count(",") > MAX_COMMAS:
+                raise RequestError(f"an event of {size} bytes has too many values; send audio only")
             try:
                 event = json.loads(text, parse_constant=refuse_constant)
             except (ValueError, RecursionError):
@@ -372,15 +364,15 @@ class RealtimeSocket(LiveSocket):
             payload = base64.b64decode(audio, validate=True)
         except (binascii.Error, ValueError):
             raise RequestError("audio is not base64", "audio") from None
-        samples = 0
+        samples, parts = 0, self.codec_in.decode(payload)
         try:
-            parts = list(self.codec_in.decode(payload))
+            first = next(parts, None)  # it tells whether they are audio
         except BadAudioError as error:
             raise RequestError(Exception.__str__(error), "audio") from None
         session = self._begin()
         self.heard_at = time.monotonic()
         self._keep_live()
-        for part in parts:
+        for part in () if first is None else itertools.chain((first,), parts):
             samples += len(part)
             if self._is_stale(len(part) / SAMPLE_RATE):
                 self.service.metrics.dropped(len(part) / FRAME_SAMPLES, Dropped.EARLY)
@@ -388,7 +380,8 @@ class RealtimeSocket(LiveSocket):
                 self._push(session, part)
             else:
                 self.early.append(part)
-            await asyncio.sleep(0) if len(parts) > 1 else None
+            if len(part) == SAMPLE_RATE:  # a whole part: there may be more
+                await asyncio.sleep(0)
         self.heard_seconds += samples / SAMPLE_RATE
         if sum(map(len, self.early)) > MAX_BURST_SECONDS * SAMPLE_RATE:
             raise TooFastError(f"more than {MAX_BURST_SECONDS:.0f} s of audio wait for a slot")
@@ -510,8 +503,9 @@ class RealtimeSocket(LiveSocket):
         await self._tell("conversation.item.retrieved", item=self._find_item(event, "retrieve"))
 
     async def _on_response_create(self, event: dict[str, Any]) -> None:
-        """A text to be said is said word by word, a user's text is looked up, else it is waited
-        for what the model says by itself.
+        """Say the text that was given, or look a user's text up.
+
+        Without either the response is what the model says next by itself.
         """
         wanted = read_object(event, "response")
         refuse_the_unable(wanted, "response")

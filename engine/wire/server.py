@@ -21,16 +21,16 @@ from engine.dialogue.service import Service
 from engine.errors import (
     BadParameterError,
     EndError,
-    EngineError,
     ProtocolError,
     TooFastError,
     UnauthorizedError,
 )
 from engine.wire import openai
-from engine.wire.limits import IDLE_SECONDS, REQUEST_SECONDS, Connection, Doors
+from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import SOCKETS, Kind, decode, encode, parse_opening, parse_query
 from engine.wire.realtime import RealtimeSocket
 from engine.wire.socket import ChatSocket, ClientLeftError, say_goodbye
+from engine.wire.tls import CountedTls
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
 def find_root(request: web.Request) -> str:
     """Under which path browsers see this server: "" or such as /voice.
 
-    A proxy says it in X-Forwarded-Prefix; else it is --root-path. Whoever makes it up misleads
-    nobody but himself.
+    A proxy says it in X-Forwarded-Prefix; else it is --root-path. A client that makes it up
+    misleads only itself.
     """
     given = request.headers.get("X-Forwarded-Prefix", "").strip().rstrip("/")
     return given if is_root_path(given) else request.app[CONFIG].base_path
@@ -125,19 +125,19 @@ async def listening(
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=2)
     await runner.setup()
     loop, doors = asyncio.get_running_loop(), app[DOORS]
-    secure = {"ssl": tls, "ssl_handshake_timeout": REQUEST_SECONDS} if tls else {}
 
-    def connect() -> Connection:
-        return Connection(
+    def connect() -> asyncio.BaseProtocol:
+        connection = Connection(
             doors, runner.server, loop=loop, access_log=None, keepalive_timeout=IDLE_SECONDS
         )
+        return CountedTls(connection, tls) if tls else connection
 
     try:
         if host == "::":  # asyncio would take IPv6 only
             both = socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-            server = await loop.create_server(connect, sock=both, backlog=128, **secure)
+            server = await loop.create_server(connect, sock=both, backlog=128)
         else:
-            server = await loop.create_server(connect, host, port, backlog=128, **secure)
+            server = await loop.create_server(connect, host, port, backlog=128)
         doors.pulse.beat()
         try:
             yield server.sockets[0].getsockname()[1]
@@ -220,7 +220,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     ws, answer = await open_socket(request)
     if ws is None:
         return answer
-    try:
+    async with telling_its_end(request, ws):
         authorize(request)
         asked = dict(request.query)
         if asked.get("open") == "1":
@@ -231,15 +231,6 @@ async def chat(request: web.Request) -> web.StreamResponse:
         if find_path(request) == "/api/chat" and not (query.events or before) and query.warm:
             query = replace(query, start_at=time.monotonic() + WARM_SECONDS)
         await ChatSocket(ws, service, query, ws.connection, before).run()
-    except EngineError as error:
-        if not isinstance(error, EndError):
-            raise
-        note_end(request, error)
-        await say_goodbye(ws, error)
-    except ClientLeftError:
-        pass  # before it said what it wants
-    finally:
-        await hang_up(ws, request)
     return ws
 
 
@@ -248,20 +239,27 @@ async def chat_realtime(request: web.Request) -> web.StreamResponse:
     ws, answer = await open_socket(request, OpenAISocket)
     if ws is None:
         return answer
-    try:
+    async with telling_its_end(request, ws):
         authorize(request)
         service = request.app[SERVICE]
         service.check_open()
         beta = openai.is_beta(request.headers)
         await RealtimeSocket(ws, service, ws.connection, beta).run()
-    except EngineError as error:
-        if not isinstance(error, EndError):
-            raise
+    return ws
+
+
+@contextlib.asynccontextmanager
+async def telling_its_end(request: web.Request, ws: ApiSocket) -> AsyncIterator[None]:
+    """Tell a client why its conversation ends, then close the socket."""
+    try:
+        yield
+    except EndError as error:
         note_end(request, error)
         await say_goodbye(ws, error)
+    except ClientLeftError:
+        pass  # before it said what it wants
     finally:
         await hang_up(ws, request)
-    return ws
 
 
 async def read_opening(ws: web.WebSocketResponse) -> dict[str, str]:
@@ -288,11 +286,11 @@ async def read_opening(ws: web.WebSocketResponse) -> dict[str, str]:
 
 
 def note_end(request: web.Request, error: EndError) -> None:
-    """Log why a conversation ends: for whoever runs the server, as its client may show nothing."""
+    """Log why a conversation ends: its client may show nothing."""
     reason = error.prefix.rstrip(": ") + (f" ({error.told})" if error.told else "")
     peer = describe_peer(request.headers.get("User-Agent", ""))
     line = f"conversation ended: {reason}, of {peer}"
-    request.app[DOORS].log.note(line, find_address(request), logging.INFO)
+    request.app[DOORS].log.note(line, find_asker(request), logging.INFO)
 
 
 PEERS = (  # how a User-Agent begins, and whose it is
@@ -356,7 +354,7 @@ async def metrics(request: web.Request) -> web.Response:
         try:
             authorize(request)
         except UnauthorizedError as error:
-            may_try = request.app[DOORS].guesses.may_take(find_address(request))
+            may_try = request.app[DOORS].guesses.may_take(find_asker(request))
             return web.Response(status=401 if may_try else 429, text=f"{error}\n")
     await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -373,17 +371,17 @@ def is_same_token(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), token.encode())
 
 
-def find_address(request: web.Request) -> str:
-    """Whom wrong tokens are counted for."""
+def find_asker(request: web.Request) -> str:
+    """The address for which wrong tokens are counted."""
     return find_connection(request).address or ""
 
 
 def is_right_token(request: web.Request, given: str) -> bool:
     """Look at one given token. Raises UnauthorizedError while its address must wait.
 
-    Then the right one is refused, too: or who guesses would learn which it is.
+    Meanwhile the right one is refused, too: else a guesser would learn which it is.
     """
-    guesses, address = request.app[DOORS].guesses, find_address(request)
+    guesses, address = request.app[DOORS].guesses, find_asker(request)
     if not guesses.may_take(address):
         raise UnauthorizedError(
             "too many wrong tokens came from your address; wait a minute", "too many wrong tokens"

@@ -88,10 +88,40 @@ class LiveSocket:
         self.pace = ClientPace(time.monotonic, lambda: connection.doors.pulse.stood_still)
         self.unread, self.silence = Unread(), Silence()
 
-    async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
-        """Count a message and its audio, and rest where it is due; when this socket last did.
+    async def run(self) -> None:
+        """Talk until the client leaves. Raises the EndError that ended it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._start_tasks(group)
+        except* (ClientLeftError, ConnectionError):
+            pass
+        except* EndError as errors:
+            error = first_of(errors)
+            self._note(error)
+            raise error from None
+        except* Exception:  # the conversation's boundary: the client hears an id
+            error = logged_fault("conversation failed")
+            self._note(error)
+            raise error from None
+        finally:
+            self._let_go()
 
-        turned: when that was before it. Raises TooFastError.
+    async def _start_tasks(self, group: asyncio.TaskGroup) -> None:
+        """Start what a conversation does at the same time."""
+        raise NotImplementedError
+
+    def _note(self, error: EndError) -> None:
+        """Note what ended the conversation."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Leave the conversation, however it ended."""
+        raise NotImplementedError
+
+    async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
+        """Count a message and its audio, and rest where that is due.
+
+        turned: when this socket last rested. Returns the same, now. Raises TooFastError.
         """
         try:
             rest = self.pace.take(cost, samples)
@@ -109,6 +139,10 @@ class LiveSocket:
     async def _ping(self, payload: bytes = b"") -> None:
         self.unread.written += len(payload) + 2
         await self.ws.ping(payload)
+
+    async def _pong(self, payload: bytes) -> None:
+        self.unread.written += len(payload) + 2
+        await self.ws.pong(payload)
 
     async def _watch_line(self) -> None:
         """Raise TooFastError when a client does not take what it is sent, DeadLineError when it is
@@ -170,28 +204,14 @@ class ChatSocket(LiveSocket):
             self.line = service.ghosts.enter(self.session, query.format)
             service.enter(self.session)
 
-    async def run(self) -> None:
-        """Talk until the client leaves. Raises the EndError that ended it.
-
-        Where the client did not say goodbye the conversation waits for its next socket.
-        """
-        try:
-            if self.before:
-                await self.before.ended.wait()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._receive())
-                group.create_task(self._send())
-                group.create_task(self._watch_line())
-                group.create_task(self._make_way())
-                group.create_task(self.session.watch(self.service.limits))
-        except* (ClientLeftError, ConnectionError):
-            pass
-        except* EndError as group:
-            raise self._note(first_of(group)) from None
-        except* Exception:  # the conversation's boundary: the client hears an id
-            raise self._note(logged_fault("conversation failed")) from None
-        finally:
-            self._let_go()
+    async def _start_tasks(self, group: asyncio.TaskGroup) -> None:
+        if self.before:
+            await self.before.ended.wait()
+        group.create_task(self._receive())
+        group.create_task(self._send())
+        group.create_task(self._watch_line())
+        group.create_task(self._make_way())
+        group.create_task(self.session.watch(self.service.limits))
 
     async def _make_way(self) -> None:
         """Raise GoneError once another socket has taken the conversation over."""
@@ -199,7 +219,7 @@ class ChatSocket(LiveSocket):
         raise GoneError("this conversation goes on in another connection of yours")
 
     def _let_go(self) -> None:
-        """Leave the conversation to its next socket, if one may come; else it is over."""
+        """Where the client did not say goodbye the conversation waits for its next socket."""
         line, service = self.line, self.service
         line.ended.set()
         if line.taken.is_set():
@@ -211,18 +231,17 @@ class ChatSocket(LiveSocket):
         else:
             service.ghosts.release(line)
 
-    def _note(self, error: EndError) -> EndError:
+    def _note(self, error: EndError) -> None:
         self.faulty = True
         if not self.line.taken.is_set():
             self.session.end_reason = error.prefix.rstrip(": ") or type(error).__name__
-        return error
 
     # -- from the client ---------------------------------------------------------------------------
 
     async def _receive(self) -> None:
         """Handle messages until the client leaves. Raises ClientLeftError then.
 
-        Who sends faster than it may is not read from: aiohttp's queue fills, then the kernel's, and
+        A client that sends too fast is not read from: aiohttp's queue fills, then the kernel's, and
         then the client waits.
         """
         turned = time.monotonic()
@@ -240,8 +259,7 @@ class ChatSocket(LiveSocket):
                     await self._refuse("binary messages only: byte 0 is the kind, see docs/api.md")
                     cost, size = COMMAND_COST, len(message.data)
                 case WSMsgType.PING:
-                    self.unread.written += len(message.data) + 2
-                    await self.ws.pong(message.data)
+                    await self._pong(message.data)
                 case WSMsgType.PONG:
                     if message.data == TOLD:
                         self.line.confirm()
@@ -298,8 +316,8 @@ class ChatSocket(LiveSocket):
     async def _on_audio(self, payload: bytes) -> int:
         """Decode a message, in several turns of the loop if it takes long.
 
-        An Opus packet may be made to take ten times as long as others. Whoever sends such ones is
-        heard later; what speech takes is far below.
+        An Opus packet may be made to take ten times as long as others. A client that sends such
+        ones is heard later. Speech takes far less.
         """
         metrics, samples, skipped = self.service.metrics, 0, self.codec.skipped
         received = turned = metrics.clock()
@@ -720,8 +738,10 @@ class FrameGuard:
         return False, b""
 
     def _walk(self, whole: bytes) -> tuple[int, bool]:
-        """Go from frame to frame: where the first one begins whose head is not complete, or that is
-        refused. Beyond the end: some of the last one's payload is still to come.
+        """Go from frame to frame; (where it stops, whether a frame is refused there).
+
+        It stops at a frame that is refused, or whose head is not complete. A place beyond the end
+        means that some of the last payload is still to come.
         """
         at, end = self._skip, len(whole)
         while at + 2 <= end:

@@ -3,17 +3,19 @@
 Browsers give no microphone to pages of http://192.168.…, so a server for the house needs it.
 """
 
+import asyncio
 import datetime
 import ipaddress
 import os
 import socket
 import ssl
+from asyncio.sslproto import SSLProtocol
 from pathlib import Path
 from typing import Any
 
 from engine.config import ServerConfig
 from engine.errors import ConfigError
-from engine.wire.limits import MinuteLog
+from engine.wire.limits import REQUEST_SECONDS, Connection, MinuteLog
 
 VALID_DAYS = 800  # Apple's systems accept at most 825
 RENEW_DAYS = 30  # before the end
@@ -38,11 +40,31 @@ class WatchedTls(ssl.SSLObject):
     def read(self, *given: Any) -> Any:
         try:
             return super().read(*given)
-        except (
-            ssl.SSLError
-        ) as error:  # in TLS 1.3 a client says only here that it does not trust us
+        except ssl.SSLError as error:  # in TLS 1.3 a client's distrust comes only here
             note_fault(error)
             raise
+
+
+class CountedTls(SSLProtocol):
+    """One connection's TLS, counted from its first moment: asyncio counts from the handshake's end.
+
+    One too many is closed without an answer, which could only be read after a handshake.
+    """
+
+    def __init__(self, connection: Connection, context: ssl.SSLContext) -> None:
+        loop, late = asyncio.get_running_loop(), REQUEST_SECONDS
+        super().__init__(loop, connection, context, None, True, ssl_handshake_timeout=late)
+        self._connection = connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._connection.enter(transport):
+            super().connection_made(transport)
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._connection.leave()  # it may never have heard of it
 
 
 def note_fault(error: ssl.SSLError) -> None:

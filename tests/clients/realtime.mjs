@@ -1,5 +1,5 @@
 // A conversation of about 20 s through @openai/agents-realtime over WebSocket, as Node runs it.
-//   npm i @openai/agents-realtime@VERSION ws && node tests/clients/realtime.mjs ws://localhost:8998 speech.wav
+//   npm i @openai/agents-realtime@0.20.0 ws && node tests/clients/realtime.mjs ws://localhost:8998 speech.wav
 // It prints one line of JSON and exits with 1 where something is missing.
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';

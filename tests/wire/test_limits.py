@@ -666,6 +666,14 @@ async def test_a_quick_request_leaves_its_connection_open_for_the_next(monkeypat
             await asyncio.sleep(0.1)  # longer than a request may take: there is none
 
 
+async def begin(url, stack, address):
+    """A line of which a request has begun, and waits for its body."""
+    line = await stack.enter_async_context(raw(url))
+    headers = {"X_Forwarded_For": address, "Content_Length": "1", "Expect": "100-continue"}
+    await line.send(request("/read", "POST", **headers))
+    assert b"100 Continue" in await line.read_head()
+
+
 async def status(url, **headers):
     async with aiohttp.ClientSession() as http, http.get(url + "/read", headers=headers) as answer:
         return answer.status
@@ -690,9 +698,7 @@ async def test_one_address_has_so_many_connections_and_no_more(caplog):
 async def test_clients_of_one_proxy_are_counted_by_their_own_addresses():
     async with small(max_sockets_per_address=2) as url, contextlib.AsyncExitStack() as lines:
         for n in (1, 1, 2, 2, 3):
-            line = await lines.enter_async_context(raw(url))
-            await line.send(request("/read", X_Forwarded_For=f"198.51.100.{n}"))
-            assert b"200 OK" in await line.read_head()
+            await begin(url, lines, f"198.51.100.{n}")
         assert await status(url, **{"X-Forwarded-For": "198.51.100.1"}) == 503
         assert await status(url, **{"X-Forwarded-For": "198.51.100.3"}) == 200
 
@@ -700,10 +706,44 @@ async def test_clients_of_one_proxy_are_counted_by_their_own_addresses():
 async def test_all_addresses_together_have_so_many_connections_and_no_more():
     async with small(max_sockets_total=4) as url, contextlib.AsyncExitStack() as lines:
         for n in range(4):
-            line = await lines.enter_async_context(raw(url))
-            await line.send(request("/read", X_Forwarded_For=f"198.51.100.{n}"))
-            assert b"200 OK" in await line.read_head()
+            await begin(url, lines, f"198.51.100.{n}")
         assert await status(url) == 503
+
+
+async def ask(line, **headers):
+    await line.send(request("/read", **headers))
+    return b"200 OK" in await line.read_head()
+
+
+async def test_an_idle_connection_of_an_address_makes_room_the_oldest_first():
+    """Browsers keep six for each page, and thirty people may sit behind one address."""
+    async with small(max_sockets_per_address=3) as url, contextlib.AsyncExitStack() as stack:
+        first, second, third = [await stack.enter_async_context(raw(url)) for _ in range(3)]
+        for line in (first, second, third, first):
+            assert await ask(line)
+        fourth = await stack.enter_async_context(raw(url))
+        assert await ask(fourth)
+        assert await second.is_closed()
+        for line in (first, third, fourth):
+            assert await ask(line)
+
+
+async def test_an_idle_connection_of_any_address_makes_room_where_all_have_too_many():
+    async with small(max_sockets_total=3) as url, contextlib.AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(raw(url)) for _ in range(3)]
+        for n, line in enumerate(lines):
+            assert await ask(line, X_Forwarded_For=f"198.51.100.{n}")
+        assert await status(url) == 200
+        assert await lines[0].is_closed()
+        assert await ask(lines[1], X_Forwarded_For="198.51.100.1")
+
+
+async def test_an_answer_that_is_not_read_is_not_cut_to_make_room(monkeypatch):
+    monkeypatch.setattr(limits, "count_unsent", lambda transport: 1)
+    async with small(max_sockets_per_address=1) as url, raw(url) as line:
+        assert await ask(line)
+        assert await status(url) == 503
+        assert await ask(line)
 
 
 def test_thirty_pages_at_once_and_then_one_a_second_may_come_from_one_address(clock):

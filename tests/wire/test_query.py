@@ -119,6 +119,18 @@ def test_the_end_of_a_range_is_told_with_all_its_digits():
     assert str(error.value) == "bad parameter: text_topk is 0; use 1 to 2147483647"
 
 
+@pytest.mark.parametrize("name", ["seed", "text_topk", "audio_topk", "repetition_penalty_context"])
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 4300, "-" + "9" * 4300, "9" * 9000, 10**4299],
+    ids=["large", "negative", "larger than Python reads", "of JSON"],
+)
+def test_a_number_of_thousands_of_digits_is_not_told_back_whole(name, value):
+    with pytest.raises(BadParameterError, match=f"{name} is '?-?[19]") as error:
+        parse_query({name: value})
+    assert len(str(error.value)) < 150
+
+
 @pytest.mark.parametrize(
     ("query", "told"),
     [
@@ -171,6 +183,10 @@ def test_an_opening_message_has_room_for_4000_characters_however_json_spells_the
         (b'{"type": "say", "text": "hi"}', "type is 'say'; with open=1"),
         (b'{"type": "open", "text_prompt": ["x"]}', "open: 'text_prompt' is no text"),
         (b'{"type": "open", "text_prompt": "\\ud800"}', "open: 'text_prompt' is no text"),
+        (
+            json.dumps({"type": "open", **dict.fromkeys(map(str, range(5000)), 1)}).encode(),
+            "open: 5001 names; use up to 64",
+        ),
         (b'{"type": "open", "x": "' + b"y" * 70_000 + b'"}', "at most 65536 bytes"),
     ],
 )

@@ -18,12 +18,13 @@ from engine.dialogue.session import Session
 from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire import realtime
-from engine.wire.openai import OPENAI_VOICES
+from engine.wire.openai import OPENAI_VOICES, RequestError, read_string
 from engine.wire.realtime import HANDLERS, MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
 from tests.serving import ApiServer
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS, eventually
+from tests.wire.test_limits import turns_of
 
 DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 SILENCE = np.zeros(24_000, np.float32)
@@ -98,20 +99,6 @@ async def connected(server, path="/v1/realtime?model=gpt-realtime", **options):
         yield Client(ws)
 
 
-@pytest.fixture
-def openings(server, monkeypatch):
-    """What the backend is asked to open, as (slot, opening)."""
-    seen, backend = [], server.engine.scheduler.backend
-    opened = backend.open
-
-    def note(slot, opening):
-        seen.append((slot, opening))
-        return opened(slot, opening)
-
-    monkeypatch.setattr(backend, "open", note)
-    return seen
-
-
 async def test_a_text_is_said_as_one_response_with_sound_and_words(server):
     async with connected(server) as client:
         await client.until("session.created")
@@ -177,7 +164,7 @@ async def test_a_beta_client_hears_the_old_names_and_sees_a_flat_session(server)
         "response.audio_transcript.delta",
     } < names
     assert {"response.audio_transcript.done", "conversation.item.created"} < names
-    assert not [name for name in names if "output_audio" in name or name.endswith("item.done.")]
+    assert not [name for name in names if "output_audio" in name]
     assert "conversation.item.done" not in names
     assert done["response"]["output"][0]["content"][0]["type"] == "audio"
     pcm = client.sound("response.audio.delta", TelephoneCodec("u").decode)
@@ -540,14 +527,47 @@ async def test_no_field_of_a_wrong_kind_ends_a_conversation(server, value):
                     await client.send(name, **{field: body})
                 else:
                     await client.send(name, **{field: {part: value}})
-        for text in ("", "[]", "7", "{", '{"type": 7}', '{"type": "no.such"}', "[" * 5000):
+        wrong = ("", "[]", "7", "{", '{"type": 7}', '{"type": "no.such"}', "[" * 5000)
+        for text in wrong:
             await client.ws.send_str(text)
         await client.ws.send_bytes(b"\x07hello")
         await client.send("input_audio_buffer.clear")
         await client.until("input_audio_buffer.cleared")
+    assert len(client.errors) > len(wrong)  # the bytes, too
     for error in client.errors:
         assert error["type"] == "invalid_request_error"
         assert error["message"]
+
+
+async def test_a_large_event_of_a_telephone_is_decoded_in_many_turns(server, monkeypatch):
+    """At once 2 MiB of it would take 200 ms of the loop."""
+    taken, decode = set(), TelephoneCodec.decode
+    async with connected(server) as client:
+        await client.update(audio={"input": {"format": {"type": "audio/pcmu"}}})
+        with turns_of(server) as turns:
+
+            def note(codec, payload):
+                for part in decode(codec, payload):
+                    taken.add(len(turns))
+                    yield part
+
+            monkeypatch.setattr(TelephoneCodec, "decode", note)
+            await client.append(np.zeros(20 * 24_000, np.float32), "u")
+            await client.send("input_audio_buffer.commit")
+            await client.until("input_audio_buffer.committed")
+    assert len(taken) == 20
+
+
+def test_a_string_is_not_looked_at_character_by_character():
+    """2 MiB of audio would take 200 ms of the loop, and takes 6."""
+
+    class Audio(str):
+        def __iter__(self):
+            raise AssertionError("somebody looks at each character")
+
+    assert read_string({"audio": Audio("AAAA")}, "audio") == "AAAA"
+    with pytest.raises(RequestError, match="whole characters"):
+        read_string({"audio": Audio("AA\ud83d")}, "audio")
 
 
 async def test_half_a_sample_and_no_base64_are_refused(server):
@@ -568,6 +588,20 @@ async def test_too_large_an_event_and_too_much_audio_end_it(server):
             await client.append(SILENCE)
         error, code = await client.end()
     assert (error["code"], code) == ("too_fast", 1008)
+
+
+async def test_a_large_event_of_many_values_is_not_even_parsed(server):
+    """Else one message keeps the loop from everybody for 200 ms."""
+    values = [[]] * 200_000
+    async with connected(server) as client:
+        await client.send("input_audio_buffer.append", audio="", x=values)
+        assert "too many values" in (await client.refused())["message"]
+    item = text_of_a_user("What does it cost, then?", id="q1")
+    item["content"].append({"type": "input_audio", "audio": "AAAA" * 100_000})
+    async with connected(server) as client:  # a large one of audio is taken as ever
+        await client.send("conversation.item.create", item=item)
+        await client.until("conversation.item.added")
+    assert not client.errors
 
 
 async def test_what_is_said_to_a_model_that_loads_for_long_ends_nothing(monkeypatch):

@@ -20,21 +20,6 @@ from tests.wire.peer import connected, talking
 from tests.wire.test_socket import RESTART, frames
 
 
-@pytest.fixture
-def openings(server, monkeypatch):
-    """What the backend is asked to open."""
-    seen = []
-    backend = server.engine.scheduler.backend
-    opened = backend.open
-
-    def note(slot, opening):
-        seen.append((slot, opening))
-        return opened(slot, opening)
-
-    monkeypatch.setattr(backend, "open", note)
-    return seen
-
-
 async def restarted(peer, **role):
     """The `ready` of the next beginning."""
     await peer.tell(type="restart", **role)

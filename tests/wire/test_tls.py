@@ -16,7 +16,7 @@ from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import ConfigError
 from engine.runtime.embedded import EmbeddedBackend
-from engine.wire import tls
+from engine.wire import limits, tls
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
 from engine.wire.server import add_routes, listening
@@ -68,6 +68,61 @@ async def test_a_stranger_does_not_trust_it_and_the_log_says_so(engine, home, ca
         with pytest.raises(ssl.SSLCertVerificationError):
             await asyncio.to_thread(connect, port)
         await eventually(lambda: tls.DISTRUST in caplog.text)
+
+
+async def test_who_is_silent_before_the_handshake_is_counted_until_he_leaves(engine, home):
+    async with served(engine, tls="self", max_sockets_per_address=3) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(raw(url))
+            async with raw(url) as fourth:
+                assert await is_closed_in_time(fourth)
+            with pytest.raises(ConnectionError):
+                await ask(port)
+        assert await ask(port, attempts=100) == 200
+
+
+async def test_who_does_not_end_the_handshake_is_closed_and_counted_no_more(
+    engine, home, monkeypatch
+):
+    monkeypatch.setattr(tls, "REQUEST_SECONDS", 0.1)
+    one = {"tls": "self", "max_sockets_per_address": 1}
+    async with served(engine, **one) as port, raw(f"http://127.0.0.1:{port}") as silent:
+        assert await is_closed_in_time(silent)
+        assert await ask(port, attempts=100) == 200
+
+
+async def test_an_idle_connection_makes_room_with_tls_too(engine, home):
+    async with (
+        served(engine, tls="self", max_sockets_per_address=2) as port,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(4):  # each keeps its connection
+            connector = aiohttp.TCPConnector(ssl=False)
+            http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            async with http.get(f"https://127.0.0.1:{port}/healthz") as answer:
+                assert answer.status == 200
+
+
+async def is_closed_in_time(line):
+    """Whether it ends before a handshake has to."""
+    async with asyncio.timeout(limits.REQUEST_SECONDS / 2):
+        return await line.is_closed()
+
+
+async def ask(port, attempts=1):
+    """The status of /healthz, from a client that trusts everybody; it may try several times."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as http:
+        while True:
+            attempts -= 1
+            try:
+                async with http.get(f"https://127.0.0.1:{port}/healthz") as answer:
+                    return answer.status
+            except aiohttp.ClientConnectionError as error:
+                if not attempts:
+                    raise ConnectionError from error
+                await asyncio.sleep(0.05)
 
 
 async def test_plain_bytes_on_the_port_of_tls_are_in_the_log(engine, home, caplog):
