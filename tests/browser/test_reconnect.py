@@ -48,11 +48,13 @@ def test_an_unexpected_drop_is_repaired(tab, api):
 def test_after_three_minutes_it_gives_up(tab, api):
     api.script = drops
     tab.connect("Reconnecting")
+    expect(tab.sentence).to_contain_text("a new conversation begins")  # this server keeps none
     for _ in range(60):
         tab.page.clock.run_for(11_000)
         if tab.headline.inner_text() == "Ended":
             break
     expect(tab.sentence).to_contain_text("did not come back")
+    expect(tab.page.locator(".turn.page")).to_have_count(1)  # and not one for each try
     count = len(api.conversations)
     assert 5 < count < 40
     tab.page.clock.run_for(300_000)

@@ -326,7 +326,7 @@ export class Call {
     if (this.client) this.stale.push(this.client);
     this.client?.abandon();
     this.#drop();
-    this.state.on("lost");
+    this.state.on("lost", { kept: this.secret !== "" });
     this.#connect();
   }
 
@@ -339,7 +339,7 @@ export class Call {
       return;
     }
     if (again.why === "busy") this.#wait();
-    else this.state.on("lost");
+    else this.state.on("lost", { kept: this.secret !== "" });
     this.timer = setTimeout(() => this.#connect(), again.wait);
   }
 

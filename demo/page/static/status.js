@@ -46,7 +46,9 @@ function words(face, facts) {
       : "It stays silent and keeps listening."];
     case "silenced": return ["Sound stopped", "The system has taken the sound: a call, or a locked screen. Tap anywhere to go on."];
     case "unstable": return ["Unstable", "The connection stutters."];
-    case "reconnecting": return ["Reconnecting", "Your conversation is kept; it goes on when the network is back."];
+    case "reconnecting": return ["Reconnecting", facts.kept
+      ? "Your conversation is kept; it goes on when the network is back."
+      : "When the network is back, a new conversation begins."];
     default: return ["Ended", ending(facts)];
   }
 }
