@@ -138,11 +138,11 @@ export class Drawer {
       ["Voice", info ? readableVoice(info.voice) : "–"],
       ["Sound travels as", call ? call.settings.codec : "–"],
       ["Delay, there and back", ms(stats?.delay)],
-      ["of it network", ms(stats?.trip)],
-      ["of it queue", ms(stats?.queuedMs)],
-      ["A step of the model", ms(stats?.step)],
+      ["of which network", ms(stats?.trip)],
+      ["of which waiting to be played", ms(stats?.queuedMs)],
+      ["Model, for 80 ms of speech", ms(stats?.step)],
       ["Gaps, skips, not sent", `${lost.underruns}, ${lost.jumps}, ${lost.unsent}`],
-      ["Late frames", String(lost.late)],
+      ["Late at the server", String(lost.late)],
     ]);
   }
 

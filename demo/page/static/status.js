@@ -71,5 +71,5 @@ function waking({ waking: phase, percent }) {
 /** @param {import("./state.js").Facts} facts */
 function waiting({ places }) {
   const taken = places === null ? "All places are taken" : `All ${places} places are taken`;
-  return `${taken}. Your microphone is off; we keep trying, and you hear a chime.`;
+  return `${taken}. Your microphone is off; we keep trying, and a chime tells you.`;
 }
