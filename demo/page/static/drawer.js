@@ -58,8 +58,6 @@ export class Drawer {
   /** @param {KeyboardEvent} event */
   #key(event) {
     const typing = event.target instanceof Element && event.target.closest("input, textarea, select, [contenteditable]");
-    const open = document.documentElement.dataset.sheet === "drawer";
-    if (event.key === "Escape" && open) this.page.stage?.sheet("drawer");
     if (event.key.toLowerCase() !== "t" || event.ctrlKey || event.metaKey || event.altKey || typing) return;
     this.page.stage?.sheet("drawer");
   }

@@ -14,7 +14,7 @@ const LONGEST_GAP = 8000; // ms: what comes later is no answer
 /** @typedef {{from: number, to: number, ms: number}} Gap its ends in s of the recording */
 
 /** One speaker: at once when it begins, and on for a while after each pause. */
-export class Speech {
+class Speech {
   floor = 0.003; // the noise of the room
   lastLoud = -Infinity; // step
   talking = false;
