@@ -152,7 +152,7 @@ def test_waiting_for_a_turn_can_be_given_up(tab, api):
 def test_a_waking_server_shows_how_far_it_is(tab, api):
     async def script(conversation):
         await conversation.event(type="waking", phase="loading the model", percent=40.0)
-        await conversation.go_on.wait()
+        await conversation.told()
         await talk(conversation)
 
     api.script = script
@@ -164,7 +164,7 @@ def test_a_waking_server_shows_how_far_it_is(tab, api):
 
 def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
     async def script(conversation):
-        await conversation.go_on.wait()
+        await conversation.told()
         await talk(conversation)
 
     api.script = script
