@@ -150,6 +150,36 @@ def test_the_key_t_opens_the_drawer_and_typing_it_does_not(browser, scripted_ser
     assert api.conversations[-1].query["format"] == "opus"
 
 
+LATE = """() => {
+    const media = navigator.mediaDevices;
+    const ask = media.getUserMedia.bind(media);
+    window.asked = 0;
+    window.tracks = [];
+    const allowed = new Promise((go) => { window.allow = go; });
+    media.getUserMedia = async (what) => {
+        window.asked += 1;
+        await allowed;
+        const stream = await ask(what);
+        window.tracks.push(...stream.getTracks());
+        return stream;
+    };
+}"""
+
+
+def test_a_microphone_that_comes_when_the_drawer_is_closed_is_let_go(
+    browser, scripted_server, api, open_tab
+):
+    tab = open_tab(browser, scripted_server.url)
+    tab.page.evaluate(LATE)
+    tab.tuning()
+    tab.page.dblclick("#pp-test")
+    tab.page.keyboard.press("Escape")
+    tab.page.evaluate("window.allow()")
+    tab.until(lambda: tab.page.evaluate("tracks.length"))
+    tab.page.wait_for_timeout(300)
+    assert tab.page.evaluate("[asked, ...tracks.map((track) => track.readyState)]") == [1, "ended"]
+
+
 # -- the summary -----------------------------------------------------------------------------------
 
 FORMATS = ("ogg", "wav", "srt", "vtt", "txt", "json")

@@ -16,6 +16,7 @@ const LOOK = 80; // ms between two looks at the level
 
 export class Drawer {
   stream = /** @type {MediaStream | null} */ (null); // while the microphone is tested
+  asking = false; // for the microphone
   context = /** @type {AudioContext | null} */ (null);
   timer = 0;
   until = 0; // ms
@@ -85,19 +86,25 @@ export class Drawer {
 
   #toggle() {
     if (this.stream) this.#stop();
-    else this.#start();
+    else if (!this.asking) this.#start();
   }
 
   async #start() {
+    this.asking = true;
     this.problem.textContent = "";
     const { microphone } = this.page.settings;
     const audio = microphone ? { deviceId: { exact: microphone } } : true;
     const stream = await navigator.mediaDevices?.getUserMedia({ audio }).catch(() => null);
+    this.asking = false;
     if (!stream) {
       this.problem.textContent = "The browser does not give this microphone.";
       return;
     }
     this.stream = stream;
+    if (document.documentElement.dataset.sheet !== "drawer") { // closed meanwhile
+      this.#stop();
+      return;
+    }
     this.test.textContent = "Stop the test";
     this.#list(); // now the browser tells their names
     const context = new AudioContext();
