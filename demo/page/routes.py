@@ -20,7 +20,7 @@ POLICY = (  # Content-Security-Policy
     # text of our js= listeners, which is eval.
     # It takes its modules out of one file, by addresses in its own memory (static/modules.js).
     "script-src 'self' blob: 'unsafe-eval' {hashes}",
-    "style-src 'self' 'unsafe-inline'",  # Gradio's components, and our meters, set styles
+    "style-src 'self' 'unsafe-inline'",  # Gradio's components set styles
     "img-src 'self' data:",  # check marks in Gradio's theme
     "media-src 'self' blob:",  # a voice's sample, and the recording
     "object-src 'none'",

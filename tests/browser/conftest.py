@@ -116,6 +116,14 @@ def api(scripted_server):
     return scripted_server.api
 
 
+@pytest.fixture(scope="module")
+def one_tab(browser, scripted_server):
+    """One page for all tests of a file: loading it is what costs most."""
+    tab = Tab(browser, scripted_server.url)
+    yield tab
+    tab.close()
+
+
 @pytest.fixture
 def open_tab():
     """open_tab(browser, url, **options) -> Tab; closed after the test, without errors."""

@@ -38,8 +38,6 @@ TAP = """which => {
 class Tab:
     """One page in a context of its own."""
 
-    START = "#pp-start, #pp-connect"
-
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
         # Without motion: drawing it in software takes half of a core, and few tests look at it.

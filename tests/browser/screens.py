@@ -74,7 +74,7 @@ class Agent:
 
 async def wake_up(conversation: Conversation) -> None:
     await conversation.event(type="waking", phase="loading the model", percent=42.0)
-    await conversation.go_on.wait()
+    await conversation.told()
 
 
 async def refuse(conversation: Conversation) -> None:
@@ -138,9 +138,9 @@ def photograph(browser, url, api, agent, folder, size, scheme) -> list[str]:
     tell(2, b" Hello, how can I help you today?")
     speak(False, True, 1800)
     speak(False, False, 500)
-    user = {"type": "user_text", "start": 2.2, "final": True}
+    user = {"type": "user_text", "final": True}
     speak(True, False, 2200)
-    event(**user, text="Hi! I have heard that one may interrupt you.", end=4.5)
+    event(**user, text="Hi! I have heard that one may interrupt you.", start=2.4, end=4.5)
     speak(False, False, 320)
     tell(2, b" You may, whenever you like. I listen while I speak, and when you ")
     speak(False, True, 2500)
@@ -154,7 +154,7 @@ def photograph(browser, url, api, agent, folder, size, scheme) -> list[str]:
     take("6-both")
     speak(True, False, 1200)
     take("4-listening")
-    event(**user, text=QUESTION, end=12.0)
+    event(**user, text=QUESTION, start=8.0, end=10.5)
     speak(False, False, 900)
     event(type="route", id=1, state="asking", question=QUESTION, knowledge=True)
     tab.see("Looking it up")

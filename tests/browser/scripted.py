@@ -21,7 +21,7 @@ class Conversation:
     def __init__(self, ws: web.WebSocketResponse, request: web.Request) -> None:
         self.ws = ws
         self.request = request
-        self.go_on = asyncio.Event()
+        self._go_on = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.query = dict(request.query)
         self.takes = True  # `echo` says that a text has come
@@ -31,8 +31,13 @@ class Conversation:
         self.close_code: int | None = None
 
     def resume(self) -> None:
-        """Set `go_on` from the test's thread."""
-        self.loop.call_soon_threadsafe(self.go_on.set)
+        """Let a script go on that waits to be told so. From the test's thread."""
+        self.loop.call_soon_threadsafe(self._go_on.set)
+
+    async def told(self) -> None:
+        """Wait until the test says `resume`, once."""
+        await self._go_on.wait()
+        self._go_on.clear()
 
     async def send(self, kind: int, payload: bytes = b"") -> None:
         await self.ws.send_bytes(bytes([kind]) + payload)

@@ -12,11 +12,10 @@ async def answering(conversation):
     await conversation.ready(transcript=True)
     conversation.takes = False  # what it is asked it says itself
     sound = asyncio.create_task(conversation.echo())
-    await conversation.go_on.wait()
-    conversation.go_on.clear()
+    await conversation.told()
     route = {"type": "route", "id": 3, "question": "How much is it?", "knowledge": True}
     await conversation.event(**route, state="asking", source="client")
-    await conversation.go_on.wait()
+    await conversation.told()
     await conversation.event(**route, state="answering", source="client")
     say = {"type": "say", "id": 8, "text": "Fourteen dollars a month, I think."}
     await conversation.event(**say, state="speaking")
@@ -129,7 +128,7 @@ def test_what_is_changed_while_the_server_wakes_up_is_not_lost(
     browser, scripted_server, api, open_tab
 ):
     async def script(conversation):
-        await conversation.go_on.wait()
+        await conversation.told()
         await conversation.ready()
         await conversation.echo()
 

@@ -3,17 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.driver import Tab
-
 # What the system does is done to the page's own objects: no test can lock a telephone.
 TRACK = "PersonaPlex.call.devices.stream.getAudioTracks()[0]"
-
-
-@pytest.fixture(scope="module")
-def one_tab(browser, scripted_server):
-    tab = Tab(browser, scripted_server.url)
-    yield tab
-    tab.close()
 
 
 @pytest.fixture

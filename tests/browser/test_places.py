@@ -1,31 +1,16 @@
 """Where the page may stand: behind nginx at `/` and under paths, and in another site's frame."""
 
-import shutil
-import subprocess
-import time
-
 import pytest
 from aiohttp import web
 
 from demo.app import build_app
 from engine.config import ServerConfig
-from tests.browser.driver import Tab
 from tests.browser.serving import Served
 from tests.modal.rehearsal import free_port
+from tests.nginx import NGINX, running_nginx
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/bin")
 TOKEN = "open sesame"
-CONFIG = """
-daemon off; pid {folder}/pid; error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  proxy_http_version 1.1;
-  proxy_set_header Host $http_host;
-  proxy_set_header Upgrade $http_upgrade;
-  proxy_set_header Connection "upgrade";
+SETTINGS = """
   server {{
     listen 127.0.0.1:{port};
     location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
@@ -35,7 +20,6 @@ http {{
     location = /bare {{ proxy_pass http://127.0.0.1:{upstream}/; }}
     location /bare/ {{ proxy_pass http://127.0.0.1:{upstream}/; }}
   }}
-}}
 """
 FRAME = '<iframe src="{url}?token=open+sesame" allow="microphone; autoplay" width=1000 height=700>'
 
@@ -51,17 +35,8 @@ def nginx(server_of_paths, tmp_path_factory):
     if NGINX is None:
         pytest.skip("nginx is missing (apt install nginx-light): the page is not tried behind it")
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
-    config = CONFIG.format(folder=folder, port=port, upstream=server_of_paths.port)
-    (folder / "nginx.conf").write_text(config)
-    command = [NGINX, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"]
-    process = subprocess.Popen([str(part) for part in command])
-    for _ in range(400):
-        if (folder / "pid").exists():
-            break
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    with running_nginx(folder, SETTINGS.format(port=port, upstream=server_of_paths.port)):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("path", ["/", "/personaplex/", "/kept/", "/bare"])
@@ -101,6 +76,6 @@ def test_in_another_sites_frame_the_token_of_its_address_opens_page_and_socket(
     frame = page.frames[1]
     frame.wait_for_selector(".pp-there")
     assert "token" not in frame.evaluate("location.href")
-    frame.click(Tab.START)
+    frame.click("#pp-start")
     frame.wait_for_function("window.PersonaPlex.state.live")
     context.close()

@@ -48,11 +48,13 @@ def test_an_unexpected_drop_is_repaired(tab, api):
 def test_after_three_minutes_it_gives_up(tab, api):
     api.script = drops
     tab.connect("Reconnecting")
+    expect(tab.sentence).to_contain_text("a new conversation begins")  # this server keeps none
     for _ in range(60):
         tab.page.clock.run_for(11_000)
         if tab.headline.inner_text() == "Ended":
             break
     expect(tab.sentence).to_contain_text("did not come back")
+    expect(tab.page.locator(".turn.page")).to_have_count(1)  # and not one for each try
     count = len(api.conversations)
     assert 5 < count < 40
     tab.page.clock.run_for(300_000)
@@ -150,7 +152,7 @@ def test_waiting_for_a_turn_can_be_given_up(tab, api):
 def test_a_waking_server_shows_how_far_it_is(tab, api):
     async def script(conversation):
         await conversation.event(type="waking", phase="loading the model", percent=40.0)
-        await conversation.go_on.wait()
+        await conversation.told()
         await talk(conversation)
 
     api.script = script
@@ -162,7 +164,7 @@ def test_a_waking_server_shows_how_far_it_is(tab, api):
 
 def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
     async def script(conversation):
-        await conversation.go_on.wait()
+        await conversation.told()
         await talk(conversation)
 
     api.script = script

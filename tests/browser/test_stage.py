@@ -7,22 +7,14 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from tests.browser.driver import PATIENCE, Tab
+from tests.browser.driver import PATIENCE
 from tests.browser.scripted import talk
 
 EMBEDDED = {"status": "ok", "model": "embedded", "slots": 16, "free": 14}
 
 
-@pytest.fixture(scope="module")
-def one_tab(browser, scripted_server):
-    """One page for all tests here: loading it is what costs most."""
-    tab = Tab(browser, scripted_server.url)
-    yield tab
-    tab.close()
-
-
 @pytest.fixture
-def tab(one_tab, scripted_server, api):
+def tab(one_tab, api):
     one_tab.rest()
     yield one_tab
     assert one_tab.errors == []
@@ -78,7 +70,7 @@ def test_the_last_conversation_stays_until_the_next_one_is_live(tab, api):
         await conversation.echo()
 
     async def refuses(conversation):
-        await conversation.go_on.wait()
+        await conversation.told()
         await conversation.fail("closing: the server is being updated", 1001)
 
     api.script = speaks
@@ -90,9 +82,11 @@ def test_the_last_conversation_stays_until_the_next_one_is_live(tab, api):
     tab.rest()
     tab.connect("Calling")
     expect(words).to_have_text("Remember me.")
+    tab.until(lambda: len(api.conversations) == 2)
     api.conversations[-1].resume()
     tab.see("Ended")
     expect(words).to_have_text("Remember me.")
+    expect(tab.page.locator(".summary")).to_be_visible()
     api.script = talk
     tab.rest()
     tab.connect()
@@ -172,7 +166,7 @@ def test_a_server_that_wakes_up_or_is_away_is_told_in_the_pill(tab, api):
 
 def test_the_microphone_is_asked_for_only_where_the_browser_really_asks(tab, api):
     async def sleeps(conversation):
-        await conversation.go_on.wait()
+        await conversation.told()
         await talk(conversation)
 
     api.script = sleeps

@@ -3,7 +3,6 @@
 import shutil
 import ssl
 import subprocess
-import time
 from pathlib import Path
 
 import aiohttp
@@ -15,34 +14,21 @@ from engine.dialogue.service import Service
 from engine.runtime.embedded import EmbeddedBackend
 from tests.browser.serving import Served, warm
 from tests.modal.rehearsal import free_port
+from tests.nginx import NGINX, running_nginx
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/bin")
 needs_nginx = pytest.mark.skipif(
     not (NGINX and shutil.which("openssl")),
     reason="nginx or openssl is not here: apt-get install nginx-light openssl",
 )
 TOKEN = "s3cret"
-CONFIG = """
-daemon off; pid {folder}/pid; error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+SETTINGS = """
+  proxy_set_header X-Forwarded-Proto $scheme;
+  proxy_set_header X-Forwarded-For $remote_addr;
   server {{
     listen 127.0.0.1:{port} ssl;
     ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
-    location / {{
-      proxy_pass http://127.0.0.1:{upstream};
-      proxy_http_version 1.1;
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Forwarded-For $remote_addr;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection "upgrade";
-    }}
+    location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
   }}
-}}
 """
 
 
@@ -60,26 +46,9 @@ def proxy(server, tmp_path_factory):
     """nginx in front of it, with a certificate of its own making; the https address."""
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     certificate(folder)
-    config = CONFIG.format(folder=folder, port=port, upstream=server.port)
-    (folder / "nginx.conf").write_text(config)
-    process = subprocess.Popen(
-        [
-            NGINX,
-            "-p",
-            str(folder),
-            "-c",
-            str(folder / "nginx.conf"),
-            "-e",
-            str(folder / "error.log"),
-        ]
-    )
-    for _ in range(400):
-        if (folder / "pid").exists():
-            break
-        time.sleep(0.05)
-    yield f"https://localhost:{port}", client_side(folder)
-    process.terminate()
-    process.wait(10)
+    settings = SETTINGS.format(folder=folder, port=port, upstream=server.port)
+    with running_nginx(folder, settings):
+        yield f"https://localhost:{port}", client_side(folder)
 
 
 def certificate(folder: Path) -> None:

@@ -35,7 +35,7 @@ export class Bar {
  * @param {Health | null} health null: no answer
  * @returns {{tone: "ready" | "full" | "waking" | "away", text: string, short: string}}
  */
-export function summarise(health) {
+function summarise(health) {
   if (!health) return { tone: "away", text: "the server does not answer", short: "no answer" };
   const { status, free, slots, percent } = health;
   if (status === "ok" && free) {

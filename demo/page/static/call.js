@@ -54,6 +54,7 @@ export class Call {
   untuned = false; // new sampling values that the server does not know yet
   hushedUntil = -Infinity; // ms
   zeros = 0; // chunks of nothing in a row
+  silent = false; // the microphone delivers nothing
   waited = false; // for a place
   stale = /** @type {Client[]} */ ([]); // lost lines that are not closed yet
   thin = 0; // looks in a row at which the line was too thin
@@ -211,7 +212,7 @@ export class Call {
     });
   }
 
-  async #ready() {
+  #ready() {
     clearTimeout(this.timer);
     for (const old of this.stale.splice(0)) old.close();
     if (this.waited) {
@@ -326,7 +327,7 @@ export class Call {
     if (this.client) this.stale.push(this.client);
     this.client?.abandon();
     this.#drop();
-    this.state.on("lost");
+    this.state.on("lost", { kept: this.secret !== "" });
     this.#connect();
   }
 
@@ -339,7 +340,7 @@ export class Call {
       return;
     }
     if (again.why === "busy") this.#wait();
-    else this.state.on("lost");
+    else this.state.on("lost", { kept: this.secret !== "" });
     this.timer = setTimeout(() => this.#connect(), again.wait);
   }
 
@@ -398,16 +399,10 @@ export class Call {
   /** @param {Samples} samples */
   #watchZeros(samples) {
     this.zeros = samples.every((sample) => sample === 0) ? this.zeros + 1 : 0;
-    if (this.zeros === DEAF_CHUNKS) this.on.notice(`${this.#name()} delivers only silence: is it switched off, or another one meant?`);
+    const label = this.devices.stream?.getAudioTracks()[0]?.label;
+    if (this.zeros === DEAF_CHUNKS) this.on.notice(`${microphoneName(label)} delivers only silence: is it switched off, or another one meant?`);
     if (this.zeros === 0 && this.silent) this.on.notice("");
     this.silent = this.zeros >= DEAF_CHUNKS;
-  }
-
-  silent = false; // the microphone delivers nothing
-
-  #name() {
-    const label = this.devices.stream?.getAudioTracks()[0]?.label;
-    return label ? `The microphone “${label}”` : "The microphone";
   }
 
   /** @param {Bytes} payload */
@@ -496,7 +491,7 @@ export class Call {
    */
   #microphone(what, label) {
     if (this.ended) return;
-    const name = label ? `The microphone “${label}”` : "The microphone";
+    const name = microphoneName(label);
     if (what === "ended") this.devices.deafen();
     this.state.tell({ microphone: what === "back" });
     if (what === "ended") this.on.notice(`${name} was unplugged or taken away: press Mic to use another one.`);
@@ -507,6 +502,10 @@ export class Call {
   #plugged() {
     if (this.state.live && !this.state.facts.microphone && !this.devices.stream?.active) this.#takeMicrophone();
   }
+}
+
+function microphoneName(label = "") {
+  return label ? `The microphone “${label}”` : "The microphone";
 }
 
 /** @param {import("./protocol.js").ClosingEvent} event */

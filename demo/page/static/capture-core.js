@@ -3,7 +3,7 @@
 
 import { Resampler } from "./resample.js";
 
-export const CHUNK = 480; // samples at 24 kHz, 20 ms
+const CHUNK = 480; // samples at 24 kHz, 20 ms
 
 export class CaptureCore {
   /** @param {number} rate of the device, Hz */

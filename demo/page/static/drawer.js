@@ -16,6 +16,7 @@ const LOOK = 80; // ms between two looks at the level
 
 export class Drawer {
   stream = /** @type {MediaStream | null} */ (null); // while the microphone is tested
+  asking = false; // for the microphone
   context = /** @type {AudioContext | null} */ (null);
   timer = 0;
   until = 0; // ms
@@ -58,8 +59,6 @@ export class Drawer {
   /** @param {KeyboardEvent} event */
   #key(event) {
     const typing = event.target instanceof Element && event.target.closest("input, textarea, select, [contenteditable]");
-    const open = document.documentElement.dataset.sheet === "drawer";
-    if (event.key === "Escape" && open) this.page.stage?.sheet("drawer");
     if (event.key.toLowerCase() !== "t" || event.ctrlKey || event.metaKey || event.altKey || typing) return;
     this.page.stage?.sheet("drawer");
   }
@@ -87,19 +86,25 @@ export class Drawer {
 
   #toggle() {
     if (this.stream) this.#stop();
-    else this.#start();
+    else if (!this.asking) this.#start();
   }
 
   async #start() {
+    this.asking = true;
     this.problem.textContent = "";
     const { microphone } = this.page.settings;
     const audio = microphone ? { deviceId: { exact: microphone } } : true;
     const stream = await navigator.mediaDevices?.getUserMedia({ audio }).catch(() => null);
+    this.asking = false;
     if (!stream) {
       this.problem.textContent = "The browser does not give this microphone.";
       return;
     }
     this.stream = stream;
+    if (document.documentElement.dataset.sheet !== "drawer") { // closed meanwhile
+      this.#stop();
+      return;
+    }
     this.test.textContent = "Stop the test";
     this.#list(); // now the browser tells their names
     const context = new AudioContext();
@@ -138,11 +143,11 @@ export class Drawer {
       ["Voice", info ? readableVoice(info.voice) : "–"],
       ["Sound travels as", call ? call.settings.codec : "–"],
       ["Delay, there and back", ms(stats?.delay)],
-      ["of it network", ms(stats?.trip)],
-      ["of it queue", ms(stats?.queuedMs)],
-      ["A step of the model", ms(stats?.step)],
+      ["of which network", ms(stats?.trip)],
+      ["of which waiting to be played", ms(stats?.queuedMs)],
+      ["Model, for 80 ms of speech", ms(stats?.step)],
       ["Gaps, skips, not sent", `${lost.underruns}, ${lost.jumps}, ${lost.unsent}`],
-      ["Late frames", String(lost.late)],
+      ["Late at the server", String(lost.late)],
     ]);
   }
 

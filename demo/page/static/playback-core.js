@@ -8,7 +8,7 @@ const REPORT = 2400; // samples at 24 kHz between two reports: 10 a second
 const PLAYED = 480; // samples at 24 kHz in one piece for the recording
 
 /**
- * @typedef {{level: number, queuedMs: number, underruns: number, jumps: number, trims: number}} Report
+ * @typedef {{queuedMs: number, underruns: number, jumps: number, trims: number}} Report
  * `at` is the speaker's clock: samples at 24 kHz since it was opened.
  * @typedef {{played: Samples, at: number} | {passed: number, at: number} | {report: Report}} PlaybackMessage
  */
@@ -26,7 +26,6 @@ export class PlaybackCore {
     this.filled = 0;
     this.at = 0; // the end of what was handed over as played
     this.sinceReport = 0;
-    this.energy = 0;
     this.post = post;
   }
 
@@ -41,7 +40,6 @@ export class PlaybackCore {
   /** @param {number} sample */
   #keep(sample) {
     this.played[this.filled++] = sample;
-    this.energy += sample * sample;
     if (this.filled < PLAYED) return;
     this.at += PLAYED;
     this.post({ played: this.played, at: this.at }, [this.played.buffer]);
@@ -53,9 +51,7 @@ export class PlaybackCore {
 
   #report() {
     const { playout } = this;
-    const level = Math.sqrt(this.energy / this.sinceReport);
-    this.post({ report: { level, queuedMs: playout.queuedMs, ...playout.counts } }, []);
-    this.energy = 0;
+    this.post({ report: { queuedMs: playout.queuedMs, ...playout.counts } }, []);
     this.sinceReport = 0;
   }
 }

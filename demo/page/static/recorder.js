@@ -141,13 +141,6 @@ export class Recorder {
     const bytes = [...this.parts, ...this.open].reduce((sum, one) => sum + ("size" in one ? one.size : one.length), 0);
     return new Blob([wavHeader(bytes, about), ...this.parts, ...this.open], { type: "audio/wav" });
   }
-
-  // The call is over: nothing comes any more.
-  async close() {
-    if (this.encoder?.state !== "configured") return;
-    await this.encoder.flush();
-    this.encoder.close();
-  }
 }
 
 /**

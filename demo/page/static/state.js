@@ -38,6 +38,7 @@ export const TABLE = {
  * @property {number | null} percent of waking up
  * @property {string} waking what the server does meanwhile
  * @property {number | null} places taken, while waiting
+ * @property {boolean} kept the server keeps the lost conversation
  * @property {string} reason of the end: a kind (status.js), or a word of the server's
  * @property {string} text of the end: the server's own sentence
  */
@@ -45,9 +46,8 @@ export const TABLE = {
 /** @type {Readonly<Facts>} */
 const NOTHING = Object.freeze({
   sound: true, microphone: false, muted: false, paused: false, user: false, agent: false,
-  question: null, percent: null, waking: "", places: null, reason: "", text: "",
+  question: null, percent: null, waking: "", places: null, kept: false, reason: "", text: "",
 });
-
 
 export class CallState {
   phase = /** @type {Phase} */ ("ready");

@@ -46,7 +46,9 @@ function words(face, facts) {
       : "It stays silent and keeps listening."];
     case "silenced": return ["Sound stopped", "The system has taken the sound: a call, or a locked screen. Tap anywhere to go on."];
     case "unstable": return ["Unstable", "The connection stutters."];
-    case "reconnecting": return ["Reconnecting", "Your conversation is kept; it goes on when the network is back."];
+    case "reconnecting": return ["Reconnecting", facts.kept
+      ? "Your conversation is kept; it goes on when the network is back."
+      : "When the network is back, a new conversation begins."];
     default: return ["Ended", ending(facts)];
   }
 }
@@ -69,5 +71,5 @@ function waking({ waking: phase, percent }) {
 /** @param {import("./state.js").Facts} facts */
 function waiting({ places }) {
   const taken = places === null ? "All places are taken" : `All ${places} places are taken`;
-  return `${taken}. Your microphone is off; we keep trying, and you hear a chime.`;
+  return `${taken}. Your microphone is off; we keep trying, and a chime tells you.`;
 }

@@ -5,7 +5,7 @@
 import { BAR, STEP, loudness } from "./timeline.js";
 
 const BARS = 200;
-const LABEL = 42; // px for the names at the left
+const LABEL = 48; // px for the names at the left
 
 export class Strip {
   /** @param {HTMLElement} root */

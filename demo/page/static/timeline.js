@@ -14,7 +14,7 @@ const LONGEST_GAP = 8000; // ms: what comes later is no answer
 /** @typedef {{from: number, to: number, ms: number}} Gap its ends in s of the recording */
 
 /** One speaker: at once when it begins, and on for a while after each pause. */
-export class Speech {
+class Speech {
   floor = 0.003; // the noise of the room
   lastLoud = -Infinity; // step
   talking = false;
@@ -92,11 +92,16 @@ export class Timeline {
     this.gap = { from: (stopped + 1) * STEP / 1000, to: this.steps * STEP / 1000, ms };
   }
 
-  /** @param {boolean} userLoud */
+  /**
+   * A gap is one once HOLD has passed; until then you counted as still talking.
+   * @param {boolean} userLoud
+   */
   #settle(userLoud) {
     if (userLoud) this.gap = null; // you went on: both talk
     if (!this.gap || this.steps * STEP - this.gap.to * 1000 < HOLD) return;
     this.gaps.push(this.gap);
+    const since = Math.floor(Math.round(this.gap.from * 1000) / STEP / BAR); // the bar in which you stopped
+    for (const bar of [...this.bars.slice(since - Math.floor(this.steps / BAR)), this.bar]) bar.both = false;
     this.gap = null;
   }
 

@@ -57,12 +57,14 @@ export class Transcript {
   }
 
   /**
-   * A new conversation in the same transcript (after a lost connection).
+   * A new conversation in the same transcript (after a lost connection). Where nothing was said
+   * since the last note, that one is enough.
    * @param {string} note
    */
   restart(note) {
     this.#forget();
-    this.note(note, this.turns.at(-1)?.end ?? 0);
+    const last = this.turns.at(-1);
+    if (last?.who !== "page" || last.text !== note) this.note(note, last?.end ?? 0);
   }
 
   #forget() {

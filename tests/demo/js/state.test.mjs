@@ -101,6 +101,16 @@ test("a lost line is never shown as a live one, whatever else is true", () => {
   }
 });
 
+test("a lost conversation is called kept only where the server keeps it", () => {
+  for (const [kept, says] of [[true, /is kept/], [false, /new conversation/]]) {
+    const state = live();
+    state.on("lost", { kept });
+    assert.match(describe(state).sentence, says);
+    state.on("lost", { kept: false }); // a second try
+    assert.doesNotMatch(describe(state).sentence, /is kept/);
+  }
+});
+
 test("a new call forgets what was true of the last", () => {
   const state = live({ muted: true, paused: true, question: "x" });
   state.on("end", { reason: "idle", text: "nobody spoke" });

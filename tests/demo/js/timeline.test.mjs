@@ -83,6 +83,13 @@ test("twenty seconds of bars are kept, and which of them are both", () => {
   assert.ok(both >= 1000 && both <= 1500, `${both} ms`);
 });
 
+test("an answer at once is a gap, and no moment of it counts as both talking", () => {
+  for (const gap of [0, 40, 200, 340]) {
+    const timeline = play("u 1000", `- ${gap}`, "a 1000");
+    assert.deepEqual(timeline.bars.filter((bar) => bar.both), [], `${gap} ms`);
+  }
+});
+
 test("one side that is late does not shift the other", () => {
   const timeline = new Timeline();
   for (let i = 0; i < 50; i++) timeline.hearUser(LOUD);

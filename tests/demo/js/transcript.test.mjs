@@ -123,6 +123,15 @@ test("a new conversation goes on below the old one", () => {
   assert.equal(made.turns[2].start, 12);
 });
 
+test("a line that is lost four times in a row, with nothing said between, is noted once", () => {
+  const { made } = transcript();
+  made.text(" One", 10);
+  for (let i = 0; i < 4; i++) made.restart("connection lost");
+  made.text(" Two", 12);
+  made.restart("connection lost");
+  assert.deepEqual(made.turns.map((turn) => turn.text), ["One", "connection lost", "Two", "connection lost"]);
+});
+
 const TURNS = (() => {
   const { made } = transcript();
   made.text(" Hello <you>.", 1.25);
