@@ -26,13 +26,15 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.runtime.scheduler import wait_fairly
 from engine.weights.hub import DEFAULT_REPOSITORY, find_folder
 from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
 from engine.wire.tls import list_addresses, make_context
 
 HOT_WORDS = 12  # of the facts' names, that the ears are told
-END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
+END_SECONDS = 6.5  # from the end of the grace until everything has ended, or hangs
+LAST_SECONDS = 2.0  # for the interpreter's own end
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 ALL_HOSTS = {"0.0.0.0": (AF_INET,), "::": (AF_INET, AF_INET6)}
 OPEN_TO_ALL = (
@@ -166,9 +168,11 @@ async def run_app(app: web.Application, service: Service, config: ServerConfig) 
     """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
     loop = asyncio.get_running_loop()
     stop: Stop = loop.create_future()
+    ended = threading.Event()
 
     def end(error: BaseException | None = None) -> None:
-        leave_later(config.drain_s + END_SECONDS)
+        hangs = "something hangs; the process ends"
+        leave_later(config.drain_s + END_SECONDS, 1, hangs, unless=ended)
         loop.call_soon_threadsafe(request_stop, stop, error)
 
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -177,6 +181,8 @@ async def run_app(app: web.Application, service: Service, config: ServerConfig) 
     code = await serve_until(stop, app, service, config)
     if service.hung:
         leave(code)  # at its end the interpreter would wait for the thread that hangs
+    ended.set()
+    leave_later(LAST_SECONDS, code)  # it waits for other work, too, which nobody needs any more
     return code
 
 
@@ -216,11 +222,20 @@ async def serve_until(
     return int(error is not None or service.hung)
 
 
-def leave_later(seconds: float) -> None:
-    """End the process, whatever hangs in it, unless it ends by itself before."""
-    timer = threading.Timer(seconds, leave, [1, "something hangs; the process ends"])
-    timer.daemon = True
-    timer.start()
+def leave_later(
+    seconds: float, code: int, why: str = "", unless: threading.Event | None = None
+) -> None:
+    """End the process, whatever hangs in it, unless it ends by itself before, or `unless` is set.
+
+    It may take longer where the machine is busy with others' work (`wait_fairly`).
+    """
+    unless = unless or threading.Event()
+
+    def watch() -> None:
+        if not wait_fairly(unless.wait, seconds):
+            leave(code, why)
+
+    threading.Thread(target=watch, name="deadline", daemon=True).start()
 
 
 def leave(code: int, why: str = "") -> None:
