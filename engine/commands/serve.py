@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import gc
 import os
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import fields
 from socket import AF_INET, AF_INET6
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from aiohttp import web
 
@@ -34,7 +35,7 @@ from engine.wire.tls import list_addresses, make_context
 
 HOT_WORDS = 12  # of the facts' names, that the ears are told
 END_SECONDS = 6.5  # from the end of the grace until everything has ended, or hangs
-LAST_SECONDS = 2.0  # for the interpreter's own end
+LAST_SECONDS = 2.0  # for what is to be done last
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 ALL_HOSTS = {"0.0.0.0": (AF_INET,), "::": (AF_INET, AF_INET6)}
 OPEN_TO_ALL = (
@@ -164,8 +165,11 @@ def bracket(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def run_app(app: web.Application, service: Service, config: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
+async def run_app(app: web.Application, service: Service, config: ServerConfig) -> NoReturn:
+    """Serve until SIGINT or SIGTERM, or until the service dies; then end the process.
+
+    Main thread only.
+    """
     loop = asyncio.get_running_loop()
     stop: Stop = loop.create_future()
     ended = threading.Event()
@@ -179,11 +183,12 @@ async def run_app(app: web.Application, service: Service, config: ServerConfig) 
         loop.add_signal_handler(name, end)
     service.on_death = end
     code = await serve_until(stop, app, service, config)
-    if service.hung:
-        leave(code)  # at its end the interpreter would wait for the thread that hangs
     ended.set()
-    leave_later(LAST_SECONDS, code)  # it waits for other work, too, which nobody needs any more
-    return code
+    leave_later(LAST_SECONDS, code)
+    atexit._run_exitfuncs()  # temporary files go
+    # At its own end the interpreter would wait for threads that hang, or that do what nobody needs
+    # any more, and some libraries complain there about what they still hold.
+    leave(code)
 
 
 async def serve_until(
@@ -238,12 +243,13 @@ def leave_later(
     threading.Thread(target=watch, name="deadline", daemon=True).start()
 
 
-def leave(code: int, why: str = "") -> None:
+def leave(code: int, why: str = "") -> NoReturn:
     """End the process at once."""
     if why:
         tell_end(why)
-    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+            stream.flush()
     os._exit(code)
 
 

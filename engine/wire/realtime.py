@@ -83,6 +83,7 @@ MAX_WAITING = QUEUE_LIMIT - 1  # responses that were asked for, beside the one i
 PRE_ROLL_FRAMES = 2  # 160 ms before the agent's first sound
 QUIET_FRAMES = 9  # without a sound of the agent: its turn is over
 SAID_QUIET_FRAMES = 4  # after a text that it was told to say
+SAID_TAIL_FRAMES = 12  # at most, that sound after it: what goes on is another turn
 HUSH_FRAMES = 6  # at most, that still sound after a cancel
 PATIENCE_FRAMES, LOOKUP_PATIENCE_FRAMES = 125, 375  # for a response that was asked for: 10 s, 30 s
 LIVE_SECONDS = 10.0  # that time goes on for a client that sends nothing
@@ -115,6 +116,7 @@ class Response:
     said: list[tuple[float, str]] = field(default_factory=list)  # ms of audio before it, text
     ms: float = 0.0  # of audio
     quiet: int = 0  # frames in a row
+    tail: int = 0  # frames since its text was over
     waited: int = 0  # frames, before it began
 
     def transcript(self) -> str:
@@ -685,7 +687,7 @@ class RealtimeSocket(LiveSocket):
             if not sounds:
                 self.recent.append(pcm)
                 if response.patience and response.waited > response.patience:
-                    await self._finish("completed")
+                    await self._finish()
                 return
             await self._announce(response)
             for before in self.recent:
@@ -696,9 +698,10 @@ class RealtimeSocket(LiveSocket):
             await self._tell_part("response.output_audio_transcript.delta", response, delta=text)
         await self._send_audio(response, pcm)
         response.quiet = 0 if sounds else response.quiet + 1
+        response.tail += bool(response.ending)
         most = SAID_QUIET_FRAMES if response.ending else QUIET_FRAMES
-        if response.quiet >= most and not self.speaking:
-            await self._finish(response.ending or "completed", response.reason)
+        if (response.quiet >= most and not self.speaking) or response.tail >= SAID_TAIL_FRAMES:
+            await self._finish()
 
     async def _on_event(self, event: ev.Event) -> None:
         match event:
@@ -720,7 +723,7 @@ class RealtimeSocket(LiveSocket):
         """A text begins: if it has a response of its own, the one before it is over."""
         if wanted := self._pop_waiting(say_id):
             self.waiting.appendleft(wanted)
-            await self._finish("completed")
+            await self._finish()
 
     async def _note_end(self, say_id: int, status: str, reason: str = "") -> None:
         """A text is said, cut or refused: its response ends when the agent is quiet."""
@@ -728,7 +731,7 @@ class RealtimeSocket(LiveSocket):
         if response and response.say_id == say_id:
             response.ending, response.reason = status, reason
             if not response.begun:
-                await self._finish(status, reason)
+                await self._finish()
         elif wanted := self._pop_waiting(say_id):
             await self._tell("response.created", response=self._show_response(wanted))
             wanted.status, wanted.reason = status, reason
@@ -773,12 +776,14 @@ class RealtimeSocket(LiveSocket):
         response.ms += FRAME_SECONDS * 1000
         await self._tell_part("response.output_audio.delta", response, delta=data)
 
-    async def _finish(self, status: str, reason: str = "") -> None:
-        """The response in progress is over; a response that waits may begin."""
+    async def _finish(self, status: str = "", reason: str = "") -> None:
+        """The response in progress is over; one that waits may begin. status "": as its text is."""
         response, self.response = self.response, None
         if response is None:
             return
-        response.status, response.reason = status, reason
+        if status:
+            response.ending, response.reason = status, reason
+        response.status = response.ending or "completed"
         if response.begun:
             said = response.transcript()
             await self._tell_part("response.output_audio.done", response)

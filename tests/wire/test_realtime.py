@@ -446,6 +446,22 @@ async def test_the_texts_that_wait_are_cancelled_with_the_one_that_is_said(serve
     assert second["output"] == []
 
 
+async def test_what_the_agent_goes_on_to_say_after_a_text_is_another_response(server, monkeypatch):
+    """Else one that was cut while the agent had something to say itself would never be done."""
+    monkeypatch.setattr(realtime, "AUDIBLE", -1.0)  # it is never quiet
+    async with connected(server) as client:
+        await client.say("Seven umbrellas", metadata={"n": "1"})
+        await client.until("response.output_audio.done")
+        while (await client.until("response.done"))["response"]["metadata"] != {"n": "1"}:
+            pass
+        after = await client.until("response.created")
+        await client.until("response.output_audio.delta")
+    assert after["response"]["metadata"] is None
+    said = client.of("response.done")[-1]["response"]
+    assert said["status"] == "completed"
+    assert said["output"][0]["content"][0]["transcript"] == "Seven umbrellas"
+
+
 async def test_a_truncated_item_ends_where_the_client_stopped_listening(server):
     async with connected(server) as client:
         await client.say("Seven yellow umbrellas")
