@@ -245,12 +245,14 @@ def leave_later(
 
 def leave(code: int, why: str = "") -> NoReturn:
     """End the process at once."""
-    if why:
-        tell_end(why)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
-            stream.flush()
-    os._exit(code)
+    try:
+        if why:
+            tell_end(why)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def request_stop(stop: Stop, error: BaseException | None = None) -> None:
