@@ -383,7 +383,8 @@ async def test_a_users_text_is_looked_up_once_when_a_response_is_asked_for(monke
             await client.send("response.create")
             await client.until("response.created")
             assert asked == ["What does it cost?"]
-            await client.until("response.done")  # it greets
+            await client.send("response.cancel")  # it would greet
+            await client.until("response.done")
             await client.send("response.create", response={"input": [text_of_a_user("Where?")]})
             await client.until("response.created")
     assert asked == ["What does it cost?", "Where?"]
@@ -393,9 +394,10 @@ async def test_a_users_text_that_nobody_can_look_up_ends_nothing(server):
     async with connected(server) as client:
         await client.send("conversation.item.create", item=text_of_a_user("Say hello."))
         await client.send("response.create")  # as Pipecat begins
-        await client.until("response.done")
+        await client.until("response.output_audio.delta")
+        while loud_seconds(client.sound()) < 0.1:  # it greets
+            await client.until("response.output_audio.delta")
     assert not client.errors
-    assert loud_seconds(client.sound()) > 0.1  # it greets
 
 
 async def test_a_second_response_without_a_text_is_refused_with_their_code(server):
