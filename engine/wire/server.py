@@ -419,7 +419,7 @@ def authorize(
         raise UnauthorizedError(f"the {name} is wrong or missing; {fix}", told)
     if not is_ours(request):
         raise UnauthorizedError(
-            "this page's origin may not use the cookie; connect with token=", "another origin"
+            f"this page's origin may not use the cookie; {fix}", "another origin"
         )
 
 
