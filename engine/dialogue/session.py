@@ -561,7 +561,7 @@ class CommandLine:
     def post(self, command: ev.Command) -> None:
         """Raises RefusedError when 64 commands are waiting."""
         if len(self._waiting) >= MAX_WAITING_COMMANDS:
-            slower, early = "are waiting; send them slower", "wait for the handshake already"
+            slower, early = "are waiting; send them slower", "wait for the conversation to begin"
             what = slower if self._deliver else early
             raise RefusedError(f"{MAX_WAITING_COMMANDS} commands {what}")
         if self._deliver and not self._waiting and _count_chars(command) <= SHORT_CHARS:

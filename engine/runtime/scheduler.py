@@ -6,6 +6,7 @@ in number and time per turn, and files are read in a thread beside it.
 The clock rules follow public batched servers (docs/internals.md).
 """
 
+import contextlib
 import itertools
 import logging
 import sys
@@ -53,6 +54,8 @@ READERS = 2  # threads that read voices: a slow file keeps one of them
 HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
+FAIR_LOOK_SECONDS = 0.1  # between two looks at how long our threads have waited for a core
+MOST_WAIT_SECONDS = 60.0  # of such waiting
 STOPPED = "the model has stopped"
 ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
@@ -107,8 +110,12 @@ class Scheduler:
         self.watchdog.stop()
         self.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_SECONDS)
-            self.watchdog.hung |= self._thread.is_alive()
+            ended = wait_fairly(self._is_ended, JOIN_SECONDS)
+            self.watchdog.hung |= not ended
+
+    def _is_ended(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _list_signs(self) -> list[tuple[str, int | None]]:
         """Of turns, while somebody is seated or one is going on; of voices that are read."""
@@ -494,6 +501,42 @@ def describe_place(thread: threading.Thread) -> str:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
+
+
+def wait_fairly(
+    done: Callable[[float], bool],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    read_waits: Callable[[], dict[str, float]] | None = None,
+) -> bool:
+    """Wait until `done(timeout)` says so; False: it did not in these seconds.
+
+    Time in which a thread of this process waits for a core does not count, up to a minute of it: a
+    machine that is busy with others' work is no hang of ours.
+    """
+    read_waits = read_waits or read_core_waits
+    counted = excused = 0.0
+    at, waits = clock(), read_waits()
+    while not done(min(FAIR_LOOK_SECONDS, max(0.0, seconds - counted))):
+        before, at = at, clock()
+        earlier, waits = waits, read_waits()
+        longest = max(0.0, *(wait - earlier.get(task, wait) for task, wait in waits.items()), 0.0)
+        excuse = min(longest, at - before, MOST_WAIT_SECONDS - excused)
+        excused += excuse
+        counted += at - before - excuse
+        if counted >= seconds:
+            return done(0.0)
+    return True
+
+
+def read_core_waits() -> dict[str, float]:
+    """For how many seconds each thread of this process has waited for a core; {} but on Linux."""
+    waits = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # it has just ended
+            _ran, waited, _times = path.read_text().split()
+            waits[path.parent.name] = int(waited) / 1e9
+    return waits
 
 
 class Watchdog:
