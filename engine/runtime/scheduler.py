@@ -61,7 +61,8 @@ class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
     `on_death` is called with the exception that ended the thread, or that says that it hangs: it
-    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice.
+    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice. `send` is called
+    when something was delivered: a seat's `deliver` may keep it until then.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Scheduler:
         on_death: Callable[[BaseException], None] | None = None,
         loader: Executor | None = None,
         hang_s: float = 30.0,
+        send: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
         self.clock = clock
-        self._on_death = on_death
+        self._on_death, self._send = on_death, send
         self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
         self._slack_work = SlackWork(backend, clock, self._give_up, self.metrics)
@@ -133,6 +135,7 @@ class Scheduler:
             seats = list(self._seats.values())
         for seat in seats:
             seat.deliver([Ended(error)])
+        self._send()
 
     @property
     def free(self) -> int:
@@ -256,6 +259,7 @@ class Scheduler:
         """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
         self._in_turn = True
         wanted = self._take_turn()
+        self._send()  # once for all: each time the receiving thread would take ours the lock
         self._turns, self._in_turn = self._turns + 1, False
         return wanted
 
@@ -269,6 +273,7 @@ class Scheduler:
         slack_work = self._slack_work
         more = self._carry_out_requests(until)
         more = self._read_inboxes(seats, until) or more
+        self._send()  # what commands brought need not wait for a piece or a tick
         now = self.clock()
         if slack_work.is_starving(seats, now) and slack_work.run_piece(seats):
             return self.clock()
@@ -312,9 +317,11 @@ class Scheduler:
 
     def _ready(self, now: float) -> list[Seat]:
         """Every seat that has a whole frame or must get one; empty if all of them can wait."""
-        seats = [seat for seat in self._sitting if not seat.left]
-        ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
-        others = [seat for seat in seats if seat not in ready]
+        ready, others = [], []
+        for seat in self._sitting:
+            if not seat.left:
+                at = seat.next_tick_at(now)
+                (others if at is None or at > now else ready).append(seat)
         return ready if any(self._may_start(seat, others, now) for seat in ready) else []
 
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
