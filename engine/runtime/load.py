@@ -327,8 +327,9 @@ class SlackWork:
     def run_piece(self, seats: list[Seat]) -> bool:
         """One piece, if there is work and nobody gets late by it; whether there was one."""
         started = self._clock()
-        due = next_due(seats, started)
-        for seat, work in self._jobs(seats):
+        jobs = self._jobs(seats)
+        due = next_due(seats, started) if jobs else None
+        for seat, work in jobs:
             size = self.slack.fit_piece(started, due, seat)
             if size is not None:
                 if size:

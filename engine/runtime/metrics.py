@@ -64,12 +64,12 @@ class Window:
         now = self._clock()
         with self._lock:
             start = self._added % WINDOW_VALUES
+            end = start + len(values)
             self._added += len(values)
-            if len(values) == 1:
-                self._when[start], self._values[start] = now, values[0]
-                return
-            places = np.arange(start, start + len(values)) % WINDOW_VALUES
-            self._when[places], self._values[places] = now, values
+            self._when[start:end], self._values[start:end] = now, values[: WINDOW_VALUES - start]
+            if end > WINDOW_VALUES:  # the rest begins anew
+                rest = end - WINDOW_VALUES
+                self._when[:rest], self._values[:rest] = now, values[-rest:]
 
     def values(self) -> np.ndarray:
         """Those of the last minute [n], in no order."""

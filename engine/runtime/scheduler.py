@@ -54,6 +54,7 @@ HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
 STOPPED = "the model has stopped"
+SILENCE = np.zeros(FRAME_SAMPLES, np.float32)  # of slots that hear nothing
 ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
 
@@ -333,23 +334,24 @@ class Scheduler:
     def _tick(self, seats: list[Seat], now: float) -> None:
         """Take one frame of each of these seats, and make one for each."""
         began = self.clock()
-        size = self.backend.slots
-        pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
+        frames, active = [SILENCE] * self.backend.slots, [False] * self.backend.slots
         due: dict[Seat, float] = {}  # when the user frames were complete
+        peaks: dict[Seat, float] = {}  # of them
         for seat in seats:
             active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
-                pcm[seat.slot], due[seat] = seat.take_frame(now)
+                frames[seat.slot], peaks[seat], due[seat] = seat.take_frame(now)
                 if seat.listener:
-                    seat.listener.push(pcm[seat.slot], seat.pcm_out)
+                    seat.listener.push(frames[seat.slot], seat.pcm_out)
         self.metrics.took(Stage.QUEUE, *(max(0.0, now - at) for at in due.values()))
+        pcm = join_frames(frames)
         started = self.clock()
-        heard = self.backend.listen(pcm, active)
+        heard = self.backend.listen(pcm, np.array(active))
         listened = self.clock()
         before = {seat: seat.next_events for seat in seats}  # of the frame made now
-        text, hush = self._choose(seats, pcm, heard)
+        text, hush = self._choose(seats, peaks, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
@@ -376,16 +378,16 @@ class Scheduler:
         before: dict[Seat, list],
         ready: float,
     ) -> None:
-        peaks = np.abs(spoken.pcm).max(1).tolist()
-        for seat in seats:
+        made = spoken.pcm[[seat.slot for seat in seats]]  # copied: the backend's own may change
+        peaks = np.maximum(made.max(1), -made.min(1)).tolist()
+        for seat, pcm, peak in zip(seats, made, peaks, strict=True):
             if seat.left:
                 continue
-            pcm = spoken.pcm[seat.slot].copy()
             if seat.bootstrapping:  # this pcm is the last prompt frame's: nobody hears it
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.pcm_out, seat.peak_out = pcm, peaks[seat.slot]
+            seat.pcm_out, seat.peak_out = pcm, peak
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -448,22 +450,21 @@ class Scheduler:
         return bool(flushing)
 
     def _choose(
-        self, seats: list[Seat], pcm: np.ndarray, heard: Heard
+        self, seats: list[Seat], peaks: dict[Seat, float], heard: Heard
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which token is fed to each slot: text [S] int64, hush [S] bool."""
-        text = np.full(self.backend.slots, PAD, np.int64)
-        hush = np.zeros(self.backend.slots, bool)
-        peaks = np.abs(pcm).max(1).tolist()
+        sampled = heard.text.tolist()
+        text, hush = [PAD] * self.backend.slots, [False] * self.backend.slots
         for seat in seats:
-            slot = seat.slot
+            slot, peak = seat.slot, peaks.get(seat, 0.0)
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), hear(heard, seat), peaks[slot], seat.peak_out
+                    sampled[slot], hear(heard, seat), peak, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
                 self._give_up(seat, logged_fault("director failed"))
-        return text, hush
+        return np.array(text, np.int64), np.array(hush)
 
     def _report(self, seat: Seat, act: Callable[[], list[Any]]) -> None:
         """Deliver what a director has to say between two frames."""
@@ -474,6 +475,15 @@ class Scheduler:
             return
         if events:
             seat.deliver([Notice(events)])
+
+
+def join_frames(frames: list[np.ndarray]) -> np.ndarray:
+    """Frames [1920] of all slots in one array [S, 1920].
+
+    By `bytes`, as NumPy lets go of Python's lock at every copy of a frame: with 96 of them the
+    event loop would take it again and again, and a tick would wait for it.
+    """
+    return np.frombuffer(b"".join(frames), np.float32).reshape(len(frames), FRAME_SAMPLES)
 
 
 def hear(heard: Heard, seat: Seat) -> HeardRow:
