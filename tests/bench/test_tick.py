@@ -169,4 +169,4 @@ def test_the_defaults_are_those_of_the_specification():
 
 def test_the_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
     monkeypatch.setattr(device, "time_work", lambda work, times: 0.5)
-    assert device.measure_bandwidth("cpu") == 2 * (256 << 20) / 0.5
+    assert device.measure_bandwidth("cpu") == 2 * device.CPU_COPY_BYTES / 0.5
