@@ -1,6 +1,7 @@
 """What a conversation hands to its next line: nothing twice, nothing left out, nothing late."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -152,6 +153,17 @@ async def test_a_line_that_shows_that_it_lives_while_it_is_asked_does_not_give_w
     with pytest.raises(GoneError, match=r"^gone: "):
         await asking
     assert await lines.find(second.secret) is second
+
+
+async def test_of_two_newcomers_only_one_waits_for_one_ghost():
+    lines = ghosts()
+    lines.keep(lines.enter(Standing(), "opus"))
+    late = time.monotonic() + 60.0
+    first = asyncio.create_task(lines.make_room(late))
+    await asyncio.sleep(0)
+    assert not await lines.make_room(late)  # at once
+    assert not first.done()
+    first.cancel()
 
 
 async def test_an_empty_secret_opens_nothing():
