@@ -10,7 +10,7 @@ from engine.model.lm import LM
 from engine.model.mimi import Mimi
 from engine.weights.generated import SMALL, generated
 
-LEAST = replace(
+QUICK = replace(
     SMALL,
     lm=replace(
         SMALL.lm, dim=64, num_layers=2,
@@ -21,7 +21,7 @@ LEAST = replace(
 
 @pytest.fixture(scope="session")
 def small() -> tuple[LM, Mimi]:
-    return generated(LEAST, "cpu")
+    return generated(QUICK, "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,6 +29,6 @@ def _quick() -> Iterator[None]:
     """The same for the benches that make a model themselves; and a short copy is timed."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (device, gpu, peer):
-            patch.setattr(module, "SMALL", LEAST)
+            patch.setattr(module, "SMALL", QUICK)
         patch.setattr(device, "CPU_COPY_BYTES", 16 << 20)
         yield
