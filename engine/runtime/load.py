@@ -202,6 +202,9 @@ class Slack:
         self._timed = {("piece", size): taken for size, taken in (pieces or {}).items()}
         self.sizes = sorted(pieces or (0,), reverse=True)  # of pieces; 0: they have one size
         self._measured: dict[tuple[str, int], deque[tuple[float, float]]] = {}  # (when, seconds)
+        # Estimates of one moment: many newcomers ask the same.
+        self._known_at: float | None = None
+        self._known: dict[tuple[str, int | None, float], float] = {}
         self._doubt = DOUBT_SECONDS  # longer each time that the proof confirmed what was measured
         self._refused_at: dict[str, float] = {}  # since when a kind of work has been held back
         self._waiting: dict[Seat, None] = {}  # whose work has been held back since then
@@ -209,6 +212,7 @@ class Slack:
 
     def note(self, what: str, seconds: float, now: float, size: int = 0) -> None:
         """A `piece` of so many columns, or a `tick` of a bucket of slots, took this long."""
+        self._known_at = None
         self._measured.setdefault((what, size), deque(maxlen=MEASUREMENTS)).append((now, seconds))
 
     def forget(self, seat: Seat) -> None:
@@ -222,6 +226,14 @@ class Slack:
         self, what: str, now: float, within: float = WINDOW_SECONDS, size: int | None = None
     ) -> float:
         """Seconds of such work of one size, or of the size that took longest lately."""
+        if now != self._known_at:
+            self._known_at, self._known = now, {}
+        key = what, size, within
+        if key not in self._known:
+            self._known[key] = self._find_longest(now, *key)
+        return self._known[key]
+
+    def _find_longest(self, now: float, what: str, size: int | None, within: float) -> float:
         longest = self._timed.get((what, size), 0.0)
         for (kind, measured_size), measured in self._measured.items():
             same = kind == what and size in (None, measured_size)
@@ -259,6 +271,7 @@ class Slack:
                 for kind, measured in self._measured.items()
                 if measured[-1][0] >= now - DOUBT_SECONDS
             }
+            self._known_at = None
             self._doubt = min(2 * self._doubt, PATIENCE_SECONDS)
         elif waited > PATIENCE_SECONDS:  # a machine that never has slack still serves, and all who
             self._granted, self._waiting = self._waiting, {}  # wait: not one after the other
