@@ -342,7 +342,7 @@ class FrameQueue:
     def __init__(self) -> None:
         # (when it was due, [1920], its peak)
         self._frames: deque[tuple[float, np.ndarray, float]] = deque()
-        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
 
     def __len__(self) -> int:
@@ -387,7 +387,8 @@ class FrameQueue:
 
     def _take_begun(self) -> np.ndarray:
         frame = self._begun
-        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        frame[self._filled :] = 0
+        self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         return frame
 
     def drop(self, kept: int, only_quiet: bool) -> int:
