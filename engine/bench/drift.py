@@ -27,7 +27,7 @@ from engine.model import transformer
 from engine.model.lm import LM, Temporal
 from engine.model.mimi import Mimi
 from engine.model.prompt import Prompt
-from engine.model.stt import Hearing
+from engine.model.stt import Hearing, Recogniser
 from engine.model.transformer import Active
 from engine.runtime import embedded as espeak
 from engine.runtime.backend import Opening
@@ -222,7 +222,7 @@ def count_steps(exact: Tensor, steps: Tensor, scale: Tensor) -> float:
     return float((off / step[:, None]).abs().max())
 
 
-def measure_weights(lm: Temporal, path: Path) -> float:
+def measure_weights(lm: LM | Recogniser, path: Path) -> float:
     """The most steps by which a loaded product is off its file's weights.
 
     What int8 does not touch (norms, embeddings) must be the file's to the bit; else infinite.
