@@ -478,9 +478,7 @@ class ChatSocket(LiveSocket):
             await self._send_bytes(encode_metadata(name, seconds, **fields))
 
     async def _send_stats(self) -> None:
-        metrics = self.service.metrics
-        p50, p99 = metrics.step.percentiles((50, 99))
-        (queue,) = metrics.record.stages[Stage.QUEUE].percentiles((50,))
+        p50, p99, queue = self.service.metrics.recent()
         await self._send_metadata(
             "stats",
             self.session.seconds_out,
