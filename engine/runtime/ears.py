@@ -52,7 +52,8 @@ ECHO_KNOWN_FRAMES = 8  # after which that is the call's way through the air
 ECHO_DRIFT = 2  # steps by which the way may vary
 
 WriteDown = Callable[[np.ndarray], str]  # samples [n] float32 at 16 kHz -> their words
-Deliver = Callable[[str, float, float], None]  # words, start, end (seconds of the user's audio)
+# words, start, end (seconds of the user's audio), whether the turn is over or may only be
+Deliver = Callable[[str, float, float, bool], None]
 
 
 class Ears:
@@ -183,6 +184,7 @@ class Listener:
             state.written = None
         elif state.written is None and state.quiet >= WRITE_WINDOWS:
             state.written, state.written_windows = self._write(state.turn), len(state.turn)
+            self._tell(state, final=False)
         if state.quiet >= END_WINDOWS:
             self._finish(state)
         elif state.written is None and len(state.turn) * WINDOW_SECONDS > MOST_SECONDS:
@@ -195,25 +197,32 @@ class Listener:
 
     def _finish(self, state: "ListenerState") -> None:
         """The turn is over: deliver its words as soon as they are there."""
+        self._tell(state, final=True)
+        state.turn = state.turn[-PRE_ROLL_WINDOWS:]
+        state.spoken = state.quiet = state.earlier = 0
+        state.parts, state.unheard = [], 0.0
+
+    def _tell(self, state: "ListenerState", final: bool) -> None:
+        """Deliver the words as soon as they are there; if not final, only while silence lasts."""
         parts, last = [*state.parts, state.written], state.written
         end = state.seconds - state.quiet * WINDOW_SECONDS
         heard = (state.earlier + len(state.turn) - state.quiet) * WINDOW_SECONDS
-        start, state.unheard = end - heard - state.unheard, 0.0
-        state.turn = state.turn[-PRE_ROLL_WINDOWS:]
-        state.spoken = state.quiet = state.earlier = 0
-        state.parts = []
+        start = end - heard - state.unheard
 
         def deliver(_: "Future[str]") -> None:
             try:
-                if state is not self._state or any(part.cancelled() for part in parts):
+                void = state is not self._state or any(part.cancelled() for part in parts)
+                goes_on = state.written is not last or not state.spoken  # or it is told as a whole
+                if void or (goes_on and not final):
                     return
                 text = " ".join(filter(None, (part.result().strip() for part in parts)))
                 if text:
-                    self._deliver(text, round(max(0.0, start), 3), round(end, 3))
+                    self._deliver(text, round(max(0.0, start), 3), round(end, 3), final)
             except Exception as error:  # the writer's boundary: this turn has no words
-                logger.error("a turn could not be written down: %s", describe_fault(error))
+                if final:
+                    logger.error("a turn could not be written down: %s", describe_fault(error))
             finally:  # not before: until then its words are on their way
-                if state.written is last:
+                if final and state.written is last:
                     state.written = None
 
         last.add_done_callback(deliver)  # the writer is one thread: the others are done before

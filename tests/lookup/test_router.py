@@ -106,6 +106,18 @@ def test_talk_is_never_routed_at_once(router, turn):
     assert router.judge(turn) is not Band.YES
 
 
+def test_who_only_listens_asks_nothing_in_any_words(router):
+    """While an answer is looked up, and while it is spoken."""
+    said = (
+        *("uh-huh", "okay", "um", "sure thanks", "Mm-hm.", "Gotcha.", "I see.", "Okay, thanks."),
+        *("yeah", "Right.", "Makes sense.", "Oh wow.", "Cool, thank you.", "Of course.", "mhm mhm"),
+        *("Go on.", "Sounds good.", "Got it, thanks.", "Hm, interesting.", "Perfect.", "Oh really"),
+    )
+    for agent in ("", "Premium costs $14 a month,"):
+        judged = {text: router.judge(Turn(text, agent, PREMIUM)) for text in said}
+        assert [text for text, band in judged.items() if band is Band.YES] == []
+
+
 def test_weights_for_other_relations_are_refused(tmp_path):
     text = module.WEIGHTS_FILE.read_text(encoding="utf-8").replace(f'"{RELATIONS[0]}"', '"luck"')
     (tmp_path / "router.json").write_text(text, encoding="utf-8")
