@@ -12,6 +12,7 @@ minutes.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -24,8 +25,15 @@ from typing import Any
 import numpy as np
 
 from engine.evals.decisions import as_heard, read_dialogues, turns_of
-from engine.lookup.evidence import RELATIONS, Evidence, load_talk, read_along
-from engine.lookup.handover import load_phrases
+from engine.lookup.evidence import (
+    RELATIONS,
+    TALK_FILE,
+    Evidence,
+    load_talk,
+    read_along,
+    read_form,
+)
+from engine.lookup.handover import PHRASES_FILE, load_phrases
 from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
 from engine.lookup.router import WEIGHTS_FILE
 from engine.lookup.vectors import WIDTH, SentenceVectors
@@ -75,6 +83,7 @@ def main() -> None:
     direction, (mean, spread, factors) = fit_all(rows)
     relations = zip(RELATIONS, mean, spread, factors[:-1], strict=True)
     weights = {
+        "made_from": name_inputs(),
         "doubt_from": round(doubt_from, 2),
         "yes_from": round(yes_from, 2),
         "bias": round(float(factors[-1]), 4),
@@ -87,6 +96,22 @@ def main() -> None:
     WEIGHTS_FILE.write_text(re.sub(r"(?<=[\d,\[])\n +(?=[-\d])", " ", text) + "\n", "utf-8")
     print(f"doubt from {doubt_from:.2f}, yes from {yes_from:.2f}; on products left out of the fit:")
     print(count(*judged, doubt_from, yes_from))
+
+
+def name_inputs() -> dict[str, str]:
+    """What the weights are made of, in short: the texts, and what is read in their words.
+
+    A test compares it with the file: who changes either makes the weights anew.
+    """
+    files = [*ROUTING.glob("tune/*.json"), *ROUTING.glob("knowledge/*/*"), ROUTING / "near.toml"]
+    files += [*DIALOGUES.glob("*.toml"), *KNOWLEDGE_FOLDER.rglob("*.*"), TALK_FILE, PHRASES_FILE]
+    texts = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    forms = hashlib.sha256()
+    for path in sorted((ROUTING / "tune").glob("*.json")):
+        for dialogue in read_dialogues(path):
+            for turn, _ in itertools.chain(turns_of(dialogue, str), turns_of(dialogue, as_heard)):
+                forms.update(repr(read_form(turn.text)).encode())
+    return {"texts": texts.hexdigest()[:16], "forms": forms.hexdigest()[:16]}
 
 
 def read_rows() -> dict[str, Rows]:

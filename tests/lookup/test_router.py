@@ -1,5 +1,6 @@
 """When a user's turn is looked up: by meaning, and by words until the vectors are there."""
 
+import json
 import threading
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.lookup.handover import load_phrases
 from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
 from engine.lookup.router import Band, Router, load_weights
 from engine.lookup.routing import build_answers
+from engine.tools.fit_router import name_inputs
 
 ROUTING = Path(__file__).parents[1] / "dialogues" / "routing"
 PREMIUM = "How much is the premium plan?"
@@ -116,6 +118,11 @@ def test_who_only_listens_asks_nothing_in_any_words(router):
     for agent in ("", "Premium costs $14 a month,"):
         judged = {text: router.judge(Turn(text, agent, PREMIUM)) for text in said}
         assert [text for text, band in judged.items() if band is Band.YES] == []
+
+
+def test_the_weights_are_those_that_the_tool_makes_of_what_is_there():
+    made_from = json.loads(module.WEIGHTS_FILE.read_text(encoding="utf-8"))["made_from"]
+    assert made_from == name_inputs(), "run python -m engine.tools.fit_router (some minutes)"
 
 
 def test_weights_for_other_relations_are_refused(tmp_path):

@@ -110,6 +110,8 @@ FAILURES = [
     (Reply(manner=Manner.SILENT), "no answer in time"),
     (Reply(manner=Manner.GARBAGE), "invalid answer"),
     (Reply(manner=Manner.EMPTY), "empty answer"),
+    (Reply("😀", pace=0), "empty answer"),
+    (Reply("… – *", pace=0), "empty answer"),
 ]
 
 

@@ -219,7 +219,7 @@ def test_a_pause_inside_a_sentence_is_no_longer_than_routing_allows(ears):
     turns, come = [], threading.Semaphore(0)
     listener = ears.open(only_whole(lambda *said: (turns.append(said), come.release())))
     said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
-    speak(listener, np.concatenate([said[0], noises.silence(0.6), said[1], noises.silence(1.0)]))
+    speak(listener, np.concatenate([said[0], noises.silence(0.7), said[1], noises.silence(1.0)]))
     for _ in said:
         assert come.acquire(timeout=60)
     (_, _, end), (_, start, _) = turns
@@ -252,6 +252,36 @@ def test_writing_steps_back_behind_the_frames(ears):
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     assert ears.writer.submit(priority).result(60) >= min(19, priority() + module.STEP_BACK)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0, 800), (3, 1100), (21.99, 3000), (25, 3000)])
+def test_whisper_reads_a_turn_and_eight_seconds_of_silence_at_most(seconds, left):
+    features = np.zeros((80, 3000), np.float32)
+    features[3, : round(100 * seconds)] = -0.5
+    trimmed = module.trim_silence(features)
+    assert trimmed.shape == (80, left)
+    assert np.array_equal(trimmed, features[:, :left])
+
+
+def test_whisper_gets_what_was_trimmed_and_a_limit_of_words(monkeypatch, tmp_path):
+    """The model itself is a double: what it is given is what counts here."""
+    import faster_whisper
+
+    class Whisper:
+        def __init__(self, *args, **options):
+            self.read = None
+
+        def encode(self, features):
+            self.read = features.shape
+
+        def transcribe(self, samples, max_new_tokens, **options):
+            self.encode(np.pad(np.ones((80, len(samples) // 160)), ((0, 0), (0, 2000))))
+            said = Mock(text=f" {self.read} {max_new_tokens}", no_speech_prob=0, avg_logprob=0)
+            return [said], None
+
+    monkeypatch.setattr(faster_whisper, "WhisperModel", Whisper)
+    write_down = module.load_whisper(tmp_path, "")
+    assert write_down(np.zeros(2 * module.RATE, np.float32)) == "(80, 1000) 44"
 
 
 def test_without_a_network_it_says_so_at_once(monkeypatch, tmp_path):
