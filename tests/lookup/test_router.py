@@ -39,7 +39,8 @@ def by_words() -> Router:
 @pytest.mark.parametrize(
     ("name", "slack"),
     [("transgate", 0.0), ("transgate-strangers", 0.0), ("northlight", 0.05), ("voltara", 0.05),
-     ("inkwell", 0.05), ("otterbay", 0.05)],
+     ("inkwell", 0.05), ("otterbay", 0.05), ("transgate-visitors", 0.0), ("pinecycle", 0.05),
+     ("dentiva", 0.05)],
 )  # fmt: skip
 async def test_the_measured_dialogues_are_decided_as_promised(name, slack):
     product = name.partition("-")[0]
