@@ -182,6 +182,11 @@ def test_a_backchannel_stops_nothing(ears, said):
         assert call.stopped_at is None
 
 
+def test_many_backchannels_in_a_row_are_a_turn():
+    assert is_backchannel("yeah, okay, right, sure")
+    assert not is_backchannel("yeah, okay, right, sure, thanks")
+
+
 def test_the_agents_own_echo_stops_nothing(ears):
     stopped = 0
     for index in range(TRIES):
