@@ -168,7 +168,7 @@ def test_who_says_something_does_not_only_listen(said):
     assert not is_backchannel(said)
 
 
-SHORT_ONES = ("uh-huh", "okay", "right", "yeah", "mm", "thanks", "sure", "mm-hm", "gotcha", "I see")
+SHORT_ONES = ("uh-huh", "okay", "right", "yeah", "mm", "thanks", "sure", "aha", "gotcha", "I see")
 
 
 @pytest.mark.parametrize("said", SHORT_ONES)
@@ -195,8 +195,7 @@ def test_the_agents_own_echo_stops_nothing(ears):
         echo = np.concatenate([np.full(way, 1e-5, np.float32), agent[:-way] * 0.1])
         call = Answering(ears)
         call.answer()
-        seconds = slice(24_000, 3 * 24_000) if index % 2 else slice(0, 2 * 24_000)
-        call.hear(echo[seconds], agent[seconds])
+        call.hear(echo[: 2 * 24_000], agent[: 2 * 24_000])
         stopped += call.stopped_at is not None
     assert stopped == 0
 

@@ -170,7 +170,7 @@ def test_of_many_facts_the_ones_that_answer_go_along_in_other_words_too(tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     goods = ["Kettle", "Bicycle pump", "Reading lamp", "Umbrella", "Frying pan", "Alarm clock"]
     sheets = [
-        f"## {name} {i}\nIt costs {i + 5} dollars. {'made in Ohio, ' * 12}"
+        f"## {name} {i}\nIt costs {i + 5} dollars. {'x' * 170}"  # long to send, quick to read
         for i in range(12)
         for name in goods
     ]
