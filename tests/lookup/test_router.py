@@ -10,7 +10,15 @@ import pytest
 from engine.config import ServerConfig
 from engine.evals.decisions import as_heard, measure, play, read_dialogues
 from engine.lookup import router as module
-from engine.lookup.evidence import RELATIONS, TALK_FILE, Turn, is_question, read_form, split_clauses
+from engine.lookup.evidence import (
+    RELATIONS,
+    TALK_FILE,
+    TalkBank,
+    Turn,
+    is_question,
+    read_form,
+    split_clauses,
+)
 from engine.lookup.handover import load_phrases
 from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
 from engine.lookup.router import Band, Router, load_weights
@@ -168,6 +176,8 @@ def test_all_of_our_facts_go_along(router):
 
 def test_of_many_facts_the_ones_that_answer_go_along_in_other_words_too(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    little = TalkBank(("Hello.",), ("Who won?",), ("How much?",), ("I don't know.",))
+    monkeypatch.setattr(module, "load_talk", lambda: little)  # it decides nothing here
     goods = ["Kettle", "Bicycle pump", "Reading lamp", "Umbrella", "Frying pan", "Alarm clock"]
     sheets = [
         f"## {name} {i}\nIt costs {i + 5} dollars. {'x' * 170}"  # long to send, quick to read
