@@ -67,13 +67,14 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def tell(line: str, stream: TextIO | None = None) -> None:
-    """Print a line for the operator, to stdout or `stream`.
+    """Print a line for the operator, to stdout or `stream`; in one go, as threads do so at once.
 
     Raises ConfigError where it cannot be written.
     """
     stream = stream or sys.stdout
     try:
-        print(line, file=stream, flush=True)
+        stream.write(f"{line}\n")
+        stream.flush()
     except OSError as error:
         silence(stream)
         why = os.strerror(error.errno or 0)
