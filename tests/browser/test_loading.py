@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-from tests.browser.driver import Tab
-
 SHIFTS = """window.shifts = 0; new PerformanceObserver((list) => {
   for (const one of list.getEntries()) if (!one.hadRecentInput) window.shifts += one.value;
 }).observe({type: "layout-shift", buffered: true});"""
@@ -24,11 +22,37 @@ def test_the_page_is_ready_after_few_requests_few_bytes_and_without_a_jump(brows
         ),
     )
     page.goto(server.url)
-    page.wait_for_selector(f".pp-there :is({Tab.START}):not([disabled])")
+    page.wait_for_selector(".pp-there #pp-start:not([disabled])")
     page.wait_for_load_state("networkidle")
     assert len(sizes) <= 12  # 7, and what a browser looks for by itself
     assert sum(sizes) <= 300_000
     assert page.evaluate("window.shifts") <= 0.05
+    context.close()
+
+
+FRAMES = """window.frames60 = 0; {
+  const { requestAnimationFrame } = window;
+  window.requestAnimationFrame = (work) => {
+    window.frames60 += 1;
+    return requestAnimationFrame(work);
+  };
+}"""
+
+
+def test_an_idle_page_asks_for_no_frames_and_runs_no_animation(browser, scripted_server, api):
+    """Neither ours nor Gradio's: its sign of loading would go on for ever, at 60 Hz."""
+    context = browser.new_context()  # for those who have not asked for less motion
+    page = context.new_page()
+    page.add_init_script(FRAMES)
+    page.goto(scripted_server.url)
+    page.wait_for_selector(".pp-there #pp-start:not([disabled])")
+    page.wait_for_timeout(1000)
+    size = "document.querySelector('.orb canvas').style.transform"
+    before, first = page.evaluate("frames60"), page.evaluate(size)
+    page.wait_for_timeout(1000)
+    assert page.evaluate("frames60") == before
+    assert page.evaluate("document.getAnimations().length") == 0
+    assert page.evaluate(size) != first  # and yet it breathes
     context.close()
 
 

@@ -125,10 +125,11 @@ export class Devices {
   clear() { this.#order({ clear: true }, []); }
 
   /**
-   * Tell when the sound that was pushed so far has been played: `passed` with this number.
+   * Tell when the sound that was pushed so far, and some samples more, has been played: `passed` with this number.
    * @param {number} mark
+   * @param {number} after samples
    */
-  mark(mark) { this.#order({ mark }, []); }
+  mark(mark, after) { this.#order({ mark, after }, []); }
 
   close() {
     this.context.removeEventListener("statechange", this.awake);
@@ -148,7 +149,7 @@ export class Devices {
   #order(order, transfer) {
     if (this.playback) this.playback.port.postMessage(order, transfer);
     else if (order.push) this.core?.playout.push(order.push);
-    else if (order.mark !== undefined) this.core?.playout.mark(order.mark);
+    else if (order.mark !== undefined) this.core?.playout.mark(order.mark, order.after);
     else if (order.clear) this.core?.playout.clear();
   }
 
@@ -236,7 +237,7 @@ function microphoneProblem(name) {
   if (name === "NotReadableError") {
     return "Another program is using the microphone: close it there, then start again.";
   }
-  return `The microphone did not start (${name}): check the system's sound settings, then start again.`;
+  return "The microphone did not start: check the system's sound settings, then start again.";
 }
 
 // Whether the browser will ask: only then is it true that it does.

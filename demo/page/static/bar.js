@@ -39,7 +39,7 @@ function summarise(health) {
   if (!health) return { tone: "away", text: "the server does not answer", short: "no answer" };
   const { status, free, slots, percent } = health;
   if (status === "ok" && free) {
-    return { tone: "ready", text: `ready · ${free} of ${slots} places free`, short: `${free} of ${slots} free` };
+    return { tone: "ready", text: `ready · ${free} of ${slots} places free`, short: `${free} free` };
   }
   if (status === "ok") return { tone: "full", text: `all ${slots} places are taken`, short: "all taken" };
   const far = percent ? `${Math.round(percent)} %` : "";

@@ -2,6 +2,7 @@
 // The conversation's column: the transcript, what waits to be said, and one line to type into. What was typed
 // stays in the line until the server has taken it.
 
+import { refusal } from "./status.js";
 import { TranscriptView, element, find } from "./transcript-view.js";
 
 const TAKEN_WITHIN = 5000; // ms; then the line is free again, with the text still in it
@@ -89,13 +90,12 @@ export class ConversationPanel {
   }
 
   /**
-   * Whether a sentence of the server's is about what was sent. Then it stands here, and the text stays, too.
+   * Whether a sentence of the server's is about what was sent. Then the reason stands here, and the text stays, too.
    * @param {string} sentence
    */
   refused(sentence) {
-    const [kind, why] = [sentence.split(":")[0], sentence.slice(sentence.indexOf(":") + 1).trim()];
-    if (this.sent?.kind !== kind) return false;
-    this.#release(`Not taken: ${why}.`.replace(/\.\.$/, "."));
+    if (!this.sent || !sentence.startsWith(`${this.sent.kind}:`)) return false;
+    this.#release(refusal(sentence));
     return true;
   }
 

@@ -62,11 +62,12 @@ export class Playout {
   }
 
   /**
-   * Tell when the sample that is pushed next is played.
+   * Tell when a sample is played: the one that is pushed next, or one that comes some samples after it.
    * @param {number} mark
+   * @param {number} after samples
    */
-  mark(mark) {
-    this.marks.push({ mark, left: this.length });
+  mark(mark, after = 0) {
+    this.marks.push({ mark, left: this.length + after });
   }
 
   clear() {

@@ -1,6 +1,8 @@
 // @ts-check
 // The conversation in turns, as the server's pieces and events tell it. No DOM: see transcript-view.js.
 
+import { whyUnanswered } from "./status.js";
+
 /**
  * @typedef {import("./protocol.js").SpeechEvent} SpeechEvent
  * @typedef {import("./protocol.js").SayEvent} SayEvent
@@ -159,7 +161,8 @@ export class Transcript {
     if (event.source === "client") this.taken("ask", event.question);
     const turn = this.questions.get(event.id) ?? this.#question(event);
     turn.state = OUTCOME[event.state] ?? "";
-    if (turn.state && event.reason) turn.state += `: ${event.reason}`;
+    const why = turn.state && whyUnanswered(event.reason ?? "");
+    if (why) turn.state += `: ${why}`;
     if (event.state === "answering") this.answer = event;
     else if (event.state !== "asking" && this.answer?.id === event.id) this.answer = null;
     this.#changed(turn);

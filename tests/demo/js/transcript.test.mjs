@@ -101,9 +101,9 @@ test("a question that was heard is not written twice", () => {
   const { made } = transcript();
   made.event({ type: "user_text", text: "How much?", start: 1, end: 2, final: true });
   made.event({ type: "route", id: 1, state: "asking", question: "How much?", t: 2 });
-  made.event({ type: "route", id: 1, state: "failed", question: "How much?", reason: "timeout", t: 3 });
+  made.event({ type: "route", id: 1, state: "failed", question: "How much?", reason: "no answer in time", t: 3 });
   assert.equal(made.turns.length, 1);
-  assert.equal(made.turns[0].state, "no answer found: timeout");
+  assert.equal(made.turns[0].state, "no answer found: the answer took too long");
 });
 
 test("a question whose words nobody knows says so", () => {
@@ -111,7 +111,7 @@ test("a question whose words nobody knows says so", () => {
   made.event({ type: "route", id: 1, state: "asking", question: "", t: 2 });
   made.event({ type: "route", id: 1, state: "stale", question: "", reason: "interrupted", t: 3 });
   assert.equal(made.turns[0].text, "(words that were not transcribed)");
-  assert.equal(made.turns[0].state, "no longer needed: interrupted");
+  assert.equal(made.turns[0].state, "no longer needed: you spoke");
 });
 
 test("a new conversation goes on below the old one", () => {
