@@ -141,6 +141,24 @@ def test_the_key_t_opens_the_drawer_and_typing_it_does_not(tab, api):
     assert api.conversations[-1].query["format"] == "opus"
 
 
+def test_an_emptied_field_is_the_servers_own_choice(tab, api):
+    tab.tuning()
+    seed = tab.page.locator("#pp-seed :is(input, textarea)")
+    for value in ("7", ""):
+        seed.fill(value)
+        wanted = value or "null"
+        tab.until(lambda w=wanted: tab.page.evaluate(f"PersonaPlex.settings.seed === {w}"))
+    temperature = tab.page.locator("#pp-temp input[type=number]")
+    temperature.fill("")
+    temperature.press("Tab")
+    tab.page.keyboard.press("Escape")
+    tab.connect()
+    query = api.conversations[-1].query
+    assert "seed" not in query
+    assert not {"null", "NaN", "undefined"} & set(query.values())
+    assert 0 <= float(query.get("text_temperature", "0.7")) <= 2
+
+
 LATE = """() => {
     const media = navigator.mediaDevices;
     const ask = media.getUserMedia.bind(media);

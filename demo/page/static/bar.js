@@ -5,7 +5,10 @@ import { find } from "./transcript-view.js";
 
 /** @typedef {import("./main.js").Health} Health */
 
-const EMBEDDED = "embedded"; // the voice that stands in for the model
+/** @param {Health | null} health @returns {boolean} a voice stands in for the model */
+export function isDemo(health) {
+  return health?.model === "embedded";
+}
 
 export class Bar {
   /**
@@ -27,7 +30,7 @@ export class Bar {
     this.pill.dataset.tone = tone;
     this.text.textContent = text;
     this.short.textContent = short;
-    this.badge.hidden = health?.model !== EMBEDDED;
+    this.badge.hidden = !isDemo(health);
   }
 }
 

@@ -2,6 +2,7 @@
 // The conversation's column: the transcript, what waits to be said, and one line to type into. What was typed
 // stays in the line until the server has taken it.
 
+import { isDemo } from "./bar.js";
 import { refusal } from "./status.js";
 import { TranscriptView, element, find } from "./transcript-view.js";
 
@@ -26,6 +27,8 @@ export class ConversationPanel {
     this.page = page;
     this.view = new TranscriptView(find(root, ".log"), find(root, ".empty"));
     this.hint = find(root, ".hint");
+    this.demo = find(root, ".demo-note");
+    this.health(page.health);
     this.waiting = /** @type {HTMLDetailsElement} */ (find(root, ".queue"));
     this.count = find(root, ".queue summary");
     this.list = find(root, ".queue ol");
@@ -44,6 +47,11 @@ export class ConversationPanel {
       this.#send();
     });
     this.#explain();
+  }
+
+  /** @param {import("./main.js").Health | null} health */
+  health(health) {
+    this.demo.hidden = !isDemo(health);
   }
 
   get kind() {

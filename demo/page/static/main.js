@@ -114,6 +114,7 @@ class Page {
       [ask("healthz"), ask("voices").then((voices) => voices ?? this.config.voices)]);
     if (!this.config.voices.includes(this.settings.voice)) this.settings.voice = "";
     this.bar?.health(this.health);
+    this.conversation?.health(this.health);
     if (this.state.phase === "waiting") this.state.tell({ places: this.health?.slots ?? null });
     this.cast?.voices(this.config.voices);
   }

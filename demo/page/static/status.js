@@ -75,18 +75,18 @@ const WAKING = [
  * @param {[RegExp, string][]} table
  * @param {string} text of the server
  */
-function find(table, text) {
+function sentenceFor(table, text) {
   return table.find(([pattern]) => pattern.test(text))?.[1];
 }
 
 /** @param {string} sentence that refuses something in a conversation that goes on */
 export function refusal(sentence) {
-  return find(REFUSED, sentence) ?? "The server did not take that.";
+  return sentenceFor(REFUSED, sentence) ?? "The server did not take that.";
 }
 
 /** @param {string} reason of a question that failed or is not needed any more; empty: nothing to say */
 export function whyUnanswered(reason) {
-  return find(UNANSWERED, reason) ?? "";
+  return sentenceFor(UNANSWERED, reason) ?? "";
 }
 
 /** @param {import("./protocol.js").ClosingEvent} event */
@@ -144,7 +144,7 @@ function ending({ reason, text }) {
 
 /** @param {import("./state.js").Facts} facts @returns {[string, string]} */
 function waking({ waking: phase, percent }) {
-  const doing = find(WAKING, phase);
+  const doing = sentenceFor(WAKING, phase);
   const sentence = doing ? `The server was asleep: ${doing}.` : "The server was asleep. This can take a minute or two.";
   return [percent === null ? "Waking up" : `Waking up ${Math.round(percent)} %`, sentence];
 }

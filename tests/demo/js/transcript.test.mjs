@@ -114,6 +114,21 @@ test("a question whose words nobody knows says so", () => {
   assert.equal(made.turns[0].state, "no longer needed: you spoke");
 });
 
+test("an answer of which words were heard was interrupted, and not unneeded", () => {
+  const { made } = transcript();
+  const route = { type: "route", id: 4, question: "How much?", knowledge: true, t: 3 };
+  made.event({ ...route, state: "asking" });
+  made.event({ ...route, state: "answering" });
+  made.event({ type: "say", id: 9, state: "speaking", text: "Fourteen dollars a month.", t: 4 });
+  made.text(" Fourteen dollars", 4.1);
+  made.event({ type: "say", id: 9, state: "cancelled", text: "Fourteen dollars a month.", spoken: "Fourteen dollars", t: 5 });
+  made.event({ ...route, state: "stale", reason: "interrupted", t: 5 });
+  assert.equal(made.turns[0].state, "interrupted");
+  made.event({ ...route, id: 5, state: "asking" });
+  made.event({ ...route, id: 5, state: "stale", reason: "another question" });
+  assert.match(made.turns.at(-1).state, /no longer needed/);
+});
+
 test("a new conversation goes on below the old one", () => {
   const { made } = transcript();
   made.text(" One", 10);
