@@ -8,8 +8,10 @@ FIND_PYTHON = for python in $(if $(PYTHON),"$(PYTHON)",$(BIN)/python python3.14 
 	"$$python" -c '$(FITS)' 2>/dev/null && break; python=; done; \
 	if [ -z "$$python" ]; then echo '$(if $(PYTHON),PYTHON=$(PYTHON) does not fit: )Python 3.11 to 3.14 with its venv module is needed' >&2; exit 1; fi
 SET_UP = @$(FIND_PYTHON); "$$python" -m engine.install
-# Servers and browsers wait much of the time and models fill a core: with four at once two cores have work.
-WORKERS ?= 4
+# Tests start a hundred processes. Where Python was told to keep nothing, each would compile the project anew.
+KEEP_COMPILED = PYTHONDONTWRITEBYTECODE=
+# Servers and browsers wait much of the time and models fill a core: with five at once two cores have work.
+WORKERS ?= 5
 
 .PHONY: setup run test bench lint browsers
 
@@ -24,7 +26,7 @@ run:
 test: setup browsers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(KEEP_COMPILED) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What the browser, proxy and console tests need; a test that misses something says so and is skipped.
 browsers:

@@ -93,12 +93,13 @@ def swept_log() -> Iterator[LogSweep]:
 
 
 class WholeFiles(LoadScopeScheduling):
-    """A file's tests run in one worker, for what they share; two workers have a browser each."""
+    """A file's tests run in one worker, for what they share; three workers have a browser each."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith("tests/browser/"):
-            return "a to c" if file < "tests/browser/test_d" else "d to z"  # as long as the other
+            third = sum(file >= f"tests/browser/test_{start}" for start in ("conv", "lo"))
+            return f"browser {third}"  # each takes as long as the others
         return file
 
 

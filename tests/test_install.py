@@ -18,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from engine import install
 from engine.install import LISTS, ROOT, kind_for_run, requirements
 from engine.runtime import choose
 
@@ -240,9 +241,14 @@ def project(tmp_path):
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory) -> Path:
-    """A virtual environment with pip alone, as the first half of a set-up leaves it."""
+    """A virtual environment with pip alone, as the first half of a set-up leaves it.
+
+    The copy of our own pip is compiled already.
+    """
     folder = tmp_path_factory.mktemp("project") / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    ours = metadata.distribution("pip").locate_file("pip")
+    shutil.copytree(str(ours), next(folder.glob("lib/python*/site-packages")) / "pip")
     return folder
 
 
@@ -266,7 +272,14 @@ def works(project: Path) -> bool:
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_two_set_ups_at_once_are_one(project):
+def test_after_a_set_up_that_was_killed_two_at_once_are_one(project):
+    killed = set_up(project)
+    while not (project / ".venv/bin/python").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not works(project)
     both = [set_up(project), set_up(project)]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -281,35 +294,32 @@ def test_two_set_ups_at_once_are_one(project):
 
 
 @pytest.mark.timeout(PATIENCE)
-def test_a_set_up_that_was_killed_goes_on(project):
-    killed = set_up(project)
-    while not (project / ".venv/bin/python").exists():
-        assert killed.poll() is None
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert not works(project)
-    done = set_up(project)
-    said = done.communicate()[0]
-    assert (done.returncode, works(project)) == (0, True), said
-    # And in the midst of a package: its files are there in part, its RECORD is not.
-    (project / ".venv/.ready-page").unlink()
-    site = next((project / ".venv/lib").glob("python*/site-packages"))
+def test_a_set_up_that_was_killed_in_the_midst_of_a_package_goes_on(half_way):
+    """The package's files are there in part, its RECORD is not."""
+    assert set_up(half_way).communicate()[0]
+    (half_way / ".venv/.ready-page").unlink()
+    site = next((half_way / ".venv/lib").glob("python*/site-packages"))
     (site / "tiny_pin.py").write_text("WHOLE = False\n")
     (site / "tiny_pin-1.0.dist-info/RECORD").write_text("")
-    done = set_up(project)
-    said = done.communicate()[0]
-    assert (done.returncode, works(project)) == (0, True), said
-
-
-@pytest.mark.timeout(PATIENCE)
-def test_an_environment_whose_python_has_gone_is_made_anew(half_way):
-    assert set_up(half_way).communicate()[0]
-    (half_way / ".venv/bin/python").unlink()
-    (half_way / ".venv/bin/python").symlink_to("/no/such/python")
     done = set_up(half_way)
     said = done.communicate()[0]
     assert (done.returncode, works(half_way)) == (0, True), said
+
+
+def test_an_environment_whose_python_has_gone_is_made_anew(venv, tmp_path, monkeypatch):
+    gone = tmp_path / ".venv"
+    shutil.copytree(venv, gone, symlinks=True)
+    stamp = gone / ".ready-page"
+    stamp.write_text(install._digest("page"))
+    assert install.is_ready(gone, "page")
+    (gone / "bin/python").unlink()
+    (gone / "bin/python").symlink_to("/no/such/python")
+    assert not install.is_ready(gone, "page")
+    ran = []
+    monkeypatch.setattr(install, "_run", lambda *command, quiet=False: ran.append(command))
+    install.install(gone, "page")
+    assert ran[0] == (sys.executable, "-m", "venv", "--clear", str(gone))
+    assert ran[1][1:4] == ("-m", "pip", "install")
 
 
 def test_what_stands_in_the_way_is_named(project):

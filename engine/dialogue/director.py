@@ -79,9 +79,9 @@ class Held:
             return Patience.WAIT
         first = self._due_at == FILLER_FRAMES
         self._due_at, self._waited = PATIENCE_FRAMES, 0
-        if not first and self._reminded:
+        if self._reminded:
             return Patience.GIVE_UP
-        self._reminded = self._reminded or not first
+        self._reminded = not first
         return Patience.FILL if self.fillers else Patience.WAIT
 
 

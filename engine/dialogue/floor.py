@@ -236,7 +236,7 @@ class TurnRule:
         done = None if pause is None else float(pause[min(HEAD, len(pause) - 1)])
         self.hits = self.hits + 1 if done is not None and done > DONE else 0
         self.talking = self.talking + 1 if done is not None and done < TALKING else 0
-        self.quiet = self.quiet + 1 if peak < LOUD and not piece else 0
+        self.quiet = self.quiet + 1 if peak < LOUD else 0
         if done is None:
             self.sounding = self.speech.speaking
         else:

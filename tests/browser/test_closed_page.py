@@ -1,7 +1,5 @@
 """What the page asks for, it gets: in every way of use no request is refused, no rule is broken."""
 
-import subprocess
-
 import pytest
 from playwright.sync_api import expect
 
@@ -10,7 +8,8 @@ from engine.config import ServerConfig
 from tests.browser.driver import Tab
 from tests.browser.serving import Served
 from tests.modal.rehearsal import free_port
-from tests.modal.test_proxy import CONFIG, NGINX, certificate, needs_nginx
+from tests.modal.test_proxy import SETTINGS, certificate, needs_nginx
+from tests.nginx import running_nginx
 
 TOKEN = "open sesame"
 VIOLATIONS = """
@@ -31,14 +30,10 @@ def proxied(locked_server, tmp_path_factory):
     """The page under /talk/ behind nginx and TLS."""
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     certificate(folder)
-    config = CONFIG.format(folder=folder, port=port, upstream=f"{locked_server.port}/")
-    config = config.replace("location /", "location /talk/")
-    (folder / "nginx.conf").write_text(config)
-    files = ("-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log")
-    process = subprocess.Popen([NGINX, *map(str, files)])
-    yield f"https://localhost:{port}/talk/"
-    process.terminate()
-    process.wait(10)
+    upstream = f"{locked_server.port}/"
+    settings = SETTINGS.format(folder=folder, port=port, upstream=upstream)
+    with running_nginx(folder, settings.replace("location /", "location /talk/")):
+        yield f"https://localhost:{port}/talk/"
 
 
 class WatchedTab(Tab):

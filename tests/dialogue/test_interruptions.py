@@ -151,6 +151,11 @@ def test_a_backchannel_stops_nothing(ears, said):
         assert call.stopped_at is None
 
 
+def test_many_backchannels_in_a_row_are_a_turn():
+    assert is_backchannel("yeah, okay, right, sure")
+    assert not is_backchannel("yeah, okay, right, sure, thanks")
+
+
 def test_the_agents_own_echo_stops_nothing(ears):
     agent = noises.set_level(noises.say(ANSWER), -20)
     for delay in (0.05, 0.12, 0.2, 0.31):

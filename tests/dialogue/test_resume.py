@@ -1,6 +1,7 @@
 """What a conversation hands to its next line: nothing twice, nothing left out, nothing late."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -142,6 +143,15 @@ async def test_a_line_that_has_not_shown_that_it_lives_gives_way_to_its_own_secr
     assert await lines.find(second.secret) is second
 
 
+async def test_a_lines_own_secret_waits_for_no_sign(monkeypatch):
+    """The server has not noticed yet that this line is dead; its client has."""
+    monkeypatch.setattr("engine.dialogue.resume.SIGN_SECONDS", 3600.0)
+    lines = ghosts()
+    first = lines.enter(Standing(), "opus")
+    second = lines.take_over(first, first.secret, "opus")
+    assert await asyncio.wait_for(lines.find(second.secret), 60) is second
+
+
 async def test_a_line_that_shows_that_it_lives_while_it_is_asked_does_not_give_way():
     lines = ghosts()
     first = lines.enter(Standing(), "opus")
@@ -152,6 +162,17 @@ async def test_a_line_that_shows_that_it_lives_while_it_is_asked_does_not_give_w
     with pytest.raises(GoneError, match=r"^gone: "):
         await asking
     assert await lines.find(second.secret) is second
+
+
+async def test_of_two_newcomers_only_one_waits_for_one_ghost():
+    lines = ghosts()
+    lines.keep(lines.enter(Standing(), "opus"))
+    late = time.monotonic() + 60.0
+    first = asyncio.create_task(lines.make_room(late))
+    await asyncio.sleep(0)
+    assert not await lines.make_room(late)  # at once
+    assert not first.done()
+    first.cancel()
 
 
 async def test_an_empty_secret_opens_nothing():

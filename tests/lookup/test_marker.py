@@ -135,6 +135,12 @@ def test_an_unarmed_marker_passes_as_one_mark_and_is_reported():
     assert not any(one.fired for one in seen)
 
 
+def test_an_unarmed_marker_behind_a_text_is_text():
+    tokens = TOKENIZER.encode("▁yes ▁so!!!")
+    fed, shown, fired = run(MarkerDetector(TOKENIZER, 3), tokens, armed=False)
+    assert (fed, shown, fired) == (tokens, " yes so!", 0)
+
+
 def test_two_markers_in_a_row_fire_twice_if_both_are_armed():
     assert run(MarkerDetector(TOKENIZER, 3), TOKENIZER.encode("!!! ▁yes ! ! !"))[2] == 2
 

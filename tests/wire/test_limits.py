@@ -746,6 +746,18 @@ async def test_an_answer_that_is_not_read_is_not_cut_to_make_room(monkeypatch):
         assert await ask(line)
 
 
+async def test_a_connection_whose_request_has_begun_makes_no_room():
+    async with small(max_sockets_per_address=1) as url, raw(url) as line:
+        assert await ask(line)
+        whole = request("/read")
+        await line.send(whole[:10])
+        for _ in range(20):  # the server, in this same loop, reads it
+            await asyncio.sleep(0)
+        assert await status(url) == 503
+        await line.send(whole[10:])
+        assert b"200 OK" in await line.read_head()
+
+
 def test_thirty_pages_at_once_and_then_one_a_second_may_come_from_one_address(clock):
     requests = AddressBuckets(limits.REQUESTS_PER_SECOND, limits.REQUESTS_AT_ONCE, clock)
 
