@@ -34,7 +34,7 @@ ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
 PRE_ROLL_FRAMES = 2  # kept from before the first loud frame
 MAX_UTTERANCE_FRAMES = 250  # 20 s; older speech is forgotten
 WORD_GAP_SAMPLES = SAMPLE_RATE // 25  # 40 ms between words
-LEAD_FRAMES = 1  # a word sounds a frame after its text: vote in the last frame of the one before
+LEAD_FRAMES = 1  # a word sounds with its text: it is voted for in the last one's last frame
 RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sentence
 FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
 
@@ -290,7 +290,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class WordwiseTokenizer(ByteTokenizer):
-    """Up to seven bytes to a piece: most words are one, and sound in the frame after their text.
+    """Up to seven bytes to a piece: most words are one, and sound with their text.
 
     Such an id lies above those of `ByteTokenizer`, which stay valid: BASE + the number that the
     piece's bytes are behind one more byte, 1 + opens + 2 · closes.

@@ -278,12 +278,12 @@ BEEPS = (6, 14, 25, 31, 44)  # frames with a word and its sound
 
 
 async def beep(conversation):
-    """In some frames a loud sound, and a frame before it its word: what one clock must not part."""
+    """In some frames a word, and in the same frame a loud sound: what one clock must not part."""
     await conversation.ready()
     loud = (np.sin(np.arange(1920) * 0.3) * 12_000).astype("<i2").tobytes()
     for frame in range(60):
-        if frame + 1 in BEEPS:
-            await conversation.send(2, f" word{frame + 1}".encode())
+        if frame in BEEPS:
+            await conversation.send(2, f" word{frame}".encode())
         await conversation.send(1, loud if frame in BEEPS else bytes(3840))
         await asyncio.sleep(0.08)
     await conversation.echo()

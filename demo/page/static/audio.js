@@ -125,11 +125,10 @@ export class Devices {
   clear() { this.#order({ clear: true }, []); }
 
   /**
-   * Tell when the sound that was pushed so far, and some samples more, has been played: `passed` with this number.
+   * Tell when the sound that was pushed so far has been played: `passed` with this number.
    * @param {number} mark
-   * @param {number} after samples
    */
-  mark(mark, after) { this.#order({ mark, after }, []); }
+  mark(mark) { this.#order({ mark }, []); }
 
   close() {
     this.context.removeEventListener("statechange", this.awake);
@@ -149,7 +148,7 @@ export class Devices {
   #order(order, transfer) {
     if (this.playback) this.playback.port.postMessage(order, transfer);
     else if (order.push) this.core?.playout.push(order.push);
-    else if (order.mark !== undefined) this.core?.playout.mark(order.mark, order.after);
+    else if (order.mark !== undefined) this.core?.playout.mark(order.mark);
     else if (order.clear) this.core?.playout.clear();
   }
 

@@ -438,15 +438,12 @@ export class Call {
 
   // -- one clock: what is said is told when its sound is played ---------------------------------------
 
-  /**
-   * A frame's text comes with the sound of the frame before it (docs/api.md).
-   * @param {(t: number) => void} work gets the seconds of the recording
-   */
+  /** @param {(t: number) => void} work gets the seconds of the recording */
   #inStep(work) {
     const mark = ++this.marks;
     this.pending.set(mark, work);
     if (!this.state.live || !this.devices.running) this.#flush();
-    else if (this.codec) this.codec.after(() => this.devices.mark(mark, FRAME * SAMPLE_RATE / 1000));
+    else if (this.codec) this.codec.after(() => this.devices.mark(mark));
   }
 
   /**

@@ -3,7 +3,7 @@
 
 import { PlaybackCore } from "./playback-core.js";
 
-/** @typedef {{push?: Samples, mark?: number, after?: number, clear?: true, stop?: true}} Order */
+/** @typedef {{push?: Samples, mark?: number, clear?: true, stop?: true}} Order */
 
 class Playback extends AudioWorkletProcessor {
   /** @param {{processorOptions: {tap: boolean}}} options */
@@ -19,7 +19,7 @@ class Playback extends AudioWorkletProcessor {
   /** @param {Order} order */
   #obey(order) {
     if (order.push) this.core.playout.push(order.push);
-    else if (order.mark !== undefined) this.core.playout.mark(order.mark, order.after);
+    else if (order.mark !== undefined) this.core.playout.mark(order.mark);
     else if (order.clear) this.core.playout.clear();
     else this.running = false;
   }

@@ -62,12 +62,11 @@ export class Playout {
   }
 
   /**
-   * Tell when a sample is played: the one that is pushed next, or one that comes some samples after it.
+   * Tell when the sample that is pushed next is played.
    * @param {number} mark
-   * @param {number} after samples
    */
-  mark(mark, after = 0) {
-    this.marks.push({ mark, left: this.length + after });
+  mark(mark) {
+    this.marks.push({ mark, left: this.length });
   }
 
   clear() {

@@ -173,21 +173,6 @@ test("a mark is passed when the sample after it is played, not when it came", ()
   assert.deepEqual(passed, [[1, startedAt + FRAME]]);
 });
 
-test("a mark may be of a sample that is still to come", () => {
-  const { playout, passed, pull } = marked();
-  playout.push(new Float32Array(1920));
-  playout.mark(1, 1920);
-  playout.push(new Float32Array(3840));
-  while (passed.length === 0) pull(480);
-  const heard = passed[0][1];
-  const at = new Playout((mark, clock) => assert.equal(clock, heard));
-  at.push(new Float32Array(3840));
-  at.mark(1);
-  at.push(new Float32Array(1920));
-  for (let i = 0; i < 20; i++) at.pull(new Float32Array(480), 480);
-  assert.equal(at.marks.length, 0);
-});
-
 test("a mark waits through a gap for its own sound", () => {
   const { playout, passed, pull } = marked();
   playout.push(new Float32Array(FRAME));

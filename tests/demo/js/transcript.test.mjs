@@ -124,8 +124,8 @@ test("an answer of which words were heard was interrupted, and not unneeded", ()
   made.event({ type: "say", id: 9, state: "cancelled", text: "Fourteen dollars a month.", spoken: "Fourteen dollars", t: 5 });
   made.event({ ...route, state: "stale", reason: "interrupted", t: 5 });
   assert.equal(made.turns[0].state, "interrupted");
-  made.event({ ...route, id: 5, state: "asking" });
-  made.event({ ...route, id: 5, state: "stale", reason: "another question" });
+  made.event({ ...route, id: 5, state: "asking", t: 6 });
+  made.event({ ...route, id: 5, state: "stale", reason: "another question", t: 7 });
   assert.match(made.turns.at(-1).state, /no longer needed/);
 });
 
