@@ -55,6 +55,7 @@ def test_an_idle_page_asks_for_no_frames_and_runs_no_animation(browser, scripted
             break
     assert page.evaluate("frames60") == before
     assert page.evaluate("document.getAnimations().length") == 0
+    assert page.evaluate("PersonaPlex.sound.context.state") == "suspended"
     assert page.evaluate(size) != first  # and yet it breathes
     context.close()
 

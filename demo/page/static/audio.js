@@ -40,6 +40,7 @@ export class Sound {
     if (this.context && this.context.state !== "closed") return;
     const context = new AudioContext({ latencyHint: "interactive" });
     this.context = context;
+    context.suspend(); // where a browser would let it run at once, silence would cost 2 % of a core
     const modules = ["capture", "playback"].map((name) =>
       context.audioWorklet?.addModule(window.pageModules.address(`pp/${name}-worklet.js`)));
     this.loaded = Promise.all(modules).then(() => {});

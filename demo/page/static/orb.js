@@ -9,7 +9,7 @@ const EVERY = 33; // ms between two pictures
 const STEPS = 5; // sizes, for those who want no motion
 const BREATH = 6000; // ms
 const BREATHS = 10; // in a minute; then it rests
-const BREATHE_EVERY = 200; // ms: an animation of the browser's own would draw sixty times a second, a tenth of a core
+const BREATHE_EVERY = 400; // ms, a third of a pixel: sixty pictures a second would cost a tenth of a core
 
 /** @typedef {{core: string, shade: string, light: string, ring: string, rim: string, faint: string}} Palette */
 
