@@ -1,6 +1,7 @@
 """Commands and what is given to them: files, voices, addresses."""
 
 import asyncio
+import io
 import signal
 import struct
 import sys
@@ -15,7 +16,7 @@ from huggingface_hub import errors
 from engine.cli import main
 from engine.commands import check as checking
 from engine.commands import offline, trace
-from engine.commands.serve import build_service
+from engine.commands.serve import build_service, tell
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import ConfigError
@@ -317,3 +318,16 @@ async def test_check_fails_where_a_question_could_not_be_answered(
     else:
         with pytest.raises(checking.CheckError, match=f"the route {state}: "):
             await check._ask()
+
+
+def test_a_line_for_the_operator_is_written_in_one_go():
+    """Threads write at once, and an unbuffered stream takes text and line end apart."""
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+
+    written = []
+    tell("listening", Stream())
+    assert written == ["listening\n"]

@@ -71,7 +71,7 @@ class Measured:
 class Effort:
     """How much is measured. Tests measure less."""
 
-    frames: int = 1500  # two minutes of conversation for drift to compare
+    frames: int = 3000  # four minutes of conversation for drift to compare
     seconds: float = 180.0  # how long conversations must be held
     step_seconds: float = 10.0  # how long each smaller number of them is tried before
 

@@ -18,7 +18,14 @@ from demo.cloud.growing import Fleet, autoscale, choose_growing
 from demo.cloud.remedies import describe_for_modal
 from demo.cloud.settings import check_growth, container_config, tidy
 from demo.cloud.volume import Commit, fetch, keep_int8, pin_to_local, set_compile_cache
-from engine.commands.serve import Stop, build_service, request_stop, serve_until
+from engine.commands.serve import (
+    Stop,
+    build_service,
+    request_stop,
+    serve_until,
+    tell,
+    tell_end,
+)
 from engine.config import ServerConfig
 from engine.dialogue.service import Load, Progress, Service
 from engine.errors import EngineError, ModelError, describe_end, describe_fault
@@ -96,7 +103,7 @@ class Container:
     def _prepare(self) -> None:
         """Read the settings and make the service; one that has failed where that is impossible."""
         for line in tidy(self._environ):
-            print(line, flush=True)
+            tell(line)
         try:
             self._config = container_config(self._environ, self._port)
             check_growth(self._environ)
@@ -171,7 +178,7 @@ class Container:
     def _fail(self, service: Service, error: EngineError) -> None:
         """Stay up and say why there is no model."""
         service.failed = describe_for_modal(error)
-        print(f"error: {service.failed}", flush=True)
+        tell_end(service.failed)
 
     def _save(self) -> None:
         """Commit the volume. A failure only costs the next container a download."""
@@ -183,7 +190,7 @@ class Container:
     def _die(self, why: str, code: int = 1) -> None:
         """End the process at once. The platform then replaces the container."""
         if why:
-            print(f"error: {why}", flush=True)
+            tell_end(why)
         sys.stdout.flush()
         sys.stderr.flush()
         self._leave(code)

@@ -38,6 +38,7 @@ from engine.config import FRAME_SAMPLES, GREEDY, PAD, SamplingConfig
 from engine.dialogue.persona import prompt_ids
 from engine.errors import EngineError
 from engine.model.gpu.graphs import Prefill, Ticks
+from engine.model.loop import PIECES
 from engine.model.transformer import Active, Rings
 from engine.runtime.backend import HeardRow, Opening
 from engine.runtime.personaplex import PersonaPlexBackend
@@ -227,19 +228,17 @@ def check_paths(args: argparse.Namespace) -> Iterator[Check]:
 
 def check_prompts(args: argparse.Namespace) -> Iterator[Check]:
     """A prompt's pieces as one launch = eager, wherever it is cut; and close to the plain ones."""
-    from engine.model.gpu.kernels import TILE_ROWS  # triton: only where there is a GPU
-
     for weights, kv in CHECKED_PRECISIONS:
         release_memory()
         lm, _ = generated(SMALL, pick_device(args), weights)
         rings, columns = lm.rings(4, KV_TYPES[kv]), lm.embedding.table[:PROMPT]
-        graph, eager = Prefill(lm, rings, TILE_ROWS), Prefill(lm, rings, TILE_ROWS, graphs=False)
+        graph, eager = Prefill(lm, rings), Prefill(lm, rings, graphs=False)
         for slot, prefill, cuts in (
-            (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 16, 3, 16]),
+            (0, graph, [16, 16, 8]), (1, eager, [16, 16, 8]), (2, graph, [5, 35]),
         ):  # fmt: skip
             for part in columns.split(cuts):
                 prefill.run(slot, part)
-        for part in columns.split(TILE_ROWS):
+        for part in columns.split(min(PIECES)):
             lm.prefill(part, rings, 3)
         whole, once, cut, plain = (read_keys(rings, slot) for slot in range(4))
         yield f"a prompt, graphs = eager, {weights}/{kv}", torch.equal(whole, once), ""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.bench.process import Server
+from engine.bench.process import ROOT, Server
 from engine.bench.report import duration, positive, save, table
 from engine.errors import EngineError
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="one load, a call of 6 s")
     parser.add_argument("--loads", type=positive, default=5, help="loads, the median counts")
     parser.add_argument("--seconds", type=duration, default=60.0, help="length of the call")
-    parser.add_argument("--checkout", default=".", help="folder of the project to be measured")
+    parser.add_argument("--checkout", default=str(ROOT), help="the project to be measured")
 
 
 def run(args: argparse.Namespace) -> int:

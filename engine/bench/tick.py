@@ -282,7 +282,7 @@ def open_slot(
         loop.clear(0)
         if not kept:
             embedded = loop.lm.embedding(prompt.columns[:-1].to(loop.device))
-            for piece in embedded.split(loop.prefill_columns):
+            for piece in embedded.split(loop.piece_columns):
                 ticks.prefill.run(0, piece)
         state = kept or loop.save_prompt(0, prompt)
         loop.start(0, state)
@@ -334,8 +334,8 @@ def measure_items(args: argparse.Namespace, weights: str, kv: str) -> dict[str, 
     pcm, embeddings = np.zeros((args.slots, FRAME_SAMPLES), np.float32), lm.embedding.table
     for _ in range(SERVING_TICKS):
         run_tick(ticks, args.slots, pcm)
-    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.prefill_columns))
-    ticks.prefill.run(0, embeddings.new_zeros(loop.prefill_columns, embeddings.shape[1]))
+    loop.rings.set_position(0, max(0, loop.rings.capacity - loop.piece_columns))
+    ticks.prefill.run(0, embeddings.new_zeros(loop.piece_columns, embeddings.shape[1]))
     sizes = {
         "language model": parameter_bytes(lm),
         "codec": parameter_bytes(mimi),

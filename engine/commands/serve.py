@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import gc
 import os
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import fields
 from socket import AF_INET, AF_INET6
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from aiohttp import web
 
@@ -26,13 +27,15 @@ from engine.lookup.routing import build_answers
 from engine.runtime.backend import Backend
 from engine.runtime.choose import choose_model, load_backend, load_ears
 from engine.runtime.ears import Ears
+from engine.runtime.scheduler import wait_fairly
 from engine.weights.hub import DEFAULT_REPOSITORY, find_folder
 from engine.weights.voices import check_default
 from engine.wire.server import add_routes, listening
 from engine.wire.tls import list_addresses, make_context
 
 HOT_WORDS = 12  # of the facts' names, that the ears are told
-END_SECONDS = 6.5  # from the end of the grace to the end of the process, whatever hangs
+END_SECONDS = 6.5  # from the end of the grace until everything has ended, or hangs
+LAST_SECONDS = 2.0  # for what is to be done last
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 ALL_HOSTS = {"0.0.0.0": (AF_INET,), "::": (AF_INET, AF_INET6)}
 OPEN_TO_ALL = (
@@ -67,13 +70,14 @@ def server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def tell(line: str, stream: TextIO | None = None) -> None:
-    """Print a line for the operator, to stdout or `stream`.
+    """Print a line for the operator, to stdout or `stream`; in one go, as threads do so at once.
 
     Raises ConfigError where it cannot be written.
     """
     stream = stream or sys.stdout
     try:
-        print(line, file=stream, flush=True)
+        stream.write(f"{line}\n")
+        stream.flush()
     except OSError as error:
         silence(stream)
         why = os.strerror(error.errno or 0)
@@ -162,22 +166,30 @@ def bracket(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def run_app(app: web.Application, service: Service, config: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM, or until the service dies; the exit code. Main thread only."""
+async def run_app(app: web.Application, service: Service, config: ServerConfig) -> NoReturn:
+    """Serve until SIGINT or SIGTERM, or until the service dies; then end the process.
+
+    Main thread only.
+    """
     loop = asyncio.get_running_loop()
     stop: Stop = loop.create_future()
+    ended = threading.Event()
 
     def end(error: BaseException | None = None) -> None:
-        leave_later(config.drain_s + END_SECONDS)
+        hangs = "something hangs; the process ends"
+        leave_later(config.drain_s + END_SECONDS, 1, hangs, unless=ended)
         loop.call_soon_threadsafe(request_stop, stop, error)
 
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, end)
     service.on_death = end
     code = await serve_until(stop, app, service, config)
-    if service.hung:
-        leave(code)  # at its end the interpreter would wait for the thread that hangs
-    return code
+    ended.set()
+    leave_later(LAST_SECONDS, code)
+    atexit._run_exitfuncs()  # temporary files go
+    # At its own end the interpreter would wait for threads that hang, or that do what nobody needs
+    # any more, and some libraries complain there about what they still hold.
+    leave(code)
 
 
 async def serve_until(
@@ -216,20 +228,32 @@ async def serve_until(
     return int(error is not None or service.hung)
 
 
-def leave_later(seconds: float) -> None:
-    """End the process, whatever hangs in it, unless it ends by itself before."""
-    timer = threading.Timer(seconds, leave, [1, "something hangs; the process ends"])
-    timer.daemon = True
-    timer.start()
+def leave_later(
+    seconds: float, code: int, why: str = "", unless: threading.Event | None = None
+) -> None:
+    """End the process, whatever hangs in it, unless it ends by itself before, or `unless` is set.
+
+    It may take longer where the machine is busy with others' work (`wait_fairly`).
+    """
+    unless = unless or threading.Event()
+
+    def watch() -> None:
+        if not wait_fairly(unless.wait, seconds):
+            leave(code, why)
+
+    threading.Thread(target=watch, name="deadline", daemon=True).start()
 
 
-def leave(code: int, why: str = "") -> None:
+def leave(code: int, why: str = "") -> NoReturn:
     """End the process at once."""
-    if why:
-        tell_end(why)
-    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
-        sys.stderr.flush()
-    os._exit(code)
+    try:
+        if why:
+            tell_end(why)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):  # nobody may be there to read
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def request_stop(stop: Stop, error: BaseException | None = None) -> None:

@@ -17,7 +17,7 @@ from engine.config import VOICE_NAMES
 from engine.dialogue import events as ev
 from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.resume import GHOST_SECONDS, Ghosts
-from engine.dialogue.session import Limits, Session, SessionConfig
+from engine.dialogue.session import Limits, Mail, Session, SessionConfig
 from engine.dialogue.speech import prepare_phrase
 from engine.dialogue.text import prepare
 from engine.errors import BusyError, ClosingError, InternalError, ModelError
@@ -84,6 +84,7 @@ class Service:
         self._failure: BaseException | None = None
         self.failed = ""  # why it will never be warm, in the words of who runs the server
         self.sessions: set[Session] = set()
+        self.mail = Mail()
         self.ghosts = Ghosts(resume_s, self.leave, self.metrics)
         self.preparer = ThreadPoolExecutor(1, "texts")  # one: it must not crowd out the frames
         self._nobody = asyncio.Event()  # set when the last session has left
@@ -112,7 +113,11 @@ class Service:
                 self.ears, self.hears = self._load_ears(self._progress, backend)
                 logger.info("hears: %s", self.hears)
             self._scheduler = Scheduler(
-                backend, self.metrics, on_death=self._died, hang_s=self._hang_s
+                backend,
+                self.metrics,
+                on_death=self._died,
+                hang_s=self._hang_s,
+                send=self.mail.send,
             )
         except Exception as error:  # the thread's boundary: the process's owner must know
             self._failure = error

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import secrets
+import threading
 import time
 import uuid
 from collections import deque
@@ -359,9 +360,8 @@ class Session:
     # -- to the client -----------------------------------------------------------------------------
 
     def _deliver(self, outputs: list[Output]) -> None:
-        """Scheduler's thread: hand outputs to the event loop."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._receive, outputs)
+        """Scheduler's thread: outputs go to the event loop with those of other conversations."""
+        self._engine.mail.put(self._loop, self._receive, outputs)
 
     def _take_words(self, text: str, start: float, end: float) -> None:
         """The ears' thread: a turn of the user is written down."""
@@ -534,6 +534,43 @@ class Session:
         return None
 
 
+class Mail:
+    """Outputs from the scheduler's thread to the event loop, which is woken once for many."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.AbstractEventLoop, Callable, list[Output]]] = deque()
+        self._lock = threading.Lock()
+
+    def put(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        receive: Callable[[list[Output]], None],
+        outputs: list[Output],
+    ) -> None:
+        """Keep outputs for `receive` until `send`. Any thread."""
+        with self._lock:
+            self._waiting.append((loop, receive, outputs))
+
+    def send(self) -> None:
+        """Hand out what was put, in order. Any thread."""
+        while self._waiting:
+            with self._lock:
+                waiting, self._waiting = self._waiting, deque()
+            for loop in {loop: None for loop, *_ in waiting}:  # one, where one server runs
+                mine = [entry for entry in waiting if entry[0] is loop]
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(hand_out, mine)
+
+
+def hand_out(mail: list[tuple[asyncio.AbstractEventLoop, Callable, list[Output]]]) -> None:
+    """Event loop."""
+    for _, receive, outputs in mail:
+        try:
+            receive(outputs)
+        except Exception:  # one conversation's fault must not reach its neighbours
+            logged_fault("outputs were lost")
+
+
 class CommandLine:
     """Keeps a conversation's commands in order while texts are prepared. Event loop only.
 
@@ -561,7 +598,7 @@ class CommandLine:
     def post(self, command: ev.Command) -> None:
         """Raises RefusedError when 64 commands are waiting."""
         if len(self._waiting) >= MAX_WAITING_COMMANDS:
-            slower, early = "are waiting; send them slower", "wait for the handshake already"
+            slower, early = "are waiting; send them slower", "wait for the conversation to begin"
             what = slower if self._deliver else early
             raise RefusedError(f"{MAX_WAITING_COMMANDS} commands {what}")
         if self._deliver and not self._waiting and _count_chars(command) <= SHORT_CHARS:

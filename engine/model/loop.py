@@ -24,7 +24,8 @@ from engine.model.sampling import Sampler
 from engine.model.transformer import Active
 
 FREE = -1  # no token is forced here
-PREFILL_COLUMNS = 64  # columns of a prompt in one piece of work
+# Columns of a prompt in one piece of work: as many as fit between two ticks, of these sizes.
+PIECES = (16, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,9 @@ class PromptState:
 class Loop:
     """All conversations of one engine. Slots that are not active in a call do not change."""
 
-    prefill_columns = PREFILL_COLUMNS
-
     def __init__(self, lm: LM, mimi: Mimi, slots: int, kv_dtype: torch.dtype | None = None) -> None:
         self.lm, self.mimi, self.slots = lm, mimi, slots
+        self.piece_columns = max(PIECES)  # of the next piece, at most
         self.device = lm.embedding.table.device
         config = lm.config
         q = self.codebooks = config.codebooks

@@ -121,6 +121,12 @@ class Backend(Protocol):
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
         """Run a slot's prompts; each `next` is one bounded piece of work, exhausted means ready."""
 
+    def limit_piece(self, columns: int) -> None:
+        """The next piece of a prompt or renewal takes so many columns at most: a size in `ticks`.
+
+        Called only where the pieces were timed.
+        """
+
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         """Change how an open slot samples, from the next tick on."""
 

@@ -11,7 +11,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 
@@ -39,7 +39,7 @@ class TickTable:
     """Measured seconds of a tick per bucket, with every slot's context full."""
 
     seconds: Mapping[int, float]  # slots of a bucket -> its tick
-    piece: float = 0.0  # seconds of a piece of a prompt
+    pieces: Mapping[int, float] = field(default_factory=dict)  # columns -> a piece of a prompt
 
     def tick(self, slots: int) -> float:
         """Of the cheapest bucket that covers this many slots; beyond the largest, never in time.
@@ -54,19 +54,34 @@ class TickTable:
         good = [size for size in self.seconds if self.tick(size) <= IN_TIME_SECONDS]
         return max(good, default=0)
 
+    def piece_when_full(self) -> int:
+        """The largest piece that makes nobody late where all slots in time are taken.
+
+        Tick follows tick then: who spoke when one had begun waits for it, a piece, and the next.
+        """
+        around = 2 * self.tick(self.slots_in_time()) + AROUND_SECONDS
+        sizes = [size for size, taken in self.pieces.items() if around + taken <= LATE_SECONDS]
+        return max(sizes, default=min(self.pieces))
+
 
 def time_ticks(
-    buckets: tuple[int, ...], tick: Callable[[int], float], piece: Callable[[], float]
+    buckets: tuple[int, ...],
+    tick: Callable[[int], float],
+    pieces: tuple[int, ...],
+    piece: Callable[[int], float],
 ) -> TickTable:
-    """Time a tick of each bucket and a piece of a prompt: the 90th percentile counts.
+    """Time a tick of each bucket and a piece of each size: the 90th percentile counts.
 
-    `tick(slots)` and `piece()` run one and return its seconds. They take turns, so that a hiccup
-    of the machine falls on few of each and not on all of one bucket.
+    `tick(slots)` and `piece(columns)` run one and return its seconds. They take turns, so that a
+    hiccup of the machine falls on few of each and not on all of one bucket.
     """
-    works = [*(partial(tick, size) for size in buckets), piece]
+    works = [partial(tick, size) for size in buckets] + [partial(piece, size) for size in pieces]
     rounds = [[work() for work in works] for _ in range(WARM_UPS + ROUNDS)][WARM_UPS:]
-    *ticks, of_piece = np.percentile(rounds, 90, axis=0, method="inverted_cdf").tolist()
-    return TickTable(dict(zip(buckets, ticks, strict=True)), of_piece)
+    taken = np.percentile(rounds, 90, axis=0, method="inverted_cdf").tolist()
+    ticks, of_pieces = taken[: len(buckets)], taken[len(buckets) :]
+    return TickTable(
+        dict(zip(buckets, ticks, strict=True)), dict(zip(pieces, of_pieces, strict=True))
+    )
 
 
 # -- overload --------------------------------------------------------------------------------------
@@ -177,22 +192,28 @@ class Slack:
     """Whether what may wait fits in before somebody's frame would be late.
 
     What may wait is a piece of a prompt or of a renewal, and a newcomer's first tick where nobody
-    else's frame is to be run. How long they take is what was timed at the start (`piece`) or, if
-    that is more, the median of what was measured lately: one slow moment changes no median. Where
-    only old measurements hold work back, they are forgotten and the work is tried.
+    else's frame is to be run. How long they take is what was timed at the start (`pieces`: columns
+    -> seconds) or, if that is more, the median of what was measured lately: one slow moment changes
+    no median. Where only old measurements hold work back, they are forgotten and the work is tried.
     """
 
-    def __init__(self, piece: float = 0.0) -> None:
-        self._timed = {"piece": piece, "tick": 0.0}  # a prompt's last piece is a short one
+    def __init__(self, pieces: Mapping[int, float] | None = None) -> None:
+        # A prompt's last piece is a short one: less than what was timed says nothing.
+        self._timed = {("piece", size): taken for size, taken in (pieces or {}).items()}
+        self.sizes = sorted(pieces or (0,), reverse=True)  # of pieces; 0: they have one size
         self._measured: dict[tuple[str, int], deque[tuple[float, float]]] = {}  # (when, seconds)
+        # Estimates of one moment: many newcomers ask the same.
+        self._known_at: float | None = None
+        self._known: dict[tuple[str, int | None, float], float] = {}
         self._doubt = DOUBT_SECONDS  # longer each time that the proof confirmed what was measured
         self._refused_at: dict[str, float] = {}  # since when a kind of work has been held back
         self._waiting: dict[Seat, None] = {}  # whose work has been held back since then
         self._granted: dict[Seat, None] = {}  # whose work may run next, whether it fits or not
 
-    def note(self, what: str, seconds: float, now: float, slots: int = 0) -> None:
-        """A `piece`, or a `tick` of a bucket of slots, took this long."""
-        self._measured.setdefault((what, slots), deque(maxlen=MEASUREMENTS)).append((now, seconds))
+    def note(self, what: str, seconds: float, now: float, size: int = 0) -> None:
+        """A `piece` of so many columns, or a `tick` of a bucket of slots, took this long."""
+        self._known_at = None
+        self._measured.setdefault((what, size), deque(maxlen=MEASUREMENTS)).append((now, seconds))
 
     def forget(self, seat: Seat) -> None:
         """Its work is void: who sits there next waits anew."""
@@ -201,21 +222,40 @@ class Slack:
         if not self._waiting:
             self._refused_at.clear()
 
-    def estimate(self, what: str, now: float, within: float = WINDOW_SECONDS) -> float:
-        """Seconds of such work: of the bucket that took longest, where it was measured lately."""
-        longest = self._timed[what]
-        for (kind, _), measured in self._measured.items():
-            if kind == what and measured[-1][0] >= now - within:
+    def estimate(
+        self, what: str, now: float, within: float = WINDOW_SECONDS, size: int | None = None
+    ) -> float:
+        """Seconds of such work of one size, or of the size that took longest lately."""
+        if now != self._known_at:
+            self._known_at, self._known = now, {}
+        key = what, size, within
+        if key not in self._known:
+            self._known[key] = self._find_longest(now, *key)
+        return self._known[key]
+
+    def _find_longest(self, now: float, what: str, size: int | None, within: float) -> float:
+        longest = self._timed.get((what, size), 0.0)
+        for (kind, measured_size), measured in self._measured.items():
+            same = kind == what and size in (None, measured_size)
+            if same and measured[-1][0] >= now - within:
                 lately = sorted(taken for at, taken in measured if at >= now - WINDOW_SECONDS)
                 longest = max(longest, lately[(len(lately) - 1) // 2])
         return longest
 
-    def allows(self, now: float, next_due: float | None, seat: Seat, what: str = "piece") -> bool:
+    def fit_piece(self, now: float, next_due: float | None, seat: Seat) -> int | None:
+        """Columns of the piece that this seat may run now, as many as fit; None: none may run."""
+        fitting = (s for s in self.sizes if self._fits(now, next_due, "piece", WINDOW_SECONDS, s))
+        size = next(fitting, self.sizes[-1])
+        return size if self.allows(now, next_due, seat, "piece", size) else None
+
+    def allows(
+        self, now: float, next_due: float | None, seat: Seat, what: str, size: int | None = None
+    ) -> bool:
         """Whether this seat's work may run now.
 
         next_due: as the function below says.
         """
-        if self._fits(now, next_due, what, WINDOW_SECONDS):
+        if self._fits(now, next_due, what, WINDOW_SECONDS, size):
             self._doubt = DOUBT_SECONDS
             self._refused_at.pop(what, None)
             self.forget(seat)
@@ -225,12 +265,13 @@ class Slack:
             return True
         self._waiting[seat] = None
         waited = now - self._refused_at.setdefault(what, now)
-        if waited > self._doubt and self._fits(now, next_due, what, DOUBT_SECONDS):
+        if waited > self._doubt and self._fits(now, next_due, what, DOUBT_SECONDS, size):
             self._measured = {
                 kind: measured
                 for kind, measured in self._measured.items()
                 if measured[-1][0] >= now - DOUBT_SECONDS
             }
+            self._known_at = None
             self._doubt = min(2 * self._doubt, PATIENCE_SECONDS)
         elif waited > PATIENCE_SECONDS:  # a machine that never has slack still serves, and all who
             self._granted, self._waiting = self._waiting, {}  # wait: not one after the other
@@ -240,11 +281,13 @@ class Slack:
         self._refused_at.pop(what)
         return True
 
-    def _fits(self, now: float, next_due: float | None, what: str, within: float) -> bool:
+    def _fits(
+        self, now: float, next_due: float | None, what: str, within: float, size: int | None
+    ) -> bool:
         """By what was timed at the start and what was measured `within` the last seconds."""
         if next_due is None:
             return True
-        work, tick = self.estimate(what, now, within), self.estimate("tick", now, within)
+        work, tick = self.estimate(what, now, within, size), self.estimate("tick", now, within)
         return now + work + tick + AROUND_SECONDS <= next_due + LATE_SECONDS
 
 
@@ -288,7 +331,7 @@ class SlackWork:
         give_up: Callable[[Seat, EngineError], None],
         metrics: Metrics,
     ) -> None:
-        self.slack = Slack(backend.ticks.piece if backend.ticks else 0.0)
+        self.slack = Slack(backend.ticks.pieces if backend.ticks else None)
         self._backend, self._clock, self._give_up = backend, clock, give_up
         self._metrics = metrics
         self._renewals: dict[Seat, Generator[None, None, int]] = {}
@@ -297,12 +340,16 @@ class SlackWork:
     def run_piece(self, seats: list[Seat]) -> bool:
         """One piece, if there is work and nobody gets late by it; whether there was one."""
         started = self._clock()
-        due = next_due(seats, started)
-        for seat, work in self._jobs(seats):
-            if self.slack.allows(started, due, seat):
+        jobs = self._jobs(seats)
+        due = next_due(seats, started) if jobs else None
+        for seat, work in jobs:
+            size = self.slack.fit_piece(started, due, seat)
+            if size is not None:
+                if size:
+                    self._backend.limit_piece(size)
                 work()
                 now = self._clock()
-                self.slack.note("piece", now - started, now)
+                self.slack.note("piece", now - started, now, size)
                 self._waiting_since = None
                 return True
         return False

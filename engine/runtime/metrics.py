@@ -3,6 +3,7 @@
 Numbers only: never a word, a sample, an address or a key.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from engine.config import LATE_SECONDS
 
 WINDOW_SECONDS = 60.0  # that a percentile looks back: no shorter than a usual scrape
+RECENT_SECONDS = 0.5  # that what clients are told may be old
 WINDOW_VALUES = 1 << 17  # kept at most; a minute of 96 conversations is 72 000 frames
 QUANTILES = (0.5, 0.95, 0.99, 1.0)  # that are exported; 1 is the largest
 STEP_BUCKETS = (  # seconds; fine enough to read percentiles from
@@ -64,12 +66,12 @@ class Window:
         now = self._clock()
         with self._lock:
             start = self._added % WINDOW_VALUES
+            end = start + len(values)
             self._added += len(values)
-            if len(values) == 1:
-                self._when[start], self._values[start] = now, values[0]
-                return
-            places = np.arange(start, start + len(values)) % WINDOW_VALUES
-            self._when[places], self._values[places] = now, values
+            self._when[start:end], self._values[start:end] = now, values[: WINDOW_VALUES - start]
+            if end > WINDOW_VALUES:  # the rest begins anew
+                rest = end - WINDOW_VALUES
+                self._when[:rest], self._values[:rest] = now, values[-rest:]
 
     def values(self) -> np.ndarray:
         """Those of the last minute [n], in no order."""
@@ -121,6 +123,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.record = LatencyRecord(clock)
         self.step = Window(clock)  # seconds of backend work per tick
+        self._recent, self._recent_at = (0.0, 0.0, 0.0), -math.inf
         self.registry.register(self.record)
         counter = partial(Counter, registry=self.registry)
         self._ticks = counter("personaplex_ticks", "Ticks of the scheduler")
@@ -159,6 +162,19 @@ class Metrics:
         self._markers = counter(
             "personaplex_ignored_markers", "Markers that came when none was due"
         )
+
+    def recent(self) -> tuple[float, float, float]:
+        """Seconds of the last minute: p50 and p99 of a step, p50 of the queue.
+
+        At most RECENT_SECONDS old: every client is told them each second, and a minute of 96
+        conversations takes a millisecond to sort.
+        """
+        now = self.clock()
+        if now - self._recent_at > RECENT_SECONDS:
+            self._recent_at = now
+            queue = self.record.stages[Stage.QUEUE]
+            self._recent = *self.step.percentiles((50, 99)), *queue.percentiles((50,))
+        return self._recent
 
     def ticked(self, frames: int, step_seconds: float) -> None:
         self._ticks.inc()

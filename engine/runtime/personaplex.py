@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES, PAD, SamplingConfig
 from engine.model.gpu.graphs import Ticks
-from engine.model.loop import Loop, PromptState
+from engine.model.loop import PIECES, Loop, PromptState
 from engine.model.prompt import Prompt, Voice, build_prompt, prompt_frames
 from engine.model.stt import Hearing, silence_codes
 from engine.model.transformer import Active
@@ -91,7 +91,7 @@ class PersonaPlexBackend:
         self._digests[opening.voice] = digest
 
     def open(self, slot: int, opening: Opening) -> Iterator[None]:
-        """Each `next` runs at most 64 columns (or a frame of a recorded voice) for this slot."""
+        """Each `next` runs one piece of the prompt, or encodes a frame of a recorded voice."""
         self.close(slot)
         if opening.voice not in self._digests:
             self.prepare(opening)
@@ -100,8 +100,11 @@ class PersonaPlexBackend:
         if ready is None:
             yield from self._encode_voice(key[0])
             prompt = self._prompt(self._voices[key[0]], opening.text_ids)
-            for embedded in self._embedded(prompt).split(self.loop.prefill_columns):
-                self._prefill(slot, embedded)
+            embedded, done = self._embedded(prompt), 0
+            while done < len(embedded):
+                end = done + self.loop.piece_columns
+                self._prefill(slot, embedded[done:end])
+                done = end
                 yield
             with torch.inference_mode():
                 ready = self.loop.save_prompt(slot, prompt)
@@ -121,6 +124,9 @@ class PersonaPlexBackend:
         if slot not in self._prompts or not self.renewal.due(slot):
             return None
         return self.renewal.run(slot, *self._prompts[slot])
+
+    def limit_piece(self, columns: int) -> None:
+        self.loop.piece_columns = columns
 
     def tune(self, slot: int, sampling: SamplingConfig) -> None:
         self.loop.sampler.tune(slot, sampling)
@@ -150,9 +156,15 @@ class PersonaPlexBackend:
             for part in parts:  # what is in their rings costs no time
                 part.rings.set_position(slot, part.rings.capacity)
             self.tune(slot, SamplingConfig())
-        self.ticks = time_ticks(self.runner.buckets, self._time_tick, self._time_piece)
+        self.set_ticks(time_ticks(self.runner.buckets, self._time_tick, PIECES, self._time_piece))
         for slot in range(self.slots):
             self.close(slot)
+
+    def set_ticks(self, ticks: TickTable) -> None:
+        """What was measured of this backend, or of one with more slots."""
+        self.ticks = ticks
+        if self.renewal:
+            self.renewal.queue.piece = ticks.piece_when_full()
 
     @torch.inference_mode()
     def _time_tick(self, slots: int) -> float:
@@ -164,9 +176,9 @@ class PersonaPlexBackend:
         self.runner.speak(np.where(active, text, PAD), np.zeros(self.slots, bool))
         return time.perf_counter() - start
 
-    def _time_piece(self) -> float:
+    def _time_piece(self, columns: int) -> float:
         """Seconds of one piece of a prompt, the last that its ring has room for."""
-        rings, columns = self.loop.rings, self.loop.prefill_columns
+        rings = self.loop.rings
         table = self.checkpoint.lm.embedding.table
         rings.set_position(0, max(0, rings.capacity - columns))
         start = time.perf_counter()

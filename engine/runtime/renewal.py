@@ -35,12 +35,10 @@ class Renewal:
         self.loop, self.frames, self.config = loop, frames, loop.lm.config
         self.spare = loop.lm.transformer.rings(1, columns, loop.rings.kv.dtype)
         with torch.inference_mode():
-            self.prefill = Prefill(
-                loop.lm, self.spare, loop.prefill_columns, runner.graphs, runner.pool
-            )
+            self.prefill = Prefill(loop.lm, self.spare, graphs=runner.graphs, pool=runner.pool)
         self.histories = [self._empty() for _ in range(loop.slots)]
         self.kept: dict[int, int] = {}  # slot -> frames that its renewal keeps
-        self.queue = RenewalQueue(loop.rings.capacity, loop.prefill_columns, loop.slots, columns)
+        self.queue = RenewalQueue(loop.rings.capacity, loop.piece_columns, loop.slots, columns)
         self.first: int | None = None  # the slot to renew next, as of the last tick
         self.busy = False  # there is one spare: one renewal at a time
 
@@ -97,7 +95,7 @@ class Renewal:
                     first = history.total - kept
                     self.spare.set_position(0, 0)
                     whole = self._columns(slot, voice, prompt, first)
-                left, end = whole.frames - done, min(done + self.loop.prefill_columns, whole.frames)
+                left, end = whole.frames - done, min(done + self.loop.piece_columns, whole.frames)
                 self._push(whole, done, end)
                 done, pieces = end, pieces + 1
                 if left <= SWAP_COLUMNS:
@@ -168,9 +166,10 @@ class RenewalQueue:
     only; a column is a frame.
     """
 
-    def __init__(self, capacity: int, prefill: int, slots: int, spare: int) -> None:
-        """Columns of a ring, of one prefill and of the spare; slots there are."""
-        self._capacity, self._prefill, self._whole, self._spare = capacity, prefill, slots, spare
+    def __init__(self, capacity: int, piece: int, slots: int, spare: int) -> None:
+        """Columns of a ring, of one piece and of the spare; slots there are."""
+        self._capacity, self._whole, self._spare = capacity, slots, spare
+        self.piece = piece  # that there is room for where all slots are taken
         self.slots: dict[int, int] = {}  # slot -> columns that its renewal runs
         self._paces: deque[float] = deque([1.0], maxlen=PACES)  # frames a piece, of the last ones
 
@@ -211,8 +210,8 @@ class RenewalQueue:
         return math.ceil(pace * self._pieces(columns))
 
     def _pieces(self, columns: int) -> int:
-        """Of one prefill each: every frame adds a column, and the last piece swaps."""
-        return -(-columns // (self._prefill - 1)) + 1
+        """Every frame adds a column, and the last piece swaps."""
+        return -(-columns // (self.piece - 1)) + 1
 
     def next(self, pushed: Mapping[int, int]) -> int | None:
         """The slot to begin with now; None: there is time. pushed: slot -> columns that it ran."""

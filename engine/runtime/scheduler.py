@@ -6,6 +6,7 @@ in number and time per turn, and files are read in a thread beside it.
 The clock rules follow public batched servers (docs/internals.md).
 """
 
+import contextlib
 import itertools
 import logging
 import sys
@@ -53,7 +54,10 @@ READERS = 2  # threads that read voices: a slow file keeps one of them
 HEARTBEAT_SECONDS = 1.0  # between two turns while somebody is seated, at most
 JOIN_SECONDS = 2.0  # for the turn in progress, when the thread is to end
 LOOK_SECONDS = 1.0  # between two looks of a watchdog
+FAIR_LOOK_SECONDS = 0.1  # between two looks at how long our threads have waited for a core
+MOST_WAIT_SECONDS = 60.0  # of such waiting
 STOPPED = "the model has stopped"
+SILENCE = np.zeros(FRAME_SAMPLES, np.float32)  # of slots that hear nothing
 ENGINE = f"{Path(__file__).parents[1]}/"  # our code; another's folder may have the same name
 
 
@@ -61,7 +65,8 @@ class Scheduler:
     """Slots, the frame clock and the thread that owns the backend.
 
     `on_death` is called with the exception that ended the thread, or that says that it hangs: it
-    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice.
+    has made no turn for `hang_s`. `loader` reads the files of a newcomer's voice. `send` is called
+    when something was delivered: a seat's `deliver` may keep it until then.
     """
 
     def __init__(
@@ -72,11 +77,12 @@ class Scheduler:
         on_death: Callable[[BaseException], None] | None = None,
         loader: Executor | None = None,
         hang_s: float = 30.0,
+        send: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend = backend
         self.metrics = metrics or Metrics()
         self.clock = clock
-        self._on_death = on_death
+        self._on_death, self._send = on_death, send
         self._loader = loader or ThreadPoolExecutor(READERS, "voices")
         self.overload = Overload(clock, backend.ticks)
         self._slack_work = SlackWork(backend, clock, self._give_up, self.metrics)
@@ -107,8 +113,12 @@ class Scheduler:
         self.watchdog.stop()
         self.wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(JOIN_SECONDS)
-            self.watchdog.hung |= self._thread.is_alive()
+            ended = wait_fairly(self._is_ended, JOIN_SECONDS)
+            self.watchdog.hung |= not ended
+
+    def _is_ended(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _list_signs(self) -> list[tuple[str, int | None]]:
         """Of turns, while somebody is seated or one is going on; of voices that are read."""
@@ -133,6 +143,7 @@ class Scheduler:
             seats = list(self._seats.values())
         for seat in seats:
             seat.deliver([Ended(error)])
+        self._send()
 
     @property
     def free(self) -> int:
@@ -256,6 +267,7 @@ class Scheduler:
         """One round: a starving piece, else a tick, else a piece. When to come back, or None."""
         self._in_turn = True
         wanted = self._take_turn()
+        self._send()  # once for all: each time the receiving thread would take ours the lock
         self._turns, self._in_turn = self._turns + 1, False
         return wanted
 
@@ -269,6 +281,7 @@ class Scheduler:
         slack_work = self._slack_work
         more = self._carry_out_requests(until)
         more = self._read_inboxes(seats, until) or more
+        self._send()  # what commands brought need not wait for a piece or a tick
         now = self.clock()
         if slack_work.is_starving(seats, now) and slack_work.run_piece(seats):
             return self.clock()
@@ -312,9 +325,11 @@ class Scheduler:
 
     def _ready(self, now: float) -> list[Seat]:
         """Every seat that has a whole frame or must get one; empty if all of them can wait."""
-        seats = [seat for seat in self._sitting if not seat.left]
-        ready = [s for s in seats if (at := s.next_tick_at(now)) is not None and at <= now]
-        others = [seat for seat in seats if seat not in ready]
+        ready, others = [], []
+        for seat in self._sitting:
+            if not seat.left:
+                at = seat.next_tick_at(now)
+                (others if at is None or at > now else ready).append(seat)
         return ready if any(self._may_start(seat, others, now) for seat in ready) else []
 
     def _may_start(self, seat: Seat, others: list[Seat], now: float) -> bool:
@@ -326,23 +341,24 @@ class Scheduler:
     def _tick(self, seats: list[Seat], now: float) -> None:
         """Take one frame of each of these seats, and make one for each."""
         began = self.clock()
-        size = self.backend.slots
-        pcm, active = np.zeros((size, FRAME_SAMPLES), np.float32), np.zeros(size, bool)
+        frames, active = [SILENCE] * self.backend.slots, [False] * self.backend.slots
         due: dict[Seat, float] = {}  # when the user frames were complete
+        peaks: dict[Seat, float] = {}  # of them
         for seat in seats:
             active[seat.slot] = True
             if not seat.bootstrapping:
                 if self.overload.shedding:
                     self.metrics.dropped(seat.drop_quiet(KEPT_FRAMES), Dropped.OVERLOAD)
-                pcm[seat.slot], due[seat] = seat.take_frame(now)
+                frames[seat.slot], peaks[seat], due[seat] = seat.take_frame(now)
                 if seat.listener:
-                    seat.listener.push(pcm[seat.slot], seat.pcm_out)
+                    seat.listener.push(frames[seat.slot], seat.pcm_out)
         self.metrics.took(Stage.QUEUE, *(max(0.0, now - at) for at in due.values()))
+        pcm = join_frames(frames)
         started = self.clock()
-        heard = self.backend.listen(pcm, active)
+        heard = self.backend.listen(pcm, np.array(active))
         listened = self.clock()
         before = {seat: seat.next_events for seat in seats}  # of the frame made now
-        text, hush = self._choose(seats, pcm, heard)
+        text, hush = self._choose(seats, peaks, heard)
         chosen = self.clock()
         spoken = self.backend.speak(text, hush)
         ready = self.clock()
@@ -369,16 +385,16 @@ class Scheduler:
         before: dict[Seat, list],
         ready: float,
     ) -> None:
-        peaks = np.abs(spoken.pcm).max(1).tolist()
-        for seat in seats:
+        made = spoken.pcm[[seat.slot for seat in seats]]  # copied: the backend's own may change
+        peaks = np.maximum(made.max(1), -made.min(1)).tolist()
+        for seat, pcm, peak in zip(seats, made, peaks, strict=True):
             if seat.left:
                 continue
-            pcm = spoken.pcm[seat.slot].copy()
             if seat.bootstrapping:  # this pcm is the last prompt frame's: nobody hears it
                 seat.bootstrapping, seat.live = False, True
                 seat.deliver([Ready()])
                 continue
-            seat.pcm_out, seat.peak_out = pcm, peaks[seat.slot]
+            seat.pcm_out, seat.peak_out = pcm, peak
             seat.was_late = self.clock() - due[seat] > LATE_SECONDS
             seat.deliver([Frame(pcm, before[seat], due[seat], ready)])
 
@@ -441,22 +457,21 @@ class Scheduler:
         return bool(flushing)
 
     def _choose(
-        self, seats: list[Seat], pcm: np.ndarray, heard: Heard
+        self, seats: list[Seat], peaks: dict[Seat, float], heard: Heard
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which token is fed to each slot: text [S] int64, hush [S] bool."""
-        text = np.full(self.backend.slots, PAD, np.int64)
-        hush = np.zeros(self.backend.slots, bool)
-        peaks = np.abs(pcm).max(1).tolist()
+        sampled = heard.text.tolist()
+        text, hush = [PAD] * self.backend.slots, [False] * self.backend.slots
         for seat in seats:
-            slot = seat.slot
+            slot, peak = seat.slot, peaks.get(seat, 0.0)
             try:
                 text[slot], hush[slot] = seat.director.step(
-                    int(heard.text[slot]), hear(heard, seat), peaks[slot], seat.peak_out
+                    sampled[slot], hear(heard, seat), peak, seat.peak_out
                 )
                 seat.next_events = seat.director.events()
             except Exception:  # one conversation's fault must not reach its neighbours
                 self._give_up(seat, logged_fault("director failed"))
-        return text, hush
+        return np.array(text, np.int64), np.array(hush)
 
     def _report(self, seat: Seat, act: Callable[[], list[Any]]) -> None:
         """Deliver what a director has to say between two frames."""
@@ -467,6 +482,15 @@ class Scheduler:
             return
         if events:
             seat.deliver([Notice(events)])
+
+
+def join_frames(frames: list[np.ndarray]) -> np.ndarray:
+    """Frames [1920] of all slots in one array [S, 1920].
+
+    By `bytes`, as NumPy lets go of Python's lock at every copy of a frame: with 96 of them the
+    event loop would take it again and again, and a tick would wait for it.
+    """
+    return np.frombuffer(b"".join(frames), np.float32).reshape(len(frames), FRAME_SAMPLES)
 
 
 def hear(heard: Heard, seat: Seat) -> HeardRow:
@@ -494,6 +518,42 @@ def describe_place(thread: threading.Thread) -> str:
         frame = frame.f_back
     code = frame.f_code if frame else None
     return f"{code.co_qualname} ({code.co_filename.rpartition('/')[2]})" if code else "no code"
+
+
+def wait_fairly(
+    done: Callable[[float], bool],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    read_waits: Callable[[], dict[str, float]] | None = None,
+) -> bool:
+    """Wait until `done(timeout)` says so; False: it did not in these seconds.
+
+    Time in which a thread of this process waits for a core does not count, up to a minute of it: a
+    machine that is busy with others' work is no hang of ours.
+    """
+    read_waits = read_waits or read_core_waits
+    counted = excused = 0.0
+    at, waits = clock(), read_waits()
+    while not done(min(FAIR_LOOK_SECONDS, max(0.0, seconds - counted))):
+        before, at = at, clock()
+        earlier, waits = waits, read_waits()
+        longest = max(0.0, *(wait - earlier.get(task, wait) for task, wait in waits.items()), 0.0)
+        excuse = min(longest, at - before, MOST_WAIT_SECONDS - excused)
+        excused += excuse
+        counted += at - before - excuse
+        if counted >= seconds:
+            return done(0.0)
+    return True
+
+
+def read_core_waits() -> dict[str, float]:
+    """For how many seconds each thread of this process has waited for a core; {} but on Linux."""
+    waits = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # it has just ended
+            _ran, waited, _times = path.read_text().split()
+            waits[path.parent.name] = int(waited) / 1e9
+    return waits
 
 
 class Watchdog:

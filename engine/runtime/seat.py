@@ -265,8 +265,8 @@ class Seat:
             patience = SILENT_AFTER_SECONDS if wanted else CUT_OFF_AFTER_SECONDS
             return max(self._next_silence, self._last_heard + patience)
 
-    def take_frame(self, now: float) -> tuple[np.ndarray, float]:
-        """The user frame [1920] of this tick and when it was due."""
+    def take_frame(self, now: float) -> tuple[np.ndarray, float, float]:
+        """The user frame [1920] of this tick, its peak, and when it was due."""
         with self._lock:
             whole = bool(self._audio)
             due = self._audio.due if whole else max(self._next_silence, now - FRAME_SECONDS)
@@ -276,7 +276,7 @@ class Seat:
             on_clock = not late and (not whole or self._owed)
             self._next_silence = (self._next_silence if on_clock else now) + FRAME_SECONDS
             self._ticked_before, self._ticked_at = self._ticked_at, now
-            return self._audio.pop(), due
+            return *self._audio.pop(), due
 
     def expected_at(self, now: float) -> float:
         """When the next user frame is or will be complete, at the pace of speech.
@@ -340,9 +340,9 @@ class FrameQueue:
     """
 
     def __init__(self) -> None:
-        # (when it was due, [1920], whether it is quiet)
-        self._frames: deque[tuple[float, np.ndarray, bool]] = deque()
-        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        # (when it was due, [1920], its peak)
+        self._frames: deque[tuple[float, np.ndarray, float]] = deque()
+        self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
 
     def __len__(self) -> int:
@@ -370,7 +370,7 @@ class FrameQueue:
             if self._filled == FRAME_SAMPLES:
                 self._last_due = max(now, self._last_due + FRAME_SECONDS)
                 frame = self._take_begun()
-                self._frames.append((self._last_due, frame, np.abs(frame).max() < QUIET_PEAK))
+                self._frames.append((self._last_due, frame, find_peak(frame)))
         return len(self._frames) - before
 
     def shift(self, seconds: float) -> None:
@@ -378,13 +378,17 @@ class FrameQueue:
         self._frames = deque((due + seconds, *rest) for due, *rest in self._frames)
         self._last_due += seconds
 
-    def pop(self) -> np.ndarray:
-        """The oldest 1920 samples; what is missing is silence."""
-        return self._frames.popleft()[1] if self._frames else self._take_begun()
+    def pop(self) -> tuple[np.ndarray, float]:
+        """The oldest 1920 samples and their peak; what is missing is silence."""
+        if self._frames:
+            return self._frames.popleft()[1:]
+        empty, frame = not self._filled, self._take_begun()
+        return frame, 0.0 if empty else find_peak(frame)
 
     def _take_begun(self) -> np.ndarray:
         frame = self._begun
-        self._begun, self._filled = np.zeros(FRAME_SAMPLES, np.float32), 0
+        frame[self._filled :] = 0
+        self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         return frame
 
     def drop(self, kept: int, only_quiet: bool) -> int:
@@ -395,10 +399,15 @@ class FrameQueue:
         before, excess, waiting = len(self._frames), len(self._frames) - kept, deque()
         if excess <= 0:
             return 0
-        for due, frame, is_quiet in self._frames:
-            if excess > 0 and (is_quiet or not only_quiet):
+        for due, frame, peak in self._frames:
+            if excess > 0 and (peak < QUIET_PEAK or not only_quiet):
                 excess -= 1
             else:
-                waiting.append((due, frame, is_quiet))
+                waiting.append((due, frame, peak))
         self._frames = waiting
         return before - len(waiting)
+
+
+def find_peak(frame: np.ndarray) -> float:
+    """The largest sample of [1920], without its sign."""
+    return float(max(frame.max(), -frame.min()))

@@ -117,7 +117,7 @@ def fit_backend(
         gc.collect()  # its graphs and rings, before others take their place
         backend = build(slots)
         seconds = {size: taken for size, taken in ticks.seconds.items() if size <= slots}
-        backend.ticks = TickTable(seconds, ticks.piece)
+        backend.set_ticks(TickTable(seconds, ticks.pieces))
     backend.limited_by = limit
     logger.info("%s", describe_slots(memory, mode, slots, limit))
     if memory and renewal_frames and not backend.renewal:

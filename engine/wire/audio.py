@@ -141,7 +141,9 @@ def make_codec(fmt: str) -> PcmCodec | OpusCodec:
 
 def clip_finite(pcm: np.ndarray) -> np.ndarray:
     """Samples within −1 to 1, and 0 in the place of NaN."""
-    return np.clip(np.nan_to_num(pcm, posinf=1, neginf=-1), -1, 1).astype(np.float32)
+    clipped = np.clip(pcm, -1, 1).astype(np.float32, copy=False)
+    clipped[np.isnan(clipped)] = 0
+    return clipped
 
 
 def split_page(page: bytes) -> Iterator[bytes]:

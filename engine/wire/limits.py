@@ -37,7 +37,7 @@ REPORT_SECONDS = 0.05  # between two answers of /metrics: one takes 5 ms
 
 
 class AddressBuckets:
-    """A bucket for each address; those that were least lately used are forgotten."""
+    """A bucket for each address; the least recently used ones are forgotten."""
 
     def __init__(
         self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic

@@ -7,13 +7,12 @@ without effect where a refusal would break the public clients; docs/realtime.md 
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +29,14 @@ from engine.dialogue.session import (
     AT_ONCE_SECONDS,
     JITTER_SECONDS,
     MAX_BURST_SECONDS,
+    MAX_SAY_CHARS,
     Session,
     SessionConfig,
 )
 from engine.dialogue.speech import QUEUE_LIMIT
 from engine.errors import (
     BadAudioError,
+    BadParameterError,
     EndError,
     EngineError,
     RefusedError,
@@ -50,17 +51,15 @@ from engine.wire.openai import (
     BETA_NAMES,
     FORMATS,
     OPENAI_VOICES,
+    Fields,
     RequestError,
     Settings,
-    as_request_error,
+    VoiceError,
     encode_error,
     make_codec,
     make_id,
+    parse_event,
     read_content,
-    read_object,
-    read_string,
-    refuse_constant,
-    refuse_text_only,
     refuse_the_unable,
     show_format,
 )
@@ -78,11 +77,13 @@ MAX_TEXT_BYTES = 64 * 1024  # of an event without audio
 MAX_COMMAS = 4000  # of a larger one: 2 MiB of values take 200 ms to parse, 2 MiB of audio 3 ms
 MAX_ITEM_BYTES = 25_000  # of an item's content, without audio
 MAX_ITEMS = 200  # of a conversation that can be asked for
+MAX_ITEMS_BYTES = 500_000  # of theirs
 MAX_ID_CHARS = 128  # of an item's or an event's
 MAX_WAITING = QUEUE_LIMIT - 1  # responses that were asked for, beside the one in progress
 PRE_ROLL_FRAMES = 2  # 160 ms before the agent's first sound
 QUIET_FRAMES = 9  # without a sound of the agent: its turn is over
 SAID_QUIET_FRAMES = 4  # after a text that it was told to say
+SAID_TAIL_FRAMES = 12  # at most, that sound after it: what goes on is another turn
 HUSH_FRAMES = 6  # at most, that still sound after a cancel
 PATIENCE_FRAMES, LOOKUP_PATIENCE_FRAMES = 125, 375  # for a response that was asked for: 10 s, 30 s
 LIVE_SECONDS = 10.0  # that time goes on for a client that sends nothing
@@ -91,6 +92,7 @@ LEAST_COMMIT_SECONDS = 0.1
 LONG_WAKE_SECONDS = 5.0  # what was said to a model that took longer to load, nobody waits for
 MAX_MS = 1e9  # of an item's audio
 LOOK_SECONDS = 1.0
+REFUSED = {"type": "invalid_request_error", "code": "invalid_value"}  # of a failed response
 
 # -- responses: the agent's turns ------------------------------------------------------------------
 
@@ -100,6 +102,8 @@ class Response:
     """One turn of the agent."""
 
     say_id: int = 0  # of the text that it was told to say; 0: in its own words
+    said_at: str | None = None  # the field of the client's event that holds this text
+    event_id: str | None = None  # of that event
     metadata: Any = None
     patience: int = 0  # frames that it may take to begin; 0: its text will tell
     id: str = field(default_factory=lambda: make_id("resp"))
@@ -112,6 +116,7 @@ class Response:
     said: list[tuple[float, str]] = field(default_factory=list)  # ms of audio before it, text
     ms: float = 0.0  # of audio
     quiet: int = 0  # frames in a row
+    tail: int = 0  # frames since its text was over
     waited: int = 0  # frames, before it began
 
     def transcript(self) -> str:
@@ -147,6 +152,7 @@ class RealtimeSocket(LiveSocket):
         self.codec_in, self.codec_out = make_codec("audio/pcm"), make_codec("audio/pcm")
         self.early: list[np.ndarray] = []  # audio that waits for the slot
         self.items: dict[str, dict[str, Any]] = {}
+        self.item_bytes: dict[str, int] = {}
         self.last_item: str | None = None
         self.responses: dict[str, Response] = {}  # by their items
         self.response: Response | None = None  # in progress
@@ -218,15 +224,22 @@ class RealtimeSocket(LiveSocket):
         assert self.session, "nothing has needed a conversation yet"
         return self.session
 
-    def _find_voice(self, name: str) -> str | None:
-        """A voice of ours under its own or OpenAI's name; None: the server's.
+    def _find_voice(self, name: str) -> str:
+        """A voice of ours, by its own or OpenAI's name; "": the server's.
 
         Raises BadParameterError.
         """
-        voices = self.service.voices
-        if not name or (name in OPENAI_VOICES and OPENAI_VOICES[name] not in voices):
-            return None
-        return choose_voice(OPENAI_VOICES.get(name, name), "", voices)
+        service = self.service
+        ours = OPENAI_VOICES.get(name, name)
+        known = ours == name or ours in service.voices
+        return choose_voice(ours if name and known else None, service.default_voice, service.voices)
+
+    def _name_voice(self, error: BadParameterError, settings: Settings) -> VoiceError:
+        """An error about a voice's file, in the client's words: it may know it by another name."""
+        ours = self._find_voice(settings.voice)
+        theirs = settings.voice or ours
+        text = Exception.__str__(error).replace(f"voice {ours} ", f"voice {theirs} ", 1)
+        return VoiceError(text, settings.voice_at)
 
     @property
     def hears(self) -> bool:
@@ -290,51 +303,41 @@ class RealtimeSocket(LiveSocket):
             raise TooFastError(
                 f"an event has {size} bytes; send at most {MAX_EVENT_BYTES}", "a large message"
             )
-        event: Any = None
+        event, cost = Fields({}), find_cost(size)
         try:
             if size > MAX_TEXT_BYTES and text.count(",") > MAX_COMMAS:
                 raise RequestError(f"an event of {size} bytes has too many values; send audio only")
-            try:
-                event = json.loads(text, parse_constant=refuse_constant)
-            except (ValueError, RecursionError):
-                raise RequestError("this is not JSON", code="invalid_json") from None
-            if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-                raise RequestError("an event is an object with a `type`", "type", "invalid_type")
-            kind = event["type"]
+            event = read_event(text)
+            kind = event.string("type")
             if kind == "input_audio_buffer.append":
-                return max(1.0, size / BYTES_PER_MESSAGE), await self._on_append(event)
+                cost = max(1.0, size / BYTES_PER_MESSAGE)
+                return cost, await self._on_append(event)
             if kind not in HANDLERS:
-                raise RequestError(f"{kind[:60]!r} is no event of this server", "type")
+                raise event.refuse("type", f"is {kind[:60]!r}, which is no event of this server")
             if size > MAX_TEXT_BYTES and kind != "conversation.item.create":
                 raise RequestError(f"the event has {size} bytes; send at most {MAX_TEXT_BYTES}")
             async with self.turn:
-                extra = await HANDLERS[kind](self, event)
-            return COMMAND_COST + size / LETTERS_PER_MESSAGE + (extra or 0), 0
-        except (EngineError, TypeError, AttributeError) as error:
-            if isinstance(error, EndError):
-                raise
-            if not isinstance(error, EngineError):  # a field of another kind than it should be
-                error = RequestError(
-                    "a field of the event is of a wrong type", None, "invalid_type"
-                )
-            event_id = event.get("event_id") if isinstance(event, dict) else None
-            known = isinstance(event_id, str) and len(event_id) <= MAX_ID_CHARS
-            await self._refuse(error, event_id if known else None)
-        return COMMAND_COST + size / LETTERS_PER_MESSAGE, 0
+                cost += await HANDLERS[kind](self, event) or 0
+        except EndError:
+            raise
+        except EngineError as error:
+            await self._refuse(error, find_event_id(event))
+        return cost, 0
 
-    async def _on_session_update(self, event: dict[str, Any]) -> float:
-        data, before = read_object(event, "session"), self.settings
-        after = before.update(data, self._find_voice)
+    async def _on_session_update(self, event: Fields) -> float:
+        before = self.settings
+        after = before.update(event.object("session"), self._find_voice)
         cost = 0.0
         if self.session:
             await self.seated.wait()
             changes: dict[str, Any] = {}
             if after.instructions != before.instructions:
                 changes["text_prompt"] = after.instructions
-            if after.voice != before.voice:
-                changes["voice"] = self._find_voice(after.voice)
+            voice = self._find_voice(after.voice)
+            if voice != self._find_voice(before.voice):
+                changes["voice"] = voice
             if changes:
-                await self._change_role(changes)
+                await self._change_role(changes, after)
                 cost = RESTART_COST
             if after.temperature != before.temperature:
                 self.session.tune({"text_temperature": after.temperature})
@@ -344,31 +347,35 @@ class RealtimeSocket(LiveSocket):
         if after.format_out != before.format_out:
             self.codec_out = make_codec(after.format_out)
         self.settings = after
-        await self._tell("session.updated", session=self._show_session())
-        return cost
+        size = await self._tell("session.updated", session=self._show_session())
+        return cost + size / BYTES_PER_MESSAGE
 
-    async def _change_role(self, changes: dict[str, Any]) -> None:
-        """Begin anew as somebody else."""
-        with as_request_error("session"):
+    async def _change_role(self, changes: dict[str, Any], after: Settings) -> None:
+        """Begin anew as somebody else. Raises RequestError, and then nothing has changed."""
+        try:
             await self.live.change_role(changes)
+        except BadParameterError as error:  # all but the voice's file was looked at before
+            named = self._name_voice(error, after)
+            raise RequestError(Exception.__str__(named), named.param) from None
         self.ready = False  # at once: the next `Ready` may come while something is sent
         self.speaking.clear()
         await self._finish("cancelled", "client_cancelled")
 
-    async def _on_append(self, event: dict[str, Any]) -> int:
-        return await self._hear(read_string(event, "audio"))
+    async def _on_append(self, event: Fields) -> int:
+        return await self._hear(event.audio("audio"), "audio")
 
-    async def _hear(self, audio: str) -> int:
-        """Take the user's audio in base64; how many samples of 24 kHz it is."""
-        try:
-            payload = base64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError):
-            raise RequestError("audio is not base64", "audio") from None
+    async def _hear(self, payload: bytes, place: str) -> int:
+        """Take the user's audio; how many samples of 24 kHz it is. place: its field."""
+        if not payload:
+            return 0  # it needs no conversation
         samples, parts = 0, self.codec_in.decode(payload)
         try:
             first = next(parts, None)  # it tells whether they are audio
         except BadAudioError as error:
-            raise RequestError(Exception.__str__(error), "audio") from None
+            name = self.settings.format_in
+            what = error.told.replace("pcm16", FORMATS[name] if self.beta else name)
+            fix = "send raw samples of 16 bits, 24 kHz, mono: an even number of bytes"
+            raise RequestError(f"{place} is {what}; {fix}", place) from None
         session = self._begin()
         self.heard_at = time.monotonic()
         self._keep_live()
@@ -403,7 +410,7 @@ class RealtimeSocket(LiveSocket):
         self.pushed += frames
         metrics.took(Stage.DECODE, *[metrics.clock() - began] * frames)
 
-    async def _on_commit(self, _event: dict[str, Any]) -> None:
+    async def _on_commit(self, _event: Fields) -> None:
         if self.heard_seconds - self.committed_seconds < LEAST_COMMIT_SECONDS:
             raise RequestError(
                 "the buffer holds less than 100 ms of audio that is not committed; append some",
@@ -426,63 +433,64 @@ class RealtimeSocket(LiveSocket):
         if self.words:
             await self._complete_words()
 
-    async def _on_clear(self, _event: dict[str, Any]) -> None:
+    async def _on_clear(self, _event: Fields) -> None:
         """What the model has heard it cannot forget; what waits is dropped."""
         self.early.clear()
         self.committed_seconds = self.heard_seconds
         await self._tell("input_audio_buffer.cleared")
 
-    async def _on_item_create(self, event: dict[str, Any]) -> None:
-        item = dict(read_object(event, "item"))
+    async def _on_item_create(self, event: Fields) -> None:
+        item = event.object("item")
         kind, role = item.get("type"), item.get("role")
-        if kind != "message" or role not in ("user", "assistant", "system"):
-            raise RequestError(
-                f"this model takes messages of user, assistant and system, and no {str(kind)[:40]}",
-                "item.type",
-                "unsupported_value",
-            )
-        item["id"] = item.get("id") or make_id("item")
-        if len(read_string(item, "id")) > MAX_ID_CHARS:
-            raise RequestError(f"an id has at most {MAX_ID_CHARS} characters", "item.id")
-        if item["id"] in self.items:
-            raise RequestError(
-                "an item of this id is there", "item.id", "item_create_duplicate_item_id"
-            )
-        texts, audio = read_content(item)
-        kept = ("type", "text", "transcript")
-        content = [{key: part[key] for key in kept if key in part} for part in item["content"]]
-        if len(json.dumps(content)) > MAX_ITEM_BYTES:
-            raise RequestError(f"a text has more than {MAX_ITEM_BYTES} bytes", "item.content")
-        for part in audio if role == "user" else ():
-            await self._hear(part)
-        if role == "user" and texts:
-            self.question = " ".join(texts)
-        message = {"id": item["id"], "type": "message", "role": role, "content": content}
+        if kind != "message":
+            why = f"is {str(kind)[:40]!r}; this model takes a 'message' only"
+            raise item.refuse("type", why, "unsupported_value")
+        if role not in ("user", "assistant", "system"):
+            why = f"is {str(role)[:40]!r}; use user, assistant or system"
+            raise item.refuse("role", why)
+        item_id = item.string("id") if item.get("id") else make_id("item")
+        if len(item_id) > MAX_ID_CHARS:
+            raise item.refuse("id", f"has more than {MAX_ID_CHARS} characters")
+        if item_id in self.items:
+            raise item.refuse("id", "is another item's", "item_create_duplicate_item_id")
+        content = read_content(item)
+        if len(json.dumps(content.shown)) > MAX_ITEM_BYTES:
+            raise item.refuse("content", f"has texts of more than {MAX_ITEM_BYTES} bytes")
+        for part in content.audio if role == "user" else ():
+            await self._hear(part, item.place("content"))
+        if role == "user" and content.texts:
+            self.question = " ".join(content.texts)
+        message = {"id": item_id, "type": "message", "role": role, "content": content.shown}
         await self._add_item(message, "completed")
 
     async def _add_item(self, item: dict[str, Any], status: str) -> None:
         before, self.last_item = self.last_item, item["id"]
         item = {"object": "realtime.item", "status": status, **item}
         self.items[item["id"]] = item
-        while len(self.items) > MAX_ITEMS:
-            oldest = next(iter(self.items))
-            del self.items[oldest]
-            self.responses.pop(oldest, None)
+        self.item_bytes[item["id"]] = len(json.dumps(item["content"]))
+        while len(self.items) > MAX_ITEMS or sum(self.item_bytes.values()) > MAX_ITEMS_BYTES:
+            self._forget_item(next(iter(self.items)))
         await self._tell("conversation.item.added", item=item, previous_item_id=before)
         if status != "in_progress":
             await self._tell("conversation.item.done", item=item, previous_item_id=before)
 
-    def _find_item(self, event: dict[str, Any], verb: str) -> dict[str, Any]:
-        item = self.items.get(read_string(event, "item_id"))
+    def _forget_item(self, item_id: str) -> None:
+        del self.items[item_id], self.item_bytes[item_id]
+        self.responses.pop(item_id, None)
+
+    def _find_item(self, event: Fields, verb: str) -> dict[str, Any]:
+        item = self.items.get(event.string("item_id"))
         if item is None:
-            raise RequestError("there is no such item", "item_id", f"item_{verb}_invalid_item_id")
+            raise event.refuse("item_id", "names no item", f"item_{verb}_invalid_item_id")
         return item
 
-    async def _on_item_truncate(self, event: dict[str, Any]) -> None:
+    async def _on_item_truncate(self, event: Fields) -> None:
         """The client has heard no more of it: its transcript ends there."""
         item, end = self._find_item(event, "truncate"), event.get("audio_end_ms")
         if not isinstance(end, int | float) or isinstance(end, bool) or not 0 <= end < MAX_MS:
-            raise RequestError("audio_end_ms must be milliseconds, 0 or more", "audio_end_ms")
+            raise event.refuse("audio_end_ms", "must be milliseconds, 0 or more")
+        if event.get("content_index") not in (None, 0):
+            raise event.refuse("content_index", "must be 0: an item has one part")
         response = self.responses.get(item["id"])
         if response and response is not self.response:  # one in progress goes on
             response.said = [(at, text) for at, text in response.said if at < end]
@@ -491,26 +499,26 @@ class RealtimeSocket(LiveSocket):
         fields = {"item_id": item["id"], "content_index": 0, "audio_end_ms": end}
         await self._tell("conversation.item.truncated", **fields)
 
-    async def _on_item_delete(self, event: dict[str, Any]) -> None:
+    async def _on_item_delete(self, event: Fields) -> None:
         item = self._find_item(event, "delete")
-        del self.items[item["id"]]
-        self.responses.pop(item["id"], None)
+        self._forget_item(item["id"])
         if self.wordless == item["id"]:
             self.wordless = None
         await self._tell("conversation.item.deleted", item_id=item["id"])
 
-    async def _on_item_retrieve(self, event: dict[str, Any]) -> None:
-        await self._tell("conversation.item.retrieved", item=self._find_item(event, "retrieve"))
+    async def _on_item_retrieve(self, event: Fields) -> float:
+        item = self._find_item(event, "retrieve")
+        return await self._tell("conversation.item.retrieved", item=item) / BYTES_PER_MESSAGE
 
-    async def _on_response_create(self, event: dict[str, Any]) -> None:
+    async def _on_response_create(self, event: Fields) -> None:
         """Say the text that was given, or look a user's text up.
 
         Without either the response is what the model says next by itself.
         """
-        wanted = read_object(event, "response")
-        refuse_the_unable(wanted, "response")
-        refuse_text_only(wanted, "response")
-        text, question = self._find_text(wanted)
+        wanted = event.object("response")
+        refuse_the_unable(wanted)
+        response = Response(event_id=find_event_id(event), metadata=wanted.kept("metadata"))
+        text, question = self._find_text(wanted, response)
         session = self._begin()
         if not (session.routing and session.routing.on):
             question = ""  # nobody reads it: the model takes no text
@@ -522,32 +530,57 @@ class RealtimeSocket(LiveSocket):
         if len(self.waiting) >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} responses wait; create them slower")
         self._keep_live()
-        response = Response(metadata=wanted.get("metadata"), patience=PATIENCE_FRAMES)
         if text:
-            response.say_id, response.patience = session.say(text), 0
+            response.say_id = session.say(text)
         elif question:
-            session.ask(question)
+            try:
+                session.ask(question)
+            except RefusedError as error:
+                place = wanted.place("input") if wanted.get("input") else None
+                raise RequestError(str(error).removeprefix("ask: "), place) from None
             response.patience = LOOKUP_PATIENCE_FRAMES
+        else:
+            response.patience = PATIENCE_FRAMES
         self.question = None
         if self.response:
             self.waiting.append(response)
         else:
             await self._create(response)
 
-    def _find_text(self, wanted: Mapping[str, Any]) -> tuple[str, str]:
-        """(what is to be said, what is to be looked up)."""
+    def _find_text(self, wanted: Fields, response: Response) -> tuple[str, str]:
+        """(what is to be said, what is to be looked up). The response learns its text's field.
+
+        Raises RequestError.
+        """
         said: list[str] = []
         asked = [self.question] if self.question else []
-        for item in wanted.get("input") or []:
-            texts, _audio = read_content(item) if item.get("type") == "message" else ([], [])
-            (said if item.get("role") == "assistant" else asked).extend(texts)
+        for item in wanted.objects("input"):
+            if item.get("type") == "item_reference":  # what the conversation holds, it knows
+                continue
+            if item.get("type") != "message":
+                why = f"is {str(item.get('type'))[:40]!r}; this model takes a 'message' only"
+                raise item.refuse("type", why, "unsupported_value")
+            content = read_content(item)
+            if content.audio:
+                why = "has audio; send it by input_audio_buffer.append"
+                raise item.refuse("content", why, "unsupported_value")
+            if item.get("role") == "assistant":
+                said += content.texts
+                response.said_at = wanted.place("input")
+            else:
+                asked += content.texts
         if wanted.get("instructions"):
-            instructions = read_string(wanted, "instructions")
+            instructions = wanted.string("instructions")
             # Some clients put the session's before it (LiveKit): nobody wants these to be said.
             said.append(instructions.removeprefix(self.settings.instructions).strip())
-        return " ".join(said).strip(), " ".join(asked).strip()
+            response.said_at = wanted.place("instructions")
+        text = " ".join(said).strip()
+        if len(text) > MAX_SAY_CHARS:
+            why = f"{response.said_at} has {len(text)} characters to be said; send at most 2000"
+            raise RequestError(why, response.said_at)
+        return text, " ".join(asked).strip()
 
-    async def _on_response_cancel(self, event: dict[str, Any]) -> None:
+    async def _on_response_cancel(self, event: Fields) -> None:
         response, wanted = self.response, event.get("response_id")
         if not response or (wanted and wanted != response.id):
             raise RequestError(
@@ -555,7 +588,7 @@ class RealtimeSocket(LiveSocket):
             )
         await self._stop()
 
-    async def _on_output_clear(self, _event: dict[str, Any]) -> None:
+    async def _on_output_clear(self, _event: Fields) -> None:
         response_id = self.response.id if self.response else ""
         if self.response:
             await self._stop()
@@ -570,7 +603,7 @@ class RealtimeSocket(LiveSocket):
     # -- to the client -----------------------------------------------------------------------------
 
     async def _send(self) -> None:
-        """Send everything that the session brings, until it ends."""
+        """Tell the client that it may begin; once it has, tell it all until its session ends."""
         opened = time.monotonic()
         while self.service.waking is not None:
             self.service.check_open()
@@ -584,7 +617,13 @@ class RealtimeSocket(LiveSocket):
             await self._tell("conversation.created", conversation=conversation)
         self.created.set()
         await self.begun.wait()
-        session = self.live
+        try:
+            await self._converse(self.live)
+        except BadParameterError as error:  # all but the voice's file was looked at before
+            raise self._name_voice(error, self.settings) from None
+
+    async def _converse(self, session: Session) -> None:
+        """Take a slot, and send everything that the session brings, until it ends."""
         await self.service.connect(session)
         self.seated.set()
         async for output in session.outputs():
@@ -648,7 +687,7 @@ class RealtimeSocket(LiveSocket):
             if not sounds:
                 self.recent.append(pcm)
                 if response.patience and response.waited > response.patience:
-                    await self._finish("completed")
+                    await self._finish()
                 return
             await self._announce(response)
             for before in self.recent:
@@ -659,43 +698,54 @@ class RealtimeSocket(LiveSocket):
             await self._tell_part("response.output_audio_transcript.delta", response, delta=text)
         await self._send_audio(response, pcm)
         response.quiet = 0 if sounds else response.quiet + 1
+        response.tail += bool(response.ending)
         most = SAID_QUIET_FRAMES if response.ending else QUIET_FRAMES
-        if response.quiet >= most and not self.speaking:
-            await self._finish(response.ending or "completed", response.reason)
+        if (response.quiet >= most and not self.speaking) or response.tail >= SAID_TAIL_FRAMES:
+            await self._finish()
 
     async def _on_event(self, event: ev.Event) -> None:
         match event:
             case ev.Saying(id, SayState.SPEAKING):
                 self.speaking.add(id)
                 await self._take_up(id)
-            case ev.Saying(id, SayState.DONE | SayState.CANCELLED as state):
+            case ev.Saying(id, SayState.DONE):
                 self.speaking.discard(id)
-                await self._note_end(id, state)
+                await self._note_end(id, "completed")
+            case ev.Saying(id, SayState.CANCELLED):
+                self.speaking.discard(id)
+                await self._note_end(id, "cancelled", "turn_detected")
             case ev.UserText():
                 await self._note_words(event)
             case ev.Refused(message, id):
-                await self._refuse(RefusedError(message))
-                await self._note_end(id, SayState.CANCELLED) if id else None
+                await self._note_refusal(message, id)
 
     async def _take_up(self, say_id: int) -> None:
         """A text begins: if it has a response of its own, the one before it is over."""
         if wanted := self._pop_waiting(say_id):
             self.waiting.appendleft(wanted)
-            await self._finish("completed")
+            await self._finish()
 
-    async def _note_end(self, say_id: int, state: SayState) -> None:
-        """A text is said or was cut: its response ends when the agent is quiet."""
-        ended = "completed" if state is SayState.DONE else "cancelled"
-        reason = "" if state is SayState.DONE else "turn_detected"
+    async def _note_end(self, say_id: int, status: str, reason: str = "") -> None:
+        """A text is said, cut or refused: its response ends when the agent is quiet."""
         response = self.response
         if response and response.say_id == say_id:
-            response.ending, response.reason = ended, reason
+            response.ending, response.reason = status, reason
             if not response.begun:
-                await self._finish(ended, reason)
+                await self._finish()
         elif wanted := self._pop_waiting(say_id):
             await self._tell("response.created", response=self._show_response(wanted))
-            wanted.status, wanted.reason = ended, reason
+            wanted.status, wanted.reason = status, reason
             await self._tell("response.done", response=self._show_response(wanted))
+
+    async def _note_refusal(self, message: str, say_id: int) -> None:
+        """What the conversation could not carry out: a text that is not said, or a command."""
+        ours = [self.response] if self.response else []
+        known = next((r for r in (*ours, *self.waiting) if say_id and r.say_id == say_id), None)
+        text = message.removeprefix("say: ").removeprefix("ask: ")
+        if known is None:
+            return await self._refuse(RequestError(text))
+        await self._refuse(RequestError(text, known.said_at), known.event_id)
+        await self._note_end(say_id, "failed")
 
     def _pop_waiting(self, say_id: int) -> Response | None:
         """The response that waits for a text of this id."""
@@ -726,12 +776,14 @@ class RealtimeSocket(LiveSocket):
         response.ms += FRAME_SECONDS * 1000
         await self._tell_part("response.output_audio.delta", response, delta=data)
 
-    async def _finish(self, status: str, reason: str = "") -> None:
-        """The response in progress is over; a response that waits may begin."""
+    async def _finish(self, status: str = "", reason: str = "") -> None:
+        """The response in progress is over; one that waits may begin. status "": as its text is."""
         response, self.response = self.response, None
         if response is None:
             return
-        response.status, response.reason = status, reason
+        if status:
+            response.ending, response.reason = status, reason
+        response.status = response.ending or "completed"
         if response.begun:
             said = response.transcript()
             await self._tell_part("response.output_audio.done", response)
@@ -819,14 +871,15 @@ class RealtimeSocket(LiveSocket):
 
     @property
     def _voice(self) -> str:
-        return self.settings.voice or choose_voice(
-            None, self.service.default_voice, self.service.voices
-        )
+        """The voice as the client knows it."""
+        return self.settings.voice or self._find_voice("")
 
     def _show_response(self, response: Response) -> dict[str, Any]:
         over = response.status != "in_progress"
         details: dict[str, Any] | None = None
-        if response.reason and over:
+        if response.status == "failed":
+            details = {"type": "failed", "error": REFUSED}
+        elif response.reason and over:
             details = {"type": response.status, "reason": response.reason}
         shown = {
             "object": "realtime.response",
@@ -854,11 +907,15 @@ class RealtimeSocket(LiveSocket):
         place = {"response_id": response.id, "item_id": response.item_id}
         await self._tell(name, **place, output_index=0, content_index=0, **fields)
 
-    async def _tell(self, name: str, **fields: Any) -> None:
+    async def _tell(self, name: str, **fields: Any) -> int:
+        """Send an event; its bytes."""
         name = BETA_NAMES.get(name, name) if self.beta else name
-        if name:
-            event = {"type": name, "event_id": make_id("event"), **fields}
-            await self._send_text(json.dumps(event))  # ASCII: a client may send half a character
+        if not name:
+            return 0
+        event = {"type": name, "event_id": make_id("event"), **fields}
+        data = json.dumps(event)  # ASCII: a client may send half a character
+        await self._send_text(data)
+        return len(data)
 
     async def _refuse(self, error: EngineError, event_id: Any = None) -> None:
         await self._send_text(encode_error(error, event_id))
@@ -868,7 +925,32 @@ class RealtimeSocket(LiveSocket):
         await self.ws.send_str(data)
 
 
-HANDLERS: dict[str, Callable[[RealtimeSocket, dict[str, Any]], Awaitable[float | None]]] = {
+def find_cost(size: int) -> float:
+    """For how many messages an event of these bytes counts; what is more than a text is audio."""
+    text = min(size, MAX_TEXT_BYTES)
+    return COMMAND_COST + text / LETTERS_PER_MESSAGE + (size - text) / BYTES_PER_MESSAGE
+
+
+def read_event(text: str) -> Fields:
+    """An event of a client. Raises RequestError."""
+    try:
+        event = parse_event(text)
+    except ValueError:
+        raise RequestError("this is not JSON", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError("this JSON is nested too deep", code="invalid_json") from None
+    if not isinstance(event, dict):
+        raise RequestError("an event is an object with a `type`", "type", "invalid_type")
+    return Fields(event)
+
+
+def find_event_id(event: Fields) -> str | None:
+    """The id that a client has given its event, if it can be told again."""
+    event_id = event.get("event_id")
+    return event_id if isinstance(event_id, str) and len(event_id) <= MAX_ID_CHARS else None
+
+
+HANDLERS: dict[str, Callable[[RealtimeSocket, Fields], Awaitable[float | None]]] = {
     "session.update": RealtimeSocket._on_session_update,
     "input_audio_buffer.commit": RealtimeSocket._on_commit,
     "input_audio_buffer.clear": RealtimeSocket._on_clear,

@@ -29,7 +29,7 @@ from engine.wire import openai
 from engine.wire.limits import IDLE_SECONDS, Connection, Doors
 from engine.wire.protocol import SOCKETS, Kind, decode, encode, parse_opening, parse_query
 from engine.wire.realtime import RealtimeSocket
-from engine.wire.socket import ChatSocket, ClientLeftError, say_goodbye
+from engine.wire.socket import REST_SECONDS, ChatSocket, ClientLeftError, say_goodbye
 from engine.wire.tls import CountedTls
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,9 @@ def wants_socket(request: web.Request) -> bool:
 
 def refuse_socket(request: web.Request) -> web.Response:
     """A WebSocket is asked for where none is: say where it is, in a form that programs read."""
-    right = f"{find_root(request)}{SOCKETS[0]}"
-    known = f"{request.app[CONFIG].base_path}{SOCKETS[0]}"  # the log repeats no header
+    ours = openai.PATH if "realtime" in request.path else SOCKETS[0]
+    right = f"{find_root(request)}{ours}"
+    known = f"{request.app[CONFIG].base_path}{ours}"  # the log repeats no header
     told = f"a WebSocket was asked for at a path that has none: clients connect to {known}"
     request.app[DOORS].log.note(told)
     told = {"error": f"there is no WebSocket at this path; connect to {right}", "socket": right}
@@ -240,7 +241,7 @@ async def chat_realtime(request: web.Request) -> web.StreamResponse:
     if ws is None:
         return answer
     async with telling_its_end(request, ws):
-        authorize(request)
+        authorize(request, "API key", "give this server's token as the key")
         service = request.app[SERVICE]
         service.check_open()
         beta = openai.is_beta(request.headers)
@@ -270,6 +271,7 @@ async def read_opening(ws: web.WebSocketResponse) -> dict[str, str]:
             while (message := await ws.receive()).type in (WSMsgType.PING, WSMsgType.PONG):
                 if message.type is WSMsgType.PING:
                     await ws.pong(message.data)
+                await asyncio.sleep(REST_SECONDS)  # thousands may wait to be answered
     except TimeoutError:
         raise BadParameterError(
             f"no message came in {OPEN_SECONDS:.0f} s; send {sent}", "open: no message"
@@ -376,7 +378,7 @@ def find_asker(request: web.Request) -> str:
     return find_connection(request).address or ""
 
 
-def is_right_token(request: web.Request, given: str) -> bool:
+def is_right_token(request: web.Request, given: str, name: str = "token") -> bool:
     """Look at one given token. Raises UnauthorizedError while its address must wait.
 
     Meanwhile the right one is refused, too: else a guesser would learn which it is.
@@ -384,7 +386,7 @@ def is_right_token(request: web.Request, given: str) -> bool:
     guesses, address = request.app[DOORS].guesses, find_asker(request)
     if not guesses.may_take(address):
         raise UnauthorizedError(
-            "too many wrong tokens came from your address; wait a minute", "too many wrong tokens"
+            f"too many wrong {name}s came from your address; wait a minute", "too many wrong tokens"
         )
     if is_same_token(given, request.app[CONFIG].token):
         return True
@@ -392,9 +394,12 @@ def is_right_token(request: web.Request, given: str) -> bool:
     return False
 
 
-def authorize(request: web.Request) -> None:
+def authorize(
+    request: web.Request, name: str = "token", fix: str = "connect with ?token=…"
+) -> None:
     """Raises UnauthorizedError unless the server is open or the token is right.
 
+    name, fix: what its client calls it, and what it should do.
     Browsers send a cookie along by themselves, so it counts only if the Origin is ours.
     """
     config = request.app[CONFIG]
@@ -405,16 +410,16 @@ def authorize(request: web.Request) -> None:
         bearer = ""
     key = openai.find_key(request.headers)
     for given in (request.query.get("token", ""), bearer.strip(), key):
-        if given and is_right_token(request, given):
+        if given and is_right_token(request, given, name):
             return
     cookie = request.cookies.get(COOKIE, "")
-    if not cookie or not is_right_token(request, cookie):
+    if not cookie or not is_right_token(request, cookie, name):
         given = cookie or bearer or request.query.get("token")
         told = "a wrong token" if given else "no token"
-        raise UnauthorizedError("the token is wrong or missing; connect with ?token=…", told)
+        raise UnauthorizedError(f"the {name} is wrong or missing; {fix}", told)
     if not is_ours(request):
         raise UnauthorizedError(
-            "this page's origin may not use the cookie; connect with token=", "another origin"
+            f"this page's origin may not use the cookie; {fix}", "another origin"
         )
 
 

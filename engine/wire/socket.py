@@ -61,9 +61,10 @@ STATS_FRAMES = 13  # about one second between two `stats`
 WAKING_SECONDS = 1.0
 LOOK_SECONDS = 1.0  # between two looks at what the client has not read, and at its silence
 TURN_SECONDS = 0.002  # of one turn of the loop for one client's audio
-# Of the loop's own time, for one client's audio: all the time, and at once. Speech takes 0.003.
+# What decoding one client's audio may take: this share of the loop, and these seconds at once.
+# Speech takes a share of 0.003.
 DECODE_SHARE, DECODE_SECONDS = 0.1, 0.005
-# For how many messages one counts at the pace: by what it costs the server.
+# A message that costs the server more counts for several.
 COMMAND_COST, RESTART_COST = 10, 300
 BYTES_PER_MESSAGE = 1024
 LETTERS_PER_MESSAGE = 50  # bytes of a text or of JSON
@@ -132,6 +133,7 @@ class LiveSocket:
         # Audio may go on for a while: where rounds of the loop are longer than its pieces, with
         # one piece in a round a client would be heard ever later.
         if rest or not samples or time.monotonic() - turned > TURN_SECONDS:
+            self.silence.note(rest)
             await asyncio.sleep(rest)
             turned = time.monotonic()
         return turned
@@ -328,6 +330,7 @@ class ChatSocket(LiveSocket):
             samples += len(pcm)
             rest = self.decoding.take(time.thread_time() - worked)
             if rest or metrics.clock() - turned > TURN_SECONDS:
+                self.silence.note(rest)
                 await asyncio.sleep(rest)
                 turned = metrics.clock()
             worked = time.thread_time()
@@ -475,9 +478,7 @@ class ChatSocket(LiveSocket):
             await self._send_bytes(encode_metadata(name, seconds, **fields))
 
     async def _send_stats(self) -> None:
-        metrics = self.service.metrics
-        p50, p99 = metrics.step.percentiles((50, 99))
-        (queue,) = metrics.record.stages[Stage.QUEUE].percentiles((50,))
+        p50, p99, queue = self.service.metrics.recent()
         await self._send_metadata(
             "stats",
             self.session.seconds_out,
@@ -530,7 +531,7 @@ async def say_goodbye(ws: "ApiSocket", error: EndError) -> None:
 
 MESSAGES_PER_SECOND = 1500.0  # audio in pieces of 1 ms is 1000
 MESSAGES_AT_ONCE = 4000.0  # 30 s of audio in pieces of 10 ms is 3000
-CALM_MESSAGES = 400.0  # who has so many left again is no longer above the rate
+CALM_MESSAGES = 400.0  # with so many left again a client is no longer above the rate
 TOO_FAST_SECONDS = 5.0  # above the rate
 MOST_EXCUSED_SECONDS = 20.0  # of our loop's standing still: what came then may come at once
 PIECE_SAMPLES = SAMPLE_RATE / 1200  # a message that brings this much audio is excused
@@ -628,7 +629,7 @@ class ClientPace:
             if self._excess > 0:
                 raise TooFastError(
                     f"more than {MESSAGES_PER_SECOND:.0f} messages a second for "
-                    f"{TOO_FAST_SECONDS:.0f} s; a text, a setting or a restart counts for several",
+                    f"{TOO_FAST_SECONDS:.0f} s; a text or a setting counts for several",
                     "too many messages",
                 )
             self._over_since, self._excess = now, 0.0
@@ -668,9 +669,9 @@ class Silence:
         self._since = clock()
         self._asked_at: float | None = None
 
-    def note(self) -> None:
-        """Something has come."""
-        self._since, self._asked_at = self._clock(), None
+    def note(self, rest: float = 0.0) -> None:
+        """Something has come. rest: seconds in which we ourselves shall not read."""
+        self._since, self._asked_at = self._clock() + rest, None
 
     def look(self, lag: float = 0.0) -> Alive:
         """Call it about once a second. lag: by how much we ourselves are late."""

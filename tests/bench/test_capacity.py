@@ -26,6 +26,7 @@ from engine.bench.process import Counts, Server
 from engine.bench.report import parse_options
 from engine.errors import EngineError
 from engine.runtime.metrics import Dropped, Metrics
+from tests.bench.conftest import QUICK
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = (
@@ -251,6 +252,8 @@ def test_a_void_measurement_says_so_and_fails_and_keeps_its_rows(monkeypatch, tm
 def test_a_generated_model_is_served_without_any_package_of_sounds_and_words(tmp_path):
     """The whole of it in earnest, on one slot; a slow machine's late frames are allowed here."""
     lines = ["import sys", *(f"sys.modules[{name!r}] = None" for name in FOREIGN)]
+    lines += ["from engine.model.config import *", "from engine.weights import generated"]
+    lines += [f"generated.SMALL = {QUICK!r}"]
     lines += ["from engine.bench import capacity", "capacity.LAG_SECONDS = 60.0"]
     lines += ["capacity.LATE_SHARE = 2.0", "capacity.TICK_SHARE = 0.0"]
     (tmp_path / "sitecustomize.py").write_text("\n".join(lines))

@@ -10,7 +10,7 @@ from engine.bench.device import make_loop
 from engine.bench.report import parse_options
 from engine.bench.tick import CONNECT, make_prompt, open_slot
 from engine.model.gpu.graphs import Ticks
-from engine.weights.generated import SMALL
+from tests.bench.conftest import QUICK
 
 COLUMNS = 30
 
@@ -34,7 +34,7 @@ def test_a_new_prompt_and_a_kept_one_end_in_the_same_first_frame(small):
     assert same is ready
     assert ready.columns == COLUMNS
     assert loop.rings.pushed[0] == COLUMNS + 2  # the bootstrap tick, and one that hears the user
-    assert loop.encoder.rings.pushed[0] == SMALL.mimi.columns
+    assert loop.encoder.rings.pushed[0] == QUICK.mimi.columns
     assert new > 0 < kept
 
 

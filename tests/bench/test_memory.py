@@ -8,7 +8,7 @@ import torch
 from engine.bench import tick
 from engine.bench.report import parse_options
 from engine.bench.tick import MEMORY
-from engine.weights.generated import SMALL
+from tests.bench.conftest import QUICK
 
 ITEMS = ["language model", "codec", "rings", "codec's state"]
 
@@ -30,7 +30,7 @@ def test_every_item_that_a_cpu_has_is_measured(ran):
     rows = ran("--slots", "2", "--kv", "bf16")
     assert [row["item"] for row in rows] == ITEMS
     sizes = {row["item"]: row["measured_gb"] * 1e9 for row in rows}
-    layers, dim, columns = SMALL.lm.num_layers, SMALL.lm.dim, 752  # 750 on a border of 16
+    layers, dim, columns = QUICK.lm.num_layers, QUICK.lm.dim, 752  # 750 on a border of 16
     assert sizes["rings"] == pytest.approx(2 * layers * 2 * dim * columns * 4)
 
 

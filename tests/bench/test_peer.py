@@ -47,7 +47,7 @@ def test_the_fork_is_timed_in_both_kinds_at_one_stream(measured):
 
 def test_the_fork_is_made_as_its_server_makes_it(measured):
     _, notes = measured
-    assert ["lm", 16, 16, 256] in notes
+    assert ["lm", 16, 16, 64] in notes
     assert notes.count(["codec", 8, 32, 64]) == 2  # of our sizes, not of the loader's own
     assert [note for note in notes if note[0] == "gen"] == [["gen", "cpu", 24000, 12.5, 6]] * 2
 

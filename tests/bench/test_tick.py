@@ -11,7 +11,8 @@ from engine.bench import device, tick
 from engine.bench.__main__ import load_subject
 from engine.bench.device import count_launches, make_loop
 from engine.bench.report import parse_options, table
-from engine.weights.generated import FULL, SMALL, generated, on_meta
+from engine.weights.generated import FULL, generated, on_meta
+from tests.bench.conftest import QUICK
 
 NUMBERS = 7_374_635_008  # that a tick reads of the public weights
 H200 = 4.8e12  # bytes a second
@@ -125,7 +126,7 @@ def test_the_weights_of_a_tick_are_those_of_the_specification():
 
 
 def test_int8_weights_are_a_byte_each_and_a_scale_for_every_output():
-    whole, int8 = (generated(SMALL, "cpu", weights)[0] for weights in ("bf16", "int8"))
+    whole, int8 = (generated(QUICK, "cpu", weights)[0] for weights in ("bf16", "int8"))
     outputs = sum(len(m.scale) for m in int8.modules() if getattr(m, "scale", None) is not None)
     assert outputs > 0
     assert tick.weight_bytes(int8) == tick.weight_bytes(whole) / 4 + 4 * outputs  # float32 here
@@ -168,4 +169,4 @@ def test_the_defaults_are_those_of_the_specification():
 
 def test_the_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
     monkeypatch.setattr(device, "time_work", lambda work, times: 0.5)
-    assert device.measure_bandwidth("cpu") == 2 * (256 << 20) / 0.5
+    assert device.measure_bandwidth("cpu") == 2 * device.CPU_COPY_BYTES / 0.5

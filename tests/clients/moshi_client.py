@@ -1,18 +1,20 @@
 """Runs the class of moshi's client with a sound card that is not there: `moshi.sh` calls it.
 
-It speaks a sentence into the client's own callback, and counts what the client would play.
+It speaks a recording (24 kHz, mono, 16 bits), or is silent, in the client's own callback, and
+counts what the client would play.
 """
 
 import asyncio
 import sys
 import time
 import types
+import wave
 
 import aiohttp
 import numpy as np
 
 FRAME, RATE = 1920, 24_000
-SECONDS = 8.0
+SECONDS, SPEAKS_AT = 20.0, 5.0
 
 
 class Silent:
@@ -38,7 +40,14 @@ from moshi.client import Connection  # noqa: E402 - after what it imports
 from moshi.client_utils import RawPrinter  # noqa: E402
 
 
-async def talk(url: str) -> int:
+def read_speech(path: str) -> np.ndarray:
+    """Float32 [T], with the silence before it."""
+    with wave.open(path) as file:
+        pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+    return np.concatenate([np.zeros(int(SPEAKS_AT * RATE), np.float32), pcm])
+
+
+async def talk(url: str, speech: np.ndarray) -> int:
     base, _, query = url.partition("?")
     address = f"{base.rstrip('/')}/api/chat" + (f"?{query}" if query else "")
     played, texts = [], []
@@ -49,8 +58,9 @@ async def talk(url: str) -> int:
         receiving = asyncio.create_task(client._recv_loop())
         started = time.monotonic()
         while time.monotonic() - started < SECONDS:
-            silence = np.zeros((FRAME, 1), np.float32)
-            client._on_audio_input(silence, FRAME, None, None)
+            spoken, speech = speech[:FRAME], speech[FRAME:]
+            frame = np.pad(spoken, (0, FRAME - len(spoken)))[:, None]
+            client._on_audio_input(frame, FRAME, None, None)
             out = np.zeros((FRAME, 1), np.float32)
             while not client._output_queue.empty():
                 client._on_audio_output(out, FRAME, None, None)
@@ -63,4 +73,5 @@ async def talk(url: str) -> int:
     return 0 if loud > 0.3 and "".join(texts).strip() else 1
 
 
-sys.exit(asyncio.run(talk(sys.argv[1])))
+speech = read_speech(sys.argv[2]) if len(sys.argv) > 2 else np.zeros(0, np.float32)
+sys.exit(asyncio.run(talk(sys.argv[1], speech)))

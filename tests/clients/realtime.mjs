@@ -37,7 +37,7 @@ async function speak(bytes, seconds) {
 const silence = Buffer.alloc(48000 * 10);
 await speak(silence, 3); // it greets
 await speak(pcm, 60);
-await speak(silence, 6); // it answers
+await speak(silence, 8); // it answers
 const create = (text) => session.transport.sendEvent(
   { type: 'response.create', response: { instructions: text } });
 create('Seven yellow umbrellas are waiting for you behind the door of the old theatre.');

@@ -69,7 +69,7 @@ async def main() -> bool:
     await session.update_instructions("You are Ann.")
     await speak(silence, 3)  # it greets
     await speak(speech, 60)
-    await speak(silence, 6)  # it answers
+    await speak(silence, 8)  # it answers
     said = session.generate_reply(
         instructions="Seven yellow umbrellas are waiting behind the door of the old theatre."
     )

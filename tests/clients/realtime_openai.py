@@ -60,7 +60,7 @@ async def main(url: str, wav: str) -> bool:
         )
         await speak(bytes(480_000), 3)  # it greets
         await speak(speech, 60)
-        await speak(bytes(480_000), 6)  # it answers
+        await speak(bytes(480_000), 8)  # it answers
         text = "Seven yellow umbrellas are waiting behind the door of the old theatre."
         await connection.response.create(response={"instructions": text})
         await speak(bytes(480_000), 1.6)

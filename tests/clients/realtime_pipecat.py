@@ -96,7 +96,7 @@ async def main() -> bool:
     await worker.queue_frame(LLMContextFrame(LLMContext()))  # "begin": a response to create
     await speak(silence, 3)  # it greets
     await speak(speech, 60)
-    await speak(silence, 6)  # it answers
+    await speak(silence, 8)  # it answers
     text = "Seven yellow umbrellas are waiting behind the door of the old theatre."
     await service.send_client_event(
         events.ResponseCreateEvent(response=events.ResponseProperties(instructions=text))

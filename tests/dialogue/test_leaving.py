@@ -75,6 +75,7 @@ async def test_what_arrives_after_the_end_asks_nobody(event):
             await shake_hands(session)
             tasks = asyncio.all_tasks()
         session._deliver([Notice([event])])  # the scheduler was in the midst of its turn
+        engine.mail.send()
         await asyncio.sleep(0.05)
         assert asyncio.all_tasks() <= tasks
         assert session.routing.current is None
@@ -88,4 +89,5 @@ async def test_the_same_words_before_the_end_are_asked_about():
     ):
         await shake_hands(session)
         session._deliver([Notice([LISTENED])])
+        engine.mail.send()
         await api.asked.wait()

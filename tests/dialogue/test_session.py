@@ -1,15 +1,18 @@
 """When a session ends by itself, and that no client is blamed for the server's delay."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
 from engine.config import FRAME_SECONDS, SAMPLE_RATE
 from engine.dialogue import session as module
 from engine.dialogue.service import Service
-from engine.dialogue.session import Limits, Session, SessionConfig
+from engine.dialogue.session import Limits, Mail, Session, SessionConfig
 from engine.errors import IdleError, TimeLimitError, TooFastError
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.scheduler import Scheduler
+from engine.runtime.seat import Ready
 
 # -- limits ----------------------------------------------------------------------------------------
 
@@ -187,3 +190,25 @@ def test_the_idle_time_counts_from_the_handshake(shaken):
 def test_before_the_handshake_no_limit_counts(session):
     session._seat = None
     assert reached(session, 9999.0) is None
+
+
+async def test_the_event_loop_is_woken_once_for_the_outputs_of_many_and_one_fault_is_ones_own(
+    caplog,
+):
+    loop, woken, heard, mail = asyncio.get_running_loop(), [], [], Mail()
+    called = loop.call_soon_threadsafe
+    loop.call_soon_threadsafe = lambda *what: woken.append(what) or called(*what)
+    mail.put(loop, lambda outputs: 1 / 0, [Ready()])
+    for _ in range(3):
+        mail.put(loop, heard.append, [Ready()])
+    assert not heard
+    mail.send()
+    mail.send()
+    assert len(woken) == 1
+    await asyncio.sleep(0)
+    assert heard == [[Ready()]] * 3
+    assert "outputs were lost" in caplog.text
+    gone = asyncio.new_event_loop()
+    gone.close()
+    mail.put(gone, heard.append, [Ready()])
+    mail.send()  # a server that has ended

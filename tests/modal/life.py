@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from demo.cloud.container import Container
 from engine.commands import serve
+from engine.commands.serve import tell
 from engine.runtime.embedded import EmbeddedBackend
 
 
@@ -45,9 +46,9 @@ def main(port: str, fault: str = "") -> None:
     over = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: over.set())
-    container = Container(port=int(port), commit=lambda: print("committed", flush=True))
+    container = Container(port=int(port), commit=lambda: tell("committed"))
     container.start()
-    print("started", flush=True)
+    tell("started")
     container.resume()
     over.wait()
     container.stop()

@@ -163,13 +163,13 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     monkeypatch.setenv("PERSONAPLEX_SLOTS", "1")
     anything = {"LEAST_TOP1": 0.0, "LEAST_WORDS_TOP1": 0.0, "LEAST_SPOKEN": 0.0, "MOST_KL": 1e9}
     anything |= {"SMALL_RISE": 1e9, "MOST_SLOPE_OFF": 1e9, "MOST_STEPS_OFF": 1e9}
-    for name, value in {"LEAST_FRAMES": 60, **anything}.items():
+    for name, value in {"LEAST_FRAMES": 20, **anything}.items():
         monkeypatch.setattr(drift, name, value)
     for name, value in {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0}.items():
         monkeypatch.setattr(capacity, name, value)
     stand_in = Benches(snapshot_of(cache), good=True, held={"bf16": 1})
     committed: list[bool] = []
-    effort = Effort(frames=60, seconds=0.5, step_seconds=0.3)
+    effort = Effort(frames=20, seconds=0.5, step_seconds=0.3)
 
     def bench(words: list[str]) -> int:
         return stand_in(words) if "bf16" in words else main(["bench", *words])
@@ -183,7 +183,7 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     )
     (results,) = (snapshot_of(cache) / "gates").iterdir()
     found = json.loads((results / "drift.json").read_text())
-    assert (found["frames"], len(found["rows"])) == (60, 4)
+    assert (found["frames"], len(found["rows"])) == (20, 4)
     tried = sorted(path.stem for path in results.glob("capacity-*"))
     assert not committed[0]
     assert committed[-1]

@@ -20,7 +20,7 @@ from engine.model.gpu import fused
 from engine.model.gpu.kernels import TILE_ROWS, add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
-from engine.model.loop import PREFILL_COLUMNS
+from engine.model.loop import PIECES
 from engine.model.mimi import Mimi
 from engine.model.transformer import Active, Rings, Rotation
 
@@ -178,10 +178,10 @@ def main() -> None:
     compile_only()
     for capability in capabilities:
         driver.set_active(Absent(capability))
-        piece(PREFILL_COLUMNS, BF16)
+        piece(max(PIECES), BF16)
         tick(torch.int8)
         if capability == capabilities[0]:
-            for rows in (2 * TILE_ROWS, PREFILL_COLUMNS, 80):
+            for rows in (2 * TILE_ROWS, max(PIECES), 80):
                 piece(rows, torch.int8)
             layer(80, BF16)
             tick(BF16)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine.model.config import ModelConfig
+from engine.model.gpu import cuda
 from engine.model.gpu.cuda import CACHE_VARIABLE, compile_source
 from engine.model.gpu.depth import MOST_SLOTS, SHARED_BYTES, WholeDepth
 from engine.model.gpu.kernels_attention import Decode
@@ -49,20 +50,30 @@ def test_every_source_compiles_for_a_gpu_and_fits_its_registers(source, architec
     assert SHARED_BYTES <= 99 << 10  # what a block may have on sm_86
 
 
+@pytest.fixture
+def _one_kernel(monkeypatch, tmp_path_factory):
+    """A source that is compiled at once."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "one.cu").write_text('extern "C" __global__ void one(int* out) { *out = 1; }')
+    monkeypatch.setattr(cuda, "FOLDER", folder)
+
+
+@pytest.mark.usefixtures("_one_kernel")
 def test_what_was_compiled_once_is_read_again(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    first = compile_source("attention", "sm_86")
+    first = compile_source("one", "sm_86")
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert kept
-    assert bytes(compile_source("attention", "sm_86").code) == bytes(first.code)
+    assert bytes(compile_source("one", "sm_86").code) == bytes(first.code)
     again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert again == kept
 
 
+@pytest.mark.usefixtures("_one_kernel")
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch, tmp_path, caplog):
     (tmp_path / "taken").write_text("no folder")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "taken" / "kernels"))
-    assert len(compile_source("attention", "sm_86").code) > 1000
+    assert len(compile_source("one", "sm_86").code) > 1000
     assert "compiled kernels cannot be kept in" in caplog.text
 
 

@@ -121,7 +121,7 @@ def test_a_piece_of_a_prompt_is_one_replay_of_eight_launches_a_layer(weights, re
     with Device() as device:
         ticks = Ticks(loop_of(FULL, 1, weights))
         device.taken()
-        ticks.prefill.run(0, torch.zeros(ticks.loop.prefill_columns, FULL.lm.dim, device=GPU))
+        ticks.prefill.run(0, torch.zeros(ticks.loop.piece_columns, FULL.lm.dim, device=GPU))
         seen = device.taken()
     [piece] = seen.replays
     record_property("launches a piece of a prompt", f"{piece.launches} {weights}")

@@ -104,7 +104,7 @@ def columns_of(lm, expected, count: int) -> torch.Tensor:
 def test_a_prompt_in_pieces_leaves_the_ring_of_the_plain_modules(lm, expected, ring):
     embedded = columns_of(lm, expected, 9)
     plain, quick = lm.rings(2, ring), lm.rings(2, ring)
-    prefill = Prefill(lm, quick, 4)
+    prefill = Prefill(lm, quick, (4,))
     for part in embedded.split(4):
         lm.prefill(part, plain, 1)
         prefill.run(1, part)
@@ -115,10 +115,10 @@ def test_a_prompt_in_pieces_leaves_the_ring_of_the_plain_modules(lm, expected, r
     assert not quick.kv[:, :, 0].any()
 
 
-def test_where_a_prompt_is_cut_changes_not_a_bit(lm, expected):
+def test_neither_where_a_prompt_is_cut_nor_the_size_of_the_pieces_changes_a_bit(lm, expected):
     embedded, rings = columns_of(lm, expected, 5), lm.rings(2)
-    prefill = Prefill(lm, rings, 4)
-    for slot, cuts in enumerate(([4, 1], [1, 2, 2])):
+    for slot, (cuts, sizes) in enumerate((([4, 1], (4,)), ([1, 2, 2], (1, 17)))):
+        prefill = Prefill(lm, rings, sizes)  # 17: more rows than a tile has
         for part in embedded.split(cuts):
             prefill.run(slot, part)
     assert torch.equal(rings.used(0)[0], rings.used(1)[0])
@@ -127,7 +127,7 @@ def test_where_a_prompt_is_cut_changes_not_a_bit(lm, expected):
 def test_a_piece_that_would_push_columns_out_is_run_by_the_plain_modules(lm, expected):
     capacity, rings = lm.window, [lm.rings(1), lm.rings(1)]
     embedded = columns_of(lm, expected, 8)
-    prefill = Prefill(lm, rings[0], 8)
+    prefill = Prefill(lm, rings[0], (8,))
     for each in rings:
         each.kv.copy_(torch.linspace(-1, 1, each.kv.numel()).view_as(each.kv))
         each.set_position(0, capacity - 7)

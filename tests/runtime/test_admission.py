@@ -25,7 +25,7 @@ class TimedBackend(NotingBackend):
 
     def __init__(self, slots: int, ticks: Ticks, piece: float = 0.015) -> None:
         super().__init__(slots)
-        self.ticks = TickTable(ticks, piece)
+        self.ticks = TickTable(ticks, {64: piece})
 
     def speak(self, text: np.ndarray, hush: np.ndarray):
         self.tick_seconds = self.ticks.tick(int(np.flatnonzero(self.masks[-1]).max()) + 1)
@@ -100,7 +100,7 @@ def test_kept_prompts_do_not_make_the_next_new_one_look_short():
     rig = Rig(backend=TimedBackend(4, {4: 0.05}, piece=0.03), piece=0.03)
     for _ in range(20):
         rig.scheduler.leave(rig.join(), "left")
-    assert rig.scheduler._slack_work.slack.estimate("piece", rig.now) == 0.03
+    assert rig.scheduler._slack_work.slack.estimate("piece", rig.now, size=64) == 0.03
 
 
 def test_a_prompt_that_breaks_the_backend_ends_its_own_conversation_alone():

@@ -41,7 +41,7 @@ class Machine:
         return seconds
 
     def timed(self) -> TickTable:
-        return time_ticks(self.buckets, self.run, lambda: self.run("piece"))
+        return time_ticks(self.buckets, self.run, (64,), lambda columns: self.run("piece"))
 
 
 @pytest.fixture
@@ -75,15 +75,15 @@ def test_the_spec_states_four_eight_and_sixteen_for_an_a10g():
 
 def test_what_a_first_tick_and_a_first_piece_compile_does_not_count():
     table = Machine(A10G, first=3.0).timed()
-    assert (table.seconds, table.piece) == (A10G, 0.015)
+    assert (table.seconds, table.pieces) == (A10G, {64: 0.015})
 
 
 def test_a_tenth_of_the_ticks_may_be_slower_than_what_counts_and_no_more():
     fast, slow, warm_ups = 0.01, 0.05, [0.0] * 2
     ticks = {1: [*warm_ups, *[fast] * 17, *[slow] * 3], 2: [*warm_ups, *[fast] * 18, *[slow] * 2]}
     pieces, ticks = iter(ticks[2]), {size: iter(taken) for size, taken in ticks.items()}
-    table = time_ticks((1, 2), lambda slots: next(ticks[slots]), lambda: next(pieces))
-    assert (table.seconds, table.piece) == ({1: slow, 2: fast}, fast)
+    table = time_ticks((1, 2), lambda slots: next(ticks[slots]), (64,), lambda _: next(pieces))
+    assert (table.seconds, table.pieces) == ({1: slow, 2: fast}, {64: fast})
 
 
 def test_a_hiccup_of_more_than_a_second_cuts_no_slots():
@@ -206,25 +206,48 @@ def test_a_piece_of_a_prompt_runs_only_where_nobody_gets_late_by_it():
     slack.note("tick", 0.060, 1.0)
     rig = Rig()
     one = rig.join(ready=False)
-    assert slack.allows(1.0, None, one)
-    assert slack.allows(1.0, 1.0, one)
-    assert slack.allows(1.019, 1.0, one)  # 30 + 60 ms, and 10 around them, are over in 120
-    assert not slack.allows(1.021, 1.0, one)
+    assert slack.allows(1.0, None, one, "piece", 0)
+    assert slack.allows(1.0, 1.0, one, "piece", 0)
+    assert slack.allows(
+        1.019, 1.0, one, "piece", 0
+    )  # 30 + 60 ms, and 10 around them, are over in 120
+    assert not slack.allows(1.021, 1.0, one, "piece", 0)
+
+
+def test_a_piece_has_as_many_columns_as_make_nobody_late():
+    slack, seat = Slack({16: 0.014, 64: 0.056}), Rig().join(ready=False)
+    assert slack.fit_piece(1.0, None, seat) == 64  # nobody talks
+    for tick, columns in ((0.050, 64), (0.055, 16), (0.097, None)):
+        slack = Slack({16: 0.014, 64: 0.056})
+        slack.note("tick", tick, 1.0)
+        assert slack.fit_piece(1.0, 1.0, seat) == columns
+    slack = Slack({16: 0.014, 64: 0.056})
+    slack.note("piece", 0.120, 1.0, 64)  # slower than it was at the start: the small ones go on
+    assert slack.fit_piece(1.0, 1.0, seat) == 16
+    assert slack.fit_piece(12.0, 12.0, seat) == 64  # it is forgotten
+
+
+@pytest.mark.parametrize(("tick", "columns"), [(0.026, 64), (0.028, 16), (0.059, 16)])
+def test_where_all_slots_are_taken_a_piece_fits_between_two_ticks(tick, columns):
+    assert TickTable({8: 0.02, 16: tick}, {16: 0.014, 64: 0.056}).piece_when_full() == columns
+    assert TickTable({16: tick, 32: 0.09}, {16: 0.014, 64: 0.056}).piece_when_full() == columns
 
 
 def test_work_that_never_fits_is_done_after_five_seconds_for_all_who_wait():
-    slack, rig = Slack(0.2), Rig(slots=3)
+    slack, rig = Slack({0: 0.2}), Rig(slots=3)
     one, other, leaver = (rig.join(ready=False) for _ in range(3))
     for now in (10.0, 12.0, 15.0):
-        assert not any(slack.allows(now, now, seat) for seat in (one, other, leaver))
+        assert not any(slack.allows(now, now, seat, "piece", 0) for seat in (one, other, leaver))
     slack.forget(leaver)
-    assert slack.allows(15.1, 15.1, one)
-    assert not slack.allows(15.2, 15.2, one)  # one piece; the next after five seconds more
-    assert slack.allows(15.3, 15.3, other)
-    assert not slack.allows(15.4, 15.4, leaver)  # who sits there now waits anew
+    assert slack.allows(15.1, 15.1, one, "piece", 0)
+    assert not slack.allows(
+        15.2, 15.2, one, "piece", 0
+    )  # one piece; the next after five seconds more
+    assert slack.allows(15.3, 15.3, other, "piece", 0)
+    assert not slack.allows(15.4, 15.4, leaver, "piece", 0)  # who sits there now waits anew
     for seat in (one, leaver):
         slack.forget(seat)
-    assert not slack.allows(30.0, 30.0, other)  # nor does an old refusal count
+    assert not slack.allows(30.0, 30.0, other, "piece", 0)  # nor does an old refusal count
 
 
 def test_a_renewal_runs_between_ticks_and_is_told_to_the_client():

@@ -257,7 +257,7 @@ def test_a_newcomers_prompt_makes_no_frame_of_a_live_seat_late(phase):
 @pytest.mark.parametrize(("tick", "piece"), [(0.04, 0.045), (0.055, 0.03), (0.015, 0.13)])
 def test_nor_do_pieces_that_fit_only_at_some_moments(tick, piece):
     rig = Rig(slots=3, pieces=9, tick=tick, piece=piece)
-    rig.scheduler._slack_work.slack = Slack(piece)  # as timed at the start
+    rig.scheduler._slack_work.slack = Slack({64: piece})  # as timed at the start
     seats = [rig.join() for _ in range(2)]
     talking = {seats[0]: 0.01, seats[1]: 0.03}
     rig.play(talking, 1.0)
@@ -296,7 +296,7 @@ def test_a_newcomers_first_tick_waits_for_slack_or_rides_along():
 
 def test_a_refused_prompt_is_looked_at_again_though_nobody_wakes_the_scheduler():
     rig = Rig(slots=2, pieces=1, tick=0.05, piece=0.025)
-    rig.scheduler._slack_work.slack = Slack(0.1)
+    rig.scheduler._slack_work.slack = Slack({64: 0.1})
     live = rig.join()  # is silent: its next frame may be complete at any moment
     newcomer = rig.join(ready=False)
     assert rig.turn() == pytest.approx(rig.now + 0.02)

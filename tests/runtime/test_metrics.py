@@ -5,7 +5,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config import FRAME_SECONDS, LATE_SECONDS
-from engine.runtime.metrics import WINDOW_SECONDS, WINDOW_VALUES, Metrics, Stage, Window
+from engine.runtime.metrics import (
+    RECENT_SECONDS,
+    WINDOW_SECONDS,
+    WINDOW_VALUES,
+    Metrics,
+    Stage,
+    Window,
+)
 from tests.runtime.rig import NotingDirector, Rig
 
 
@@ -41,6 +48,28 @@ def test_a_window_that_is_full_keeps_the_last_values_only():
     for number in range(WINDOW_VALUES):
         window.add(number)
     assert window.percentiles((0, 50, 100)) == [0, (WINDOW_VALUES - 1) / 2, WINDOW_VALUES - 1]
+
+
+def test_many_values_that_do_not_fit_before_the_end_of_the_ring_go_on_at_its_start():
+    window = Window()
+    window.add(*range(WINDOW_VALUES - 2))
+    window.add(-1, -2, -3, -4, -5)
+    assert sorted(window.values()) == [-5, -4, -3, -2, -1, *range(3, WINDOW_VALUES - 2)]
+
+
+def test_what_clients_are_told_is_reckoned_once_for_all_of_them(monkeypatch):
+    now, reckoned = 100.0, []
+    metrics, percentiles = Metrics(lambda: now), Window.percentiles
+    monkeypatch.setattr(
+        Window, "percentiles", lambda window, of: reckoned.append(of) or percentiles(window, of)
+    )
+    metrics.ticked(1, 0.02)
+    metrics.took(Stage.QUEUE, 0.004)
+    assert [metrics.recent() for _ in range(9)] == [(0.02, 0.02, 0.004)] * 9
+    assert len(reckoned) == 2
+    metrics.ticked(1, 0.04)
+    now += RECENT_SECONDS + 0.01
+    assert metrics.recent()[0] == pytest.approx(0.03)
 
 
 def test_a_window_forgets_what_is_older_than_a_minute():

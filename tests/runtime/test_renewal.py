@@ -280,8 +280,9 @@ def test_where_more_is_said_than_a_smaller_spare_holds_it_begins_again(roomy):
     check(call, opening, FRAMES // 2)
 
 
-def test_with_little_slack_a_smaller_spare_is_done_all_the_same(roomy_int8):
-    backend = PersonaPlexBackend(roomy_int8, slots=2, renewal_frames=FRAMES, spare_columns=SPARE)
+def test_with_little_slack_a_smaller_spare_is_done_all_the_same(roomy):
+    backend = PersonaPlexBackend(roomy, slots=2, renewal_frames=FRAMES, spare_columns=SPARE)
+    backend.limit_piece(16)
     opening = Opening("TINYF0", (), SAMPLED, seed=12)
     call = Call(backend, opening)
     known = call.renew((9,) * 20)  # nine frames from one piece to the next

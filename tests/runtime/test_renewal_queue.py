@@ -7,10 +7,10 @@ from engine.runtime.renewal import RenewalQueue
 CAPACITY = 2999  # columns of the public model's ring
 PROMPT, KEPT = 150, 1000  # columns of a prompt, and frames that are kept behind it
 RENEWED = PROMPT + KEPT
-INT8, BF16 = 16, 64  # columns of a piece
+SMALL, LARGE = 16, 64  # columns of a piece
 
 
-def queue_of(slots: int, piece: int = INT8) -> RenewalQueue:
+def queue_of(slots: int, piece: int = SMALL) -> RenewalQueue:
     queue = RenewalQueue(CAPACITY, piece, slots, CAPACITY)
     assert [queue.enter(slot, PROMPT, KEPT) for slot in range(slots)] == [KEPT] * slots
     return queue
@@ -21,7 +21,7 @@ def begins_at(queue: RenewalQueue, slots: int) -> int:
     return next(n for n in range(CAPACITY) if queue.next(dict.fromkeys(range(slots), n)) == 0)
 
 
-@pytest.mark.parametrize(("piece", "frames"), [(INT8, 78), (BF16, 20)])
+@pytest.mark.parametrize(("piece", "frames"), [(SMALL, 78), (LARGE, 20)])
 def test_a_renewal_lasts_a_frame_a_piece_and_catches_up_with_what_comes_meanwhile(piece, frames):
     done = taken = 0
     while done < RENEWED + taken:
@@ -29,7 +29,7 @@ def test_a_renewal_lasts_a_frame_a_piece_and_catches_up_with_what_comes_meanwhil
     assert queue_of(1, piece).lasts(RENEWED) == frames == taken + 1  # and the swap
 
 
-@pytest.mark.parametrize(("piece", "frames"), [(INT8, 78), (BF16, 20)])
+@pytest.mark.parametrize(("piece", "frames"), [(SMALL, 78), (LARGE, 20)])
 @pytest.mark.parametrize("slots", [1, 4, 16])
 def test_slots_that_fill_up_together_begin_so_early_that_the_last_is_in_time(slots, piece, frames):
     begin = begins_at(queue_of(slots, piece), slots)
@@ -37,7 +37,7 @@ def test_slots_that_fill_up_together_begin_so_early_that_the_last_is_in_time(slo
 
 
 def test_where_each_piece_waits_for_two_frames_renewals_begin_so_much_earlier():
-    queue = queue_of(16, BF16)
+    queue = queue_of(16, LARGE)
     frames = queue.lasts(RENEWED)
     for _ in range(2):  # one slow renewal is no pace yet, of three that are known two are
         queue.set_pace(2 * frames, frames)
@@ -49,7 +49,7 @@ def test_where_each_piece_waits_for_two_frames_renewals_begin_so_much_earlier():
 
 
 def test_one_slow_renewal_changes_nothing():
-    queue = queue_of(16, BF16)
+    queue = queue_of(16, LARGE)
     begin = begins_at(queue, 16)
     queue.set_pace(20, 20)
     queue.set_pace(2000, 20)
@@ -58,8 +58,13 @@ def test_one_slow_renewal_changes_nothing():
 
 @pytest.mark.parametrize(("slots", "kept"), [(64, 1000), (80, 1000), (96, 800)])
 def test_many_slots_keep_at_least_800_frames_of_pieces_of_64_columns(slots, kept):
-    queue = RenewalQueue(CAPACITY, BF16, slots, CAPACITY)
+    queue = RenewalQueue(CAPACITY, LARGE, slots, CAPACITY)
     assert min(queue.enter(slot, PROMPT, KEPT) for slot in range(slots)) >= kept
+
+
+def test_pieces_of_16_columns_would_leave_eighty_slots_a_third_of_that():
+    queue = RenewalQueue(CAPACITY, SMALL, 80, CAPACITY)
+    assert {queue.enter(slot, PROMPT, KEPT) for slot in range(80)} == {300}
 
 
 def test_a_lone_call_is_renewed_late_however_many_slots_there_are():
@@ -81,7 +86,7 @@ def test_who_has_left_keeps_nobody_waiting():
     assert queue.next({}) is None
 
 
-@pytest.mark.parametrize("piece", [INT8, BF16])
+@pytest.mark.parametrize("piece", [SMALL, LARGE])
 def test_a_slot_that_would_be_due_again_at_once_is_not_renewed(piece):
     queue = RenewalQueue(CAPACITY, piece, 1, CAPACITY)
     most = max(n for n in range(CAPACITY) if n + 2 * queue.lasts(n) < CAPACITY)
@@ -93,7 +98,7 @@ def test_a_slot_that_would_be_due_again_at_once_is_not_renewed(piece):
 
 @pytest.mark.parametrize("prompt", [400, 700, 1050])
 def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare_in_time(prompt):
-    queue = RenewalQueue(CAPACITY, INT8, 16, CAPACITY)
+    queue = RenewalQueue(CAPACITY, SMALL, 16, CAPACITY)
     [kept] = {queue.enter(slot, prompt, KEPT) for slot in range(16)}
     assert 300 < kept <= KEPT
     lasts, pushed, busy, lost = queue.lasts(prompt + kept), dict.fromkeys(range(16), 1200), None, 0
@@ -111,8 +116,8 @@ def test_with_long_prompts_so_many_frames_are_kept_that_all_slots_find_the_spare
 
 @pytest.mark.parametrize("spare", [799, 1103])  # of an A10G in bf16, and with int8 keys
 def test_a_smaller_spare_keeps_as_many_frames_as_it_holds_with_what_comes_meanwhile(spare):
-    queue = RenewalQueue(CAPACITY, BF16, 4, spare)
+    queue = RenewalQueue(CAPACITY, LARGE, 4, spare)
     kept = queue.enter(0, PROMPT, KEPT)
     assert PROMPT + kept + 2 * queue.lasts(PROMPT + kept) <= spare
     assert PROMPT + kept + 1 + 2 * queue.lasts(PROMPT + kept + 1) > spare
-    assert RenewalQueue(CAPACITY, BF16, 4, PROMPT).enter(0, PROMPT, KEPT) == 0
+    assert RenewalQueue(CAPACITY, LARGE, 4, PROMPT).enter(0, PROMPT, KEPT) == 0

@@ -10,10 +10,10 @@ import pytest
 from engine.config import FRAME_SAMPLES, FRAME_SECONDS, GREEDY, PAD
 from engine.errors import BusyError, InternalError, ModelError, RefusedError
 from engine.runtime import scheduler
-from engine.runtime.backend import Opening
+from engine.runtime.backend import Opening, Spoken
 from engine.runtime.metrics import Dropped
-from engine.runtime.scheduler import Scheduler, describe_place
-from engine.runtime.seat import Ended, Ready
+from engine.runtime.scheduler import Scheduler, describe_place, read_core_waits, wait_fairly
+from engine.runtime.seat import Ended, Frame, Ready
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig, ticks_within
 
 
@@ -565,3 +565,58 @@ def test_a_hang_in_somebody_elses_code_is_told_by_our_function_that_called_it(pa
     place = describe_place(thread)
     held.set()
     assert place == "call_it (waiting.py)"
+
+
+@pytest.mark.parametrize(
+    ("core_share", "waited"),  # of the time our thread has a core, and for how long is waited
+    [
+        (1.0, 2),  # a hang on a quiet machine
+        (0.1, 20),  # a busy one
+        (0.001, 62),  # no core at all: a minute is excused
+    ],
+)
+def test_time_without_a_core_is_no_hang(core_share, waited):
+    now = 0.0
+
+    def wait(timeout):
+        nonlocal now
+        now += timeout
+        return False
+
+    def read_waits():
+        return {"ours": now * (1 - core_share), "idle": 0.0}
+
+    assert not wait_fairly(wait, 2.0, lambda: now, read_waits)
+    assert now == pytest.approx(waited, rel=0.1)
+
+
+def test_what_is_done_is_waited_for_no_longer():
+    assert wait_fairly(lambda timeout: True, 0.0)
+    assert min(read_core_waits().values(), default=0.0) >= 0
+
+
+def test_what_a_tick_makes_for_all_is_sent_at_once_when_it_is_over():
+    rig, events = Rig(slots=3), []
+    seats = [rig.join() for _ in range(3)]
+    rig.scheduler._send = lambda: events.append("sent")
+    for seat in seats:
+        seat.deliver = events.extend
+        rig.hear(seat)
+    rig.turn()
+    assert events[0] == "sent"  # what commands have brought does not wait for the tick
+    assert [type(event) for event in events[1:4]] == [Frame] * 3
+    assert events[4:] == ["sent"]
+
+
+def test_the_frames_of_a_tick_are_not_the_backends_own_memory():
+    rig = Rig(slots=2)
+    seats = [rig.join() for _ in range(2)]
+    made = np.zeros((2, FRAME_SAMPLES), np.float32)
+    rig.backend.speak = lambda text, hush: Spoken(made)
+    for seat in seats:
+        rig.hear(seat)
+    made[:] = [[0.25], [-0.5]]
+    rig.turn()
+    made[:] = 0.9  # the next tick's
+    assert [rig.frames(seat)[-1].pcm[0] for seat in seats] == [0.25, -0.5]
+    assert [seat.peak_out for seat in seats] == [0.25, 0.5]

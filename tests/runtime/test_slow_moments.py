@@ -65,7 +65,7 @@ def join_late(seed: int, slow: Mapping[int, float], rest: float = 0.0) -> tuple[
     rnd = random.Random(seed)
     tick, piece = rnd.uniform(0.003, 0.03), rnd.uniform(0.001, 0.03)
     backend = UnsteadyBackend(rnd.randrange(5), slow)
-    backend.ticks = TickTable({SLOTS: tick}, piece) if rnd.random() < 0.5 else None
+    backend.ticks = TickTable({SLOTS: tick}, {64: piece}) if rnd.random() < 0.5 else None
     rig = Rig(tick=tick, piece=piece, backend=backend)
     backend.attach(rig)
     talking: dict[Seat, float] = {}
@@ -153,7 +153,7 @@ def test_where_nothing_ticks_any_more_there_is_no_overload():
 def rig_without_slack(newcomers: int) -> tuple[Rig, dict[Seat, float], list[Seat]]:
     """A piece is known to take longer than ever fits beside the one who talks."""
     backend = UnsteadyBackend(0, {})
-    backend.ticks = TickTable({SLOTS: 0.01}, 0.2)
+    backend.ticks = TickTable({SLOTS: 0.01}, {64: 0.2})
     rig = Rig(tick=0.01, piece=0.2, backend=backend)
     backend.attach(rig)
     talking = {rig.join(): 0.0}
@@ -177,7 +177,7 @@ def test_a_measurement_that_is_confirmed_again_and_again_is_doubted_less_and_les
     slack, rig, now, tries = Slack(), Rig(), 0.0, []
     seat = rig.join(ready=False)
     while now < 60:
-        if slack.allows(now, now, seat):
+        if slack.allows(now, now, seat, "piece"):
             tries.append(now)
             slack.note("piece", 0.3, now)
         now += 0.02

@@ -118,7 +118,7 @@ def ticks(monkeypatch):
     def pretend(seconds: dict[int, float]) -> None:
         def measure(backend: PersonaPlexBackend) -> None:
             held = {size: taken for size, taken in seconds.items() if size <= backend.slots}
-            backend.ticks = TickTable(held, 0.02)
+            backend.ticks = TickTable(held, {64: 0.02})
 
         monkeypatch.setattr(PersonaPlexBackend, "measure", measure)
 

@@ -20,7 +20,8 @@ from engine.bench.capacity import HANDLES, measure_growth
 from engine.bench.clients import converse, voice
 from engine.bench.process import Server
 from engine.wire.protocol import Kind
-from tests.wire.raw import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, Raw, frame, raw, request
+from engine.wire.realtime import HANDLERS
+from tests.wire.raw import CLOSE, PING, PONG, TEXT, UPGRADE, Raw, frame, raw, request
 
 PARALLEL = 8
 SETTLE_SECONDS = 3.0
@@ -81,6 +82,43 @@ def draw_payload(rng: random.Random, pcm: bool) -> bytes:
     return bytes(data)
 
 
+REALTIME = {  # fields of `/v1/realtime`'s events -> what is nearly right; (): an object
+    **dict.fromkeys(("session", "item", "response", "input", "output"), ()),
+    **dict.fromkeys(("turn_detection", "transcription", "metadata", "format", "tracing"), ()),
+    **dict.fromkeys(("instructions", "text", "transcript"), ("You are Ann.", "*")),
+    **dict.fromkeys(("id", "item_id", "event_id", "response_id"), ("one", "two", "")),
+    "type": ("message", "realtime", "input_text", "output_audio", "input_audio", "audio/pcmu"),
+    "role": ("user", "assistant", "system"),
+    "audio": ((), "AAAA", "YWJj", "%"),
+    "voice": ("ash", "NATM1", "Bob", {"id": "sage"}),
+    "output_modalities": (["audio"], ["text"]),
+    "create_response": (True, False),
+    "temperature": (0.5, 3),
+    "audio_end_ms": (0, 400, -1),
+    "tools": ([], [{}]),
+}
+
+
+def draw_fields(rng: random.Random, depth: int = 0) -> dict[str, object]:
+    """An object of an event: known names, with what is nearly right, anything, or objects."""
+    drawn: dict[str, object] = {}
+    for name in rng.sample(list(REALTIME), rng.randrange(8)):
+        value = rng.choice(REALTIME[name] or ((),)) if rng.random() < 0.9 else draw_value(rng)
+        drawn[name] = draw_fields(rng, depth + 1) if value == () and depth < 4 else value
+    if rng.random() < 0.3:
+        drawn["content"] = [draw_fields(rng, 4) for _ in range(rng.randrange(3))]
+    return drawn
+
+
+def draw_event(rng: random.Random) -> bytes:
+    """One message of `/v1/realtime` as a frame: right, nearly right, or noise."""
+    if rng.random() < 0.02:
+        return draw_frames(rng, pcm=False)
+    kind = rng.choice((*HANDLERS, "input_audio_buffer.append", "dance"))
+    data = json.dumps({**draw_fields(rng), "type": kind}).encode()
+    return frame(data if rng.random() < 0.97 else data[: rng.randrange(len(data))], TEXT)
+
+
 def draw_frames(rng: random.Random, pcm: bool) -> bytes:
     """One message as frames: nearly always legal ones, or a connection would end with its first."""
     payload, chance = draw_payload(rng, pcm), rng.random()
@@ -111,8 +149,8 @@ async def listen(line: Raw, faults: list[str]) -> None:
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
         while True:
             opcode, payload = await line.next()
-            if opcode == BINARY and payload.startswith(b"\x05internal error"):
-                faults.append(payload[1:].decode())
+            if payload.startswith(b"\x05internal error") or b'"internal_error"' in payload:
+                faults.append(payload.decode())
             if opcode == CLOSE:
                 return
 
@@ -126,7 +164,9 @@ async def fuzz_once(url: str, rng: random.Random, messages: int, faults: list[st
                 await line.send(rng.randbytes(200) + b"\r\n\r\n")
                 return 1
             query = rng.choice(QUERIES) if rng.random() < 0.3 else PCM
-            path = rng.choice(("/api", "/api/chat")) + "?" + query
+            realtime = rng.random() < 0.3
+            ours = "/v1/realtime" if realtime else rng.choice(("/api", "/api/chat"))
+            path = f"{ours}?{query}"
             address = f"10.{rng.randrange(256)}.{rng.randrange(256)}.1"  # as a proxy would tell it
             head = {**UPGRADE, "X-Forwarded-For": address}
             await line.send(request(path, rng.choice(("GET",) * 19 + ("HEAD",)), **head))
@@ -135,7 +175,7 @@ async def fuzz_once(url: str, rng: random.Random, messages: int, faults: list[st
             listening = asyncio.create_task(listen(line, faults))
             try:
                 while sent < messages and not listening.done():
-                    await line.send(draw_frames(rng, PCM in query))
+                    await line.send(draw_event(rng) if realtime else draw_frames(rng, PCM in query))
                     sent += 1
                     if rng.random() < 0.3:
                         await asyncio.sleep(0)

@@ -302,6 +302,13 @@ def test_nobody_is_dead_because_this_server_stood_still(clock):
     assert looks(clock, silence, 5) == [Alive.YES] * 5
 
 
+def test_nobody_is_dead_because_this_server_rests_from_reading_him(clock):
+    silence = Silence(clock)
+    silence.note(rest=30.0)
+    assert looks(clock, silence, 30) == [Alive.YES] * 30
+    assert Alive.NO in looks(clock, silence, 22)
+
+
 # -- floods on real sockets ------------------------------------------------------------------------
 
 
@@ -425,6 +432,15 @@ async def test_pings_of_the_protocol_below_leave_the_others_their_turns(server):
             await line.send(frame(b"", PING) * 2000 + frame(b"\x06last"))
             await line.until(BINARY, b"\x06last")
     assert len(turns) >= 2000
+
+
+async def test_pings_before_the_first_message_leave_the_others_their_turns_too(server):
+    async with raw(server.url) as line:
+        await line.upgrade("/api?open=1&format=pcm16")
+        with turns_of(server) as turns:
+            await line.send(frame(b"", PING) * 200 + frame(b'\x04{"type":"open"}'))
+            await line.until(BINARY, b"\0")
+    assert len(turns) >= 200
 
 
 async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(server, monkeypatch):

@@ -15,15 +15,17 @@ import pytest
 from engine.config import ServerConfig
 from engine.dialogue.persona import prompt_ids
 from engine.dialogue.session import Session
+from engine.errors import ModelError
 from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire import realtime
-from engine.wire.openai import OPENAI_VOICES, RequestError, read_string
+from engine.wire.openai import OPENAI_VOICES, Fields, RequestError
 from engine.wire.realtime import HANDLERS, MAX_EVENT_BYTES, PRE_ROLL_FRAMES
 from engine.wire.telephony import TelephoneCodec
 from tests.serving import ApiServer
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS, eventually
+from tests.wire.raw import TEXT, frame, raw
 from tests.wire.test_limits import turns_of
 
 DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
@@ -381,7 +383,8 @@ async def test_a_users_text_is_looked_up_once_when_a_response_is_asked_for(monke
             await client.send("response.create")
             await client.until("response.created")
             assert asked == ["What does it cost?"]
-            await client.until("response.done")  # it greets
+            await client.send("response.cancel")  # it would greet
+            await client.until("response.done")
             await client.send("response.create", response={"input": [text_of_a_user("Where?")]})
             await client.until("response.created")
     assert asked == ["What does it cost?", "Where?"]
@@ -391,9 +394,10 @@ async def test_a_users_text_that_nobody_can_look_up_ends_nothing(server):
     async with connected(server) as client:
         await client.send("conversation.item.create", item=text_of_a_user("Say hello."))
         await client.send("response.create")  # as Pipecat begins
-        await client.until("response.done")
+        await client.until("response.output_audio.delta")
+        while loud_seconds(client.sound()) < 0.1:  # it greets
+            await client.until("response.output_audio.delta")
     assert not client.errors
-    assert loud_seconds(client.sound()) > 0.1  # it greets
 
 
 async def test_a_second_response_without_a_text_is_refused_with_their_code(server):
@@ -403,6 +407,19 @@ async def test_a_second_response_without_a_text_is_refused_with_their_code(serve
         error = await client.refused()
     assert error["code"] == "conversation_already_has_active_response"
     assert error["event_id"] == "mine"
+
+
+async def test_commands_that_cannot_wait_for_the_slot_are_refused_in_a_clients_own_words(
+    server, monkeypatch
+):
+    never = asyncio.Event()  # nobody sets it
+    monkeypatch.setattr(type(server.engine), "connect", lambda *_: never.wait())
+    async with connected(server) as client:
+        for _ in range(66):
+            await client.send("response.create")
+            await client.send("response.cancel")
+        error = await client.refused()
+    assert error["message"] == "64 commands wait for the conversation to begin"
 
 
 async def test_more_texts_than_may_wait_are_refused_and_no_response_is_left_open(server):
@@ -431,6 +448,22 @@ async def test_the_texts_that_wait_are_cancelled_with_the_one_that_is_said(serve
     assert second["output"] == []
 
 
+async def test_what_the_agent_goes_on_to_say_after_a_text_is_another_response(server, monkeypatch):
+    """Else one that was cut while the agent had something to say itself would never be done."""
+    monkeypatch.setattr(realtime, "AUDIBLE", -1.0)  # it is never quiet
+    async with connected(server) as client:
+        await client.say("Seven umbrellas", metadata={"n": "1"})
+        await client.until("response.output_audio.done")
+        while (await client.until("response.done"))["response"]["metadata"] != {"n": "1"}:
+            pass
+        after = await client.until("response.created")
+        await client.until("response.output_audio.delta")
+    assert after["response"]["metadata"] is None
+    said = client.of("response.done")[-1]["response"]
+    assert said["status"] == "completed"
+    assert said["output"][0]["content"][0]["transcript"] == "Seven umbrellas"
+
+
 async def test_a_truncated_item_ends_where_the_client_stopped_listening(server):
     async with connected(server) as client:
         await client.say("Seven yellow umbrellas")
@@ -444,6 +477,104 @@ async def test_a_truncated_item_ends_where_the_client_stopped_listening(server):
     transcript = item["content"][0]["transcript"]
     assert transcript.startswith("Seven")
     assert "umbrellas" not in transcript
+
+
+async def test_no_end_of_an_item_that_is_none_is_taken(server):
+    async with connected(server) as client:
+        await client.say("Seven yellow umbrellas")
+        item_id = (await client.until("response.output_item.added"))["item"]["id"]
+        for end in (-1, True, "7", None, {}, 1e9, 1e308, 10**400):
+            await client.send("conversation.item.truncate", item_id=item_id, audio_end_ms=end)
+            assert (await client.refused())["param"] == "audio_end_ms"
+        for index in (1, -1, "0", {}):
+            fields = {"audio_end_ms": 0, "content_index": index}
+            await client.send("conversation.item.truncate", item_id=item_id, **fields)
+            assert (await client.refused())["param"] == "content_index"
+        await client.send("conversation.item.truncate", item_id=item_id, audio_end_ms=0)
+        await client.until("conversation.item.truncated")  # while it is said: it goes on
+        done = (await client.until("response.done"))["response"]
+    assert done["output"][0]["content"][0]["transcript"] == "Seven yellow umbrellas"
+
+
+async def test_what_a_client_has_shown_again_is_no_store_of_its_own(server, monkeypatch):
+    """Two hundred items of 25 kB, and two hundred sockets of one address, are a gigabyte."""
+    monkeypatch.setattr(realtime, "MAX_ITEMS_BYTES", 30_000)
+    async with connected(server) as client:
+        for name in ("first", "second"):
+            item = text_of_a_user("x" * 20_000, id=name)
+            await client.send("conversation.item.create", item=item)
+            await client.until("conversation.item.done")
+        await client.send("conversation.item.retrieve", item_id="first")
+        assert (await client.refused())["code"] == "item_retrieve_invalid_item_id"
+        await client.send("conversation.item.retrieve", item_id="second")
+        await client.until("conversation.item.retrieved")
+
+
+async def test_an_event_counts_by_its_answer_too(server, monkeypatch):
+    """One that asks for 20 kB has a few bytes itself."""
+    costs = []
+    taken = "engine.wire.socket.ClientPace.take"
+    monkeypatch.setattr(taken, lambda self, cost, samples=0: costs.append(cost) or 0.0)
+    async with connected(server) as client:
+        item = text_of_a_user("x" * 20_000, id="long")
+        await client.send("conversation.item.create", item=item)
+        await client.send("conversation.item.retrieve", item_id="long")
+        await client.until("conversation.item.retrieved")
+        await client.send("session.update", session={"tool_choice": "x" * 9000})
+        await client.until("session.updated")
+        await client.send("session.update", session={})
+        await client.until("session.updated")
+        await client.send("session.update", session={"tool_choice": "x" * 10_000})
+        assert (await client.refused())["param"] == "session.tool_choice"
+    assert costs[1] > realtime.COMMAND_COST + 20_000 / 1024
+    assert costs[3] > realtime.COMMAND_COST + 9000 / 1024
+
+
+async def test_audio_counts_by_its_bytes_in_whatever_event_it_is_and_refused_too(
+    server, monkeypatch
+):
+    """As text it would count for twenty times as much: nothing would be read for half a minute."""
+    costs = []
+    taken = "engine.wire.socket.ClientPace.take"
+    monkeypatch.setattr(taken, lambda self, cost, samples=0: costs.append(cost) or 0.0)
+    audio = "AAAA" * 100_000
+    item = {"role": "user", "type": "message", "content": [{"type": "input_audio", "audio": audio}]}
+    async with connected(server) as client:
+        await client.send("input_audio_buffer.append", audio=audio)
+        await client.send("input_audio_buffer.append", audio="YWJj" + audio)  # half a sample
+        await client.refused()
+        await client.send("conversation.item.create", item=item)
+        await client.until("conversation.item.done")
+        await client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared")
+    assert max(costs) < 3 * len(audio) / 1024 + 1400
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", "9" * 5000])
+async def test_numbers_that_json_cannot_say_again_are_no_json(server, value):
+    async with connected(server) as client:
+        event = '{"type":"response.create","response":{"metadata":[7]}}'
+        await client.ws.send_str(event.replace("7", value))
+        error = await client.refused()
+    assert error["code"] == "invalid_json"
+
+
+async def test_what_is_nested_too_deep_to_be_shown_again_ends_nothing(server):
+    """JSON of 979 levels can be read here, and not be written a few calls deeper."""
+    events = [
+        '{"type":"session.update","session":{"tracing":%s}}',
+        '{"type":"session.update","session":{"audio":{"input":{"turn_detection":{"x":%s}}}}}',
+        '{"type":"session.update","session":{"input_audio_transcription":{"x":%s}}}',
+        '{"type":"response.create","response":{"metadata":%s}}',
+        '{"type":"conversation.item.create","item":{"type":"message","role":"user","content":%s}}',
+    ]
+    async with connected(server) as client:
+        for depth in (9, 900, *range(974, 984), 5000):
+            for event in events:
+                await client.ws.send_str(event % ("[" * depth + "]" * depth))
+                await client.refused()
+        await client.send("input_audio_buffer.clear", event_id=[[[[[[[[[[]]]]]]]]]])
+        await client.until("input_audio_buffer.cleared")
 
 
 async def test_the_users_words_come_where_they_are_wanted(server):
@@ -460,26 +591,51 @@ async def test_the_users_words_come_where_they_are_wanted(server):
     assert done["usage"] == {"type": "duration", "seconds": pytest.approx(1.4)}
 
 
+DEEP = [[[[[[[[[["a"]]]]]]]]]]
+NOT_THEIRS = ("voice_prompt", "text_prompt", "text_temperature", "0x0", "handshake", "format=")
+NOT_THEIRS += ("say:", "ask:", "restart", "token", "bad parameter")
+
+
+def deep(name, value, *path):
+    """({"audio": {"output": {name: value}}}, "session.audio.output.name") and such."""
+    fields = {name: value}
+    for part in reversed(path):
+        fields = {part: fields}
+    return fields, ".".join(("session", *path, name))
+
+
 @pytest.mark.parametrize(
     ("session", "param"),
     [
-        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "session.tools"),
-        ({"output_modalities": ["text"]}, "session.output_modalities"),
-        ({"prompt": {"id": "p"}}, "session.prompt"),
-        ({"audio": {"output": {"voice": "Bob"}}}, "session.audio.output.voice"),
-        ({"audio": {"output": {"speed": 1.5}}}, "session.audio.output.speed"),
-        ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}, "format"),
-        ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "format"),
-        ({"instructions": "x" * 4001}, "session.instructions"),
-        ({"temperature": 3}, "session.temperature"),
-        (
-            {"audio": {"input": {"turn_detection": {"create_response": False}}}},
-            "turn_detection.create_response",
-        ),
-        ({"type": "transcription"}, "session.type"),
+        deep("tools", [{"type": "function", "name": "f", "parameters": {}}]),
+        deep("output_modalities", ["text"]),
+        deep("modalities", 7),
+        deep("prompt", {"id": "p"}),
+        deep("voice", "Bob", "audio", "output"),
+        deep("voice", "Bob"),
+        ({"voice": {"id": 7}}, "session.voice.id"),
+        deep("speed", 1.5, "audio", "output"),
+        deep("speed", 1.5),
+        deep("format", {"type": "audio/pcm", "rate": 16000}, "audio", "input"),
+        deep("format", {"type": "audio/opus"}, "audio", "output"),
+        deep("input_audio_format", "mp3"),
+        deep("output_audio_format", 7),
+        deep("instructions", "x" * 4001),
+        deep("instructions", ["You are Ann."]),
+        deep("temperature", 3),
+        deep("temperature", "warm"),
+        deep("create_response", False, "audio", "input", "turn_detection"),
+        deep("create_response", False, "turn_detection"),
+        deep("turn_detection", "server_vad", "audio", "input"),
+        deep("transcription", "whisper-1", "audio", "input"),
+        deep("input_audio_transcription", True),
+        deep("input", "loud", "audio"),
+        deep("audio", []),
+        deep("tracing", DEEP),
+        deep("type", "transcription"),
     ],
 )
-async def test_what_the_model_cannot_do_is_refused_by_name_and_changes_nothing(
+async def test_what_the_model_cannot_do_is_refused_by_its_name_and_changes_nothing(
     server, session, param
 ):
     async with connected(server) as client:
@@ -490,7 +646,125 @@ async def test_what_the_model_cannot_do_is_refused_by_name_and_changes_nothing(
         after = await client.update()
     assert error["type"] == "invalid_request_error"
     assert (error["param"], error["event_id"]) == (param, "mine")
+    assert error["message"].startswith(f"{param} ")
+    assert not [word for word in NOT_THEIRS if word in error["message"]]
     assert after == before
+
+
+def message_of(*content, **fields):
+    return {"type": "message", "role": "user", "content": list(content), **fields}
+
+
+WRONG_FIELDS = [
+    ("input_audio_buffer.append", {}, "audio"),
+    ("input_audio_buffer.append", {"audio": 7}, "audio"),
+    ("input_audio_buffer.append", {"audio": "no base 64!"}, "audio"),
+    ("input_audio_buffer.append", {"audio": "YWJj"}, "audio"),  # half a sample
+    ("conversation.item.create", {"item": 7}, "item"),
+    ("conversation.item.create", {"item": {"type": "function_call_output"}}, "item.type"),
+    ("conversation.item.create", {"item": message_of(role="tool")}, "item.role"),
+    ("conversation.item.create", {"item": message_of(id=7)}, "item.id"),
+    ("conversation.item.create", {"item": message_of(id="x" * 129)}, "item.id"),
+    ("conversation.item.create", {"item": message_of(content="Hi")}, "item.content"),
+    ("conversation.item.create", {"item": message_of("Hi")}, "item.content[0]"),
+    (
+        "conversation.item.create",
+        {"item": message_of({"type": "input_text", "text": "Hi"}, {"type": "input_text"})},
+        "item.content[1].text",
+    ),
+    (
+        "conversation.item.create",
+        {"item": message_of({"type": "input_audio", "audio": "%"})},
+        "item.content[0].audio",
+    ),
+    (
+        "conversation.item.create",
+        {"item": message_of({"type": "output_audio", "transcript": DEEP})},
+        "item.content[0].transcript",
+    ),
+    ("conversation.item.truncate", {"audio_end_ms": 7}, "item_id"),
+    ("conversation.item.delete", {"item_id": "none"}, "item_id"),
+    ("conversation.item.retrieve", {"item_id": {}}, "item_id"),
+    ("response.create", {"response": "Hi"}, "response"),
+    ("response.create", {"response": {"instructions": ["Hi"]}}, "response.instructions"),
+    ("response.create", {"response": {"instructions": "Hi " * 700}}, "response.instructions"),
+    ("response.create", {"response": {"input": "Hi"}}, "response.input"),
+    ("response.create", {"response": {"input": [{"type": "x"}]}}, "response.input[0].type"),
+    (
+        "response.create",
+        {"response": {"input": [message_of({"type": "input_image"})]}},
+        "response.input[0].content[0].type",
+    ),
+    (
+        "response.create",
+        {"response": {"input": [message_of({"type": "input_audio", "audio": "AAAA"})]}},
+        "response.input[0].content",
+    ),
+    ("response.create", {"response": {"metadata": DEEP}}, "response.metadata"),
+    ("response.create", {"response": {"tools": [{}]}}, "response.tools"),
+    ("no.such.event", {}, "type"),
+]
+
+
+async def test_every_error_names_the_field_of_the_client_that_is_wrong(server):
+    told = []
+    async with connected(server) as client:
+        for name, fields, _param in WRONG_FIELDS:
+            await client.send(name, event_id="mine", **fields)
+            told.append(await client.refused())
+    assert [error["param"] for error in told] == [param for _, _, param in WRONG_FIELDS]
+    for error in told:
+        assert error["event_id"] == "mine"
+        assert error["message"].startswith(f"{error['param']} "), error
+        assert not [word for word in NOT_THEIRS if word in error["message"]], error
+
+
+class BrokenVoices(EmbeddedBackend):
+    """One in which two men's files are none."""
+
+    def prepare(self, opening):
+        if opening.voice in ("NATM1", "NATM3"):
+            raise ModelError(f"/srv/{opening.voice}.pt is no voice; put another one there")
+
+
+async def test_a_voice_whose_file_is_broken_is_told_by_the_name_that_the_client_gave_it():
+    with ApiServer(load=lambda progress: BrokenVoices(1)) as server:
+        async with connected(server) as client:
+            await client.update(voice="ash")
+            await client.append(SILENCE)
+            ended, code = await client.end()
+        async with connected(server) as client:
+            await client.say("Hello")
+            await client.until("response.done")
+            wish = {"audio": {"output": {"voice": "echo"}}}
+            await client.send("session.update", session=wish, event_id="mine")
+            refused = await client.refused()
+            updated = await client.update()
+    assert (ended["code"], ended["param"], code) == ("bad_parameter", "session.voice", 1008)
+    assert "voice ash cannot be used" in ended["message"]
+    assert (refused["param"], refused["event_id"]) == ("session.audio.output.voice", "mine")
+    assert "voice echo cannot be used" in refused["message"]
+    assert updated["audio"]["output"]["voice"] == "NATF2"
+
+
+async def test_a_text_that_holds_no_word_is_refused_by_name_and_its_response_has_failed(server):
+    async with connected(server) as client:
+        await client.send("response.create", event_id="mine", response={"instructions": "*** —"})
+        error = await client.refused()
+        done = (await client.until("response.done"))["response"]
+    assert (error["param"], error["event_id"]) == ("response.instructions", "mine")
+    assert error["message"] == "nothing in this text can be spoken; send words"
+    assert done["status"] == done["status_details"]["type"] == "failed"
+    assert done["output"] == []
+
+
+async def test_the_same_voice_by_another_name_begins_nothing_anew(server, openings):
+    async with connected(server) as client:
+        await client.say("Hello")
+        await client.until("response.done")
+        for name in ("marin", "natf2.pt", "NATF2"):  # the server's, which it had
+            assert (await client.update(voice=name))["audio"]["output"]["voice"] == name
+    assert len(openings) == 1
 
 
 async def test_images_and_tool_outputs_are_refused_by_name(server):
@@ -565,9 +839,9 @@ def test_a_string_is_not_looked_at_character_by_character():
         def __iter__(self):
             raise AssertionError("somebody looks at each character")
 
-    assert read_string({"audio": Audio("AAAA")}, "audio") == "AAAA"
+    assert Fields({"audio": Audio("AAAA")}).string("audio") == "AAAA"
     with pytest.raises(RequestError, match="whole characters"):
-        read_string({"audio": Audio("AA\ud83d")}, "audio")
+        Fields({"audio": Audio("AA\ud83d")}).string("audio")
 
 
 async def test_half_a_sample_and_no_base64_are_refused(server):
@@ -669,6 +943,7 @@ async def test_a_wrong_token_is_an_error_in_their_form(serve, options):
     async with connected(server, **options) as client:
         error, code = await client.end()
     assert (error["code"], code) == ("invalid_api_key", 1008)
+    assert error["message"].startswith("unauthorized: the API key is wrong or missing; give")
     assert len(client.heard) == 1
 
 
@@ -678,6 +953,23 @@ async def test_a_socket_that_leaves_gives_its_slot_back(server):
         await client.until("response.done")
         assert server.engine.free == server.engine.slots - 1
     await eventually(lambda: server.engine.free == server.engine.slots)
+
+
+async def test_audio_of_no_length_takes_no_slot(server):
+    async with connected(server) as client:
+        await client.send("input_audio_buffer.append", audio="")
+        await client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared")
+        assert server.engine.free == server.engine.slots
+
+
+async def test_a_line_that_is_half_closed_is_a_client_that_has_left(server):
+    async with raw(server.url) as line:
+        await line.upgrade("/v1/realtime")
+        await line.send(frame(b'{"type":"response.create"}', TEXT))
+        await line.until(TEXT, b'{"type": "response.created"')
+        line.writer.write_eof()
+        await eventually(lambda: server.engine.free == server.engine.slots)
 
 
 @pytest.mark.parametrize("name", [*HANDLERS, "input_audio_buffer.append"])

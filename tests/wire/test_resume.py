@@ -211,6 +211,25 @@ async def test_a_line_that_drops_again_before_its_client_knows_the_new_secret_st
         assert ready_of(after)["resumed"] is True
 
 
+async def test_a_pause_and_the_texts_that_wait_in_it_are_there_for_the_next_line(alone):
+    """... whose secret may come in a first message, and stands in no address then."""
+    async with talking(alone.url, events=1) as peer:
+        await peer.send(Kind.CONTROL, b"\x02")  # pause
+        await peer.say("Seven.")
+        await peer.say("Umbrellas.")
+        await peer.event("say", state="queued", text="Umbrellas.")
+        cut(peer)
+        await dropped(alone)
+    async with connected(alone.url, open=1) as after:
+        await after.tell(type="open", resume=ready_of(peer)["resume"])
+        await after.until(Kind.HANDSHAKE)
+        assert len(await frames(after, 5)) == 5
+        assert not after.text
+        await after.send(Kind.CONTROL, b"\x00")  # start
+        await after.event("say", state="done", text="Umbrellas.")
+    assert after.text.split() == ["Seven.", "Umbrellas."]
+
+
 async def test_a_restart_that_is_under_way_when_the_line_drops_is_there_for_the_next(alone):
     async with talking(alone.url, events=1) as peer:
         await peer.say(SENTENCE)

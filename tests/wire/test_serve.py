@@ -23,9 +23,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-async def engine(*options):
+async def engine(*options, run=("-m", "engine")):
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "engine", "serve", "--host", "127.0.0.1", *options),
+        *(sys.executable, "-W", "error", *run, "serve", "--host", "127.0.0.1", *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -45,9 +45,37 @@ async def test_a_server_starts_talks_and_stops_with_grace():
         await peer.event("closing")
         text, code = await peer.end()
     assert (text[:9], code) == ("closing: ", 1001)
-    _out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-    assert process.returncode == 0
-    assert b"Traceback" not in err
+    await ends_well(process)
+
+
+async def ends_well(process):
+    """Whatever it prints stands in the report where it does not."""
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    told = (out + err).decode(errors="replace")
+    assert process.returncode == 0, told
+    assert "Traceback" not in told, told
+    assert "error: " not in told, told
+    return told
+
+
+AT_WORK = """
+import atexit, sys, threading, time
+from engine.cli import main
+atexit.register(print, "temporary files went")
+threading.Thread(target=time.sleep, args=[3600]).start()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_a_thread_that_is_at_work_yet_delays_no_end_and_makes_it_no_failure():
+    """As one that loads vectors: the interpreter would wait for it, and nobody needs it."""
+    process = await engine("--model", "embedded", "--port", "0", run=("-c", AT_WORK))
+    while b"listening on" not in await process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    told = await ends_well(process)
+    assert "temporary files went" in told
+    assert "warning: " not in told  # for this machine only
 
 
 async def test_a_bad_option_is_one_line_and_exit_code_1():
@@ -93,7 +121,6 @@ async def test_without_a_place_to_write_to_a_server_does_not_start(command, redi
     [
         (["--host", "0.0.0.0"], True),
         (["--host", "0.0.0.0", "--token", "secret"], False),
-        (["--host", "127.0.0.1"], False),
     ],
 )
 async def test_a_server_that_is_open_to_all_says_so_once_with_the_fix(options, warned):
@@ -110,7 +137,7 @@ async def test_a_server_that_is_open_to_all_says_so_once_with_the_fix(options, w
 def test_nothing_keeps_a_process_from_ending_not_even_an_output_that_nobody_reads():
     code = (
         "from engine.commands.serve import leave_later\n"
-        "import threading; leave_later(0.1); threading.Event().wait()\n"
+        "import threading; leave_later(0.1, 1, 'it hangs'); threading.Event().wait()\n"
     )
     reader, writer = os.pipe()
     os.close(reader)  # a line to it is a broken pipe

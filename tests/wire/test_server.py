@@ -182,6 +182,12 @@ async def test_a_socket_at_a_wrong_path_is_told_the_right_one(server, path):
     assert "connect to /api" in body["error"]
 
 
+@pytest.mark.parametrize("path", ["/realtime", "/v1/realtime/", "/openai/realtime"])
+async def test_a_realtime_client_at_a_wrong_path_is_told_its_own(server, path):
+    _status, body = await ask_for_socket(server.url, path)
+    assert body["socket"] == "/v1/realtime"
+
+
 def field(head, name):
     lines = (line.partition(": ") for line in head.decode().split("\r\n"))
     return next(value for key, _, value in lines if key.lower() == name.lower())

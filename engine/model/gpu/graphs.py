@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.config import FRAME_SAMPLES
 from engine.model.lm import Temporal
-from engine.model.loop import Loop
+from engine.model.loop import PIECES, Loop
 from engine.model.stt import Hearing
 from engine.model.transformer import Active, Rings
 
@@ -62,23 +62,30 @@ def record(work: Callable[[], Tensor | None], pool: object = None) -> Recorded:
 
 
 class Prefill:
-    """Runs pieces of prompts, of up to `columns` columns, for the slots of some rings.
+    """Runs pieces of prompts, of up to so many columns as the largest of `sizes`, for some rings.
 
-    One graph serves every slot and every shorter piece: a piece is filled up to full length, and
-    what fills it is not written. So a column's bits do not depend on where a prompt was cut. The
-    plain modules (`Temporal.prefill`) run a piece that would push columns out of the ring, and
-    every piece where there are no kernels.
+    One graph of each size serves every slot and every shorter piece: a piece is filled up to the
+    size above it, and what fills it is not written. A column's bits depend neither on where a
+    prompt was cut nor on the sizes. The plain modules (`Temporal.prefill`) run a piece that would
+    push columns out of the ring, and every piece where there are no kernels.
     """
 
     def __init__(
-        self, lm: Temporal, rings: Rings, columns: int, graphs: bool = True, pool: object = None
+        self,
+        lm: Temporal,
+        rings: Rings,
+        sizes: tuple[int, ...] = PIECES,
+        graphs: bool = True,
+        pool: object = None,
     ) -> None:
-        self.lm, self.rings, self.columns = lm, rings, columns
+        self.lm, self.rings, self.sizes = lm, rings, sizes
         table = lm.embedding.table
-        self.embedded = table.new_zeros(columns, table.shape[1])
+        self.embedded = table.new_zeros(max(sizes), table.shape[1])
         self.target = torch.zeros(2, dtype=torch.int64, device=table.device)  # slot, columns
         recorded = lm.fused and graphs and table.is_cuda
-        self.recorded = record(self._launch, pool) if recorded else None
+        self.recorded = {
+            size: record(partial(self._launch, size), pool) for size in sizes if recorded
+        }
 
     def run(self, slot: int, embedded: Tensor) -> None:
         """The next columns of a slot, embedded [T, dim]."""
@@ -88,15 +95,17 @@ class Prefill:
             return
         self.embedded[:count].copy_(embedded)
         self.target.copy_(torch.tensor([slot, count]))
+        size = min(size for size in self.sizes if size >= count)
         if self.recorded:
-            self.recorded.graph.replay()
+            self.recorded[size].graph.replay()
         else:
-            self._launch()
+            self._launch(size)
         self.rings.pushed[slot] = pushed + count
 
-    def _launch(self) -> None:
+    def _launch(self, size: int) -> None:
         """Nothing counts while it is recorded, so nothing is written."""
-        self.lm.fused.prefill(self.lm, self.embedded, self.rings, self.target[:1], self.target[1:])
+        slot, count = self.target.split(1)
+        self.lm.fused.prefill(self.lm, self.embedded[:size], self.rings, slot, count)
 
 
 # -- ticks -----------------------------------------------------------------------------------------
@@ -152,7 +161,7 @@ class Ticks:
         self._size = self.buckets[-1]
         if cuda:
             torch.backends.cudnn.allow_tf32 = False  # the codec is float32
-        self.prefill = Prefill(loop.lm, loop.rings, loop.prefill_columns, self.graphs, self.pool)
+        self.prefill = Prefill(loop.lm, loop.rings, graphs=self.graphs, pool=self.pool)
         if self.graphs:
             self.capture()
 
