@@ -70,6 +70,7 @@ class Rows:
     weights: np.ndarray  # [N]
     judged: np.ndarray  # [N] bool: counts when the thresholds are found
     usual: np.ndarray  # [N] bool: of a dialogue as it is; such doubts are counted
+    written: np.ndarray  # [N] bool: as it was written, not as it is heard
 
 
 def join(rows: Iterable[Rows]) -> Rows:
@@ -79,10 +80,9 @@ def join(rows: Iterable[Rows]) -> Rows:
 
 def main() -> None:
     rows = read_rows()
-    judged, bare = leave_one_out(rows)
-    chances, wanted, usual = judged
+    chances, wanted, usual, written, bare = leave_one_out(rows)
     kinds = {  # the first pair is found on all turns: twice as many say more
-        "": (chances, wanted, usual & ~bare),
+        "": (chances, wanted, usual & written),
         "bare_": (chances[bare], wanted[bare], usual[bare]),
     }
     found = {kind: find_thresholds(*rows, MOST_DOUBT[kind]) for kind, rows in kinds.items()}
@@ -188,7 +188,7 @@ def describe(
     evidence: Evidence, dialogues: Sequence[dict[str, Any]], weight: float, judged: bool, real: bool
 ) -> Rows:
     """All turns of the user that count, written and heard."""
-    relations, vectors, wanted, usual = [], [], [], []
+    relations, vectors, wanted, written = [], [], [], []
     for dialogue in dialogues:
         users = [turn for turn in dialogue["turns"] if turn["speaker"] == "user"]
         for write in (str, as_heard):
@@ -197,7 +197,7 @@ def describe(
                     relations.append(evidence.of(turn))
                     vectors.append(evidence.vector(turn))
                     wanted.append(expected == "routed")
-                    usual.append(real)
+                    written.append(write is str)
     size = len(wanted)
     return Rows(
         np.array(relations),
@@ -205,7 +205,8 @@ def describe(
         np.array(wanted, float),
         np.full(size, weight),
         np.full(size, judged),
-        np.array(usual, bool),
+        np.full(size, real),
+        np.array(written, bool),
     )
 
 
@@ -250,22 +251,20 @@ def fit(inputs: np.ndarray, wanted: np.ndarray, weights: np.ndarray) -> np.ndarr
     return factors
 
 
-def leave_one_out(rows: dict[str, Rows]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Probabilities, what was wanted, what is usual; and which have no punctuation.
+def leave_one_out(rows: dict[str, Rows]) -> Iterator[np.ndarray]:
+    """Probabilities, what was wanted, usual, written, and without punctuation, all [N].
 
     Each product's are by weights of the others.
     """
-    chances, wanted, usual, bare = [], [], [], []
+    columns = []
     for name, own in rows.items():
         direction, (mean, spread, factors) = fit_all({n: rows[n] for n in rows if n != name})
         readings = [read_along(direction, vector) for vector in own.vectors]
         relations = np.c_[own.relations[:, :-1], readings][own.judged]
         odds = (relations - mean) / spread @ factors[:-1] + factors[-1]
-        chances.append(1 / (1 + np.exp(-odds)))
-        wanted.append(own.wanted[own.judged] == 1)
-        usual.append(own.usual[own.judged])
-        bare.append(own.relations[own.judged, MARK] == 0)
-    return [*map(np.concatenate, (chances, wanted, usual))], np.concatenate(bare)
+        known = (own.wanted == 1, own.usual, own.written, own.relations[:, MARK] == 0)
+        columns.append([1 / (1 + np.exp(-odds)), *(column[own.judged] for column in known)])
+    return map(np.concatenate, zip(*columns, strict=True))
 
 
 def find_thresholds(
