@@ -118,6 +118,7 @@ class UserText:
     start: float
     end: float
     final: bool  # the turn is over
+    pause: bool = False  # it may be: the user has fallen silent after these words
 
 
 Command = (

@@ -37,9 +37,13 @@ PIECE_FRAMES = 4  # for which a piece shows that the user speaks
 # channel must have time to be over before: "uh-huh" and "okay" take up to 0.7 s.
 BARGE_IN_FRAMES, BARGE_IN_FRAMES_WITH_WORDS = 6, 9
 WORD_LETTERS = 2  # of a word that interrupts at once
-BACKCHANNEL = re.compile(
-    r"(a?ha|ah|alright|cool|er|fine|good|got|great|h+m+|huh|i|it|kay|m+h?m*|nice|oh|ok|okay|right|see|"
-    r"sure|thanks?|uh|uhh?uh|um|understood|yeah|yep|yes|you)( |$)"
+BACKCHANNEL = re.compile(  # a turn of these alone
+    r"(?:(?:thats |how |oh )?(?:absolutely|a?ha|ah+|alright|awesome|brilliant|cheers|cool|"
+    r"definitely|er|exactly|excellent|fine|good|got|gotcha|great|h+m+|huh|i|indeed|interesting|it|"
+    r"kay|lovely|m+h?m*|nice|oh+|ok|okay|perfect|really|right|see|sure|thanks?|true|uh|uhh?uh|um|"
+    r"understood|wonderful|wow|ya|yeah|yep|yes|you|yup|all right|fair enough|for sure|go on|"
+    r"good to know|makes sense|no (?:problem|worries)|of course|sounds (?:good|great)|"
+    r"(?:thanks|thank you) (?:so much|very much|a lot))(?: |$))+"
 )
 BACKCHANNEL_WORDS = 4  # at most: longer turns say something
 
@@ -331,7 +335,7 @@ class WordReader:
 def is_backchannel(text: str) -> bool:
     """Whether these words only say that somebody listens: "uh-huh", "okay, thanks", or nothing."""
     words = re.sub(r"[^a-z ]", "", text.lower().replace("-", "")).split()
-    return len(words) <= BACKCHANNEL_WORDS and all(map(BACKCHANNEL.fullmatch, words))
+    return len(words) <= BACKCHANNEL_WORDS and bool(BACKCHANNEL.fullmatch(" ".join(words) or "oh"))
 
 
 def is_echo(text: str, said: str) -> bool:

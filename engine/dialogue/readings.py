@@ -162,8 +162,16 @@ BEFORE_NUMBERS = {
     "no": "number", "nos": "numbers", "fig": "figure", "vol": "volume", "p": "page", "pp": "pages",
     "ch": "chapter", "sec": "section", "ext": "extension", "art": "article", "ver": "version",
     "eq": "equation", "tab": "table", "c": "circa", "rev": "revision", "apt": "apartment",
-    "rm": "room",
+    "rm": "room", "ste": "suite", "bldg": "building",
 }  # fmt: skip
+STREETS = {
+    "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Ln": "Lane", "Pkwy": "Parkway",
+    "Hwy": "Highway", "Sq": "Square", "St": "Street", "Dr": "Drive", "Ct": "Court", "Pl": "Place",
+}  # fmt: skip
+SIDES_OF_TOWN = {"N": "north", "S": "south", "E": "east", "W": "west"}
+COMPASS = SIDES_OF_TOWN | {a + b: SIDES_OF_TOWN[a] + SIDES_OF_TOWN[b] for a in "NS" for b in "EW"}
+SIDE = "[NS][EW]|[NSEW]"
+NEXT_SENTENCE = "It|The|We|I|He|She|They|You|There|This|That|In|On|At"
 NUMBERED = (  # what Roman numerals count
     "Chapter|Part|Volume|Vol|Act|Scene|Section|Book|Phase|Type|Level|War|Bowl|Title|Article|"
     "Appendix|Episode|Season|Class|Stage|Figure|Table|Round|Grade|Tier|Unit|Lesson|Step|Mark|"
@@ -286,7 +294,8 @@ def say_fraction(top: int, bottom: int) -> str:
 # -- patterns --------------------------------------------------------------------------------------
 
 NUMBER = (
-    r"(?:\d{1,3}(?: \d{3}){2,}(?![\d])|\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)|\d{1,3}(?:,\d{2,3})+"
+    r"(?:\d{1,3}(?: \d{3})+,\d\d(?!\d)|\d{1,3}(?: \d{3}){2,}(?![\d])|"
+    r"\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)|\d{1,3}(?:,\d{2,3})+"
     r"(?:\.\d+)?(?!\d)"
     r"|\d+,\d{1,2}(?![\d,])|\d+(?:\.\d+)?|\.\d+)"
 )  # fmt: skip
@@ -777,6 +786,24 @@ READINGS: tuple[Reading, ...] = (
         r"(?<!\w)(?:No\.|no\.|#)\s?(?P<number>\d+)(?P<letter>[A-Z]?)\b",
         lambda m: f"number {say_number(m['number'])} {m['letter']}".rstrip(),
     ),
+    # addresses in town
+    _row(
+        r"(?<![\w.,])(?P<number>\d{1,4})(?P<letter>[A-H])"
+        r"(?= [A-Z][a-z]+ (?:St|Ave|Blvd|Rd|Ln|Dr)\b)",
+        lambda m: f"{say_pairs(m['number'])} {m['letter']}",
+    ),
+    _row(
+        r"(?<=\d )(?P<side>[NSEW])\.? (?=(?:\d+(?:st|nd|rd|th)|[A-Z][a-z]+) (?:St|Ave|Blvd|Rd)\b)",
+        lambda m: f"{COMPASS[m['side']]} ",
+    ),
+    _row(
+        rf"(?<=[a-z] )(?:(?P<kind>Ave|Blvd|Rd|Ln|Pkwy|Hwy|Sq)|(?P<end>St|Dr|Ct|Pl)"
+        rf"(?=\.?(?:[,;)]|$| (?:{SIDE})\b)|\. (?:{NEXT_SENTENCE})\b))\b"
+        rf"(?:\.(?=[,;)]| [a-z]| (?:{SIDE})\b))?(?: (?P<side>{SIDE})\b)?",
+        lambda m: f"{STREETS[m['kind'] or m['end']]} {COMPASS.get(m['side'], '')}".rstrip(),
+    ),
+    _row(r"(?<=(?:st|nd|rd|th) )fl\b\.?(?=[ ,;)]|$)", lambda _: "floor"),
+    _row(r"\bHTTP/(?=\d)", lambda _: "HTTP "),
     # dates and times
     _row(
         r"(?<![\w-])(?P<year>\d{4})[-/](?P<month>\d{1,2})[-/](?P<day>\d{1,2})(?:[T ]"
@@ -879,6 +906,22 @@ READINGS: tuple[Reading, ...] = (
         lambda m: f"{say_number(m['number'])} {CURRENCIES[m['before']][m['number'] != '1']} per "
         f"{say_number(m['count'])} ",
     ),
+    _row(
+        rf"(?<![\w$])\$(?P<number>{NUMBER}) (?P<code>USD|CAD|AUD|NZD)\b",
+        lambda m: f"{say_number(re.sub(r'[.]00$', '', m['number']))} {CURRENCIES[m['code']][1]}",
+    ),
+    _row(
+        r"(?<![\w.,])(?P<number>\d{1,3}(?: \d{3})+) ?(?P<code>€|₽|zł|EUR|PLN)(?!\w)",
+        lambda m: f"{say_number(m['number'])} {CURRENCIES[m['code']][1]}",
+    ),
+    _row(  # a dot in thousands, as these are written
+        r"(?<![\w.])(?P<sign>[€₺₽])(?P<number>[1-9]\d{0,2}(?:\.\d{3})+)(?![\d.,]\d|\d)",
+        lambda m: f"{say_number(m['number'].replace('.', ''))} {CURRENCIES[m['sign']][1]}",
+    ),
+    _row(
+        r"(?<=[a-z]{3} )(?P<op>[<>]) ?(?=[$€£]\d)",
+        lambda m: "over " if m["op"] == ">" else "under ",
+    ),
     _row(rf"{SIGN}(?<![\w$])(?P<before>{CURRENCY})\s?{MONEY}(?P<after>){PER}(?!\d)", read_price),
     _row(rf"{START}{SIGN}(?P<before>){MONEY}\s?(?P<after>{CURRENCY}){PER}(?!\w)", read_price),
     _row(
@@ -930,6 +973,13 @@ READINGS: tuple[Reading, ...] = (
         rf"(?:(?P<sign>[{''.join(FRACTIONS)}])|(?<=[ -])"
         rf"(?P<top>\d+)[/⁄](?P<bottom>\d+))(?:\s?(?P<unit>{FREE_UNIT})\b{DOT})?(?![\w/])",
         read_mixed,
+    ),
+    _row(
+        r"(?<![\w.,/])(?P<top>\d)/(?P<bottom>[248]|16) ?"
+        r"(?P<unit>in(?=[.,;)]|$)|mi|lb|oz|tsp|tbsp|gal)"
+        r"\b\.?",
+        lambda m: f"{say_fraction(int(m['top']), int(m['bottom']))} of "
+        f"{article(UNITS[m['unit']][0])} {UNITS[m['unit']][0]}",
     ),
     _row(rf"[{''.join(FRACTIONS)}]", lambda m: say_fraction(*FRACTIONS[m[0]])),
     _row(rf"{START}{BY}\s?(?P<unit>{FREE_UNIT})\b(?![\w/]){DOT}", read_by),

@@ -363,10 +363,10 @@ class Session:
         """Scheduler's thread: outputs go to the event loop with those of other conversations."""
         self._engine.mail.put(self._loop, self._receive, outputs)
 
-    def _take_words(self, text: str, start: float, end: float) -> None:
-        """The ears' thread: a turn of the user is written down."""
+    def _take_words(self, text: str, start: float, end: float, final: bool) -> None:
+        """The ears' thread: a turn of the user is written down; final: it is over."""
         if not self._loop.is_closed():
-            turn = ev.UserText(text, start, end, final=True)
+            turn = ev.UserText(text, start, end, final, pause=not final)
             self._loop.call_soon_threadsafe(self._post_words, turn)
 
     def _post_words(self, turn: ev.UserText) -> None:
@@ -710,6 +710,8 @@ def note_event(routing: Routing, event: ev.Event, metrics: Metrics) -> None:
             routing.note_agent_text(text)
         case ev.UserText(text, start, end, final=True):
             routing.note_turn(text, start, end)
+        case ev.UserText(text, start, end, pause=True):
+            routing.note_pause(text, start)
         case ev.Triggered(id, source):
             routing.hand_over(id, source)
         case ev.MarkerIgnored():

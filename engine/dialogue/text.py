@@ -42,6 +42,10 @@ BANGS = re.compile(r"[!！](?:\s*[!！])*")  # a full-width one too
 PUNCTUATION = ".,;:!?…\"'()[]{}“”‘’«»-–—−"
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 SUPERSCRIPT = re.compile(f"[{''.join(SUPERSCRIPTS)}]+")
+CHARGE = re.compile(
+    r"(?<=[A-Za-z₀-₉)\]])(?P<size>[¹²³⁴-⁹]?)(?P<sign>[⁺⁻])(?![⁰¹²³⁴-⁹ⁿ])"
+)  # of an ion
+SUBSCRIPT = re.compile(r"(?<=[A-Za-z)\]])[₀-₉]{2,}")
 SYMBOLS = {
     "&": "and", "+": "plus", "=": "equals", "@": "at", "%": "percent", "/": "slash",
     "€": "euro", "$": "dollar", "£": "pound", "¥": "yen", "°": "degrees", "×": "times",
@@ -179,8 +183,16 @@ def _put_in(text: str, at: int, end: int, found: dict[int, tuple[int, str]]) -> 
     return "".join(parts)
 
 
+def _read_charge(match: re.Match) -> str:
+    """`²⁺` of an ion -> ` 2 plus `."""
+    size = SUPERSCRIPTS.get(match["size"], "")
+    return f" {size} {'plus' if match['sign'] == '⁺' else 'minus'} "
+
+
 def simplify(token: str) -> str:
     """A token with plain digits and signs: `x²` -> `x^2`, `①` -> `1`, `−` stays as it is."""
+    token = CHARGE.sub(_read_charge, token)
+    token = SUBSCRIPT.sub(lambda match: f" {match[0]} ", token)
     token = SUPERSCRIPT.sub(
         lambda match: "^" + "".join(SUPERSCRIPTS[char] for char in match[0]), token
     )

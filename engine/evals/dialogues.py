@@ -50,7 +50,9 @@ SPEECH = np.full(FRAME_SAMPLES, 0.3, np.float32)  # a user frame that is loud
 SILENCE = np.zeros(FRAME_SAMPLES, np.float32)
 FRAMES_PER_WORD = 3  # of the user
 MIN_SPEECH_FRAMES, MAX_SPEECH_FRAMES = 6, 20
-TURN_END_FRAMES = 9  # of quiet, until the turn is over
+# Of quiet: until the words are there (Silero's 0.26 s and Whisper's time), and until it is certain
+# that the turn is over, as the CPU's ears tell both (runtime/ears.py; `bench turns --whisper 1`).
+WORDS_FRAMES, TURN_END_FRAMES = 6, 8
 REPLY_FRAMES = 5  # until the model starts its line
 QUIET_FRAMES = 6  # with nothing going on, before the next turn
 TALK_OVER_FRAMES = 8  # for which the user speaks over an answer
@@ -324,7 +326,10 @@ class ActedDialogue:
         self.turns[-1].asked = time.monotonic()
         if self.babbles and turn.get("routed"):
             self.head.plan(turn.get("agent", ""), TOKENIZER)
-        await self._frames(session, SILENCE, TURN_END_FRAMES)
+        await self._frames(session, SILENCE, WORDS_FRAMES)
+        if turn.get("transcribed", True):
+            session.post(ev.UserText(text, 0.0, 0.0, final=False, pause=True))
+        await self._frames(session, SILENCE, TURN_END_FRAMES - WORDS_FRAMES)
         if turn.get("transcribed", True):
             self.turns[-1].started = time.monotonic()
             session.post(ev.UserText(text, 0.0, 0.0, final=True))

@@ -158,12 +158,17 @@ def measure_turns() -> list[dict[str, Any]]:
     return rows
 
 
-def note_words(words: queue.SimpleQueue, text: str, _start: float, _end: float) -> None:
-    words.put((text, time.monotonic()))
+def note_words(
+    words: queue.SimpleQueue, text: str, _start: float, _end: float, final: bool
+) -> None:
+    words.put((text, time.monotonic(), final))
 
 
 def measure_ears(source: str, turns: int) -> list[dict[str, Any]]:
-    """Seconds from the end of a spoken turn to its words, each turn in real time."""
+    """Seconds from the end of a spoken turn to its words, each turn in real time.
+
+    first: as soon as the user is silent; after: when it is certain that the turn is over.
+    """
     from engine.runtime.ears import Ears, find_whisper
     from engine.runtime.embedded import load_synthesizer
 
@@ -175,19 +180,22 @@ def measure_ears(source: str, turns: int) -> list[dict[str, Any]]:
         said = load_synthesizer().say(sentence, "en-us", 50, 160)
         sound = np.concatenate([silence[:SAMPLE_RATE], said, silence])
         over = np.flatnonzero(np.abs(sound) > QUIET)[-1] / SAMPLE_RATE
-        words: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+        words: queue.SimpleQueue[tuple[str, float, bool]] = queue.SimpleQueue()
         listener = ears.open(partial(note_words, words))
         start = time.monotonic()
         for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
             frame = sound[at : at + FRAME_SAMPLES]
             time.sleep(max(0.0, start + (at + FRAME_SAMPLES) / SAMPLE_RATE - time.monotonic()))
             listener.push(frame, np.zeros_like(frame))
-        text, at = words.get(timeout=30)
+        told = [words.get(timeout=30)]
+        while not told[-1][2]:
+            told.append(words.get(timeout=30))
+        first, (text, at, _) = told[-2:][0][1], told[-1]  # told at the pause, and at the end
         asked = [word for word in sentence.lower().split() if word.isalpha()]
         right = sum(word in text.lower() for word in asked) / len(asked)
         rows.append(
             {"turn_s": round(len(said) / SAMPLE_RATE, 1), "words_after_s": at - start - over,
-             "words_right": right}
+             "first_after_s": first - start - over, "words_right": right}
         )  # fmt: skip
     ears.close()
     return rows

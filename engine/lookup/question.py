@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from typing import Protocol
@@ -140,6 +140,47 @@ class AgentVoice(Protocol):
         """The next part of a growing text; `last` closes it."""
 
 
+async def put(answerer: Answerer, compose: Callable[[], Messages]) -> AsyncIterator[str]:
+    """Pieces of the answer as they come. Raises AnswerError."""
+    messages = await asyncio.to_thread(compose)
+    async with contextlib.aclosing(answerer.stream(messages)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+class EarlyAnswer:
+    """An answer asked for before it is known that the user's turn is over.
+
+    Nobody is told of it. It is read from its beginning, or closed without a trace.
+    """
+
+    def __init__(self, answerer: Answerer, compose: Callable[[], Messages]) -> None:
+        self._pieces: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self._task = asyncio.create_task(self._fetch(answerer, compose))
+
+    async def read(self) -> AsyncIterator[str]:
+        """Pieces of the answer: those that have come, then the others. Raises AnswerError."""
+        try:
+            while (piece := await self._pieces.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def _fetch(self, answerer: Answerer, compose: Callable[[], Messages]) -> None:
+        try:
+            async with contextlib.aclosing(put(answerer, compose)) as pieces:
+                async for piece in pieces:
+                    self._pieces.put_nowait(piece)
+            self._pieces.put_nowait(None)
+        except Exception as error:  # it is raised where the answer is read, if it ever is
+            self._pieces.put_nowait(error)
+
+
 def read_verdict(begun: str) -> bool | None:
     """Whether an answer that begins like this passes; None: that cannot be said yet."""
     word, rest = re.fullmatch(r"\W*(\w*)(.*)", begun, re.DOTALL).groups()
@@ -182,17 +223,23 @@ class Question:
         if self._begin("", knowledge=False):
             self._fail("no transcript")
 
-    def ask(self, text: str, knowledge: bool, compose: Callable[[], Messages]) -> None:
+    def ask(
+        self,
+        text: str,
+        knowledge: bool,
+        compose: Callable[[], Messages],
+        early: "EarlyAnswer | None" = None,
+    ) -> None:
         """Put it to the text model; the agent holds its tongue meanwhile.
 
-        compose: what the model is sent; it is called in a thread.
+        compose: what the model is sent; it is called in a thread. early: it was put already.
         """
         if not self._begin(text, knowledge):
             return
         if not self._answerer.has_key:
             self._fail("no key", self._phrases.no_key)
             return
-        self._task = asyncio.create_task(self._read_answer(compose))
+        self._task = asyncio.create_task(self._read_answer(compose, early))
 
     def wonder(self, text: str, knowledge: bool, compose: Callable[[], Messages]) -> None:
         """Let the text model decide whether it is a question; it may pass."""
@@ -246,12 +293,14 @@ class Question:
         self._voice.hold(self.id, phrases.fillers, phrases.late, announced)
         return True
 
-    async def _read_answer(self, compose: Callable[[], Messages]) -> None:
+    async def _read_answer(
+        self, compose: Callable[[], Messages], early: "EarlyAnswer | None" = None
+    ) -> None:
         """Have the answer said clause by clause, as it comes."""
         clauses, begun = Clauses(), ""
+        answer = early.read() if early else put(self._answerer, compose)
         try:
-            messages = await asyncio.to_thread(compose)
-            async with contextlib.aclosing(self._answerer.stream(messages)) as pieces:
+            async with contextlib.aclosing(answer) as pieces:
                 async for piece in pieces:
                     if self.state is QuestionState.WONDERING:
                         begun = piece = begun + piece

@@ -32,6 +32,8 @@ LOW_PRIORITY = 10  # of the loading: a large base takes minutes, and frames come
 SLACK = 1.3  # how much nearer to everyday talk a follow-up may be
 FOLLOW_UP_WORDS = 9  # longer turns speak for themselves
 
+MARK = RELATIONS.index("written_question")  # 0: no punctuation at all
+
 
 class Band(Enum):
     YES = auto()  # look it up at once
@@ -47,8 +49,8 @@ class Weights:
     spread: np.ndarray  # [R]
     factors: np.ndarray  # [R]
     bias: float
-    doubt_from: float  # probabilities
-    yes_from: float
+    doubt_from: tuple[float, float]  # probabilities: of a turn with punctuation, and without any
+    yes_from: tuple[float, float]
     direction: np.ndarray  # [385] of sentence vectors: reads as a customer's
 
     def probability(self, relations: np.ndarray) -> float:
@@ -56,10 +58,11 @@ class Weights:
         odds = float(self.factors @ ((relations - self.mean) / self.spread)) + self.bias
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, odds))))
 
-    def band(self, probability: float) -> Band:
-        if probability >= self.yes_from:
+    def band(self, relations: np.ndarray) -> Band:
+        probability, bare = self.probability(relations), int(relations[MARK] == 0)
+        if probability >= self.yes_from[bare]:
             return Band.YES
-        return Band.DOUBT if probability >= self.doubt_from else Band.NO
+        return Band.DOUBT if probability >= self.doubt_from[bare] else Band.NO
 
 
 def load_weights(path: Path = WEIGHTS_FILE) -> Weights:
@@ -74,7 +77,12 @@ def load_weights(path: Path = WEIGHTS_FILE) -> Weights:
             raise ValueError(f"its direction has {direction.size} numbers, not {WIDTH + 1}")
         mean, spread, factors = rows.T
         return Weights(
-            mean, spread, factors, data["bias"], data["doubt_from"], data["yes_from"], direction
+            mean,
+            spread,
+            factors,
+            data["bias"],
+            *((data[name], data[f"bare_{name}"]) for name in ("doubt_from", "yes_from")),
+            direction,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -109,7 +117,7 @@ class Router:
         if not turn.text.strip() or takes_back(turn.text):
             return Band.NO
         if self._evidence:
-            return self._weights.band(self._weights.probability(self._evidence.of(turn)))
+            return self._weights.band(self._evidence.of(turn))
         return Band.YES if self._needs_facts_by_words(turn) else Band.NO
 
     def facts(self, question: str, before: str = "") -> tuple[Section, ...]:

@@ -7,6 +7,7 @@ for one conversation, in the session's event loop; `question.py` follows each qu
 """
 
 import asyncio
+import contextlib
 import itertools
 import re
 import time
@@ -23,6 +24,7 @@ from engine.lookup.knowledge import KNOWLEDGE_FOLDER, SENTENCE_END, Knowledge
 from engine.lookup.question import (
     INTERRUPTED,
     AgentVoice,
+    EarlyAnswer,
     HoldEnd,
     Question,
     QuestionState,
@@ -42,6 +44,7 @@ SENT_TURNS = 8
 SENT_CHARS = 1500
 PAUSE_SECONDS = 1.0  # inside a sentence, at most; who has listened to an answer takes longer
 LEAST_CUT_CHARS = 200  # less of an endless sentence says nothing
+EARLY_SECONDS = 2.0  # after which the turn that a pause was in has long ended
 
 
 class Routing:
@@ -70,6 +73,7 @@ class Routing:
         self._turn_end = 0.0  # of the user's last turn, in seconds of the user's audio
         self._judging: asyncio.Task | None = None
         self._handed_over: Question | None = None  # by the agent; its turn is not judged yet
+        self._foreseen: Foreseen | None = None  # what the user has said, if the turn is over
 
     def own_words(self, tokenizer: Tokenizer) -> OwnWords:
         """What a new director of this conversation watches the model's words with."""
@@ -95,6 +99,41 @@ class Routing:
             self._history.take_back()
             raise
 
+    def note_pause(self, text: str, start: float = 0.0) -> None:
+        """The user has fallen silent: if the turn is over, this was all of it.
+
+        A clear question is put at once, half a second before the turn's end is certain. Nobody is
+        told and nothing is held: whoever goes on speaking has asked nothing.
+        """
+        busy = self.current and not self.current.is_over
+        if not self.on or not self._watches or busy or not self._answers.answerer.has_key:
+            return
+        self._drop_foreseen()
+        history = self._history.copy()
+        turn = history.add_user_turn(text, self._goes_on(start))
+        self._foreseen = Foreseen(turn)
+        self._foreseen.task = asyncio.create_task(self._foresee(self._foreseen, history))
+        asyncio.get_running_loop().call_later(EARLY_SECONDS, self._drop_foreseen, self._foreseen)
+
+    async def _foresee(self, foreseen: "Foreseen", history: "History") -> None:
+        foreseen.band = await asyncio.to_thread(self._router.judge, foreseen.turn)
+        if foreseen.band is not Band.YES or foreseen is not self._foreseen:
+            return
+        with contextlib.suppress(RefusedError):  # then the turn itself will tell the client so
+            self._limit.spend()
+            self._answers.cap.spend()
+            compose = self._compose(foreseen.turn, history=history)
+            foreseen.answer = EarlyAnswer(self._answers.answerer, compose)
+
+    def _drop_foreseen(self, only: "Foreseen | None" = None) -> None:
+        """It was not so. only: this one, if it is still awaited."""
+        if self._foreseen and only in (None, self._foreseen):
+            self._foreseen.close()
+            self._foreseen = None
+
+    def _goes_on(self, start: float) -> bool:
+        return bool(self._turn_end) and abs(start - self._turn_end) < PAUSE_SECONDS
+
     def note_turn(self, text: str, start: float = 0.0, end: float = 0.0) -> None:
         """A finished turn of the user: does it need the facts, or did the model ask for it?
 
@@ -105,9 +144,10 @@ class Routing:
             return
         if self.current and self.current.state is QuestionState.WONDERING:
             self.current.give_up("another turn")
-        goes_on = bool(self._turn_end) and abs(start - self._turn_end) < PAUSE_SECONDS
-        self._turn_end = end
+        goes_on, self._turn_end = self._goes_on(start), end
         turn = self._history.add_user_turn(text, goes_on)
+        if self._foreseen and self._foreseen.turn.text != turn.text:
+            self._drop_foreseen()
         if not self._watches:
             return
         asked = self.current and not self.current.is_over
@@ -134,7 +174,13 @@ class Routing:
         """
         if earlier and not earlier.done():
             await asyncio.wait({earlier})
-        band = await asyncio.to_thread(self._router.judge, rest or turn)
+        foreseen = self._foreseen
+        if foreseen and foreseen.turn.text == turn.text:
+            await asyncio.wait({foreseen.task})
+        if foreseen and foreseen.turn == turn and foreseen.band:
+            band = foreseen.band
+        else:
+            band = await asyncio.to_thread(self._router.judge, rest or turn)
         if rest and band is not Band.NO:
             band = await asyncio.to_thread(self._router.judge, turn)
         if turn is not self._last_turn or not self.on:
@@ -184,12 +230,22 @@ class Routing:
 
     def _put(self, turn: Turn, source: Source, question: Question | None = None) -> None:
         """Raises RefusedError beyond the limits."""
-        self._limit.spend()
-        self._answers.cap.spend()
+        early = self._take_foreseen(turn)
+        if not early:
+            self._limit.spend()
+            self._answers.cap.spend()
         self._last_turn = None
         question = question or self._new_question(source, self.new_id())
         self._make_current(question)
-        question.ask(turn.text, self._covers(turn), self._compose(turn))
+        question.ask(turn.text, self._covers(turn), self._compose(turn), early)
+
+    def _take_foreseen(self, turn: Turn) -> EarlyAnswer | None:
+        """The answer that is on its way already, if it was asked for the same words."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen and foreseen.turn.text != turn.text:
+            foreseen.close()
+            return None
+        return foreseen.answer if foreseen else None
 
     def _wonder(self, turn: Turn) -> None:
         """Ask the text model whether it is a question at all; the agent may go on meanwhile."""
@@ -210,13 +266,15 @@ class Routing:
     def _covers(self, turn: Turn) -> bool:
         return self._router.covers(turn.text, turn.user_before)
 
-    def _compose(self, turn: Turn, doubt: str = "") -> Callable[[], Messages]:
+    def _compose(
+        self, turn: Turn, doubt: str = "", history: "History | None" = None
+    ) -> Callable[[], Messages]:
         """What the text model is sent. Finding the facts may take a while: not in the event loop.
 
         doubt: the rule by which it may pass.
         """
         phrases, router = self._answers.phrases, self._router
-        history = self._history.messages(but_last=True)
+        messages = (history or self._history).messages(but_last=True)
 
         def compose() -> Messages:
             facts = router.facts(turn.text, turn.user_before)
@@ -224,7 +282,7 @@ class Routing:
             rules = f"{phrases.system} {doubt}".strip()
             system = f"{rules}\n\nFacts:\n{sheets or phrases.without_facts}"
             asked = {"role": "user", "content": turn.text}
-            return [{"role": "system", "content": system}, *history, asked]
+            return [{"role": "system", "content": system}, *messages, asked]
 
         return compose
 
@@ -281,6 +339,7 @@ class Routing:
 
     def drop(self, reason: str) -> None:
         """Give up what is on its way and forget the conversation so far."""
+        self._drop_foreseen()
         for question in self._questions:
             question.give_up(reason)
         self._history = History()
@@ -288,10 +347,26 @@ class Routing:
         self._turn_end = 0.0
 
     async def close(self) -> None:
+        self._drop_foreseen()
         if self._judging:
             self._judging.cancel()
         for question in self._questions:
             await question.close()
+
+
+class Foreseen:
+    """A turn that may be over: how it was judged, and its answer on the way if that was clear."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.band: Band | None = None
+        self.answer: EarlyAnswer | None = None
+        self.task: asyncio.Task
+
+    def close(self) -> None:
+        self.task.cancel()
+        if self.answer:
+            self.answer.close()
 
 
 class History:
@@ -316,6 +391,11 @@ class History:
         user = next((spoken for role, spoken in before[::-1] if role == "user"), "")
         self._turns += [("user", text.strip()), *said_since[::-1]]
         return Turn(text.strip(), " ".join(agent.split()), user)
+
+    def copy(self) -> "History":
+        other = History()
+        other._turns += self._turns
+        return other
 
     def take_back(self) -> None:
         """The last turn was refused."""

@@ -34,7 +34,7 @@ ONSET_FRAMES = 3  # loud frames in a row that interrupt a playback
 PRE_ROLL_FRAMES = 2  # kept from before the first loud frame
 MAX_UTTERANCE_FRAMES = 250  # 20 s; older speech is forgotten
 WORD_GAP_SAMPLES = SAMPLE_RATE // 25  # 40 ms between words
-LEAD_FRAMES = 4  # a word takes about this long to be fed: vote for it while the last one sounds
+LEAD_FRAMES = 1  # a word sounds with its text: it is voted for in the last one's last frame
 RATE_WPM = 190  # eSpeak's setting; single words are spoken slower than in a sentence
 FIRST_ID = 4  # 0 to 3 are EPAD, BOS, EOS, PAD
 
@@ -49,7 +49,7 @@ class EmbeddedBackend:
 
     def __init__(self, slots: int = 4) -> None:
         self.slots = slots
-        self.tokenizer = ByteTokenizer()
+        self.tokenizer = WordwiseTokenizer()
         self.voices = VOICE_NAMES
         self._open: dict[int, EmbeddedConversation] = {}
         self._active: list[int] = []
@@ -97,7 +97,7 @@ class EmbeddedConversation:
         self.user = UtteranceCollector(quiet)
         self.heard: np.ndarray | None = None  # to be played back when nothing else sounds
         self.mouth = Mouth(espeak_voice(opening.voice))
-        self.tokenizer = ByteTokenizer()
+        self.tokenizer = WordwiseTokenizer()
         greeting = random.Random(opening.seed).choice(GREETINGS)
         self.script = deque(self.tokenizer.encode(word) for word in greeting.split())
         self.pieces: deque[int] = deque()  # of the script's current word
@@ -204,6 +204,8 @@ class Mouth:
             self._finish_word()
         self.open = True
         self.word += data
+        if tokenizer.closes(token):
+            self._finish_word()
 
     def _finish_word(self) -> None:
         if not self.open:
@@ -274,12 +276,54 @@ class ByteTokenizer:
         opens, second = divmod(rest, 257)
         return bool(opens), bytes([first, second - 1] if second else [first])
 
+    def closes(self, token: int) -> bool:
+        """Whether a word surely ends with this id; of two bytes nobody knows."""
+        return False
+
     def piece(self, token: int) -> str:
         if token < FIRST_ID:
             return ("<unk>", "<s>", "</s>", "<pad>")[token]
         opens, data = self.data(token)
         text = data.decode("ascii") if data.isascii() else "".join(f"<0x{b:02X}>" for b in data)
         return "▁" + text if opens else text
+
+
+@dataclass(frozen=True)
+class WordwiseTokenizer(ByteTokenizer):
+    """Up to seven bytes to a piece: most words are one, and sound with their text.
+
+    Such an id lies above those of `ByteTokenizer`, which stay valid: BASE + the number that the
+    piece's bytes are behind one more byte, 1 + opens + 2 · closes.
+    """
+
+    BASE: ClassVar[int] = ByteTokenizer.LONE + 1
+    MOST: ClassVar[int] = 7  # bytes: with the one before them an id is below 2 ** 59
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for word in text.split() or [""]:
+            data = word.encode()
+            parts = [data[i : i + self.MOST] for i in range(0, len(data), self.MOST)]
+            for i, part in enumerate(parts):
+                how = 1 + (i == 0) + 2 * (i == len(parts) - 1)
+                ids.append(self.BASE + int.from_bytes(bytes([how]) + part))
+            if not parts:
+                ids.append(self.LONE)
+        return ids
+
+    def data(self, token: int) -> tuple[bool, bytes]:
+        if token < self.BASE:
+            return super().data(token)
+        how, part = self._unpack(token)
+        return how in (2, 4), part
+
+    def closes(self, token: int) -> bool:
+        return token >= self.BASE and self._unpack(token)[0] >= 3
+
+    def _unpack(self, token: int) -> tuple[int, bytes]:
+        number = token - self.BASE
+        data = number.to_bytes((number.bit_length() + 7) // 8)
+        return data[0], data[1:]
 
 
 def espeak_voice(name: str) -> tuple[str, int]:

@@ -125,6 +125,14 @@ def one_tab(browser, scripted_server):
 
 
 @pytest.fixture
+def tab(one_tab, api):
+    """That page, as it was when it was loaded."""
+    one_tab.rest()
+    yield one_tab
+    assert one_tab.errors == [], "the console has errors"
+
+
+@pytest.fixture
 def open_tab():
     """open_tab(browser, url, **options) -> Tab; closed after the test, without errors."""
     tabs = []

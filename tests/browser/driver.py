@@ -34,6 +34,28 @@ TAP = """which => {
     return btoa(text);
 }"""
 
+# The next press is a press of its own, too.
+AT_FIRST = """() => {
+    const page = window.PersonaPlex;
+    if (page.state.calling) page.call.hangUp();
+    page.pressedAt = -Infinity;
+    page.stage.sheet("");
+    page.stage.notice("");
+    for (const one of document.querySelectorAll("details[open]")) one.open = false;
+    document.querySelector(".persona input").click();
+    page.lookUp(page.config.personas[0].looksUp);
+    const { drawer, settings } = page;
+    drawer.bandwidth.value = "auto";
+    drawer.record.checked = true;
+    Object.assign(settings, {
+        voice: "", seed: null, record: true, bandwidth: "auto", microphone: "",
+        textTemperature: null, textTopK: null, audioTemperature: null, audioTopK: null,
+    });
+    page.cast.voices(page.config.voices);
+    document.querySelector("#pp-text").value = "";
+    document.querySelector("#pp-kind-say").click();
+}"""
+
 
 class Tab:
     """One page in a context of its own."""
@@ -91,10 +113,9 @@ class Tab:
         self.phase("ended")
 
     def rest(self) -> None:
-        """No call, and the next press is a press of its own."""
-        if self.page.evaluate("PersonaPlex.state.calling"):
-            self.page.evaluate("PersonaPlex.call.hangUp()")
-        self.page.evaluate("() => { PersonaPlex.pressedAt = -Infinity; }")
+        """As after loading, without loading: no call, no sheet, and what was chosen at first."""
+        self.page.evaluate(AT_FIRST)
+        self.errors.clear()
 
     def phase(self, name: str) -> None:
         """Wait for a phase of static/state.js."""

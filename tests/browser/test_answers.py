@@ -25,11 +25,8 @@ async def answering(conversation):
     await sound
 
 
-def test_a_question_is_checked_answered_and_cut_off_truthfully(
-    browser, scripted_server, api, open_tab
-):
+def test_a_question_is_checked_answered_and_cut_off_truthfully(tab, api):
     api.script = answering
-    tab = open_tab(browser, scripted_server.url)
     tab.connect()
     page = tab.page
     tab.send("ask", "How much is it?")
@@ -48,10 +45,7 @@ def test_a_question_is_checked_answered_and_cut_off_truthfully(
     expect(page.locator(".hint")).to_be_hidden()  # this server has a recogniser
 
 
-def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
-    browser, scripted_server, api, open_tab
-):
-    tab = open_tab(browser, scripted_server.url)
+def test_looking_things_up_can_be_switched_off_before_and_during_a_call(tab, api):
     tab.page.get_by_text("Transgate assistant", exact=True).click()
     tab.tuning()
     box = tab.page.get_by_label("Look things up")
@@ -66,10 +60,7 @@ def test_looking_things_up_can_be_switched_off_before_and_during_a_call(
     tab.page.keyboard.press("Escape")
 
 
-def test_a_card_chosen_in_a_call_changes_nothing_in_that_call(
-    browser, scripted_server, api, open_tab
-):
-    tab = open_tab(browser, scripted_server.url)
+def test_a_card_chosen_in_a_call_changes_nothing_in_that_call(tab, api):
     tab.page.get_by_text("Transgate assistant", exact=True).click()
     tab.connect()
     tab.page.click(".folded")
@@ -91,7 +82,7 @@ def test_without_routing_there_is_nothing_to_ask_with(browser, server, open_tab)
     expect(tab.page.locator("#pp-lookup")).to_be_hidden()
 
 
-def test_whatever_is_said_is_text_and_never_markup(browser, scripted_server, api, open_tab):
+def test_whatever_is_said_is_text_and_never_markup(tab, api):
     async def script(conversation):
         await conversation.ready()
         await conversation.send(2, NASTY.encode())
@@ -101,45 +92,41 @@ def test_whatever_is_said_is_text_and_never_markup(browser, scripted_server, api
         await conversation.echo()
 
     api.script = script
-    tab = open_tab(browser, scripted_server.url)
     tab.connect()
     expect(tab.page.locator(".turn.agent .said")).to_have_text(NASTY)
     expect(tab.page.locator(".turn.user .said")).to_have_text(NASTY)
     expect(tab.page.locator(".queued")).to_have_text(NASTY)
-    expect(tab.notice).to_have_text(NASTY)
+    expect(tab.notice).to_have_text("The server did not take that.")
     assert "broken in" not in tab.page.title()
 
 
 def test_a_notice_inside_a_call_passes(browser, scripted_server, api, open_tab):
     async def script(conversation):
         await conversation.ready()
-        await conversation.send(5, b"say: the text is empty; send 1 to 2000 characters")
+        await conversation.send(5, b"say: the text is empty; send 1 to 2000 characters (0x07)")
         await conversation.echo()
 
     api.script = script
     tab = open_tab(browser, scripted_server.url, clock=True)
     tab.connect()
-    expect(tab.notice).to_contain_text("the text is empty")
+    expect(tab.notice).to_have_text("The text is empty.")
     tab.page.clock.run_for(9000)
     expect(tab.notice).to_be_hidden()
 
 
-def test_what_is_changed_while_the_server_wakes_up_is_not_lost(
-    browser, scripted_server, api, open_tab
-):
+def test_what_is_changed_while_the_server_wakes_up_is_not_lost(tab, api):
     async def script(conversation):
         await conversation.told()
         await conversation.ready()
         await conversation.echo()
 
     api.script = script
-    tab = open_tab(browser, scripted_server.url)
     tab.tuning()
     tab.connect("Calling")
-    tab.sets("#pp-temp", "0.35")
+    tab.sets("#pp-temp", "0.45")
     api.conversations[0].resume()
     tab.phase("live")
     tab.until(lambda: api.conversations[0].metadata)
     (change,) = api.conversations[0].metadata
     assert change["type"] == "set"
-    assert change["text_temperature"] == 0.35
+    assert change["text_temperature"] == 0.45

@@ -36,6 +36,7 @@ def test_one_press_and_one_sentence_get_an_answer_to_that_sentence(
     tab = open_tab(browser, f"{server.url}?raw=1")
     # what is real here is said before anything is pressed
     expect(tab.page.get_by_text("demo voice, not PersonaPlex")).to_be_visible()
+    expect(tab.page.get_by_text("plays back what you say")).to_be_visible()
     expect(tab.page.locator(".pill")).to_contain_text("places free")
     # one press, and nothing else to do: the next thing that happens is the conversation
     tab.connect()

@@ -30,6 +30,36 @@ def test_the_page_is_ready_after_few_requests_few_bytes_and_without_a_jump(brows
     context.close()
 
 
+FRAMES = """window.frames60 = 0; {
+  const { requestAnimationFrame } = window;
+  window.requestAnimationFrame = (work) => {
+    window.frames60 += 1;
+    return requestAnimationFrame(work);
+  };
+}"""
+
+
+def test_an_idle_page_asks_for_no_frames_and_runs_no_animation(browser, scripted_server, api):
+    """Neither ours nor Gradio's: its sign of loading would go on for ever, at 60 Hz."""
+    context = browser.new_context()  # for those who have not asked for less motion
+    page = context.new_page()
+    page.add_init_script(FRAMES)
+    page.goto(scripted_server.url)
+    page.wait_for_selector(".pp-there #pp-start:not([disabled])")
+    size = "document.querySelector('.orb canvas').style.transform"
+    first = page.evaluate(size)
+    for _ in range(20):  # while it arrives, Gradio asks for some
+        before = page.evaluate("frames60")
+        page.wait_for_timeout(1000)
+        if page.evaluate("frames60") == before:
+            break
+    assert page.evaluate("frames60") == before
+    assert page.evaluate("document.getAnimations().length") == 0
+    assert page.evaluate("PersonaPlex.sound.context.state") == "suspended"
+    assert page.evaluate(size) != first  # and yet it breathes
+    context.close()
+
+
 LOOK = """() => {
   const found = [];
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);

@@ -120,6 +120,11 @@ class Talk:
         await self.frames(2)
         await self.routing.settle()
 
+    async def pause(self, text: str, start: float = 0.0) -> None:
+        """The user falls silent after this, and the transcript has it; the turn may go on."""
+        self._post(ev.UserText(text, start, start + 1.0, final=False, pause=True))
+        await self.frames(2)
+
     async def settled(self, count: int = 1) -> None:
         """Until `count` questions have come to their end and the agent is free again."""
         await self.frames(2)

@@ -34,12 +34,16 @@ class Answering:
 
     def __init__(self, ears: Ears, words: bool = True) -> None:
         self.words: list[tuple[str, float, float]] = []
-        self.listener = ears.open(lambda *turn: self.words.append(turn))
+        self.listener = ears.open(self.words_come)
         self.director = Director(TOKENIZER, floor=UserFloor(words_come=words))
         self.told: list[ev.Event] = []
         self.frame = 0
         self.stopped_at: int | None = None
         self.agent = np.zeros(FRAME_SAMPLES, np.float32)
+
+    def words_come(self, text: str, start: float, end: float, final: bool) -> None:
+        if final:
+            self.words.append((text, start, end))
 
     def answer(self) -> None:
         self.take(ev.Hold(1))
@@ -140,7 +144,34 @@ def test_speech_stops_it_however_soft_and_over_a_fan(ears, over, level):
     assert stopped == TRIES
 
 
-@pytest.mark.parametrize("said", ["uh-huh", "okay", "right", "yeah", "mm", "thanks", "sure"])
+IN_OTHER_WORDS = (
+    *("Mm-hm.", "mhm", "Mmm.", "Uh huh, uh huh.", "Gotcha.", "I see.", "Okay, thanks.", "Yup."),
+    *("Ah, I see.", "Oh, right.", "All right.", "Makes sense.", "Fair enough.", "Sounds good."),
+    *("Oh wow.", "Wow, really?", "Perfect.", "Exactly.", "Of course.", "Absolutely.", "True."),
+    *("No problem.", "For sure.", "Oh nice, thanks!", "Got it, thanks.", "That's great.", "Hm."),
+    *("Oh, I see, okay.", "Thank you so much.", "That's good to know.", "Go on.", "Interesting."),
+)
+IS_SAYING = (
+    *("No.", "Stop.", "Wait.", "Hold on.", "What?", "How much?", "Really, how much?", "Go back."),
+    *("And premium?", "Not that one.", "Right, and the other?", "I see, but why?", "Never mind."),
+    *("Okay, what about the year?", "Thanks, that's all wrong.", "No, no.", "Sorry, what?"),
+)
+
+
+@pytest.mark.parametrize("said", IN_OTHER_WORDS)
+def test_who_only_listens_may_say_so_in_many_words(said):
+    assert is_backchannel(said)
+
+
+@pytest.mark.parametrize("said", IS_SAYING)
+def test_who_says_something_does_not_only_listen(said):
+    assert not is_backchannel(said)
+
+
+SHORT_ONES = ("uh-huh", "okay", "right", "yeah", "mm", "thanks", "sure", "aha", "gotcha", "I see")
+
+
+@pytest.mark.parametrize("said", SHORT_ONES)
 def test_a_backchannel_stops_nothing(ears, said):
     assert is_backchannel(said)
     for voice in VOICES:
@@ -157,15 +188,16 @@ def test_many_backchannels_in_a_row_are_a_turn():
 
 
 def test_the_agents_own_echo_stops_nothing(ears):
-    agent = noises.set_level(noises.say(ANSWER), -20)
-    for delay in (0.05, 0.12, 0.2, 0.31):
-        way = int(delay * 24_000)
-        echo = np.concatenate([noises.silence(delay), agent[:-way] * 0.1])
+    stopped = 0
+    for index in range(TRIES):
+        agent = noises.set_level(noises.say(ANSWER, VOICES[index % 4], 150 + 2 * index), -20)
+        way = int((0.04 + 0.012 * index) * 24_000)  # up to 0.32 s
+        echo = np.concatenate([np.full(way, 1e-5, np.float32), agent[:-way] * 0.1])
         call = Answering(ears)
         call.answer()
-        seconds = slice(0, 4 * 24_000)
-        call.hear(echo[seconds], agent[seconds])
-        assert call.stopped_at is None
+        call.hear(echo[: 2 * 24_000], agent[: 2 * 24_000])
+        stopped += call.stopped_at is not None
+    assert stopped == 0
 
 
 def written(text: str) -> "Future[str]":

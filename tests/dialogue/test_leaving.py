@@ -17,6 +17,7 @@ from tests.dialogue.talk import standing
 
 QUESTION = "How much is the premium plan?"
 LISTENED = ev.UserText(QUESTION, 0.0, 1.0, final=True)
+PAUSED = ev.UserText(QUESTION, 0.0, 1.0, final=False, pause=True)
 
 
 @asynccontextmanager
@@ -68,7 +69,7 @@ async def test_a_cancelled_end_gives_the_slot_back_all_the_same(monkeypatch):
         assert "personaplex_conversations 0.0" in engine.metrics.text().decode()
 
 
-@pytest.mark.parametrize("event", [LISTENED, ev.Triggered(1, Source.MARKER)])
+@pytest.mark.parametrize("event", [LISTENED, PAUSED, ev.Triggered(1, Source.MARKER)])
 async def test_what_arrives_after_the_end_asks_nobody(event):
     async with serving_one() as (engine, api):
         async with Session(engine, SessionConfig(routing=True)) as session:
@@ -82,12 +83,13 @@ async def test_what_arrives_after_the_end_asks_nobody(event):
         assert api.requests == []
 
 
-async def test_the_same_words_before_the_end_are_asked_about():
+@pytest.mark.parametrize("event", [LISTENED, PAUSED])
+async def test_the_same_words_before_the_end_are_asked_about(event):
     async with (
         serving_one() as (engine, api),
         Session(engine, SessionConfig(routing=True)) as session,
     ):
         await shake_hands(session)
-        session._deliver([Notice([LISTENED])])
+        session._deliver([Notice([event])])
         engine.mail.send()
         await api.asked.wait()

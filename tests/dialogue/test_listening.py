@@ -6,7 +6,7 @@ import pytest
 
 from engine.config import PAD
 from engine.dialogue import events as ev
-from engine.dialogue.director import Director
+from engine.dialogue.director import Director, Mode
 from engine.dialogue.floor import UserFloor, sounds_like
 from engine.dialogue.text import prepare
 from engine.runtime.backend import HeardRow
@@ -104,3 +104,19 @@ def test_the_late_words_of_a_question_do_not_stop_its_answer():
 )
 def test_an_echo_is_a_word_that_begins_like_one_of_the_text(word, text, same):
     assert sounds_like(word, text) == same
+
+
+@pytest.mark.parametrize(("words_come", "enough"), [(False, 6), (True, 9)])
+def test_speech_of_no_known_word_stops_it_after_half_a_second_or_where_words_come_later(
+    words_come, enough
+):
+    """480 ms, and 720 ms: an uh-huh that is about to be written down must be over before."""
+    for spoken_frames in (enough - 1, enough):
+        call = Listening()
+        call.director = Director(ByteTokenizer(), floor=UserFloor(words_come=words_come))
+        call.say()
+        call.act(quiet(10))
+        for speech in [True] * spoken_frames + [False] * 12:
+            call.director.step(PAD, HeardRow(speech=(speech,)), 0.0, 0.0)
+        stopped = call.director.mode is Mode.TAIL or not call.director.agenda.current
+        assert stopped == (spoken_frames == enough)

@@ -20,8 +20,9 @@ def table(name: str) -> list[tuple[str, list[str]]]:
 
 
 def heard(text: str) -> str:
-    """Words alone, as ears get them."""
-    return " ".join(re.sub(r"[^\w\s']", " ", text.replace("’", "'").lower()).split())
+    """Words alone, as ears get them: letters that are said one by one are written either way."""
+    words = " ".join(re.sub(r"[^\w\s']", " ", text.replace("’", "'").lower()).split())
+    return re.sub(r"(?<![a-z])(?:[a-z] )+[a-z](?![a-z])", lambda m: m[0].replace(" ", ""), words)
 
 
 def is_said(text: str, accepted: list[str]) -> bool:

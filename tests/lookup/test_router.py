@@ -1,5 +1,6 @@
 """When a user's turn is looked up: by meaning, and by words until the vectors are there."""
 
+import json
 import threading
 import tomllib
 from pathlib import Path
@@ -9,11 +10,20 @@ import pytest
 from engine.config import ServerConfig
 from engine.evals.decisions import as_heard, measure, play, read_dialogues
 from engine.lookup import router as module
-from engine.lookup.evidence import RELATIONS, TALK_FILE, Turn, is_question, read_form, split_clauses
+from engine.lookup.evidence import (
+    RELATIONS,
+    TALK_FILE,
+    TalkBank,
+    Turn,
+    is_question,
+    read_form,
+    split_clauses,
+)
 from engine.lookup.handover import load_phrases
 from engine.lookup.knowledge import KNOWLEDGE_FOLDER, Knowledge
 from engine.lookup.router import Band, Router, load_weights
 from engine.lookup.routing import build_answers
+from engine.tools.fit_router import name_inputs
 
 ROUTING = Path(__file__).parents[1] / "dialogues" / "routing"
 PREMIUM = "How much is the premium plan?"
@@ -37,7 +47,8 @@ def by_words() -> Router:
 @pytest.mark.parametrize(
     ("name", "slack"),
     [("transgate", 0.0), ("transgate-strangers", 0.0), ("northlight", 0.05), ("voltara", 0.05),
-     ("inkwell", 0.05), ("otterbay", 0.05)],
+     ("inkwell", 0.05), ("otterbay", 0.05), ("transgate-visitors", 0.0), ("pinecycle", 0.05),
+     ("dentiva", 0.05)],
 )  # fmt: skip
 async def test_the_measured_dialogues_are_decided_as_promised(name, slack):
     product = name.partition("-")[0]
@@ -106,6 +117,23 @@ def test_talk_is_never_routed_at_once(router, turn):
     assert router.judge(turn) is not Band.YES
 
 
+def test_who_only_listens_asks_nothing_in_any_words(router):
+    """While an answer is looked up, and while it is spoken."""
+    said = (
+        *("uh-huh", "okay", "um", "sure thanks", "Mm-hm.", "Gotcha.", "I see.", "Okay, thanks."),
+        *("yeah", "Right.", "Makes sense.", "Oh wow.", "Cool, thank you.", "Of course.", "mhm mhm"),
+        *("Go on.", "Sounds good.", "Got it, thanks.", "Hm, interesting.", "Perfect.", "Oh really"),
+    )
+    for agent in ("", "Premium costs $14 a month,"):
+        judged = {text: router.judge(Turn(text, agent, PREMIUM)) for text in said}
+        assert [text for text, band in judged.items() if band is Band.YES] == []
+
+
+def test_the_weights_are_those_that_the_tool_makes_of_what_is_there():
+    made_from = json.loads(module.WEIGHTS_FILE.read_text(encoding="utf-8"))["made_from"]
+    assert made_from == name_inputs(), "run python -m engine.tools.fit_router (some minutes)"
+
+
 def test_weights_for_other_relations_are_refused(tmp_path):
     text = module.WEIGHTS_FILE.read_text(encoding="utf-8").replace(f'"{RELATIONS[0]}"', '"luck"')
     (tmp_path / "router.json").write_text(text, encoding="utf-8")
@@ -148,9 +176,11 @@ def test_all_of_our_facts_go_along(router):
 
 def test_of_many_facts_the_ones_that_answer_go_along_in_other_words_too(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    little = TalkBank(("Hello.",), ("Who won?",), ("How much?",), ("I don't know.",))
+    monkeypatch.setattr(module, "load_talk", lambda: little)  # it decides nothing here
     goods = ["Kettle", "Bicycle pump", "Reading lamp", "Umbrella", "Frying pan", "Alarm clock"]
     sheets = [
-        f"## {name} {i}\nIt costs {i + 5} dollars. {'made in Ohio, ' * 12}"
+        f"## {name} {i}\nIt costs {i + 5} dollars. {'x' * 170}"  # long to send, quick to read
         for i in range(12)
         for name in goods
     ]

@@ -11,6 +11,7 @@ from engine.dialogue.director import Mode
 from engine.dialogue.persona import load_personas
 from engine.errors import RefusedError
 from engine.evals.standin import Manner, Reply
+from engine.lookup import routing
 from engine.lookup import textmodel as answerer
 from engine.lookup.evidence import Turn
 from engine.lookup.handover import Source, load_phrases
@@ -109,6 +110,8 @@ FAILURES = [
     (Reply(manner=Manner.SILENT), "no answer in time"),
     (Reply(manner=Manner.GARBAGE), "invalid answer"),
     (Reply(manner=Manner.EMPTY), "empty answer"),
+    (Reply("😀", pace=0), "empty answer"),
+    (Reply("… – *", pace=0), "empty answer"),
 ]
 
 
@@ -235,6 +238,18 @@ async def test_the_history_holds_what_was_spoken_and_not_what_was_planned():
     assert told[0].startswith("One two three")
     assert "ten" not in told[0]
     assert [route.state for route in talk.routes if route.id == 1][-1] is RouteState.STALE
+
+
+async def test_who_only_listens_loses_no_answer():
+    async with standing(replying(PREMIUM, delay=0.3)) as (_api, answers):
+        talk = Talk(answers)
+        talk.routing.ask("How much is premium?")
+        for said in ("uh-huh", "okay", "um", "sure thanks", "Mm-hm.", "Gotcha.", "I see."):
+            await talk.turn(said)
+            await talk.frames(3, LOUD)  # and it is loud enough to be an onset
+        await talk.settled()
+    assert talk.states == ["asking", "answering", "done"]
+    assert talk.given.endswith(PREMIUM)
 
 
 @pytest.mark.parametrize("dismissal", ["Never mind.", "stop", "oh forget it please"])
@@ -468,6 +483,90 @@ async def test_a_fault_of_ours_lets_the_agent_go_and_tells_no_words(monkeypatch,
     assert talk.routes[-1].reason == "internal error"
     assert talk.director.mode is Mode.FREE
     assert "secret" not in caplog.text
+
+
+# -- asked at a pause ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_clear_question_is_on_its_way_before_its_turn_is_over(goes_on):
+    begun = "How much is premium?"
+    whole = "How much is premium, and business?" if goes_on else begun
+
+    def reply(question: str) -> Reply:
+        return Reply(PREMIUM, pace=0) if question == whole else Reply(manner=Manner.SILENT)
+
+    async with standing(reply) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.YES)))
+        await talk.pause(begun)
+        await talk.until(lambda: api.requests)
+        assert talk.director.mode is Mode.FREE  # nobody is held, and nobody is told
+        assert talk.routes == []
+        await talk.turn(whole)
+        await talk.settled()
+        await asyncio.wait_for(api.hung_up.wait(), 60) if goes_on else None
+    asked = [body["messages"][-1]["content"] for body in api.requests]
+    assert asked == [begun, *[whole] * goes_on]
+    assert talk.given.endswith(PREMIUM)
+    assert [route.question for route in talk.routes] == [whole] * 3
+    assert answers.cap.used == len(asked)
+
+
+@pytest.mark.parametrize("band", [Band.NO, Band.DOUBT])
+async def test_what_is_no_clear_question_waits_for_the_end_of_its_turn(band):
+    async with standing(replying("PASS")) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(band)))
+        await talk.pause("I paid nine dollars for a coffee.")
+        await talk.routing._foreseen.task
+        await talk.frames(5)
+        assert api.requests == []
+        await talk.turn("I paid nine dollars for a coffee.")
+        await talk.until(lambda: not talk.routing.current or talk.routing.current.is_over)
+    assert len(api.requests) == (band is Band.DOUBT)
+
+
+async def test_a_question_whose_turn_does_not_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(routing, "EARLY_SECONDS", 0.1)
+    async with standing(silent) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.YES)))
+        await talk.pause("How much is premium?")
+        await talk.until(lambda: api.requests)
+        await asyncio.wait_for(api.hung_up.wait(), 60)
+        assert talk.routes == []
+
+
+@pytest.mark.parametrize("leaves", ["closed", "switched off", "asked by the client"])
+async def test_a_question_asked_at_a_pause_is_hung_up_with_its_conversation(leaves):
+    async with standing(lambda q: Reply(manner=Manner.SILENT) if "?" in q else Reply(PREMIUM)) as (
+        api,
+        answers,
+    ):
+        talk = Talk(replace(answers, router=FixedRouter(Band.YES)))
+        await talk.pause("How much is premium?")
+        await talk.until(lambda: api.requests)
+        match leaves:
+            case "closed":
+                await talk.close()
+            case "switched off":
+                talk.routing.switch(False)
+            case _:
+                talk.routing.ask("the price")
+        await asyncio.wait_for(api.hung_up.wait(), 60)
+        await talk.close()
+
+
+async def test_what_failed_at_the_pause_is_apologised_for_once():
+    async with standing(lambda _: Reply(status=400)) as (api, answers):
+        talk = Talk(replace(answers, router=FixedRouter(Band.YES)))
+        await talk.pause("How much is premium?")
+        await talk.until(lambda: api.requests)
+        await talk.frames(20)
+        assert talk.routes == []
+        await talk.turn("How much is premium?")
+        await talk.settled()
+    assert talk.states == ["asking", "failed"]
+    assert talk.given == PHRASES.failed
+    assert len(api.requests) == 1
 
 
 # -- in doubt --------------------------------------------------------------------------------------

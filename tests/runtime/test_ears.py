@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -79,6 +80,11 @@ def ears():
     made.close()
 
 
+def only_whole(take: Callable[..., object]) -> module.Deliver:
+    """Turns that are over; those that may be are passed over."""
+    return lambda text, start, end, final: final and take(text, start, end)
+
+
 def speak(listener: module.Listener, sound: np.ndarray) -> None:
     for at in range(0, len(sound) - FRAME_SAMPLES, FRAME_SAMPLES):
         listener.push(sound[at : at + FRAME_SAMPLES], FRAME)
@@ -91,7 +97,7 @@ def turn(text: str) -> np.ndarray:
 
 def test_each_turn_comes_once_with_its_times(ears):
     turns, come = [], threading.Semaphore(0)
-    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    listener = ears.open(only_whole(lambda *said: (turns.append(said), come.release())))
     sound = [turn("This is the first turn."), turn("And this is another one.")]
     for one in sound:
         speak(listener, one)
@@ -112,7 +118,7 @@ def test_a_restart_voids_what_is_on_its_way(ears):
         return "secret"
 
     ears.write_down = write_down
-    listener = ears.open(lambda *said: turns.append(said))
+    listener = ears.open(only_whole(lambda *said: turns.append(said)))
     speak(listener, turn("Nobody else may hear this."))
     assert written.wait(60)
     listener.reset()
@@ -120,6 +126,35 @@ def test_a_restart_voids_what_is_on_its_way(ears):
     ears.writer.submit(lambda: None).result(60)
     assert turns == []
     assert listener.take_speech() == ()
+
+
+def test_words_are_told_at_a_pause_already_and_once_as_a_whole(ears):
+    told, come = [], threading.Semaphore(0)
+    ears.write_down = lambda samples: f"{round(len(samples) / module.RATE)}"
+    listener = ears.open(
+        lambda text, _start, _end, final: (told.append((text, final)), come.release())
+    )
+    said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
+    sound = [said[0], noises.silence(0.45), said[1], noises.silence(1.0)]
+    speak(listener, np.concatenate(sound))
+    for _ in range(3):
+        assert come.acquire(timeout=60)
+    assert [final for _, final in told] == [False, False, True]
+    assert told[1][0] == told[2][0]  # it was written down once
+
+
+def test_who_goes_on_before_the_words_are_there_has_made_no_pause(ears):
+    told, go_on = [], threading.Event()
+    ears.write_down = lambda samples: go_on.wait(60) and "words"
+    listener = ears.open(lambda *turn: told.append(turn[-1]))
+    said = noises.set_level(noises.say("I was wondering how much it is."), -26)
+    pause, state = noises.silence(0.45), listener._state
+    speak(listener, np.concatenate([said, pause, said, noises.silence(1.0)]))
+    while state.frames:
+        time.sleep(0.001)
+    go_on.set()
+    ears.writer.submit(lambda: None).result(60)
+    assert told == [True]
 
 
 def test_a_turn_that_cannot_be_written_down_costs_its_words_alone(ears, caplog):
@@ -130,7 +165,7 @@ def test_a_turn_that_cannot_be_written_down_costs_its_words_alone(ears, caplog):
         raise ValueError("my secret words")
 
     ears.write_down = fail_once
-    listener = ears.open(lambda *said: come.set())
+    listener = ears.open(only_whole(lambda *said: come.set()))
     speak(listener, turn("The first turn fails here."))
     speak(listener, turn("The second one does not."))
     assert come.wait(60)
@@ -141,7 +176,7 @@ def test_a_turn_of_a_minute_is_written_in_pieces(ears):
     lengths, come = [], threading.Event()
     ears.write_down = lambda samples: str(lengths.append(len(samples)) or len(lengths))
     texts = []
-    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    listener = ears.open(only_whole(lambda text, *_: (texts.append(text), come.set())))
     text = "one and two and three and four and five and six and seven and eight and nine " * 4
     said = noises.set_level(noises.say(text), -26)
     speak(listener, np.concatenate([said, said, said, noises.silence(1.0)]))
@@ -155,7 +190,7 @@ def test_a_long_turn_is_cut_where_nobody_speaks(ears):
     """Cut inside a word, Whisper hears another word, or skips the sentence."""
     given, come, texts = [], threading.Event(), []
     ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
-    listener = ears.open(lambda text, *_: (texts.append(text), come.set()))
+    listener = ears.open(only_whole(lambda text, *_: (texts.append(text), come.set())))
     sentences = "We walked around the whole lake and counted nine birds. I slept on the bus. " * 5
     said = noises.set_level(noises.say(sentences), -26)
     speak(listener, np.concatenate([noises.silence(0.5), said, noises.silence(1.0)]))
@@ -171,7 +206,7 @@ def test_a_long_turn_is_cut_where_nobody_speaks(ears):
 def test_what_has_no_pause_is_cut_at_its_quietest(ears):
     given, texts = [], []
     ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
-    listener, quiet_at = ears.open(lambda text, *_: texts.append(text)), 700
+    listener, quiet_at = ears.open(only_whole(lambda text, *_: texts.append(text))), 700
     for number in range(1000):
         loudness = 0.01 if abs(number - quiet_at) <= 1 else 0.5
         window = np.full(module.WINDOW, loudness, np.float32)
@@ -182,9 +217,9 @@ def test_what_has_no_pause_is_cut_at_its_quietest(ears):
 
 def test_a_pause_inside_a_sentence_is_no_longer_than_routing_allows(ears):
     turns, come = [], threading.Semaphore(0)
-    listener = ears.open(lambda *said: (turns.append(said), come.release()))
+    listener = ears.open(only_whole(lambda *said: (turns.append(said), come.release())))
     said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
-    speak(listener, np.concatenate([said[0], noises.silence(0.6), said[1], noises.silence(1.0)]))
+    speak(listener, np.concatenate([said[0], noises.silence(0.7), said[1], noises.silence(1.0)]))
     for _ in said:
         assert come.acquire(timeout=60)
     (_, _, end), (_, start, _) = turns
@@ -196,7 +231,7 @@ def test_a_turn_that_falls_silent_as_it_is_cut_has_each_word_once(ears, spoken):
     """Each word is a second of speech, and the writer says which seconds it was given."""
     windows = int(spoken * module.RATE) // module.WINDOW
     state, texts, given = module.ListenerState(), [], []
-    listener = ears.open(lambda text, *_: texts.append(text))
+    listener = ears.open(only_whole(lambda text, *_: texts.append(text)))
     listener._state = state
     ears.write_down = lambda samples: given.append(samples) or f"piece{len(given)}"
     count = windows + module.END_WINDOWS
@@ -217,6 +252,36 @@ def test_writing_steps_back_behind_the_frames(ears):
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     assert ears.writer.submit(priority).result(60) >= min(19, priority() + module.STEP_BACK)
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(0, 800), (3, 1100), (21.99, 3000), (25, 3000)])
+def test_whisper_reads_a_turn_and_eight_seconds_of_silence_at_most(seconds, left):
+    features = np.zeros((80, 3000), np.float32)
+    features[3, : round(100 * seconds)] = -0.5
+    trimmed = module.trim_silence(features)
+    assert trimmed.shape == (80, left)
+    assert np.array_equal(trimmed, features[:, :left])
+
+
+def test_whisper_gets_what_was_trimmed_and_a_limit_of_words(monkeypatch, tmp_path):
+    """The model itself is a double: what it is given is what counts here."""
+    import faster_whisper
+
+    class Whisper:
+        def __init__(self, *args, **options):
+            self.read = None
+
+        def encode(self, features):
+            self.read = features.shape
+
+        def transcribe(self, samples, max_new_tokens, **options):
+            self.encode(np.pad(np.ones((80, len(samples) // 160)), ((0, 0), (0, 2000))))
+            said = Mock(text=f" {self.read} {max_new_tokens}", no_speech_prob=0, avg_logprob=0)
+            return [said], None
+
+    monkeypatch.setattr(faster_whisper, "WhisperModel", Whisper)
+    write_down = module.load_whisper(tmp_path, "")
+    assert write_down(np.zeros(2 * module.RATE, np.float32)) == "(80, 1000) 44"
 
 
 def test_without_a_network_it_says_so_at_once(monkeypatch, tmp_path):
@@ -265,13 +330,13 @@ def test_two_who_speak_at_once_are_no_echo():
 def test_who_stops_sending_after_a_question_has_asked_it(ears):
     floor = UserFloor(words_come=True)
     director = Director(ByteTokenizer(), floor=floor)
-    listener = ears.open(lambda *said: None)
+    listener = ears.open(only_whole(lambda *said: None))
     said = np.concatenate(
         [noises.silence(0.5), noises.set_level(noises.say("How much is it?"), -26)]
     )
     frames = [said[at : at + FRAME_SAMPLES] for at in range(0, len(said) - 2 * FRAME_SAMPLES, 1920)]
     written = threading.Event()
-    listener._deliver = lambda *turn: written.set()
+    listener._deliver = only_whole(lambda *turn: written.set())
     silence = 0
     for frame in [*frames, *[FRAME] * 100]:
         if frame is FRAME:
@@ -291,7 +356,7 @@ def test_who_stops_sending_after_a_question_has_asked_it(ears):
 def test_a_turn_of_several_pieces_begins_where_it_began(ears, monkeypatch):
     monkeypatch.setattr(module, "MOST_SECONDS", 1.0)
     turns, come = [], threading.Event()
-    listener = ears.open(lambda *said: (turns.append(said), come.set()))
+    listener = ears.open(only_whole(lambda *said: (turns.append(said), come.set())))
     sound = turn(
         "This is a turn that goes on and on for more than one or two seconds, does it not?"
     )
@@ -312,9 +377,9 @@ def test_times_stay_right_where_frames_went_unheard(ears, lost_at, lost, within)
         come.release()
 
     sound = turn("This is a sentence that will be heard with a hole in it.")
-    speak(ears.open(take), sound)
+    speak(ears.open(only_whole(take)), sound)
     assert come.acquire(timeout=60)
-    listener, first = ears.open(take), int(lost_at * 24_000)
+    listener, first = ears.open(only_whole(take)), int(lost_at * 24_000)
     speak(listener, sound[: first + FRAME_SAMPLES])
     while listener._state.frames:
         time.sleep(0.001)

@@ -584,7 +584,7 @@ async def test_the_users_words_come_where_they_are_wanted(server):
         await client.append(np.concatenate([speech("Hello there my friend"), SILENCE]))
         committed = await client.until("input_audio_buffer.committed")
         (session,) = server.engine.sessions
-        session._take_words("Hello there, my friend.", 0.1, 1.5)  # as ears would
+        session._take_words("Hello there, my friend.", 0.1, 1.5, True)  # as ears would
         done = await client.until("conversation.item.input_audio_transcription.completed")
     assert done["item_id"] == committed["item_id"]
     assert done["transcript"] == "Hello there, my friend."

@@ -40,6 +40,7 @@ export class Sound {
     if (this.context && this.context.state !== "closed") return;
     const context = new AudioContext({ latencyHint: "interactive" });
     this.context = context;
+    context.suspend(); // where a browser would let it run at once, silence would cost 2 % of a core
     const modules = ["capture", "playback"].map((name) =>
       context.audioWorklet?.addModule(window.pageModules.address(`pp/${name}-worklet.js`)));
     this.loaded = Promise.all(modules).then(() => {});
@@ -236,7 +237,7 @@ function microphoneProblem(name) {
   if (name === "NotReadableError") {
     return "Another program is using the microphone: close it there, then start again.";
   }
-  return `The microphone did not start (${name}): check the system's sound settings, then start again.`;
+  return "The microphone did not start: check the system's sound settings, then start again.";
 }
 
 // Whether the browser will ask: only then is it true that it does.

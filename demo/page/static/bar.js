@@ -5,7 +5,10 @@ import { find } from "./transcript-view.js";
 
 /** @typedef {import("./main.js").Health} Health */
 
-const EMBEDDED = "embedded"; // the voice that stands in for the model
+/** @param {Health | null} health @returns {boolean} a voice stands in for the model */
+export function isDemo(health) {
+  return health?.model === "embedded";
+}
 
 export class Bar {
   /**
@@ -27,7 +30,7 @@ export class Bar {
     this.pill.dataset.tone = tone;
     this.text.textContent = text;
     this.short.textContent = short;
-    this.badge.hidden = health?.model !== EMBEDDED;
+    this.badge.hidden = !isDemo(health);
   }
 }
 
@@ -39,7 +42,7 @@ function summarise(health) {
   if (!health) return { tone: "away", text: "the server does not answer", short: "no answer" };
   const { status, free, slots, percent } = health;
   if (status === "ok" && free) {
-    return { tone: "ready", text: `ready · ${free} of ${slots} places free`, short: `${free} of ${slots} free` };
+    return { tone: "ready", text: `ready · ${free} of ${slots} places free`, short: `${free} free` };
   }
   if (status === "ok") return { tone: "full", text: `all ${slots} places are taken`, short: "all taken" };
   const far = percent ? `${Math.round(percent)} %` : "";

@@ -8,6 +8,7 @@ import { newCodec } from "./codec.js";
 import { SAMPLE_RATE, countFrom, socketUrl, tunable } from "./protocol.js";
 import { Recorder } from "./recorder.js";
 import { CHECK_EVERY, Pulse, Retry } from "./retry.js";
+import { closingNotice } from "./status.js";
 import { Timeline, rms } from "./timeline.js";
 
 const LONG_CONNECT = 4000; // ms without an answer: the server is being woken up
@@ -30,6 +31,7 @@ const THIN_CHECKS = 8; // of CHECK_EVERY: 2 s
  *   lost: {underruns: number, jumps: number, unsent: number, late: number}}} CallStats
  * @typedef {object} CallListeners
  * @property {(sentence: string, passing?: boolean) => void} notice
+ * @property {(sentence: string) => void} refused something in the call, in the server's words
  * @property {(levels: {mic?: number, agent?: number}) => void} levels root mean squares
  * @property {(stats: CallStats) => void} stats
  * @property {(event: import("./protocol.js").ReadyEvent) => void} ready
@@ -133,7 +135,7 @@ export class Call {
     console.error(error);
     if (this.ended) return;
     this.client?.close();
-    this.#finish("this page failed", error.message);
+    this.#finish("this page failed");
   }
 
   // On and off; where the microphone was lost, another try to get one.
@@ -201,7 +203,7 @@ export class Call {
       audio: going((payload) => this.#audio(payload)),
       text: going((piece) => this.#inStep((t) => this.on.transcript.text(piece, t))),
       event: going((event) => this.#event(event)),
-      notice: going((sentence) => this.on.notice(sentence, true)),
+      refused: going((sentence) => this.on.refused(sentence)),
       pong: going(() => this.#pong()),
       closed: going(({ end }) => this.#closed(end)),
     });
@@ -506,9 +508,4 @@ export class Call {
 
 function microphoneName(label = "") {
   return label ? `The microphone “${label}”` : "The microphone";
-}
-
-/** @param {import("./protocol.js").ClosingEvent} event */
-function closingNotice({ reason, seconds_left: left }) {
-  return `The server ends this conversation${left ? ` in ${Math.round(left)} s` : ""}: ${reason}.`;
 }

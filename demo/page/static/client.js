@@ -16,7 +16,7 @@ const PING_MARK = "page-"; // our pings; the server's own are sent back
  * @property {(payload: Bytes) => void} audio
  * @property {(piece: string) => void} text
  * @property {(event: ServerEvent) => void} event
- * @property {(sentence: string) => void} notice
+ * @property {(sentence: string) => void} refused
  * @property {() => void} pong
  * @property {(how: {end: EndReason | null}) => void} closed
  */
@@ -125,7 +125,7 @@ export class Client {
   #error(sentence) {
     const error = readError(sentence);
     if (error.kind) this.end = error;
-    else this.on.notice(error.text);
+    else this.on.refused(error.text);
   }
 
   #closed() {

@@ -2,6 +2,8 @@
 // The conversation's column: the transcript, what waits to be said, and one line to type into. What was typed
 // stays in the line until the server has taken it.
 
+import { isDemo } from "./bar.js";
+import { refusal } from "./status.js";
 import { TranscriptView, element, find } from "./transcript-view.js";
 
 const TAKEN_WITHIN = 5000; // ms; then the line is free again, with the text still in it
@@ -25,6 +27,8 @@ export class ConversationPanel {
     this.page = page;
     this.view = new TranscriptView(find(root, ".log"), find(root, ".empty"));
     this.hint = find(root, ".hint");
+    this.demo = find(root, ".demo-note");
+    this.health(page.health);
     this.waiting = /** @type {HTMLDetailsElement} */ (find(root, ".queue"));
     this.count = find(root, ".queue summary");
     this.list = find(root, ".queue ol");
@@ -43,6 +47,11 @@ export class ConversationPanel {
       this.#send();
     });
     this.#explain();
+  }
+
+  /** @param {import("./main.js").Health | null} health */
+  health(health) {
+    this.demo.hidden = !isDemo(health);
   }
 
   get kind() {
@@ -89,13 +98,12 @@ export class ConversationPanel {
   }
 
   /**
-   * Whether a sentence of the server's is about what was sent. Then it stands here, and the text stays, too.
+   * Whether a sentence of the server's is about what was sent. Then the reason stands here, and the text stays, too.
    * @param {string} sentence
    */
   refused(sentence) {
-    const [kind, why] = [sentence.split(":")[0], sentence.slice(sentence.indexOf(":") + 1).trim()];
-    if (this.sent?.kind !== kind) return false;
-    this.#release(`Not taken: ${why}.`.replace(/\.\.$/, "."));
+    if (!this.sent || !sentence.startsWith(`${this.sent.kind}:`)) return false;
+    this.#release(refusal(sentence));
     return true;
   }
 

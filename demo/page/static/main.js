@@ -11,6 +11,7 @@ import { ConversationPanel } from "./composer.js";
 import { Drawer } from "./drawer.js";
 import { Stage } from "./stage.js";
 import { CallState } from "./state.js";
+import { refusal } from "./status.js";
 import { SummaryPanel } from "./summary.js";
 import { Transcript } from "./transcript.js";
 
@@ -75,7 +76,9 @@ class Page {
     for (const [place, element] of this.places.splice(0)) this.#fill(place, element);
     this.#show();
     const there = this.stage && this.conversation && this.cast;
-    if (there) document.documentElement.classList.add("pp-there"); // skeleton.css
+    if (!there) return;
+    document.documentElement.classList.add("pp-there"); // skeleton.css
+    window.pageModules.arrive();
   }
 
   /**
@@ -111,6 +114,7 @@ class Page {
       [ask("healthz"), ask("voices").then((voices) => voices ?? this.config.voices)]);
     if (!this.config.voices.includes(this.settings.voice)) this.settings.voice = "";
     this.bar?.health(this.health);
+    this.conversation?.health(this.health);
     if (this.state.phase === "waiting") this.state.tell({ places: this.health?.slots ?? null });
     this.cast?.voices(this.config.voices);
   }
@@ -133,8 +137,9 @@ class Page {
     const settings = { ...this.settings, codec, opus, routing, token: window.accessToken };
     this.stage?.notice("");
     const call = new Call(this.sound, this.state, settings, {
-      notice: (sentence, passing) => {
-        if (!this.conversation?.refused(sentence)) this.stage?.notice(sentence, passing);
+      notice: (sentence, passing) => this.stage?.notice(sentence, passing),
+      refused: (sentence) => {
+        if (!this.conversation?.refused(sentence)) this.stage?.notice(refusal(sentence), true);
       },
       levels: (levels) => this.stage?.levels(levels),
       stats: (stats) => {

@@ -11,11 +11,17 @@ const DYNAMIC = /\bimport\(\s*[`"]\.\/([\w.-]+\.js)[`"]\s*\)/g;
 const LISTED = "=>i.map(i=>d[i])";
 const STYLE = /`\.\/(assets\/[\w-]+\.css)`/g; // Gradio asks whether the page has its first style
 
+// Gradio's sign of loading counts time sixty times a second, and goes on when it has long gone (6.31). It keeps
+// the requestAnimationFrame that is there when its module runs: it gets one that ends when the page is there.
+const frame = window.requestAnimationFrame;
+window.requestAnimationFrame = (work) => (window.pageModules.there ? 0 : frame.call(window, work));
+
 class PageModules {
   texts = /** @type {Map<string, string>} */ (new Map()); // by path below the page
   addresses = /** @type {Map<string, string>} */ (new Map());
   styles = /** @type {Set<string>} */ (new Set()); // paths of the styles that the page has already
   page = document.baseURI;
+  there = false; // the page is drawn
   style = document.querySelector("link[rel=stylesheet]")?.getAttribute("href") ?? "";
 
   /**
@@ -25,6 +31,12 @@ class PageModules {
   add(texts, styles) {
     for (const [path, text] of Object.entries(texts)) this.texts.set(path, text);
     for (const path of styles) this.styles.add(path);
+  }
+
+  // The page is drawn: what draws from now on asks the browser itself.
+  arrive() {
+    this.there = true;
+    window.requestAnimationFrame = frame;
   }
 
   /**

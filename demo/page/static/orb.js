@@ -7,6 +7,9 @@ const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const FORCED = matchMedia("(forced-colors: active)");
 const EVERY = 33; // ms between two pictures
 const STEPS = 5; // sizes, for those who want no motion
+const BREATH = 6000; // ms
+const BREATHS = 10; // in a minute; then it rests
+const BREATHE_EVERY = 400; // ms, a third of a pixel: sixty pictures a second would cost a tenth of a core
 
 /** @typedef {{core: string, shade: string, light: string, ring: string, rim: string, faint: string}} Palette */
 
@@ -18,6 +21,7 @@ export class Orb {
   progress = /** @type {number | null} */ (null); // of waking up, 0 to 1
   face = /** @type {import("./state.js").Face} */ ("ready");
   lit = 0; // how strongly the core shines, 0 to 1
+  breathing = 0; // the timer
 
   /** @param {HTMLElement} root */
   constructor(root) {
@@ -33,6 +37,7 @@ export class Orb {
    * @param {number | null} percent
    */
   show(face, percent) {
+    if (face !== this.face || face === "ready") this.#breathe(face === "ready" && !CALM.matches);
     this.face = face;
     this.progress = percent === null ? null : percent / 100;
     if (!LEVELS.has(face)) this.aim = { mic: 0, agent: 0 };
@@ -43,6 +48,22 @@ export class Orb {
   hear(levels) {
     Object.assign(this.aim, levels);
     if (this.aim.mic + this.aim.agent > 0.01) this.#ask();
+  }
+
+  /** @param {boolean} on */
+  #breathe(on) {
+    clearInterval(this.breathing);
+    const began = performance.now();
+    const size = (/** @type {number} */ passed) => {
+      this.canvas.style.transform = `scale(${1.02 - 0.02 * Math.cos((passed / BREATH) * 2 * Math.PI)})`;
+    };
+    size(0);
+    if (!on) return;
+    this.breathing = setInterval(() => {
+      const passed = performance.now() - began;
+      if (passed >= BREATHS * BREATH || CALM.matches) this.#breathe(false);
+      else size(passed);
+    }, BREATHE_EVERY);
   }
 
   #ask() {

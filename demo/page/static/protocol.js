@@ -36,7 +36,7 @@ export const SAMPLE_RATE = 24000; // Hz, mono, both directions
  */
 
 // Errors that end the conversation start with one of these words and a colon.
-const ENDS = [
+export const ENDS = [
   "busy", "unauthorized", "bad parameter", "bad audio", "too fast", "idle", "time limit",
   "closing", "internal error", "gone",
 ];

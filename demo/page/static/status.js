@@ -1,7 +1,13 @@
 // @ts-check
-// What the stage says: one word or two for every state, and one plain sentence.
+// The page's words for what a server tells: one word or two for every state, one plain sentence, and why
+// something ended or was refused. A server's sentences are for programs (docs/api.md); none of them is shown.
 
-/** @type {Record<string, string>} */
+const BROKEN = "Something broke on the server. Start again.";
+
+/**
+ * Why a conversation ended, by the reason's kind.
+ * @type {Record<string, string | ((text: string) => string)>}
+ */
 const ENDED = {
   "hung up": "You ended it. What was said stays here until you start again.",
   idle: "Nobody spoke for a long time, so the server hung up.",
@@ -11,8 +17,83 @@ const ENDED = {
   busy: "All places stayed taken for three minutes. Please try again later.",
   dropped: "The connection was lost and did not come back. Check your network, then start again.",
   unreachable: "The server does not answer. Check your network, then start again.",
-  gone: "The connection came back too late to go on where you were.",
+  gone: "The connection came back, but the server no longer has this conversation. Start again.",
+  "bad parameter": (text) => {
+    const [, setting] = SETTINGS.find(([name]) => text.startsWith(name)) ?? ["", "one of your settings"];
+    return `The server does not take ${setting}. Change it, then start again.`;
+  },
+  "bad audio": "The server cannot read this browser’s sound. Start again, or try another browser.",
+  "too fast": "The connection fell too far behind. Start again.",
+  "internal error": (text) => {
+    const number = /^[0-9a-f]{8}\b/.exec(text)?.[0]; // by which its operator finds it in the log
+    return number ? `Something broke on the server: error ${number}. Start again.` : BROKEN;
+  },
+  "this page failed": "Something broke on this page. Load it again.",
 };
+
+// What a sentence about a parameter begins with, and what that is on the page.
+const SETTINGS = [
+  ["text_prompt", "this role"], ["voice", "this voice"], ["seed", "this seed"],
+  ["text_temperature", "this text temperature"], ["text_top", "this text top-k"],
+  ["audio_temperature", "this audio temperature"], ["audio_top", "this audio top-k"],
+];
+
+/** Why something was not done in a conversation that goes on. @type {[RegExp, string][]} */
+const REFUSED = [
+  [/^say: \d+ texts are waiting/, "Too many texts wait already. Wait for one, or press Be quiet."],
+  [/^say: nothing in this text/, "Nothing in the text can be said aloud."],
+  [/^(say|ask): the text has/, "The text is too long."],
+  [/^(say|ask): the text is empty/, "The text is empty."],
+  [/^ask: .*routing is off/, "Looking things up is switched off: see Tuning."],
+  [/^ask: \d+ questions a minute/, "Those were many questions for one minute. Ask again a little later."],
+  [/^ask: .* of this day are used up/, "All questions of this day are used up. Ask again tomorrow."],
+  [/^set:/, "The server does not take this value of Tuning."],
+];
+
+/** Why a question has no answer. @type {[RegExp, string][]} */
+const UNANSWERED = [
+  [/^no key/, "this server cannot look things up"],
+  [/^no transcript/, "the words were not understood"],
+  [/^(no answer in time|cut off)/, "the answer took too long"],
+  [/^(no connection|service busy|paused)/, "the text model cannot be reached now"],
+  [/^(key refused|no credit|request refused)/, "the text model does not serve this server"],
+  [/^(empty|invalid) answer/, "the text model said nothing of use"],
+  [/^interrupted/, "you spoke"],
+  [/^another/, "another question came"],
+  [/^switched off/, "looking things up was switched off"],
+  [/^restart/, "the conversation began anew"],
+];
+
+/** What a server does while it wakes up. @type {[RegExp, string][]} */
+const WAKING = [
+  [/load/, "loading the model"],
+  [/fetch|download|saving|keeping/, "fetching the model"],
+  [/warm|compil|kernel|graph|timing/, "warming up"],
+];
+
+/**
+ * @param {[RegExp, string][]} table
+ * @param {string} text of the server
+ */
+function sentenceFor(table, text) {
+  return table.find(([pattern]) => pattern.test(text))?.[1];
+}
+
+/** @param {string} sentence that refuses something in a conversation that goes on */
+export function refusal(sentence) {
+  return sentenceFor(REFUSED, sentence) ?? "The server did not take that.";
+}
+
+/** @param {string} reason of a question that failed or is not needed any more; empty: nothing to say */
+export function whyUnanswered(reason) {
+  return sentenceFor(UNANSWERED, reason) ?? "";
+}
+
+/** @param {import("./protocol.js").ClosingEvent} event */
+export function closingNotice({ reason, seconds_left: left }) {
+  const why = reason === "time limit" ? "This conversation reaches its time limit" : "The server is being restarted";
+  return left ? `${why}: it ends in ${Math.round(left)} s.` : `${why}.`;
+}
 
 /**
  * @param {import("./state.js").CallState} state
@@ -57,14 +138,14 @@ const MUTED = "Your microphone is off: it does not hear you.";
 
 /** @param {import("./state.js").Facts} facts */
 function ending({ reason, text }) {
-  const known = ENDED[reason];
-  if (reason === "gone" && text) return `${known} (${text})`;
-  return known ?? (text ? `${reason}: ${text}` : reason);
+  const known = ENDED[reason] ?? "The server ended the conversation. Start again.";
+  return typeof known === "string" ? known : known(text);
 }
 
 /** @param {import("./state.js").Facts} facts @returns {[string, string]} */
 function waking({ waking: phase, percent }) {
-  const sentence = phase ? `The server was asleep: ${phase}.` : "The server was asleep. This can take a minute or two.";
+  const doing = sentenceFor(WAKING, phase);
+  const sentence = doing ? `The server was asleep: ${doing}.` : "The server was asleep. This can take a minute or two.";
   return [percent === null ? "Waking up" : `Waking up ${Math.round(percent)} %`, sentence];
 }
 

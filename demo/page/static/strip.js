@@ -23,6 +23,7 @@ export class Strip {
   /** @param {import("./timeline.js").Timeline | null} timeline of the call that is shown */
   show(timeline) {
     this.timeline = timeline;
+    this.root.hidden = !timeline; // before the first conversation there is nothing to see
     this.drawn = -1;
     this.draw();
   }

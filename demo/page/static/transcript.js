@@ -1,6 +1,8 @@
 // @ts-check
 // The conversation in turns, as the server's pieces and events tell it. No DOM: see transcript-view.js.
 
+import { whyUnanswered } from "./status.js";
+
 /**
  * @typedef {import("./protocol.js").SpeechEvent} SpeechEvent
  * @typedef {import("./protocol.js").SayEvent} SayEvent
@@ -36,6 +38,7 @@ export class Transcript {
   speaking = null; // being said
   questions = /** @type {Map<number, Turn>} */ (new Map()); // by the route's id
   answer = /** @type {RouteEvent | null} */ (null); // the route that is being answered
+  heard = /** @type {number | null} */ (null); // the route of whose answer words were heard last
   partial = /** @type {Turn | null} */ (null); // the user's turn that is still growing
 
   /**
@@ -71,7 +74,7 @@ export class Transcript {
     this.waiting = [];
     this.speaking = null;
     this.questions = new Map();
-    this.answer = null;
+    this.answer = this.heard = null;
     this.partial = null;
     this.queued([]);
   }
@@ -91,6 +94,7 @@ export class Transcript {
    */
   text(piece, t) {
     const kind = this.speaking?.kind ?? "own";
+    if (kind === "answer") this.heard = this.answer?.id ?? this.heard;
     const last = this.turns.at(-1);
     const goesOn =
       last !== undefined && last.who === "agent" && last.kind === kind &&
@@ -159,7 +163,10 @@ export class Transcript {
     if (event.source === "client") this.taken("ask", event.question);
     const turn = this.questions.get(event.id) ?? this.#question(event);
     turn.state = OUTCOME[event.state] ?? "";
-    if (turn.state && event.reason) turn.state += `: ${event.reason}`;
+    const why = turn.state && whyUnanswered(event.reason ?? "");
+    if (why) turn.state += `: ${why}`;
+    // Words of the answer were heard: it was wanted, and what was cut off is struck out below.
+    if (event.state === "stale" && this.heard === event.id) turn.state = "interrupted";
     if (event.state === "answering") this.answer = event;
     else if (event.state !== "asking" && this.answer?.id === event.id) this.answer = null;
     this.#changed(turn);

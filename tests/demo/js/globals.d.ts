@@ -7,7 +7,12 @@ type Samples = Float32Array<ArrayBuffer>;
 interface Window {
   PersonaPlex: typeof import("../../../demo/page/static/main.js").page;
   accessToken?: string; // of the page's address (demo/page/html/page.html)
-  pageModules: { load(path: string): Promise<unknown>; address(path: string): string };
+  pageModules: {
+    load(path: string): Promise<unknown>;
+    address(path: string): string;
+    there: boolean;
+    arrive(): void;
+  };
 }
 
 // The audio thread.

@@ -1,10 +1,14 @@
 // The state of a call: which event leads where, what is shown of all that is true, and how long.
 
 import assert from "node:assert/strict";
+import { readFileSync, readdirSync } from "node:fs";
 import test from "node:test";
 
 import { CallState, Steady, TABLE } from "../../../demo/page/static/state.js";
-import { describe } from "../../../demo/page/static/status.js";
+import { ENDS } from "../../../demo/page/static/protocol.js";
+import { closingNotice, describe, refusal, whyUnanswered } from "../../../demo/page/static/status.js";
+
+const ENGINE = new URL("../../../engine", import.meta.url).pathname;
 
 function after(...events) {
   const state = new CallState();
@@ -133,23 +137,74 @@ test("whoever is told the same again is not told", () => {
   assert.equal(told, 1);
 });
 
-const REASONS = [
-  "hung up", "idle", "time limit", "closing", "unauthorized", "busy", "dropped", "unreachable",
-];
+// -- what a server says is for programs; the page has its own words ---------------------------------------
+
+const OWN_ENDS = ["hung up", "dropped", "unreachable", "this page failed"];
+const PROTOCOL = /0x0|PERSONAPLEX|resume|voice_prompt|text_prompt|connect with|token=|http|\bsocket\b|log\b|_|[{}]/i;
+const PLAIN = /^[A-Z“].*[.”]$/;
+
+function endedBy(reason, text = "") {
+  return describe(after("start", ["end", { reason, text }])).sentence;
+}
+
+/** Everything that the engine's own code gives to an error of this class, its placeholders as they are. */
+function sentencesOf(name) {
+  const files = readdirSync(ENGINE, { recursive: true }).filter((file) => file.endsWith(".py"));
+  const said = new RegExp(`${name}\\(\\s*f?(?:"([^"]+)"|'([^']+)')`, "g");
+  const found = files.flatMap((file) => [...readFileSync(`${ENGINE}/${file}`, "utf-8").matchAll(said)]);
+  return found.map(([, one, other]) => one ?? other);
+}
+
 test("every end has its own plain sentence", () => {
-  const sentences = REASONS.map((reason) => describe(after("start", ["end", { reason }])).sentence);
-  assert.equal(new Set(sentences).size, REASONS.length);
-  assert.ok(sentences.every((one) => /^[A-Z].*\.$/.test(one)), sentences.join("\n"));
+  const sentences = [...ENDS, ...OWN_ENDS].map((reason) => endedBy(reason));
+  assert.equal(new Set(sentences).size, ENDS.length + OWN_ENDS.length);
+  for (const one of sentences) assert.match(one, PLAIN);
 });
 
-test("an end that the page has no sentence for says the server's own", () => {
-  const state = after("start", ["end", { reason: "bad parameter", text: "seed is x" }]);
-  assert.equal(describe(state).sentence, "bad parameter: seed is x");
+test("no word of the protocol reaches a user, whatever the server says at the end", () => {
+  const nasty = "connect without resume; set PERSONAPLEX_TOKEN, send 0x07 to http://host/api?token=…";
+  for (const kind of [...ENDS, ...OWN_ENDS, "a newer kind"]) {
+    for (const text of [nasty, `voice_prompt is x; ${nasty}`, `1a2b3c4d; ${nasty}`]) assert.doesNotMatch(endedBy(kind, text), PROTOCOL);
+  }
+  const classes = { GoneError: "gone", BusyError: "busy", BadParameterError: "bad parameter", BadAudioError: "bad audio",
+    TooFastError: "too fast", IdleError: "idle", UnauthorizedError: "unauthorized", InternalError: "internal error" };
+  for (const [name, kind] of Object.entries(classes)) {
+    for (const said of sentencesOf(name)) assert.doesNotMatch(endedBy(kind, said), PROTOCOL, said);
+  }
+  assert.ok(sentencesOf("BadParameterError").length > 5, "the engine's code is where it is looked for");
 });
 
-test("a conversation that is gone says the server's reason, and not that it was quiet", () => {
-  const state = after("start", ["end", { reason: "gone", text: "it was kept for 30 s" }]);
-  assert.match(describe(state).sentence, /too late.*kept for 30 s/);
+test("what to change is named, and by which number the server's log knows a fault", () => {
+  assert.match(endedBy("bad parameter", "seed is 99999999999; use -1 (random) or 0 to 5"), /this seed/);
+  assert.match(endedBy("bad parameter", "voice 'Bob' not found; try NATF0"), /this voice/);
+  assert.match(endedBy("internal error", "1a2b3c4d; the server's log has the details"), /error 1a2b3c4d\./);
+  assert.doesNotMatch(endedBy("gone"), /quiet/);
+});
+
+test("each refusal that the page can meet has a sentence of its own", () => {
+  const all = ["say: 10 texts are waiting already; wait for one, or cancel", "say: nothing in this text can be spoken; send words",
+    ...sentencesOf("RefusedError").filter((said) => /^(say|ask|set): /.test(said))]
+    .map((said) => said.replace(/\{self\.limit\}/, "10"))
+    .filter((said) => !/not UTF-8|mode is|smart routing is off on this server/.test(said)); // no page sends these
+  assert.ok(all.length > 8, all.join("\n"));
+  for (const said of all) {
+    assert.notEqual(refusal(said), refusal("what nobody knows"), said);
+    assert.match(refusal(said), PLAIN);
+    assert.doesNotMatch(refusal(said), PROTOCOL);
+  }
+});
+
+test("why a question has no answer is said plainly, and what is unknown is not said", () => {
+  const reasons = ["no key", "no transcript", "no connection", "no answer in time", "cut off", "empty answer", "invalid answer",
+    "key refused (401)", "no credit (402)", "request refused (418)", "service busy (503)", "paused after failures",
+    "interrupted", "another question", "switched off", "restart"]; // docs/api.md
+  for (const reason of reasons) assert.match(whyUnanswered(reason), /^[a-z][^0-9()]+[a-z]$/, reason);
+  assert.equal(whyUnanswered("internal error"), "");
+});
+
+test("the server's coming end is announced in the page's words", () => {
+  assert.match(closingNotice({ type: "closing", reason: "time limit", seconds_left: 30 }), /time limit.* 30 s/);
+  assert.match(closingNotice({ type: "closing", reason: "the server is being stopped or updated" }), /restarted\.$/);
 });
 
 test("waking says how far it is, where that is known", () => {

@@ -101,9 +101,9 @@ test("a question that was heard is not written twice", () => {
   const { made } = transcript();
   made.event({ type: "user_text", text: "How much?", start: 1, end: 2, final: true });
   made.event({ type: "route", id: 1, state: "asking", question: "How much?", t: 2 });
-  made.event({ type: "route", id: 1, state: "failed", question: "How much?", reason: "timeout", t: 3 });
+  made.event({ type: "route", id: 1, state: "failed", question: "How much?", reason: "no answer in time", t: 3 });
   assert.equal(made.turns.length, 1);
-  assert.equal(made.turns[0].state, "no answer found: timeout");
+  assert.equal(made.turns[0].state, "no answer found: the answer took too long");
 });
 
 test("a question whose words nobody knows says so", () => {
@@ -111,7 +111,22 @@ test("a question whose words nobody knows says so", () => {
   made.event({ type: "route", id: 1, state: "asking", question: "", t: 2 });
   made.event({ type: "route", id: 1, state: "stale", question: "", reason: "interrupted", t: 3 });
   assert.equal(made.turns[0].text, "(words that were not transcribed)");
-  assert.equal(made.turns[0].state, "no longer needed: interrupted");
+  assert.equal(made.turns[0].state, "no longer needed: you spoke");
+});
+
+test("an answer of which words were heard was interrupted, and not unneeded", () => {
+  const { made } = transcript();
+  const route = { type: "route", id: 4, question: "How much?", knowledge: true, t: 3 };
+  made.event({ ...route, state: "asking" });
+  made.event({ ...route, state: "answering" });
+  made.event({ type: "say", id: 9, state: "speaking", text: "Fourteen dollars a month.", t: 4 });
+  made.text(" Fourteen dollars", 4.1);
+  made.event({ type: "say", id: 9, state: "cancelled", text: "Fourteen dollars a month.", spoken: "Fourteen dollars", t: 5 });
+  made.event({ ...route, state: "stale", reason: "interrupted", t: 5 });
+  assert.equal(made.turns[0].state, "interrupted");
+  made.event({ ...route, id: 5, state: "asking", t: 6 });
+  made.event({ ...route, id: 5, state: "stale", reason: "another question", t: 7 });
+  assert.match(made.turns.at(-1).state, /no longer needed/);
 });
 
 test("a new conversation goes on below the old one", () => {
