@@ -20,19 +20,19 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint
 from tests.runtime.conftest import TINY
 
-CONTEXT = 90  # the golden checkpoint's is shorter than its prompts
+CONTEXT = 70  # the golden checkpoint's is shorter than its prompts
 FRAMES = 6  # that a renewal keeps
 SLOT = 1
 FUTURE = 20  # frames that are compared
 
 
-def roomy_folder(folder: Path) -> Path:
+def roomy_folder(folder: Path, context: int = CONTEXT) -> Path:
     """The tiny checkpoint with a longer context."""
     for path in TINY.iterdir():
         if path.name != "config.json":
             (folder / path.name).symlink_to(path)
     config = json.loads((TINY / "config.json").read_text())
-    config["lm"]["context"] = CONTEXT
+    config["lm"]["context"] = context
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
