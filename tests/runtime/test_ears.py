@@ -135,10 +135,10 @@ def test_words_are_told_at_a_pause_already_and_once_as_a_whole(ears):
         lambda text, _start, _end, final: (told.append((text, final)), come.release())
     )
     said = [noises.set_level(noises.say(t), -26) for t in ("I was wondering how much", "it is.")]
-    sound = [said[0], noises.silence(0.45), said[1], noises.silence(1.0)]
-    speak(listener, np.concatenate(sound))
-    for _ in range(3):
-        assert come.acquire(timeout=60)
+    pause = noises.silence(0.45)
+    for sound in (np.concatenate([said[0], pause]), np.concatenate([said[1], pause]), pause):
+        speak(listener, sound)
+        assert come.acquire(timeout=60)  # who goes on at once has made no pause
     assert [final for _, final in told] == [False, False, True]
     assert told[1][0] == told[2][0]  # it was written down once
 
