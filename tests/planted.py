@@ -6,7 +6,6 @@ ours, and the words that tests plant on purpose.
 
 import io
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +30,6 @@ class LogSweep:
         self._stream = io.StringIO()
         self._handler = logging.StreamHandler(self._stream)
         self._handler.setFormatter(logging.Formatter(LOG_FORMAT))
-        self._read = 0
         for word in PLANTED:
             self.add(word, shortest=0)
 
@@ -63,20 +61,19 @@ class LogSweep:
             if len(set(piece)) > 3:  # "aaaa" tells nothing
                 self.needles |= {piece, quote(piece), quote_plus(piece), repr(piece)[1:-1]}
 
-    def text(self) -> str:
-        return self._stream.getvalue()
-
     def check(self) -> None:
         """Fail the test if what was logged since the last call holds a planted word."""
-        new = self.text()[self._read :]
-        self._read += len(new)
+        with self._handler.lock:  # threads log meanwhile
+            new = self._stream.getvalue()
+            self._stream.seek(0)
+            self._stream.truncate()
         if leaks := self.search(new):
             pytest.fail(f"{len(leaks)} lines of the log hold planted words: {leaks[0]}")
 
     def search(self, text: str) -> list[str]:
         """The lines of an output that hold a planted word."""
-        found = re.compile("|".join(map(re.escape, sorted(self.needles))))
-        return [line for line in text.splitlines() if found.search(line)]
+        there = [needle for needle in self.needles if needle in text]
+        return [line for line in text.splitlines() if any(needle in line for needle in there)]
 
 
 SWEEP = LogSweep()

@@ -74,7 +74,7 @@ class ServerCheck:
         cookies = {"personaplex_token": self.token} if self.token else None
         async with (
             aiohttp.ClientSession(cookies=cookies) as http,
-            http.get(self.base + path, ssl=trust_own()) as answer,
+            http.get(self.base + path, ssl=trust_own(self.base)) as answer,
         ):
             return answer.status, await answer.text()
 

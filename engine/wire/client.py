@@ -51,8 +51,13 @@ def base_url(url: str) -> str:
     return urlunsplit((parts.scheme.replace("ws", "http", 1), parts.netloc, path, "", ""))
 
 
-def trust_own() -> ssl.SSLContext:
-    """TLS as usual; the certificate that --tls self has made here is trusted, too."""
+def trust_own(url: str) -> ssl.SSLContext | bool:
+    """For aiohttp: TLS as usual; the certificate that --tls self has made here is trusted, too.
+
+    Without TLS nothing is read: the system's certificates take a moment.
+    """
+    if urlsplit(url).scheme in ("http", "ws"):
+        return True
     context = ssl.create_default_context()
     if (own := own_certificate()).is_file():
         context.load_verify_locations(own)
@@ -108,7 +113,7 @@ class Client:
     async def _connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
         heartbeat = PING_SECONDS if self._returns else None
         return await self._http.ws_connect(
-            url, max_msg_size=16 * MAX_MESSAGE_BYTES, heartbeat=heartbeat, ssl=trust_own()
+            url, max_msg_size=16 * MAX_MESSAGE_BYTES, heartbeat=heartbeat, ssl=trust_own(url)
         )
 
     async def __aexit__(self, *_exc: object) -> None:
