@@ -72,7 +72,9 @@ class StandIn:
     async def __aenter__(self) -> "StandIn":
         app = web.Application()
         app.router.add_post(f"{self.prefix}/chat/completions", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
