@@ -94,7 +94,18 @@ def test_the_table_has_a_row_for_each_scenario_and_a_red_one_makes_the_exit_code
     assert "ping: frames lost" in said
 
 
+PLANTED_ON_ANY_MACHINE = """
+import sys
+from engine.bench.hostile import serve_planted
+from engine.runtime.load import Overload
+Overload.add_tick = lambda overload, seconds: None  # a busy machine refuses nobody
+sys.exit(serve_planted())
+"""
+
+
 def test_newcomers_are_timed_after_each_slow_moment(monkeypatch):
+    monkeypatch.setattr(hostile, "SERVE_PLANTED", [sys.executable, "-c", PLANTED_ON_ANY_MACHINE])
+    monkeypatch.setattr(hostile, "WAITED_SECONDS", 300.0)
     rows = run_outliers(parsed())
     assert [row["scenario"] for row in rows] == ["slow open", "slow tick", "slow piece"]
     assert all(row["slow_s"] >= hostile.SLOW_SECONDS for row in rows)
