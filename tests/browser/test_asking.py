@@ -79,6 +79,8 @@ def test_an_asked_price_is_spoken_and_an_interrupted_answer_is_shown_as_such(
     tab.page.keyboard.press("Escape")
     tab.connect()
     tab.mute()
+    talking = "() => PersonaPlex.state.facts.user || PersonaPlex.state.facts.agent"
+    tab.until(lambda: not tab.page.evaluate(talking))  # what was heard before is over
     ask(tab, "How much is the premium plan?")
     question = tab.page.locator(".turn.user").first
     expect(question).to_contain_text("How much is the premium plan?")

@@ -450,6 +450,9 @@ async def test_an_answer_being_spoken_is_finished_before_the_next():
     assert [str(r.state) for r in talk.routes if r.id == 1] == ["asking", "answering", "done"]
 
 
+FILLER = "One moment, let me check. "
+
+
 async def test_neighbours_hear_their_own_answers_only():
     def reply(question: str) -> Reply:
         return Reply(f"You asked for {question.split()[-1]}", pace=0.001)
@@ -459,7 +462,8 @@ async def test_neighbours_hear_their_own_answers_only():
         for i, talk in enumerate(talks):
             talk.routing.ask(f"What about item{'abcde'[i]}.")
         await asyncio.gather(*(talk.settled() for talk in talks))
-    assert [talk.given for talk in talks] == [f"You asked for item{c}." for c in "abcde"]
+    own = [talk.given.removeprefix(FILLER) for talk in talks]  # said where the machine is slow
+    assert own == [f"You asked for item{c}." for c in "abcde"]
 
 
 async def test_leaving_hangs_up_on_the_api():
