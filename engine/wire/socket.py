@@ -10,6 +10,7 @@ import fcntl
 import struct
 import termios
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,7 +81,7 @@ class DeadLineError(ClientLeftError):
     """Nothing came for long, not even the answer to a ping."""
 
 
-class LiveSocket:
+class LiveSocket(ABC):
     """What every protocol's socket keeps: its client's pace, and whether it reads and is there."""
 
     def __init__(self, ws: web.WebSocketResponse, connection: "Connection") -> None:
@@ -107,17 +108,17 @@ class LiveSocket:
         finally:
             self._let_go()
 
+    @abstractmethod
     async def _start_tasks(self, group: asyncio.TaskGroup) -> None:
         """Start what a conversation does at the same time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _note(self, error: EndError) -> None:
         """Note what ended the conversation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _let_go(self) -> None:
         """Leave the conversation, however it ended."""
-        raise NotImplementedError
 
     async def _keep_pace(self, cost: float, samples: int, turned: float) -> float:
         """Count a message and its audio, and rest where that is due.

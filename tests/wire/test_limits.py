@@ -387,6 +387,21 @@ def turns_of(served):
 
 
 @contextlib.contextmanager
+def turns_with_pieces(served, monkeypatch, owner, name):
+    """Those turns of the server's loop in which a generator of `owner` has given a piece."""
+    taken, generate = set(), getattr(owner, name)
+    with turns_of(served) as turns:
+
+        def noted(self, data):
+            for piece in generate(self, data):
+                taken.add(len(turns))
+                yield piece
+
+        monkeypatch.setattr(owner, name, noted)
+        yield taken
+
+
+@contextlib.contextmanager
 def counting_turns(served, monkeypatch, method):
     """How often one conversation's method began, turn by turn of the server's loop."""
     counts, original = {}, method.__get__
@@ -479,17 +494,9 @@ async def test_one_page_of_4_s_is_decoded_in_many_turns(server, monkeypatch):
 async def test_pages_without_audio_are_looked_at_in_many_turns(server, monkeypatch):
     """A message of them takes 80 ms to go through, and brings nothing that a client could hear."""
     monkeypatch.setattr(conversation, "TURN_SECONDS", 0.0)
-    taken, feed = set(), PageReader.feed
     async with connected(server.url) as peer:
         await peer.until(Kind.HANDSHAKE)
-        with turns_of(server) as turns:
-
-            def note(reader, data):
-                for one in feed(reader, data):
-                    taken.add(len(turns))
-                    yield one
-
-            monkeypatch.setattr(PageReader, "feed", note)
+        with turns_with_pieces(server, monkeypatch, PageReader, "feed") as taken:
             await peer.send(Kind.AUDIO, page([b""] * 255, 0, 0, 2) * 200)
             assert await peer.is_alive()
     assert len(taken) >= 0.9 * 200

@@ -26,7 +26,7 @@ from tests.serving import ApiServer
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS, eventually
 from tests.wire.raw import TEXT, frame, raw
-from tests.wire.test_limits import turns_of
+from tests.wire.test_limits import turns_with_pieces
 
 DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 SILENCE = np.zeros(24_000, np.float32)
@@ -815,17 +815,9 @@ async def test_no_field_of_a_wrong_kind_ends_a_conversation(server, value):
 
 async def test_a_large_event_of_a_telephone_is_decoded_in_many_turns(server, monkeypatch):
     """At once 2 MiB of it would take 200 ms of the loop."""
-    taken, decode = set(), TelephoneCodec.decode
     async with connected(server) as client:
         await client.update(audio={"input": {"format": {"type": "audio/pcmu"}}})
-        with turns_of(server) as turns:
-
-            def note(codec, payload):
-                for part in decode(codec, payload):
-                    taken.add(len(turns))
-                    yield part
-
-            monkeypatch.setattr(TelephoneCodec, "decode", note)
+        with turns_with_pieces(server, monkeypatch, TelephoneCodec, "decode") as taken:
             await client.append(np.zeros(20 * 24_000, np.float32), "u")
             await client.send("input_audio_buffer.commit")
             await client.until("input_audio_buffer.committed")
