@@ -201,8 +201,13 @@ def encode_metadata(name: str, seconds: float, **fields: Any) -> bytes:
     return encode(Kind.METADATA, json.dumps(data, ensure_ascii=False).encode())
 
 
-def parse_metadata(payload: bytes, most: int = MAX_METADATA_BYTES) -> tuple[str, dict[str, Any]]:
-    """(type, object) of a client's message. Raises RefusedError if it is not what it should be."""
+def parse_metadata(
+    payload: bytes, most: int = MAX_METADATA_BYTES, example: str = '{"type": "say", "text": …}'
+) -> tuple[str, dict[str, Any]]:
+    """(type, object) of a client's message. Raises RefusedError if it is not what it should be.
+
+    example: what a client is told to send instead.
+    """
     if len(payload) > most:
         raise RefusedError(
             f"metadata is not JSON of at most {most} bytes (it has {len(payload)}); send less"
@@ -212,7 +217,7 @@ def parse_metadata(payload: bytes, most: int = MAX_METADATA_BYTES) -> tuple[str,
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"metadata is not JSON ({str(error)[:60]}); send an object") from None
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
-        raise RefusedError('metadata needs a type; send {"type": "say", "text": …}')
+        raise RefusedError(f"metadata needs a type; send {example}")
     return data["type"], data
 
 
@@ -238,7 +243,7 @@ def has_half_character(text: str) -> bool:
 def parse_opening(payload: bytes) -> dict[str, str]:
     """The parameters of a first message `open`, as a query has them. Raises BadParameterError."""
     try:
-        kind, data = parse_metadata(payload, MAX_OPENING_BYTES)
+        kind, data = parse_metadata(payload, MAX_OPENING_BYTES, '{"type": "open", …}')
     except RefusedError as error:
         raise BadParameterError(f"open: {error}", "open: not an object with a type") from None
     if kind != "open":
@@ -253,7 +258,12 @@ def parse_opening(payload: bytes) -> dict[str, str]:
     for name, value in data.items():
         if name == "type" or value is None:
             continue
-        if not isinstance(value, str | int | float) or has_half_character(str(value)):
+        if isinstance(value, str) and has_half_character(value):
+            raise BadParameterError(
+                f"open: {name[:40]!r} is not valid Unicode; send whole characters",
+                "open: half a character",
+            )
+        if not isinstance(value, str | int | float):
             raise BadParameterError(
                 f"open: {name[:40]!r} is no text, number, true or false; use one of these",
                 "open: a value of a wrong kind",

@@ -179,10 +179,11 @@ def test_an_opening_message_has_room_for_4000_characters_however_json_spells_the
     ("payload", "told"),
     [
         (b"{", "open: metadata is not JSON"),
-        (b"[]", "open: metadata needs a type"),
+        (b"[]", 'open: metadata needs a type; send {"type": "open", …}'),
+        (b'{"voice": "NATF2"}', 'open: metadata needs a type; send {"type": "open", …}'),
         (b'{"type": "say", "text": "hi"}', "type is 'say'; with open=1"),
         (b'{"type": "open", "text_prompt": ["x"]}', "open: 'text_prompt' is no text"),
-        (b'{"type": "open", "text_prompt": "\\ud800"}', "open: 'text_prompt' is no text"),
+        (b'{"type": "open", "text_prompt": "\\ud800"}', "open: 'text_prompt' is not valid Unicode"),
         (
             json.dumps({"type": "open", **dict.fromkeys(map(str, range(5000)), 1)}).encode(),
             "open: 5001 names; use up to 64",
