@@ -107,7 +107,8 @@ UNIT_NAMES = {  # written with its capitals
     "dB": "decibel", "dBFS": "decibel full scale", "W": "watt", "kW": "kilowatt", "MW": "megawatt",
     "kWh": "kilowatt hour", "Wh": "watt hour", "V": "volt", "kV": "kilovolt", "mV": "millivolt",
     "A": "amp", "mA": "milliamp", "mAh": "milliamp hour", "Ω": "ohm", "kcal": "kilocalorie",
-    "cal": "calorie", "J": "joule", "kJ": "kilojoule", "N": "newton", "Pa": "pascal",
+    "cal": "calorie", "mol": "mole", "mmol": "millimole", "µmol": "micromole",
+    "J": "joule", "kJ": "kilojoule", "N": "newton", "Pa": "pascal",
     "kPa": "kilopascal", "hPa": "hectopascal", "psi": "P S I", "bar": "bar", "px": "pixel",
     "MP": "megapixel", "pt": "point", "pts": "point", "qt": "quart", "tbsp": "tablespoon",
     "tsp": "teaspoon", "ct": "carat", "pp": "percentage point", "°C": "degree Celsius",
@@ -691,7 +692,8 @@ def read_by(match: re.Match) -> str:
     """`2x2` -> `two by two`, `1920×1080` -> `nineteen twenty by ten eighty`, `7 × 8` -> times."""
     numbers = [match[name] for name in ("left", "right", "third") if match[name]]
     unit = f" {UNITS[match['unit']][1]}" if match["unit"] else ""
-    is_product = " × " in match[0] or match.string[match.end() :].startswith(" =")
+    rest = match.string[match.end() :]
+    is_product = " × " in match[0] or rest.startswith((" =", "^"))  # 5×10^6
     if is_product and not unit:
         return " times ".join(say_number(number) for number in numbers)
     pairs = all(len(number) in (3, 4) and number.isdecimal() for number in numbers)
