@@ -144,6 +144,11 @@ def test_a_wrong_ending_is_named_at_once(never, capsys, tmp_path, wav, command, 
     assert said.startswith(f"error: {option} {tmp_path / file} has another ending than .")
 
 
+def restore_interrupt() -> None:
+    """As in a terminal: what a script starts with `&` inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 async def test_a_talk_that_is_broken_off_keeps_what_was_said(server, tmp_path, wav):
     out, text = tmp_path / "out.wav", tmp_path / "out.txt"
     soundfile.write(wav, np.zeros(24_000 * 60), 24_000)
@@ -151,6 +156,7 @@ async def test_a_talk_that_is_broken_off_keeps_what_was_said(server, tmp_path, w
         *(sys.executable, "-m", "engine", "talk", server.url, "--say", "seven umbrellas"),
         *("--input", str(wav), "--output", str(out), "--transcript", str(text)),
         stdout=asyncio.subprocess.PIPE,
+        preexec_fn=restore_interrupt,
     )
     async with asyncio.timeout(60):
         heard = b""

@@ -231,10 +231,10 @@ async def watch_neighbours(
         begin()
         lags.clear()
         times.append(time.monotonic())
-        await asyncio.sleep(args.seconds)
         ends = time.monotonic() + START_SECONDS
         while not has_begun() and time.monotonic() < ends:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(args.seconds)
         times.append(time.monotonic())
         over.set()
 
@@ -395,7 +395,8 @@ def attack(name: str, url: str, port: int) -> Iterator[tuple[Callable[[], None],
     Raises EngineError if it broke.
     """
     context = multiprocessing.get_context("spawn")
-    ready, go, count = context.Event(), context.Event(), context.Value("q", 0)
+    # without a lock: one process writes, and its end might leave a lock closed for ever
+    ready, go, count = context.Event(), context.Event(), context.RawValue("q", 0)
     given = (name, Target(url, port, count, ready, go))
     process = context.Process(target=run_attack, args=given, daemon=True)
     process.start()
@@ -537,7 +538,7 @@ async def hold_slow_sockets(target: Target) -> None:
 # -- plain HTTP, against the page ------------------------------------------------------------------
 
 STREAMS, LOADING = 20, 30
-LOCAL_LINK = re.compile(r'(?:src|href)="(\.?/[^"/][^"]*)"')
+LINK = re.compile(r'<(?:link|script|img)\b[^>]*?\s(?:src|href)="([^"]+)"')
 IMPORT = re.compile(r'(?:from|import)\s*"(\.{0,2}/[^"]+)"')
 
 
@@ -578,34 +579,38 @@ async def request_badly(target: Target) -> None:
 async def load_pages(target: Target) -> None:
     """Thirty browsers load the page at once, again and again, without a cache."""
 
-    async def fetch(http: aiohttp.ClientSession, address: str) -> str:
-        async with http.get(address) as answer:
-            target.note()
-            return await answer.text(errors="replace")
-
-    async def record() -> list[str]:
-        """What a browser asks for: the page, what it links, and what that imports at once."""
-        found, waiting = {}, [f"{target.url}/"]
-        async with aiohttp.ClientSession() as http:
-            while waiting:
-                address = waiting.pop()
-                if address in found:
-                    continue
-                found[address] = text = await fetch(http, address)
-                pattern = IMPORT if address.endswith(".js") else LOCAL_LINK
-                waiting += [urljoin(address, link) for link in pattern.findall(text)]
-        return list(found)
-
     async def load(addresses: list[str]) -> None:
         connections = aiohttp.TCPConnector(limit=6)  # as a browser's
         async with aiohttp.ClientSession(connector=connections) as http:
             await asyncio.gather(*(fetch(http, address) for address in addresses))
 
-    addresses = await record()
+    async def fetch(http: aiohttp.ClientSession, address: str) -> None:
+        async with http.get(address) as answer:
+            await answer.read()
+            target.note()
+
+    addresses = await find_parts(f"{target.url}/")
     await target.begin()
     while True:
         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
             await asyncio.gather(*(load(addresses) for _ in range(LOADING)))
+
+
+async def find_parts(page: str) -> list[str]:
+    """What a browser asks for: the page, what it links, and what that imports at once."""
+    found, waiting = [], [page]
+    async with aiohttp.ClientSession() as http:
+        while waiting:
+            address = waiting.pop()
+            if address in found:
+                continue
+            found.append(address)
+            async with http.get(address) as answer:
+                text = await answer.text(errors="replace")
+            pattern = IMPORT if address.endswith(".js") else LINK
+            links = (urljoin(address, link) for link in pattern.findall(text))
+            waiting += [link for link in links if link.startswith(page)]
+    return found
 
 
 # -- odd answers of a text model -------------------------------------------------------------------

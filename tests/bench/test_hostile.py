@@ -1,14 +1,29 @@
 """`bench hostile`, small: each kind of fault makes its row red, and an attack really attacks."""
 
 import argparse
+import asyncio
 import json
 import sys
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from engine.bench import hostile
 from engine.bench.__main__ import load_subject
-from engine.bench.hostile import ALONE, FLOODS, find_reds, list_gaps, run_outliers, run_scenario
+from engine.bench.clients import beside
+from engine.bench.hostile import (
+    ALONE,
+    FLOODS,
+    find_parts,
+    find_reds,
+    list_gaps,
+    load_pages,
+    run_outliers,
+    run_scenario,
+)
 from engine.bench.report import parse_options
 
 WELL = {
@@ -113,7 +128,50 @@ def test_newcomers_are_timed_after_each_slow_moment(monkeypatch):
     assert all(0 < row["all_in_s"] < hostile.WAITED_SECONDS for row in rows)
 
 
+class LoadedTarget:
+    """A `Target` of this process."""
+
+    url, loaded = "", 0
+
+    async def begin(self) -> None:
+        self.loaded = 0
+
+    def note(self) -> None:
+        self.loaded += 1
+
+
+async def test_the_page_is_loaded_with_all_that_it_links_and_imports():
+    asked: list[str] = []
+    texts = {
+        "/": '<script src="./a/main.js"></script><link rel="x" href="/a/page.css"><img src="">'
+        '<link href="a/more.css"><img src="//else.where/x"><link href="data:,"><a href="/b">',
+        "/a/main.js": 'import { b } from "./b.js"; import c from "other";',
+        "/a/b.js": 'export * from "./main.js";',
+        "/a/page.css": "body {}",
+        "/a/more.css": "body {}",
+    }
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text=texts[request.path], content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server, asyncio.timeout(60):
+        page = str(server.make_url("/"))
+        assert sorted(await find_parts(page)) == sorted(page + path[1:] for path in texts)
+        asked.clear()
+        target = LoadedTarget()
+        target.url = page.rstrip("/")
+        async with beside(load_pages(target)):
+            while target.loaded < hostile.LOADING * len(texts):  # noqa: ASYNC110 - it is not ours
+                await asyncio.sleep(0.01)
+    assert min(asked.count(path) for path in texts) >= hostile.LOADING
+
+
 @pytest.mark.timeout(120)
-def test_the_page_is_loaded_with_all_that_it_links():
-    row = run_scenario(parsed("--neighbours", "1"), "pages")
-    assert row["attacks"] > 3
+def test_the_parts_of_our_own_page_are_found():
+    with hostile.start_server(parsed(), hostile.SERVE_PAGE) as server:
+        parts = asyncio.run(find_parts(f"{server.url}/"))
+    kinds = {PurePosixPath(urlsplit(part).path).suffix for part in parts}
+    assert {".js", ".css"} <= kinds
