@@ -1,5 +1,6 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -76,6 +77,13 @@ def never_overloaded() -> Iterator[None]:
 
 def pytest_configure() -> None:
     SWEEP.start()
+    gc.disable()  # until all is collected: of a million objects that come to stay none is garbage
+
+
+def pytest_collection_finish() -> None:
+    """What is here now stays to the end, and is gone through in no search for garbage."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
