@@ -16,7 +16,7 @@ from engine.lookup import textmodel as answerer
 from engine.lookup.evidence import Turn
 from engine.lookup.handover import Source, load_phrases
 from engine.lookup.knowledge import Section
-from engine.lookup.question import RouteState
+from engine.lookup.question import QuestionState, RouteState
 from engine.lookup.router import Band
 from engine.lookup.textmodel import Answerer, Deadlines
 from tests.dialogue.talk import LOUD, TOKENIZER, Talk, answers_for, standing
@@ -443,7 +443,7 @@ async def test_an_answer_being_spoken_is_finished_before_the_next():
         talk = Talk(answers)
         talk.routing.ask("First?")
         await talk.until(lambda: "One" in talk.given and len(api.requests) == 1)
-        await asyncio.sleep(0.05)
+        await talk.until(lambda: talk.routing.current.state is QuestionState.FINISHING)
         talk.routing.ask("Second?")
         await talk.settled(2)
     assert talk.given == "One it is, I think. Two."
