@@ -97,7 +97,8 @@ def take_shortcuts() -> None:
 
     equal, unwrap = tl.dtype.__eq__, tl.core._unwrap_if_constexpr
     broadcast, promote = TritonSemantic.broadcast_impl_value, TritonSemantic.computation_type_impl
-    plain, promoted = {int, bool, float, str, type(None), tl.dtype, tl.tensor}, {}
+    check, typed = TritonSemantic.binary_op_type_checking_impl, tl.block_type.with_element_ty
+    plain, promoted, types = {int, bool, float, str, type(None), tl.dtype, tl.tensor}, {}, {}
 
     def unwrap_quickly(value):
         return value if type(value) in plain else unwrap(value)
@@ -114,6 +115,21 @@ def take_shortcuts() -> None:
             promoted[key] = promote(self, one, one_is_scalar, other, other_is_scalar, divides)
         return promoted[key]
 
+    def check_quickly(self, one, other, *how, **more):
+        if type(one) is type(other) is tl.tensor and one.type.name == other.type.name:
+            divides = how[3] if len(how) > 3 else more.get("div_or_mod")
+            if not (divides or one.dtype.is_ptr()):
+                return one, other
+        return check(self, one, other, *how, **more)
+
+    def typed_once(self, scalar):
+        key = (self.shape, scalar.name)
+        if key not in types:
+            types[key] = typed(self, scalar)
+        return types[key]
+
+    tl.block_type.with_element_ty = typed_once
+    TritonSemantic.binary_op_type_checking_impl = check_quickly
     tl.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
     tl.core._unwrap_if_constexpr = unwrap_quickly
     TritonSemantic.broadcast_impl_value = broadcast_quickly
