@@ -20,6 +20,7 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # One thread for every model, in servers too: they are tiny, and what several compute is rounded
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
 # Files that take long, the longest first: what begins late must be short, or one worker ends alone.
 LONGEST = (
     "tests/browser",
