@@ -1,5 +1,6 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # One thread for every model, in servers too: they are tiny, and what several compute is rounded
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
 # Files that take long, the longest first: what begins late must be short, or one worker ends alone.
 LONGEST = (
     "tests/browser",
@@ -76,6 +78,13 @@ def never_overloaded() -> Iterator[None]:
 
 def pytest_configure() -> None:
     SWEEP.start()
+    gc.disable()  # until all is collected: of a million objects that come to stay none is garbage
+
+
+def pytest_collection_finish() -> None:
+    """What is here now stays to the end, and is gone through in no search for garbage."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

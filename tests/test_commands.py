@@ -161,7 +161,9 @@ async def test_a_talk_that_is_broken_off_keeps_what_was_said(server, tmp_path, w
     async with asyncio.timeout(60):
         heard = b""
         while b"umbrellas" not in heard:
-            heard += await process.stdout.read(100)
+            part = await process.stdout.read(100)
+            assert part, heard  # else it has ended
+            heard += part
         process.send_signal(signal.SIGINT)
         await process.wait()
     assert text.read_text() == "seven umbrellas\n"

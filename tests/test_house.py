@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import functools
 import re
 import subprocess
 import sys
@@ -56,12 +57,17 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield "modal_app", ROOT / "modal_app.py"
 
 
-def imports(path: Path, everywhere: bool = True) -> set[str]:
-    """Names of all modules a file imports; without `everywhere` only those it loads at once."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if everywhere else tree.body
+@functools.cache
+def parse(path: Path) -> list[ast.AST]:
+    """All nodes of a file."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def imports(path: Path) -> set[str]:
+    """Names of all modules a file imports, at once or later."""
     found = set()
-    for node in nodes:
+    for node in parse(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -90,7 +96,7 @@ def test_imports_run_one_way(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_are_absolute(name):
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    for node in parse(MODULES[name]):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: relative import"
 
 
@@ -173,7 +179,7 @@ def test_every_class_name_stands_once():
     names = Counter(
         node.name
         for path in MODULES.values()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in parse(path)
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in names.items() if count > 1] == []

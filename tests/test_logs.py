@@ -121,8 +121,8 @@ def test_what_a_servers_loop_could_not_hand_to_anybody_tells_no_words(written, k
         elif kind == "callback":
             loop.call_soon(fail)
         else:
-            loop.run_in_executor(ThreadPoolExecutor(1), fail)
-            await asyncio.sleep(0.05)
+            with ThreadPoolExecutor(1) as pool:  # until it has failed
+                loop.run_in_executor(pool, fail)
         await asyncio.sleep(0.01)
         gc.collect()
         await asyncio.sleep(0)

@@ -22,7 +22,9 @@ def test_the_suite_runs_on_a_cpu_and_keeps_every_part_in_one_file(tmp_path, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(tick, "NEW", 1)
     monkeypatch.setattr(tick, "KEPT", 1)
-    monkeypatch.setattr(gpu, "GOLDEN_RUNS", gpu.GOLDEN_RUNS[:1])  # test_personaplex_golden has all
+    # test_personaplex_golden has all runs, whole
+    monkeypatch.setattr(gpu, "GOLDEN_RUNS", gpu.GOLDEN_RUNS[:1])
+    monkeypatch.setattr(gpu, "GOLDEN_FRAMES", 20)
     path, parts = tmp_path / "gpu.json", ("verify", "connect")
     assert run(parsed("--random", "--small", "--parts", *parts, "--json", str(path))) == 0
     kept = json.loads(path.read_text())

@@ -26,7 +26,7 @@ from engine.runtime.metrics import Metrics
 TOKENIZER = ByteTokenizer()
 LOUD = 0.5
 MOMENT = 0.001  # seconds of real time a frame takes here
-DEADLINES = Deadlines(connect=3, first_token=5, total=20)
+DEADLINES = Deadlines(60, 60, 60)  # no test waits for them; a busy machine may take long
 
 
 def answers_for(

@@ -16,6 +16,7 @@ from engine.errors import InternalError, ModelError
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.scheduler import Watchdog
 from engine.runtime.seat import Ready
+from tests.dialogue.hanging_server import HANGS
 from tests.wire.peer import connected
 from tests.wire.test_serve import free_port
 
@@ -248,6 +249,7 @@ async def test_a_process_that_hangs_says_why_and_ends_with_1():
     async with hanging_server("--hang-s", "3", "--drain-s", "0") as (url, process):
         async with connected(url) as peer:
             told = await leave_state(url, process, (200, "ok"))
+            process.send_signal(signal.SIGUSR1)  # it may die of it, however late we saw it
             text, code = await peer.end()
         out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert told == (503, "stuck")
@@ -260,7 +262,8 @@ async def test_a_process_that_hangs_says_why_and_ends_with_1():
 async def test_a_signal_ends_a_process_that_hangs():
     async with hanging_server("--drain-s", "0.2") as (url, process), connected(url) as peer:
         assert peer
-        await asyncio.sleep(0.2)  # the first tick hangs
+        while HANGS not in (await process.stdout.readline()).decode():  # the first tick
+            assert process.returncode is None
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 100)  # by rights less than three
     assert process.returncode == 1

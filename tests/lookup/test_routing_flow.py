@@ -16,10 +16,10 @@ from engine.lookup import textmodel as answerer
 from engine.lookup.evidence import Turn
 from engine.lookup.handover import Source, load_phrases
 from engine.lookup.knowledge import Section
-from engine.lookup.question import RouteState
+from engine.lookup.question import QuestionState, RouteState
 from engine.lookup.router import Band
 from engine.lookup.textmodel import Answerer, Deadlines
-from tests.dialogue.talk import LOUD, TOKENIZER, Talk, answers_for, standing
+from tests.dialogue.talk import DEADLINES, LOUD, TOKENIZER, Talk, answers_for, standing
 
 PHRASES = load_phrases()
 PREMIUM = "Premium costs fourteen dollars a month, with twenty hours of audio."
@@ -117,7 +117,8 @@ FAILURES = [
 
 @pytest.mark.parametrize(("reply", "reason"), FAILURES)
 async def test_a_failure_is_apologised_for_and_its_reason_reported(reply, reason):
-    async with standing(lambda _: reply, deadlines=QUICK) as (_api, answers):
+    deadlines = QUICK if reply.manner is Manner.SILENT else DEADLINES
+    async with standing(lambda _: reply, deadlines=deadlines) as (_api, answers):
         talk = Talk(answers)
         talk.routing.ask("How much is the premium plan?")
         await talk.settled()
@@ -443,7 +444,7 @@ async def test_an_answer_being_spoken_is_finished_before_the_next():
         talk = Talk(answers)
         talk.routing.ask("First?")
         await talk.until(lambda: "One" in talk.given and len(api.requests) == 1)
-        await asyncio.sleep(0.05)
+        await talk.until(lambda: talk.routing.current.state is QuestionState.FINISHING)
         talk.routing.ask("Second?")
         await talk.settled(2)
     assert talk.given == "One it is, I think. Two."

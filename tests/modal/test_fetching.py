@@ -8,7 +8,7 @@ from pathlib import Path
 from demo.cloud.volume import STALE_SECONDS, FetchTurn
 from engine.weights import hub
 from tests.modal.hub import FakeHub
-from tests.modal.rehearsal import ROOT, clean
+from tests.modal.rehearsal import ROOT, SECONDS, clean
 
 # A container's view of a volume: as it was at its start; others' files come by `reload`, its own go
 # out by `commit`, and of two commits of one file the last wins. `pause` waits until both containers
@@ -25,7 +25,7 @@ def copy(source, target):
         into = target / path.relative_to(source)
         if path.is_symlink() or path.is_file():
             into.parent.mkdir(parents=True, exist_ok=True)
-            draft = into.with_name(into.name + name)
+            draft = here.with_suffix(".draft")  # beside the folders, where nobody copies it
             shutil.copy2(path, draft, follow_symlinks=False)
             draft.replace(into)
 paused = 0
@@ -69,7 +69,7 @@ def test_of_two_containers_that_start_at_once_one_fetches(tmp_path):
                     text=True,
                 )
             )
-        said = [process.communicate(timeout=100) for process in running]
+        said = [process.communicate(timeout=SECONDS) for process in running]
     assert sorted(out for out, _ in said) == ["fetched c0ffee\n", "found c0ffee\n"], said
     assert stand_in.fetched[hub.LM_FILE] == 1
 

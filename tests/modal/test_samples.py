@@ -10,7 +10,7 @@ from aiohttp import web
 
 from engine.errors import BusyError, InternalError, UnauthorizedError
 from engine.wire.protocol import Kind, encode
-from tests.modal.rehearsal import ROOT
+from tests.modal.rehearsal import ROOT, SECONDS
 
 SAMPLES = ROOT / "docs" / "samples"
 NODE = shutil.which("node")
@@ -77,7 +77,7 @@ async def run(recipe: list[str], server: Scripted) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), SECONDS)
     await runner.cleanup()
     return process.returncode, out.decode(), err.decode()
 

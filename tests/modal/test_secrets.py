@@ -7,7 +7,15 @@ import pytest
 
 from demo.cloud import deploying
 from tests.modal.platform import Platform
-from tests.modal.rehearsal import ROOT, SECRETS, anonymous_secret, clean, definition, deploy
+from tests.modal.rehearsal import (
+    ROOT,
+    SECONDS,
+    SECRETS,
+    anonymous_secret,
+    clean,
+    definition,
+    deploy,
+)
 
 HF = {"huggingface-secret": ["HF_TOKEN"]}
 
@@ -80,8 +88,9 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     with Platform(silent=True) as platform:  # Modal's own client would try for minutes
         environ = clean(tmp_path, PYTHONPATH=str(ROOT), **platform.environ)
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60
-        )
+            [sys.executable, "-c", code],
+            env=environ, capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
     assert done.stdout.splitlines() == [
         "smart routing: off: Modal gave no answer; "
         "PERSONAPLEX_DEEPSEEK_SECRET=deepseek-secret insists",

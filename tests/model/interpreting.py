@@ -11,21 +11,23 @@ QUIET = 0x40  # the bit of a bf16 NaN that no cut may clear
 
 def prepare() -> None:
     """From now on, for the whole process; whoever calls it has told triton to interpret."""
-    patch_once_a_launch()
+    patch_once()
     keep_types()
+    take_shortcuts()
     round_to_nearest()
 
 
-def patch_once_a_launch() -> None:
-    """Replace the functions of the language once a launch.
+def patch_once() -> None:
+    """Replace the functions of the language once, and put nothing back.
 
-    The interpreter does so again at every call within a kernel, of `tl.sum` too, though nothing
-    has put the originals back meanwhile.
+    The interpreter does both at every launch, and replaces them again at every call within a
+    kernel, of `tl.sum` too. Nothing compiles in this process, so nobody misses the originals.
     """
     import triton.language as tl  # reads the environment
     from triton.runtime import interpreter
 
-    run, patch, done = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
+    patch, done = interpreter._patch_lang, set()
+    semantic, nothing = interpreter.interpreter_semantic, interpreter._LangPatchScope()
 
     @cache
     def languages(function: Callable) -> frozenset[str]:
@@ -33,18 +35,20 @@ def patch_once_a_launch() -> None:
             v.__name__ for v in function.__globals__.values() if v is tl or v is tl.core
         )
 
-    def launch(self, *args, **kwargs):
-        done.clear()
-        return run(self, *args, **kwargs)
-
     def once(function: Callable):
-        if languages(function) <= done:
-            return interpreter._LangPatchScope()  # nothing to put back
-        done.update(languages(function))
-        return patch(function)
+        if not languages(function) <= done:
+            patch(function)
+            done.update(languages(function))
+        return nothing  # to put back
 
-    interpreter.GridExecutor.__call__ = launch
-    interpreter._patch_lang = once
+    def bind(owner, name, member, builder, scope):
+        def bound(*args, **kwargs):
+            kwargs["_semantic"] = semantic
+            return member(*args, **kwargs)
+
+        scope.set_attr(owner, name, bound)
+
+    interpreter._patch_lang, interpreter._patch_attr = once, bind
 
 
 def keep_types() -> None:
@@ -84,6 +88,52 @@ def keep_types() -> None:
     tl.tensor.__init__ = make_tensor
     interpreter._get_np_dtype = known_numpy_type
     builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+def take_shortcuts() -> None:
+    """Say at once what the language works out at length: of equal types, of equal shapes."""
+    import triton.language as tl
+    from triton.language.semantic import TritonSemantic
+
+    equal, unwrap = tl.dtype.__eq__, tl.core._unwrap_if_constexpr
+    broadcast, promote = TritonSemantic.broadcast_impl_value, TritonSemantic.computation_type_impl
+    check, typed = TritonSemantic.binary_op_type_checking_impl, tl.block_type.with_element_ty
+    plain, promoted, types = {int, bool, float, str, type(None), tl.dtype, tl.tensor}, {}, {}
+
+    def unwrap_quickly(value):
+        return value if type(value) in plain else unwrap(value)
+
+    def broadcast_quickly(self, lhs, rhs):
+        one, other = lhs.type, rhs.type
+        if one.is_block() == other.is_block() and (not one.is_block() or one.shape == other.shape):
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    def promote_once(self, one, one_is_scalar, other, other_is_scalar, divides):
+        key = (one.name, one_is_scalar, other.name, other_is_scalar, divides)
+        if key not in promoted:
+            promoted[key] = promote(self, one, one_is_scalar, other, other_is_scalar, divides)
+        return promoted[key]
+
+    def check_quickly(self, one, other, *how, **more):
+        if type(one) is type(other) is tl.tensor and one.type.name == other.type.name:
+            divides = how[3] if len(how) > 3 else more.get("div_or_mod")
+            if not (divides or one.dtype.is_ptr()):
+                return one, other
+        return check(self, one, other, *how, **more)
+
+    def typed_once(self, scalar):
+        key = (self.shape, scalar.name)
+        if key not in types:
+            types[key] = typed(self, scalar)
+        return types[key]
+
+    tl.block_type.with_element_ty = typed_once
+    TritonSemantic.binary_op_type_checking_impl = check_quickly
+    tl.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+    tl.core._unwrap_if_constexpr = unwrap_quickly
+    TritonSemantic.broadcast_impl_value = broadcast_quickly
+    TritonSemantic.computation_type_impl = promote_once
 
 
 def round_to_nearest() -> None:

@@ -1,6 +1,7 @@
 """What a tick asks of a GPU: launches, copies and waits, seen without one (absent.py)."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from engine.config import FRAME_SAMPLES, GREEDY, SamplingConfig
 from engine.model.config import ModelConfig
 from engine.model.gpu import graphs
 from engine.model.gpu.graphs import Ticks
+from engine.model.lm import LM
 from engine.model.loop import Loop
+from engine.model.mimi import Mimi
 from engine.model.stt import Hearing, Recogniser, SttConfig
 from engine.model.transformer import Linear
 from engine.weights.generated import FULL, SMALL, on_meta
@@ -37,8 +40,9 @@ def quantise(model: torch.nn.Module) -> None:
             module.quantise()
 
 
-def loop_of(config: ModelConfig, slots: int, weights: str = "bf16") -> Loop:
-    """As a GPU runs it, of weights that are not there."""
+@cache
+def models_of(config: ModelConfig, weights: str) -> tuple[LM, Mimi]:
+    """As a GPU runs them, of weights that are not there; many loops may share them."""
     lm, mimi = on_meta(config)
     lm = lm.to(torch.bfloat16)
     mimi.prepare()
@@ -46,7 +50,11 @@ def loop_of(config: ModelConfig, slots: int, weights: str = "bf16") -> Loop:
         quantise(lm)
     lm.use_fused_kernels()
     mimi.use_fused_kernels()
-    loop = Loop(lm, mimi, slots, torch.int8 if weights == "int8" else None)
+    return lm, mimi
+
+
+def loop_of(config: ModelConfig, slots: int, weights: str = "bf16") -> Loop:
+    loop = Loop(*models_of(config, weights), slots, torch.int8 if weights == "int8" else None)
     for slot in range(slots):
         loop.sampler.tune(slot, GREEDY)
     return loop

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -67,13 +68,23 @@ def forcing(forced: dict[str, int]):
     return direct
 
 
+@pytest.fixture(scope="module")
+def spoken(backend, user):
+    """spoken("gen_voice_pt") -> its frames; each conversation is held once."""
+
+    @cache
+    def hold(name: str) -> list:
+        parameters = run(name)[1]
+        opening = opening_of(parameters, backend.tokenizer)
+        direct = forcing(parameters.get("forced", {}))
+        return list(drive_conversation(backend, opening, user[:LIVE_ROWS], direct, slot=1))
+
+    return hold
+
+
 @pytest.mark.parametrize("name", ["gen_voice_pt", "gen_voice_wav", "gen_forced_text"])
-def test_a_greedy_conversation_has_the_references_tokens(backend, user, name):
-    want, parameters = run(name)
-    opening = opening_of(parameters, backend.tokenizer)
-    direct = forcing(parameters.get("forced", {}))
-    frames = list(drive_conversation(backend, opening, user[:LIVE_ROWS], direct, slot=1))
-    rows = want["tokens"][1:]
+def test_a_greedy_conversation_has_the_references_tokens(spoken, name):
+    frames, rows = spoken(name), run(name)[0]["tokens"][1:]
     assert np.array_equal([f.text for f in frames], rows[:, 0])
     assert np.array_equal([f.agent_codes for f in frames], rows[:, 1:9])
     assert np.array_equal([f.user_codes for f in frames], rows[:, 9:])
@@ -93,12 +104,11 @@ def test_the_way_a_server_loads_has_the_references_tokens_too(user, transcribe):
     assert np.array_equal(got, want["tokens"][1:])
 
 
-def test_the_agents_audio_is_the_references(backend, user):
-    want, parameters = run("gen_voice_pt")
-    opening = opening_of(parameters, backend.tokenizer)
-    frames = list(drive_conversation(backend, opening, user[:LIVE_ROWS]))
-    pcm = np.concatenate([f.pcm for f in frames])
-    np.testing.assert_allclose(pcm, want["pcm"][FRAME_SAMPLES:], atol=PCM_TOLERANCE, rtol=0)
+def test_the_agents_audio_is_the_references(spoken):
+    pcm = np.concatenate([f.pcm for f in spoken("gen_voice_pt")])
+    np.testing.assert_allclose(
+        pcm, run("gen_voice_pt")[0]["pcm"][FRAME_SAMPLES:], atol=PCM_TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["gen_voice_pt", "gen_voice_wav"])

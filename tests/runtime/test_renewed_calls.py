@@ -187,7 +187,7 @@ def test_a_renewal_that_fails_ends_nobodys_call(caplog):
 
 
 @pytest.fixture(scope="module")
-def long_calls(tmp_path_factory):
+def long_calls(tmp_path_factory, never_overloaded):
     """A server with the tiny model and a context of 90 frames."""
     folder = roomy_folder(tmp_path_factory.mktemp("roomy"), 90)
     config = ServerConfig(model=str(folder), device="cpu", slots=1, renewal_frames=FRAMES)

@@ -240,6 +240,9 @@ def test_what_a_killed_download_leaves_is_removed_and_its_file_begins_anew(monke
         environ = {**os.environ, "HF_ENDPOINT": stand_in.url, "HF_HUB_CACHE": str(cache)}
         process = subprocess.Popen([sys.executable, "-c", code, REPO], env=environ, cwd=ROOT)
         assert stand_in.entered.wait(60)
+        while not list(blobs.glob("*.incomplete")):  # it was sent; when it is kept, is up to them
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     (orphan,) = blobs.glob("*.incomplete")

@@ -296,9 +296,11 @@ async def keep_pinging(peer):
 
 
 async def test_the_session_limit_ends_a_lively_conversation(serve, quick_watch):
-    short = serve(limits=Limits(session_s=2.0))
+    short = serve(limits=Limits(session_s=300.0))
     async with talking(short.url, events=1) as peer:
         await peer.say("This will not be heard to its end, because time is up.")
+        (lively,) = short.engine.sessions
+        lively._started -= 300.0
         text, code = await peer.end()
     assert text.startswith("time limit: ")
     assert code == 1000

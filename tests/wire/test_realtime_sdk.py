@@ -12,22 +12,25 @@ import pytest
 from tests.sound import assert_says, loud_seconds, speech
 from tests.wire.peer import PATIENCE_SECONDS
 
-openai = pytest.importorskip("openai", reason="no openai package (requirements-dev.txt)")
-pydantic = pytest.importorskip("pydantic", reason="no openai package (requirements-dev.txt)")
-
-
 DOC = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def openai():
+    """The package, which takes a second to load."""
+    return pytest.importorskip("openai", reason="no openai package (requirements-dev.txt)")
+
+
 @pytest.fixture
-def shapes():
+def shapes(openai):
     """The package's own types: what no model of it fits raises ValidationError."""
     from openai.types.realtime import RealtimeServerEvent
+    from pydantic import TypeAdapter
 
-    return pydantic.TypeAdapter(RealtimeServerEvent)
+    return TypeAdapter(RealtimeServerEvent)
 
 
-async def test_the_package_talks_listens_and_interrupts(server, shapes):
+async def test_the_package_talks_listens_and_interrupts(server, openai, shapes):
     heard, sound = [], []
     client = openai.AsyncOpenAI(api_key="none", base_url=f"{server.url}/v1")
 
@@ -77,6 +80,7 @@ async def test_the_package_talks_listens_and_interrupts(server, shapes):
     assert len({event.type for event in heard}) > 15
 
 
+@pytest.mark.usefixtures("openai")
 async def test_the_recipe_runs(server, monkeypatch):
     recipe = re.search(r"```python\n(.*?)```", DOC, re.DOTALL)[1]
     ran = []

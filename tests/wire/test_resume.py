@@ -23,7 +23,7 @@ from engine.wire.protocol import Kind, encode_metadata
 from tests.dialogue.talk import standing
 from tests.serving import ApiServer
 from tests.wire.drops import TINY, Wire, drop_lines
-from tests.wire.peer import connected, eventually, talking
+from tests.wire.peer import PATIENCE_SECONDS, connected, eventually, talking
 from tests.wire.raw import PING, PONG, raw
 from tests.wire.test_socket import RESTART, frames
 
@@ -149,12 +149,10 @@ async def test_while_it_waits_not_a_frame_passes(alone):
         await peer.until(Kind.TEXT)
         cut(peer)
         await dropped(alone)
-    scheduler = alone.engine.scheduler
-    await asyncio.sleep(0.2)  # the tick that was running
     before = count_ticks(alone)
     await asyncio.sleep(0.5)  # six frames, had it gone on
-    assert count_ticks(alone) == before > 0
-    assert scheduler.free == 1
+    assert 0 < count_ticks(alone) <= before + 1  # the tick that was running
+    assert alone.engine.scheduler.free == 1
 
 
 @pytest.mark.parametrize("fmt", ["opus", "pcm16"])
@@ -293,7 +291,8 @@ async def test_a_secret_counts_once(alone):
         pass
 
 
-async def test_two_who_come_with_one_secret_at_once_are_one_and_a_stranger(alone):
+async def test_two_who_come_with_one_secret_at_once_are_one_and_a_stranger(alone, monkeypatch):
+    monkeypatch.setattr(resume, "SIGN_SECONDS", PATIENCE_SECONDS)  # on a slow machine, too
     secret = await drop_one(alone)
 
     async def come():
@@ -308,9 +307,10 @@ async def test_two_who_come_with_one_secret_at_once_are_one_and_a_stranger(alone
 
 async def test_who_comes_too_late_is_told_so_and_the_slot_is_free(alone, monkeypatch):
     monkeypatch.setattr(alone.engine.ghosts, "keep_s", 0.2)
-    secret = await drop_one(alone)
-    await eventually(lambda: not alone.engine.sessions)
-    assert (await refused(alone, resume=secret))[0].startswith("gone: ")
+    async with talking(alone.url, events=1) as peer:
+        cut(peer)
+        await eventually(lambda: not alone.engine.sessions)
+    assert (await refused(alone, resume=ready_of(peer)["resume"]))[0].startswith("gone: ")
     ended = 'personaplex_conversations_ended_total{reason="dropped"}'
     assert ended in alone.engine.metrics.text().decode()
     async with talking(alone.url):
@@ -348,9 +348,10 @@ async def test_who_breaks_the_rules_has_nothing_to_come_back_to(alone, fault):
 
 async def test_the_longest_conversation_is_not_made_longer_by_drops(serve, monkeypatch):
     monkeypatch.setattr(session, "WATCH_SECONDS", 0.05)
-    short = serve(slots=1, limits=Limits(session_s=2.0))
+    short = serve(slots=1, limits=Limits(session_s=300.0))
     secret = await drop_one(short)
-    await asyncio.sleep(2.0)
+    (dropped_one,) = short.engine.sessions
+    dropped_one._started -= 300.0
     async with connected(short.url, resume=secret) as after:
         text, code = await after.end()
     assert text.startswith("time limit: ")
@@ -418,9 +419,9 @@ async def test_a_newcomer_waits_for_a_ghost_no_longer_than_its_time_and_the_olde
         health = await answer.json()
     assert health["free"] == 2
     assert "personaplex_conversations_dropped 2.0" in full.engine.metrics.text().decode()
-    began = time.monotonic()
+    (line, _second) = full.engine.ghosts._dropped
     async with talking(full.url):
-        assert 0.3 < time.monotonic() - began < 10.0
+        assert 0.8 <= time.monotonic() - line.dropped_at < full.engine.ghosts.keep_s
         assert (await refused(full, resume=oldest))[0].startswith("gone: ")
         async with resumed(full, ready_of(second)["resume"]):
             pass

@@ -48,6 +48,12 @@ async def test_a_server_starts_talks_and_stops_with_grace():
     await ends_well(process)
 
 
+async def read_until(process, words):
+    """Read lines until one holds these words."""
+    while words not in (line := await process.stdout.readline()):
+        assert line, f"it ended before it said {words}"
+
+
 async def ends_well(process):
     """Whatever it prints stands in the report where it does not."""
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
@@ -70,8 +76,7 @@ sys.exit(main(sys.argv[1:]))
 async def test_a_thread_that_is_at_work_yet_delays_no_end_and_makes_it_no_failure():
     """As one that loads vectors: the interpreter would wait for it, and nobody needs it."""
     process = await engine("--model", "embedded", "--port", "0", run=("-c", AT_WORK))
-    while b"listening on" not in await process.stdout.readline():
-        pass
+    await read_until(process, b"listening on")
     process.send_signal(signal.SIGTERM)
     told = await ends_well(process)
     assert "temporary files went" in told
@@ -126,8 +131,7 @@ async def test_without_a_place_to_write_to_a_server_does_not_start(command, redi
 async def test_a_server_that_is_open_to_all_says_so_once_with_the_fix(options, warned):
     port = free_port()
     process = await engine("--model", "embedded", "--port", str(port), *options)
-    while b"listening" not in await process.stdout.readline():
-        pass
+    await read_until(process, b"listening on")
     process.send_signal(signal.SIGTERM)
     out, _err = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert out.count(b"warning: ") == warned
