@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import soxr
-from playwright.sync_api import Browser, Request, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from engine.config import SAMPLE_RATE
 
@@ -57,31 +57,78 @@ AT_FIRST = """() => {
 }"""
 
 
+class Shelf:
+    """Empty pages of a browser for the next test, each in a context of its own.
+
+    In a new context ours takes three times the work to load: the process, its scripts, all is cold.
+    """
+
+    MOST = 2  # more than that no test needs one after the other
+
+    def __init__(self) -> None:
+        self._kept: dict[Browser, list[Page]] = {}
+
+    def take(self, browser: Browser, **look: object) -> Page:
+        """A page as a new one would be; without motion if it is not told otherwise."""
+        kept = self._kept.get(browser)
+        page = kept.pop() if kept else browser.new_context().new_page()
+        page.context.clear_cookies()
+        # Without motion: drawing it in software takes half of a core, and few tests look at it.
+        page.emulate_media(**{**LOOK, **{key: look[key] for key in LOOK if key in look}})
+        page.set_viewport_size(look.get("viewport", VIEWPORT))
+        return page
+
+    def put_back(self, page: Page) -> None:
+        """Keep it, with nothing in it."""
+        kept = self._kept.setdefault(page.context.browser, [])
+        if len(kept) < self.MOST:
+            page.goto("about:blank")
+            kept.append(page)
+        else:
+            page.context.close()
+
+
+LOOK = {"color_scheme": "light", "forced_colors": "none", "reduced_motion": "reduce"}
+VIEWPORT = {"width": 1280, "height": 720}
+SHELF = Shelf()
+
+
 class Tab:
-    """One page in a context of its own."""
+    """One page: from the shelf, or, where more than its looks is another, in a new context."""
+
+    ALONE = False  # whether its page is nothing that another could use
 
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
-        # Without motion: drawing it in software takes half of a core, and few tests look at it.
-        self.context = browser.new_context(**{"reduced_motion": "reduce", **options})
-        self.page = self.context.new_page()
+        looks = options.keys() <= {*LOOK, "viewport"}
+        self._shelved = looks and not clock and not self.ALONE
+        if self._shelved:
+            self.page = SHELF.take(browser, **options)
+        else:
+            self.page = browser.new_context(**{"reduced_motion": "reduce", **options}).new_page()
+        self.context = self.page.context
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
         self.requests: list[str] = []  # every HTTP request, in order
         self.open: set[Request] = set()  # those without an end so far
+        self._heard: list[tuple[str, Callable]] = []
         self._listen()
         if clock:
             self.page.clock.install()
         self.page.goto(url)
         expect(self.headline).to_have_text("Ready", timeout=PATIENCE)
 
+    def hear(self, event: str, listener: Callable) -> None:
+        """Listen to the page until the tab is closed."""
+        self._heard.append((event, listener))
+        self.page.on(event, listener)
+
     def _listen(self) -> None:
-        page = self.page
-        page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", self._requested)
-        page.on("requestfinished", lambda request: self.open.discard(request))
-        page.on("requestfailed", lambda request: self.open.discard(request))
+        self.hear("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        self.hear("pageerror", lambda error: self.errors.append(str(error)))
+        self.hear("request", self._requested)
+        self.hear("requestfinished", lambda request: self.open.discard(request))
+        self.hear("requestfailed", lambda request: self.open.discard(request))
 
     def _requested(self, request: Request) -> None:
         self.requests.append(request.url)
@@ -212,4 +259,9 @@ class Tab:
         return self.page.evaluate("window.PersonaPlex.call.recorder.seconds")
 
     def close(self) -> None:
-        self.context.close()
+        for event, listener in self._heard:
+            self.page.remove_listener(event, listener)
+        if self._shelved:
+            SHELF.put_back(self.page)
+        else:
+            self.context.close()

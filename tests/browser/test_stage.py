@@ -87,7 +87,7 @@ def test_the_last_conversation_stays_until_the_next_one_is_live(tab, api):
 
 def test_leaving_asks_only_while_a_call_is_on(tab):
     asked = []
-    tab.page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    tab.hear("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     tab.page.mouse.click(5, 5)
     tab.page.reload()
     tab.see("Ready")
