@@ -19,19 +19,22 @@ MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-med
 PATIENCE = 30_000  # ms
 expect.set_options(timeout=PATIENCE)  # else five seconds, which a busy machine may need
 
-# The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
+# What a worklet's tap has caught since the last look: [frame number, how many] of each piece, and
+# all of them as base64 of float32 samples.
 TAP = """which => {
-    const taps = window.PersonaPlex.call.devices.taps[which].slice();
-    const first = taps[0].currentFrame;
-    const last = taps.at(-1);
-    const all = new Float32Array(last.currentFrame - first + last.samples.length);
-    for (const tap of taps) all.set(tap.samples, tap.currentFrame - first);
+    const taps = window.PersonaPlex.call.devices.taps[which].splice(0);
+    const all = new Float32Array(taps.reduce((sum, tap) => sum + tap.samples.length, 0));
+    let at = 0;
+    for (const { samples } of taps) {
+        all.set(samples, at);
+        at += samples.length;
+    }
     const bytes = new Uint8Array(all.buffer);
     let text = "";
     for (let i = 0; i < bytes.length; i += 32768) {
         text += String.fromCharCode(...bytes.subarray(i, i + 32768));
     }
-    return btoa(text);
+    return [taps.map((tap) => [tap.currentFrame, tap.samples.length]), btoa(text)];
 }"""
 
 # The next press is a press of its own, too.
@@ -112,6 +115,7 @@ class Tab:
         self.requests: list[str] = []  # every HTTP request, in order
         self.open: set[Request] = set()  # those without an end so far
         self._heard: list[tuple[str, Callable]] = []
+        self._tapped: dict[str, list[tuple[int, np.ndarray]]] = {}
         self._listen()
         if clock:
             self.page.clock.install()
@@ -248,11 +252,19 @@ class Tab:
             self.page.wait_for_timeout(every * 1000)
 
     def tap(self, which: str) -> np.ndarray:
-        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz."""
-        encoded = self.page.evaluate(TAP, which)
-        samples = np.frombuffer(base64.b64decode(encoded), np.float32)
+        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz; of one call."""
+        places, encoded = self.page.evaluate(TAP, which)
+        samples, at = np.frombuffer(base64.b64decode(encoded), np.float32), 0
+        pieces = self._tapped.setdefault(which, [])
+        for frame, count in places:
+            pieces.append((frame, samples[at : at + count]))
+            at += count
+        first, (last, newest) = pieces[0][0], pieces[-1]
+        sound = np.zeros(last - first + len(newest), np.float32)
+        for frame, piece in pieces:
+            sound[frame - first : frame - first + len(piece)] = piece
         rate = self.page.evaluate("window.PersonaPlex.call.devices.context.sampleRate")
-        return soxr.resample(samples, rate, SAMPLE_RATE)
+        return soxr.resample(sound, rate, SAMPLE_RATE)
 
     def seconds(self) -> float:
         """How much of the call is recorded."""

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from tests.browser.badnet import BadNetwork
 from tests.browser.driver import Tab
 from tests.browser.scripted import talk_on
-from tests.browser.sound import alike, speech
+from tests.browser.sound import Matches, speech
 
 STAMPS = """() => {
     window.stamps = [[performance.now(), PersonaPlex.state.phase]];
@@ -196,8 +196,8 @@ def test_with_the_real_server_the_same_talk_goes_on(
         assert set(engine.sessions) - others == {session}
         assert len(backend.opened) == opened
         expect(tab.page.locator(".turn.page")).to_have_count(0)
-        before = len(backend.heard_in_newest())
-        tab.until(lambda: alike(backend.heard_in_newest()[before:], speech(), 0.9) >= 2, every=0.5)
+        before, said, hears = len(backend.heard_in_newest()), speech(), Matches(0.9)
+        tab.until(lambda: hears.count(backend.heard_in_newest()[before:], said) >= 2, every=0.5)
         expect(tab.headline).to_have_text(re.compile("^(Listening|Speaking|Both talking)$"))
         tab.until(lambda: tab.level("agent") > 20)
         tab.mute()
