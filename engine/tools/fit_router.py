@@ -105,16 +105,24 @@ def main() -> None:
         print(count(*kinds[kind], low, high))
 
 
+def name_product(path: Path) -> str:
+    """Whose dialogues these are; two files may be about the same product."""
+    return path.stem.partition("-")[0]
+
+
 def name_inputs() -> dict[str, str]:
     """What the weights are made of, in short: the texts, and what is read in their words.
 
     A test compares it with the file: who changes either makes the weights anew.
     """
-    files = [*ROUTING.glob("tune/*.json"), *ROUTING.glob("knowledge/*/*"), ROUTING / "near.toml"]
+    tuned = sorted((ROUTING / "tune").glob("*.json"))
+    products = {name_product(path) for path in tuned}  # what is only measured makes no weights
+    files = [*tuned, *(file for name in products for file in ROUTING.glob(f"knowledge/{name}/*"))]
+    files += [ROUTING / "near.toml"]
     files += [*DIALOGUES.glob("*.toml"), *KNOWLEDGE_FOLDER.rglob("*.*"), TALK_FILE, PHRASES_FILE]
     texts = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     forms = hashlib.sha256()
-    for path in sorted((ROUTING / "tune").glob("*.json")):
+    for path in tuned:
         for dialogue in read_dialogues(path):
             for turn, _ in itertools.chain(turns_of(dialogue, str), turns_of(dialogue, as_heard)):
                 forms.update(repr(read_form(turn.text)).encode())
@@ -122,14 +130,14 @@ def name_inputs() -> dict[str, str]:
 
 
 def read_rows() -> dict[str, Rows]:
-    """The turns of each product; two files may be about the same one (`transgate-strangers`)."""
+    """The turns of each product, of all its files."""
     vectors, talk, everyday = SentenceVectors(), load_talk(), load_phrases().smalltalk
     near = tomllib.loads((ROUTING / "near.toml").read_text(encoding="utf-8"))
     bank = [(text, "left") for text in (*talk.everyday, *talk.world)]
     bank += [(text, "routed") for text in talk.customers]
     random, rows = Random(SEED), {}
     for path in sorted((ROUTING / "tune").glob("*.json")):
-        product = path.stem.partition("-")[0]
+        product = name_product(path)
         folder = KNOWLEDGE_FOLDER if product == OURS else ROUTING / "knowledge" / product
         knowledge = Knowledge.load(folder, everyday)
         evidence = Evidence(knowledge, vectors, talk, np.zeros(WIDTH + 1), IGNORED_FROM)

@@ -48,7 +48,7 @@ def by_words() -> Router:
     ("name", "slack"),
     [("transgate", 0.0), ("transgate-strangers", 0.0), ("northlight", 0.05), ("voltara", 0.05),
      ("inkwell", 0.05), ("otterbay", 0.05), ("transgate-visitors", 0.0), ("pinecycle", 0.05),
-     ("dentiva", 0.05)],
+     ("dentiva", 0.05), ("marlow", 0.05), ("tumblewash", 0.05)],
 )  # fmt: skip
 async def test_the_measured_dialogues_are_decided_as_promised(name, slack):
     product = name.partition("-")[0]
