@@ -13,10 +13,10 @@ from demo.page.ui import PageConfig
 from engine.config import VOICE_NAMES, ServerConfig
 from engine.dialogue.persona import load_personas
 from engine.dialogue.service import Service
-from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, Tab
+from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, SHELF, Tab
 from tests.browser.recording import RecordingBackend
 from tests.browser.scripted import ScriptedApi
-from tests.browser.serving import Served, warm
+from tests.browser.serving import Served, rendered_once, warm
 from tests.browser.sound import write_microphone
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -76,6 +76,12 @@ def shy_browser(playwright, chromium):
     made.close()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _rendered_once():
+    with rendered_once():
+        yield
+
+
 @pytest.fixture(scope="package")
 def backend():
     return RecordingBackend(4)
@@ -133,6 +139,14 @@ def tab(one_tab, api):
 
 
 @pytest.fixture
+def bare_page(browser):
+    """An empty page, for a test that brings its own scripts."""
+    page = SHELF.take(browser)
+    yield page
+    SHELF.put_back(page)
+
+
+@pytest.fixture
 def open_tab():
     """open_tab(browser, url, **options) -> Tab; closed after the test, without errors."""
     tabs = []
@@ -146,11 +160,3 @@ def open_tab():
         tab.close()
     for tab in tabs:
         assert tab.errors == [], "the console has errors"
-
-
-@pytest.fixture(scope="package", autouse=True)
-def waiting_tab(browser, server):
-    """A page that is opened first and then left alone; looked at by the last test."""
-    tab = Tab(browser, server.url)
-    yield tab
-    tab.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import soxr
-from playwright.sync_api import Browser, Request, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from engine.config import SAMPLE_RATE
 
@@ -19,19 +19,22 @@ MICROPHONE_FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-med
 PATIENCE = 30_000  # ms
 expect.set_options(timeout=PATIENCE)  # else five seconds, which a busy machine may need
 
-# The taps of a worklet, each placed by its frame number, as base64 of float32 samples.
+# What a worklet's tap has caught since the last look: [frame number, how many] of each piece, and
+# all of them as base64 of float32 samples.
 TAP = """which => {
-    const taps = window.PersonaPlex.call.devices.taps[which].slice();
-    const first = taps[0].currentFrame;
-    const last = taps.at(-1);
-    const all = new Float32Array(last.currentFrame - first + last.samples.length);
-    for (const tap of taps) all.set(tap.samples, tap.currentFrame - first);
+    const taps = window.PersonaPlex.call.devices.taps[which].splice(0);
+    const all = new Float32Array(taps.reduce((sum, tap) => sum + tap.samples.length, 0));
+    let at = 0;
+    for (const { samples } of taps) {
+        all.set(samples, at);
+        at += samples.length;
+    }
     const bytes = new Uint8Array(all.buffer);
     let text = "";
     for (let i = 0; i < bytes.length; i += 32768) {
         text += String.fromCharCode(...bytes.subarray(i, i + 32768));
     }
-    return btoa(text);
+    return [taps.map((tap) => [tap.currentFrame, tap.samples.length]), btoa(text)];
 }"""
 
 # The next press is a press of its own, too.
@@ -57,31 +60,79 @@ AT_FIRST = """() => {
 }"""
 
 
+class Shelf:
+    """Empty pages of a browser for the next test, each in a context of its own.
+
+    In a new context ours takes three times the work to load: the process, its scripts, all is cold.
+    """
+
+    MOST = 2  # more than that no test needs one after the other
+
+    def __init__(self) -> None:
+        self._kept: dict[Browser, list[Page]] = {}
+
+    def take(self, browser: Browser, **look: object) -> Page:
+        """A page as a new one would be; without motion if it is not told otherwise."""
+        kept = self._kept.get(browser)
+        page = kept.pop() if kept else browser.new_context().new_page()
+        page.context.clear_cookies()
+        # Without motion: drawing it in software takes half of a core, and few tests look at it.
+        page.emulate_media(**{**LOOK, **{key: look[key] for key in LOOK if key in look}})
+        page.set_viewport_size(look.get("viewport", VIEWPORT))
+        return page
+
+    def put_back(self, page: Page) -> None:
+        """Keep it, with nothing in it."""
+        kept = self._kept.setdefault(page.context.browser, [])
+        if len(kept) < self.MOST:
+            page.goto("about:blank")
+            kept.append(page)
+        else:
+            page.context.close()
+
+
+LOOK = {"color_scheme": "light", "forced_colors": "none", "reduced_motion": "reduce"}
+VIEWPORT = {"width": 1280, "height": 720}
+SHELF = Shelf()
+
+
 class Tab:
-    """One page in a context of its own."""
+    """One page: from the shelf, or, where more than its looks is another, in a new context."""
+
+    ALONE = False  # whether its page is nothing that another could use
 
     def __init__(self, browser: Browser, url: str, clock: bool = False, **options: object) -> None:
         self.opened_at = time.monotonic()
-        # Without motion: drawing it in software takes half of a core, and few tests look at it.
-        self.context = browser.new_context(**{"reduced_motion": "reduce", **options})
-        self.page = self.context.new_page()
+        looks = options.keys() <= {*LOOK, "viewport"}
+        self._shelved = looks and not clock and not self.ALONE
+        if self._shelved:
+            self.page = SHELF.take(browser, **options)
+        else:
+            self.page = browser.new_context(**{"reduced_motion": "reduce", **options}).new_page()
+        self.context = self.page.context
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
         self.requests: list[str] = []  # every HTTP request, in order
         self.open: set[Request] = set()  # those without an end so far
+        self._heard: list[tuple[str, Callable]] = []
+        self._tapped: dict[str, list[tuple[int, np.ndarray]]] = {}
         self._listen()
         if clock:
             self.page.clock.install()
         self.page.goto(url)
         expect(self.headline).to_have_text("Ready", timeout=PATIENCE)
 
+    def hear(self, event: str, listener: Callable) -> None:
+        """Listen to the page until the tab is closed."""
+        self._heard.append((event, listener))
+        self.page.on(event, listener)
+
     def _listen(self) -> None:
-        page = self.page
-        page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", self._requested)
-        page.on("requestfinished", lambda request: self.open.discard(request))
-        page.on("requestfailed", lambda request: self.open.discard(request))
+        self.hear("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        self.hear("pageerror", lambda error: self.errors.append(str(error)))
+        self.hear("request", self._requested)
+        self.hear("requestfinished", lambda request: self.open.discard(request))
+        self.hear("requestfailed", lambda request: self.open.discard(request))
 
     def _requested(self, request: Request) -> None:
         self.requests.append(request.url)
@@ -201,15 +252,28 @@ class Tab:
             self.page.wait_for_timeout(every * 1000)
 
     def tap(self, which: str) -> np.ndarray:
-        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz."""
-        encoded = self.page.evaluate(TAP, which)
-        samples = np.frombuffer(base64.b64decode(encoded), np.float32)
+        """What went through a worklet so far (with ?tap=1), float32 at 24 kHz; of one call."""
+        places, encoded = self.page.evaluate(TAP, which)
+        samples, at = np.frombuffer(base64.b64decode(encoded), np.float32), 0
+        pieces = self._tapped.setdefault(which, [])
+        for frame, count in places:
+            pieces.append((frame, samples[at : at + count]))
+            at += count
+        first, (last, newest) = pieces[0][0], pieces[-1]
+        sound = np.zeros(last - first + len(newest), np.float32)
+        for frame, piece in pieces:
+            sound[frame - first : frame - first + len(piece)] = piece
         rate = self.page.evaluate("window.PersonaPlex.call.devices.context.sampleRate")
-        return soxr.resample(samples, rate, SAMPLE_RATE)
+        return soxr.resample(sound, rate, SAMPLE_RATE)
 
     def seconds(self) -> float:
         """How much of the call is recorded."""
         return self.page.evaluate("window.PersonaPlex.call.recorder.seconds")
 
     def close(self) -> None:
-        self.context.close()
+        for event, listener in self._heard:
+            self.page.remove_listener(event, listener)
+        if self._shelved:
+            SHELF.put_back(self.page)
+        else:
+            self.context.close()

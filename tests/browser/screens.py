@@ -84,7 +84,8 @@ async def refuse(conversation: Conversation) -> None:
 def photograph(browser, url, api, agent, folder, size, scheme) -> list[str]:
     """All states at one size; what axe finds in them."""
     width, height = size
-    tab = Tab(browser, url, viewport={"width": width, "height": height}, color_scheme=scheme)
+    looks = {"color_scheme": scheme, "reduced_motion": "no-preference"}  # as most people see it
+    tab = Tab(browser, url, viewport={"width": width, "height": height}, **looks)
     tab.context.set_default_timeout(20_000)
     tab.page.evaluate("() => { " + MICROPHONE + " }")
     axe = AXE.read_text(encoding="utf-8") if AXE.exists() else ""

@@ -35,7 +35,7 @@ def best_match(piece: np.ndarray, within: np.ndarray) -> tuple[float, int]:
     size = len(piece)
     if len(within) < size:
         return 0.0, 0
-    length = 1 << (len(within) + size).bit_length()
+    length = 1 << (len(within) - 1).bit_length()  # around the end nothing is looked at
     spectrum = np.fft.rfft(within, length) * np.conj(np.fft.rfft(piece, length))
     products = np.fft.irfft(spectrum, length)[: len(within) - size + 1]
     squares = np.concatenate([[0.0], np.cumsum(np.square(within, dtype=np.float64))])
@@ -45,18 +45,35 @@ def best_match(piece: np.ndarray, within: np.ndarray) -> tuple[float, int]:
     return float(scores[at]), at
 
 
-def alike(heard: np.ndarray, source: np.ndarray, score: float, seconds: float = 1.0) -> int:
-    """How many loud windows of `heard` match some part of `source` with at least that score.
+class Matches:
+    """How many loud windows of a growing recording match some part of a source that may grow, too.
 
     A count and not a share: a machine with too much to do loses pieces of sound, and the windows
-    that hold such a gap say nothing about our code.
+    that hold such a gap say nothing about our code. What was compared once is not compared again.
     """
-    size, matching = int(seconds * SAMPLE_RATE), 0
-    for start in range(0, len(heard) - size + 1, size // 2):
-        window = heard[start : start + size]
-        if np.sqrt(np.mean(np.square(window))) > LOUD:
-            matching += best_match(window, source)[0] >= score
-    return matching
+
+    def __init__(self, score: float, seconds: float = 1.0) -> None:
+        self._score = score
+        self._size = int(seconds * SAMPLE_RATE)
+        self._found: set[int] = set()  # where windows begin that match
+        self._compared: dict[int, int] = {}  # the others, with how long the source was
+
+    def count(self, heard: np.ndarray, source: np.ndarray) -> int:
+        for start in range(0, len(heard) - self._size + 1, self._size // 2):
+            if start in self._found or self._compared.get(start) == len(source):
+                continue
+            window = heard[start : start + self._size]
+            loud = np.sqrt(np.mean(np.square(window))) > LOUD
+            if loud and best_match(window, source)[0] >= self._score:
+                self._found.add(start)
+            else:
+                self._compared[start] = len(source)
+        return len(self._found)
+
+
+def alike(heard: np.ndarray, source: np.ndarray, score: float) -> int:
+    """How many loud seconds of `heard` match some part of `source` with at least that score."""
+    return Matches(score).count(heard, source)
 
 
 def lags(later: np.ndarray, earlier: np.ndarray, seconds: float = 0.5) -> list[tuple[float, float]]:

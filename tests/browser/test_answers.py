@@ -4,6 +4,7 @@ import asyncio
 
 from playwright.sync_api import expect
 
+HEARD = "PersonaPlex.call.received"  # samples of the agent
 NASTY = "<img src=x onerror=\"document.title='broken in'\">"
 
 
@@ -110,7 +111,10 @@ def test_a_notice_inside_a_call_passes(browser, scripted_server, api, open_tab):
     tab = open_tab(browser, scripted_server.url, clock=True)
     tab.connect()
     expect(tab.notice).to_have_text("The text is empty.")
-    tab.page.clock.run_for(9000)
+    for _ in range(9):
+        heard = tab.page.evaluate(HEARD)
+        tab.page.clock.run_for(1000)
+        tab.until(lambda heard=heard: tab.page.evaluate(HEARD) > heard)  # else the line is dead
     expect(tab.notice).to_be_hidden()
 
 

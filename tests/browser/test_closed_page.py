@@ -39,11 +39,13 @@ def proxied(locked_server, tmp_path_factory):
 class WatchedTab(Tab):
     """A tab that also notes what was refused, and what the page's policy forbade."""
 
+    ALONE = True  # a script that begins with the page stays in it
+
     def _listen(self):
         super()._listen()
         self.refused = []
         self.page.add_init_script(VIOLATIONS)
-        self.page.on("response", lambda a: a.status >= 400 and self.refused.append(a.url))
+        self.hear("response", lambda a: a.status >= 400 and self.refused.append(a.url))
 
     def check(self):
         assert self.refused == []

@@ -15,11 +15,9 @@ CORRECTED = next(code for code in EXAMPLES if "binaryType" in code)
 @pytest.mark.parametrize(
     ("code", "logs"), [(COPIED, {"type undefined"}), (CORRECTED, {"0", "1", "2"})]
 )
-def test_the_example_works_in_a_console(browser, server, backend, code, logs):
+def test_the_example_works_in_a_console(bare_page, server, backend, code, logs):
     """The server speaks either way; no error reaches the console."""
-    context = browser.new_context()
-    page = context.new_page()
-    seen, errors = [], []
+    page, seen, errors = bare_page, [], []
     page.on("console", lambda m: (errors if m.type == "error" else seen).append(m.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{server.url}healthz")
@@ -35,4 +33,3 @@ def test_the_example_works_in_a_console(browser, server, backend, code, logs):
     assert np.count_nonzero(np.abs(said) > 0.02) > 6000  # a quarter of a second of speech
     assert set(seen) == logs
     assert errors == []
-    context.close()

@@ -80,7 +80,7 @@ def test_a_microphone_that_delivers_only_zeros_is_named(browser, scripted_server
     tab = open_tab(browser, scripted_server.url)
     tab.page.evaluate(NOTHING)
     tab.connect()
-    expect(tab.notice).to_contain_text("delivers only silence", timeout=15_000)
+    expect(tab.notice).to_contain_text("delivers only silence")
     tab.page.evaluate("window.raise()")
     expect(tab.notice).to_be_hidden()
     tab.page.click("#pp-mic")  # our own silence is no fault of the microphone

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from engine.config import SAMPLE_RATE
 from tests.browser.driver import FLAGS, MICROPHONE_FLAGS
-from tests.browser.sound import MIC_RATE, alike, espeak
+from tests.browser.sound import MIC_RATE, Matches, alike, espeak
 
 SENTENCE = "Good morning! Could you tell me which bicycle would suit a tall person?"
 
@@ -44,8 +44,9 @@ def test_one_press_and_one_sentence_get_an_answer_to_that_sentence(
     greeting = tab.page.locator(".turn.agent.own .said").first
     expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
     # the sentence is heard, and what the demo voice answers is that sentence and no other
-    tab.until(lambda: alike(backend.heard_in_newest(), said, 0.9) >= 3, every=0.5)
-    tab.until(lambda: alike(backend.said_in_newest(), said, 0.9) >= 3, every=0.5)
+    hears, says = Matches(0.9), Matches(0.9)
+    tab.until(lambda: hears.count(backend.heard_in_newest(), said) >= 3, every=0.5)
+    tab.until(lambda: says.count(backend.said_in_newest(), said) >= 3, every=0.5)
     heard, answer = backend.heard_in_newest(), backend.said_in_newest()
     assert first_second(answer, said) > first_second(heard, said)  # an answer, no echo of ahead
     # the clock by events: from the press to the first word that was heard, in the call's own time

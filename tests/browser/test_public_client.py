@@ -31,14 +31,11 @@ CLIENT = """([url, deaf]) => new Promise((resolve, reject) => {
 })"""
 
 
-def test_who_is_deaf_for_a_second_after_the_connect_hears_hello(browser, server):
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(f"{server.url}healthz")
+def test_who_is_deaf_for_a_second_after_the_connect_hears_hello(bare_page, server):
+    bare_page.goto(f"{server.url}healthz")
     query = "format=pcm16&voice_prompt=NATM0.pt&repetition_penalty_context=1.0&text_topk=25.0"
     url = f"ws://127.0.0.1:{server.port}/api/chat?{query}"
-    kept, words = page.evaluate(CLIENT, [url, DEAF_MS])
-    context.close()
+    kept, words = bare_page.evaluate(CLIENT, [url, DEAF_MS])
     pcm = np.frombuffer(base64.b64decode(kept), "<i2").astype(np.float32) / 32768
     assert words == " hello friend"
     assert_says(pcm, ["hello"], voice="NATM0", at_least=0.8)

@@ -30,10 +30,14 @@ def test_presses_at_any_distance_end_in_a_state_that_is_true_and_raise_nothing(t
             tab.page.evaluate(PRESS)
             tab.page.wait_for_timeout(gap_ms)
         tab.page.wait_for_timeout(800)
-        phase = tab.page.evaluate("PersonaPlex.state.phase")
-        open_now = [one for one in api.conversations if not one.ws.closed]
-        assert phase in ("live", "ended")
-        assert len(open_now) == (phase == "live")
+        tab.until(lambda: settled(tab, api))  # on a busy machine that takes longer
+
+
+def settled(tab, api) -> bool:
+    """Whether a call is on or over, here and on the server alike."""
+    phase = tab.page.evaluate("PersonaPlex.state.phase")
+    open_now = [one for one in api.conversations if not one.ws.closed]
+    return phase in ("live", "ended") and len(open_now) == (phase == "live")
 
 
 def test_a_press_before_the_script_is_there_cannot_be_made(browser, scripted_server, api):
@@ -87,7 +91,7 @@ def test_the_last_conversation_stays_until_the_next_one_is_live(tab, api):
 
 def test_leaving_asks_only_while_a_call_is_on(tab):
     asked = []
-    tab.page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    tab.hear("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
     tab.page.mouse.click(5, 5)
     tab.page.reload()
     tab.see("Ready")
@@ -96,6 +100,18 @@ def test_leaving_asks_only_while_a_call_is_on(tab):
     tab.page.reload()
     tab.see("Ready")
     assert asked == ["beforeunload"]
+
+
+# The least that is played from now on: it lasts for a moment, and a busy test sees no moment.
+QUIETEST = """() => {
+    const { stage } = PersonaPlex;
+    const levels = stage.levels;
+    window.quietest = 1;
+    stage.levels = (now) => {
+        levels.call(stage, now);
+        window.quietest = Math.min(window.quietest, stage.loud.agent);
+    };
+}"""
 
 
 def test_be_quiet_silences_it_here_at_once_and_on_the_server(tab, api):
@@ -117,8 +133,9 @@ def test_be_quiet_silences_it_here_at_once_and_on_the_server(tab, api):
     tab.page.evaluate(sends)
     tab.connect()
     tab.until(lambda: tab.level("agent") > 50)
+    tab.page.evaluate(QUIETEST)
     tab.page.click("#pp-quiet")
-    tab.until(lambda: tab.level("agent") == 0, seconds=5, every=0.01)
+    tab.until(lambda: tab.page.evaluate("window.quietest") == 0)
     assert tab.page.evaluate("window.controls") == [1]
     api.conversations[0].talking = False
 
@@ -127,9 +144,11 @@ def test_the_pill_tells_the_places_on_load_on_focus_and_after_a_call_and_never_p
     pill = tab.page.locator(".pill-text")
     expect(pill).to_have_text("ready · 14 of 16 places free")
     expect(tab.page.locator(".demo-badge")).to_be_hidden()
-    tab.page.wait_for_timeout(1200)  # a call of the test before may just have ended
-    asked = api.healths
-    tab.page.wait_for_timeout(1500)
+    for _ in range(20):  # a call of the test before may just have ended
+        asked = api.healths
+        tab.page.wait_for_timeout(1500)
+        if api.healths == asked:
+            break
     assert api.healths == asked
     api.health = {"status": "ok", "model": "m", "slots": 16, "free": 0}
     tab.page.evaluate("window.dispatchEvent(new Event('focus'))")
@@ -203,7 +222,8 @@ def test_only_state_words_are_read_out_and_who_speaks_is_not(tab):
     said = tab.page.evaluate("window.spoken")
     assert not any("Both" in one or one.startswith("Speaking") for one in said)
     assert said[-1].startswith("Ended.")
-    assert len(said) <= 8
+    faltered = sum(one.startswith("Unstable") for one in said)  # a busy machine's line does
+    assert len(said) <= 8 + 2 * faltered
 
 
 # -- one clock -----------------------------------------------------------------------------------

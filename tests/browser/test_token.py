@@ -16,9 +16,8 @@ def locked_server(chromium, engine):
         yield served
 
 
-def test_the_token_opens_page_and_socket(browser, locked_server):
-    context = browser.new_context()
-    page = context.new_page()
+def test_the_token_opens_page_and_socket(bare_page, locked_server):
+    page = bare_page
     page.goto(locked_server.url)
     page.get_by_label("Access token").fill("wrong")
     page.keyboard.press("Enter")
@@ -29,7 +28,6 @@ def test_the_token_opens_page_and_socket(browser, locked_server):
     assert page.url == locked_server.url  # the token is not left in the address
     page.click("#pp-start")
     expect(page.locator(".stage[data-phase=live]")).to_be_attached(timeout=30_000)
-    context.close()
 
 
 def test_a_tab_that_lost_its_cookie_is_told_what_to_do(browser, locked_server, open_tab):

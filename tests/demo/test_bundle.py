@@ -12,8 +12,15 @@ from demo.page.routes import add_page
 from demo.page.ui import STATIC, PageConfig
 from engine.config import VOICE_NAMES
 from engine.dialogue.persona import load_personas
+from tests.browser.serving import rendered_once
 
 SHELL = (FRONTEND / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once():
+    with rendered_once():
+        yield
 
 
 @pytest.fixture

@@ -24,9 +24,15 @@ from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.limits import Doors
 from engine.wire.server import CONFIG as SERVER_CONFIG
 from engine.wire.server import DOORS, listening
-from tests.browser.serving import warm
+from tests.browser.serving import rendered_once, warm
 
 CONFIG = PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once():
+    with rendered_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ from tests.wire.peer import Peer, connected, eventually
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CUTS = ("reset", "ended", "silent")
 PATIENCE_SECONDS = 60.0
+LAST_FRAMES = 12  # of the agent that a caller hears before its goodbye
 MOST_SAYS = 10  # of one caller: so many may wait
 SENTENCE = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen."
 
@@ -242,8 +243,10 @@ class Caller:
                 self.says += 1
                 with contextlib.suppress(aiohttp.ClientError):
                     await peer.say(SENTENCE)
-            seconds = 1.0 if last else self.random.uniform(0.05, 1.5)
-            await self._chat(peer, seconds)
+            if last:  # a busy machine may have sent next to nothing so far
+                await self._chat(peer, PATIENCE_SECONDS, frames=LAST_FRAMES)
+            else:
+                await self._chat(peer, self.random.uniform(0.05, 1.5))
             if last:
                 await peer.ws.close()
                 return True
@@ -267,15 +270,16 @@ class Caller:
         if not first:  # it goes on where this client stopped to hear
             assert abs(ready["t"] - len(self.pcm) / 24_000) < 1e-3, ready["t"]
 
-    async def _chat(self, peer: Peer, seconds: float) -> None:
-        """Send a frame each 80 ms and take what comes."""
+    async def _chat(self, peer: Peer, seconds: float, frames: float = float("inf")) -> None:
+        """Send a frame each 80 ms and take what comes, for so long or until so much has come."""
         mark = len(peer.heard)
         sending = asyncio.create_task(self._send(peer))
         end = time.monotonic() + seconds
         with contextlib.suppress(TimeoutError):  # only where nothing comes: the line is cut
             async with asyncio.timeout(seconds + 1.0):
                 while await peer.next() is not None and time.monotonic() < end:
-                    pass
+                    if sum(kind is Kind.AUDIO for kind, _ in peer.heard[mark:]) >= frames:
+                        break
         sending.cancel()
         heard = [data for kind, data in peer.heard[mark:] if kind is Kind.AUDIO]
         self.pcm = np.concatenate(

@@ -22,12 +22,16 @@ export class Orb {
   face = /** @type {import("./state.js").Face} */ ("ready");
   lit = 0; // how strongly the core shines, 0 to 1
   breathing = 0; // the timer
+  drawn = ""; // what the picture shows, for those who want no motion
 
   /** @param {HTMLElement} root */
   constructor(root) {
     this.root = root;
     this.canvas = root.getElementsByTagName("canvas")[0];
-    const again = () => this.#ask();
+    const again = () => {
+      this.drawn = "";
+      this.#ask();
+    };
     for (const query of [CALM, FORCED, matchMedia("(prefers-color-scheme: dark)")]) query.addEventListener("change", again);
     new ResizeObserver(again).observe(root);
   }
@@ -101,14 +105,17 @@ export class Orb {
     const size = Math.round(this.root.clientWidth * scale);
     const paint = canvas.getContext("2d");
     if (!paint || size === 0) return;
+    const time = CALM.matches ? 0 : now / 1000;
+    const calm = (/** @type {number} */ level) => CALM.matches ? Math.round(level * STEPS) / STEPS : level;
+    const [mic, agent] = [calm(this.level.mic), calm(this.level.agent)];
+    const shows = CALM.matches ? [size, this.face, this.progress, this.lit, mic, agent].join(" ") : "";
+    if (shows && shows === this.drawn) return; // thirty times a second the same would cost a tenth of a core
+    this.drawn = shows;
     if (canvas.width !== size) canvas.width = canvas.height = size;
     paint.setTransform(1, 0, 0, 1, 0, 0);
     paint.clearRect(0, 0, size, size);
     paint.setTransform(size / 2, 0, 0, size / 2, size / 2, size / 2); // the canvas is -1 to 1
     const colour = palette(this.root);
-    const time = CALM.matches ? 0 : now / 1000;
-    const calm = (/** @type {number} */ level) => CALM.matches ? Math.round(level * STEPS) / STEPS : level;
-    const [mic, agent] = [calm(this.level.mic), calm(this.level.agent)];
     if (FORCED.matches) drawPlain(paint, mic, agent, this.face);
     else drawOrb(paint, colour, { time, mic, agent, lit: this.lit, wobble: CALM.matches ? 0 : 1, face: this.face });
     if (this.face === "waking") drawProgress(paint, colour, this.progress, time);

@@ -54,10 +54,13 @@ export class Playout {
   push(samples) {
     const room = CAPACITY - this.length;
     if (samples.length > room) this.#skip(Math.min(this.length, samples.length - room));
-    for (let i = 0; i < samples.length && this.length < CAPACITY; i++) {
-      this.ring[(this.read + this.length) % CAPACITY] = samples[i];
-      this.length += 1;
+    const count = Math.min(samples.length, CAPACITY - this.length);
+    let at = (this.read + this.length) % CAPACITY;
+    for (let i = 0; i < count; i++) {
+      this.ring[at] = samples[i];
+      if (++at === CAPACITY) at = 0; // a remainder for each sample would cost most of it all
     }
+    this.length += count;
     if (this.length > CAP) this.#jump();
   }
 
@@ -85,7 +88,7 @@ export class Playout {
   pull(out, count) {
     if (!this.playing) this.#start();
     const heard = this.playing ? Math.min(count, this.length) : 0;
-    for (let i = 0; i < heard; i++) out[i] = this.#next();
+    this.#take(out, heard);
     if (this.marks.length > 0) this.#pass(heard);
     out.fill(0, heard, count);
     this.clock += count;
@@ -103,13 +106,22 @@ export class Playout {
     for (const one of this.marks) one.left -= heard;
   }
 
-  #next() {
-    const sample = this.ring[this.read];
-    this.read = (this.read + 1) % CAPACITY;
-    this.length -= 1;
-    if (this.fade === 0) return sample;
-    this.fade -= 1;
-    return sample * (1 - this.fade / FADE);
+  /**
+   * @param {Samples} out
+   * @param {number} count no more than are queued
+   */
+  #take(out, count) {
+    let at = this.read;
+    for (let i = 0; i < count; i++) {
+      out[i] = this.ring[at];
+      if (++at === CAPACITY) at = 0;
+    }
+    this.read = at;
+    this.length -= count;
+    for (let i = 0; i < count && this.fade > 0; i++) {
+      this.fade -= 1;
+      out[i] *= 1 - this.fade / FADE;
+    }
   }
 
   #start() {
