@@ -111,10 +111,9 @@ def test_sixteen_that_fill_up_together_keep_their_prompts(pieces, tick, pushed, 
 
 
 def test_eighty_that_fill_up_together_keep_their_prompts_and_1000_frames():
-    slots, rounds, tick = 80, 6, 0.0412  # all of them would take a minute; the pace is the same
-    # One H100 in int8: the tick of h100-tick-2.json; 16 columns as in h100-gpu-8.json (`connect`:
-    # 25 pieces in 99 ms). 64 were not measured: they take at most what four times 16 take.
-    backend = FillingBackend(TickTable({slots: tick}, {16: 0.004, 64: 0.016}), 1200)
+    slots, rounds, tick = 80, 6, 0.0421  # all of them would take a minute; the pace is the same
+    # One H100 in int8, rings full: the tick of h100-tick-3.json, pieces as in docs/performance.md.
+    backend = FillingBackend(TickTable({slots: tick}, {16: 0.0076, 64: 0.0091}), 1200)
     assert backend.kept == KEPT
     rig = Rig(tick=tick, backend=backend)
     seats = [rig.join() for _ in range(slots)]
