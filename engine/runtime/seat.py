@@ -31,6 +31,7 @@ SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as s
 CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall
 FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
 HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
+EARLY_FRAMES = 12  # a second of them in a row: the clock is wrong, not the client
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
 QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
 
@@ -336,7 +337,10 @@ class FrameQueue:
 
     Samples are cut into frames where they are pushed, in the sender's thread: however small the
     pieces are, a tick takes a frame at once. A burst is dated on the 80 ms clock, not on its
-    arrival: its frames are due one after another. No lock of its own: the seat holds one.
+    arrival: its frames are due one after another. Where the clock has gone ahead of what comes,
+    and nothing waits any more, it is set back: else one frame that was read late would have all
+    that follow look early, and a server would count no frame late again. No lock of its own: the
+    seat holds one.
     """
 
     def __init__(self) -> None:
@@ -344,6 +348,7 @@ class FrameQueue:
         self._frames: deque[tuple[float, np.ndarray, float]] = deque()
         self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
+        self._early: list[float] = []  # seconds, of the last pushes in a row that came early
 
     def __len__(self) -> int:
         """Whole frames."""
@@ -368,10 +373,22 @@ class FrameQueue:
             self._filled += len(piece)
             at += len(piece)
             if self._filled == FRAME_SAMPLES:
-                self._last_due = max(now, self._last_due + FRAME_SECONDS)
+                self._last_due = self._date(now, first=len(self._frames) == before)
                 frame = self._take_begun()
                 self._frames.append((self._last_due, frame, find_peak(frame)))
         return len(self._frames) - before
+
+    def _date(self, now: float, first: bool) -> float:
+        """When the frame that is whole now was due; first: of one push."""
+        due = self._last_due + FRAME_SECONDS
+        if due <= now or (first and self._frames):  # on time, or a backlog's
+            self._early.clear()
+        elif first:
+            self._early.append(due - now)
+        if len(self._early) == EARLY_FRAMES:
+            due -= min(self._early)
+            self._early.clear()
+        return max(now, due)
 
     def shift(self, seconds: float) -> None:
         """All of it was due this much later."""

@@ -223,6 +223,30 @@ def test_a_burst_is_dated_on_the_80_ms_clock_not_on_its_arrival(rig):
     assert due == pytest.approx([0, 0.08, 0.16, 0.24])
 
 
+def test_what_was_read_late_once_does_not_date_all_that_follows(rig):
+    seat, heard_at = rig.join(), []
+    for number in range(60):
+        late = 0.06 if number == 10 else 0.001 * (number % 3)
+        rig.now += late
+        heard_at.append(rig.now)
+        rig.hear(seat)
+        rig.advance(0)
+        rig.now += FRAME_SECONDS - late
+    due = [frame.due_at for frame in rig.frames(seat)]
+    assert due[:11] == pytest.approx(heard_at[:11], abs=0.003)
+    assert due[11] == pytest.approx(heard_at[10] + FRAME_SECONDS)  # it may have been a burst
+    assert due[30:] == pytest.approx(heard_at[30:], abs=0.003)
+
+
+def test_who_sends_two_frames_at_once_has_the_second_dated_80_ms_later(rig):
+    seat = rig.join()
+    for _ in range(40):
+        rig.hear(seat, 2)
+        rig.advance(2 * FRAME_SECONDS)
+    due = [frame.due_at - 1000.0 for frame in rig.frames(seat)]
+    assert due == pytest.approx([number * FRAME_SECONDS for number in range(80)])
+
+
 def test_of_a_backlog_beyond_30_s_the_oldest_is_dropped_and_nobody_is_blamed(rig):
     seat = rig.join()
     for number in range(380):  # the scheduler makes no turn meanwhile
