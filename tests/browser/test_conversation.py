@@ -35,9 +35,10 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     tab.until(lambda: tab.level("agent") > 20)
     greeting = tab.page.locator(".turn.agent.own").first  # it yields to a user who speaks at once
     expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
-    hears, plays = Matches(0.95), Matches(0.95)
-    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 6, every=2)
-    tab.until(lambda: plays.count(tab.tap("playback"), backend.said_in_newest()) >= 4, every=2)
+    # half seconds: a busy machine loses pieces of sound, and hardly a whole second is without a gap
+    hears, plays = Matches(0.95, 0.5), Matches(0.95, 0.5)
+    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 12, 120, every=2)
+    tab.until(lambda: plays.count(tab.tap("playback"), backend.said_in_newest()) >= 8, 120, every=2)
     tab.mute()  # else our own voice interrupts it
     tab.say(SENTENCE)
     given = tab.page.locator(".turn.agent.given")

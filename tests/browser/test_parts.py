@@ -270,22 +270,25 @@ def test_the_recording_is_small_and_has_both_sides(files):
 def test_the_demo_voices_words_are_within_80_ms_of_their_sounds(ended, files, tmp_path):
     """Each word is looked for in the recording by its own sound.
 
-    A busy machine plays with gaps, and a word with a gap is not found: then once more.
+    A busy machine plays with gaps, and a word with a gap is not found: then in another call.
     """
-    for _ in range(6):
+    found = set()
+    for _ in range(12):
         sound, rate = soundfile.read(files["wav"], dtype="float32")
         turns = json.loads(files["json"].read_text())["turns"]
         words = [one for turn in turns if turn["kind"] == "given" for one in turn["words"]]
         assert [one["text"] for one in words] == ["Apples", "pears", "plums."]
-        found = [best_match(word(one["text"], "NATF2"), sound[:, 0]) for one in words]
-        if all(score > 0.8 for score, _ in found):
-            break
+        for one in words:
+            score, at = best_match(word(one["text"], "NATF2"), sound[:, 0])
+            if score > 0.8:
+                assert abs(one["t"] - at / rate) <= 0.08, (one, at / rate)
+                found.add(one["text"])
+        if len(found) == len(words):
+            return
         ended.rest()
         hold_call(ended, 0)
         files = {ending: save(ended, ending, tmp_path) for ending in ("wav", "json")}
-    for one, (score, at) in zip(words, found, strict=True):
-        assert score > 0.8
-        assert abs(one["t"] - at / rate) <= 0.08, (one, at / rate)
+    raise AssertionError(f"of the words only {found} were ever heard whole")
 
 
 BEEPS = (6, 14, 25, 31, 44)  # frames with a word and its sound
