@@ -1,22 +1,25 @@
-"""What a browser is shown. Whoever imports it loads Gradio."""
+"""What a browser is shown. Whoever imports it loads Gradio, without its stubs for editors.
+
+At every import Gradio writes such stubs beside its components. That takes a third of the import and
+gives a server nothing. It writes none for a class that has no file, so meanwhile its classes have
+none.
+"""
 
 import inspect
 from typing import Any
 
-find_file = inspect.getfile
+getfile = inspect.getfile
 
 
-def find_other_file(thing: Any) -> str:
-    """`inspect.getfile` for what is not Gradio's. Raises OSError for its classes."""
+def hide_file(thing: Any) -> str:
+    """`inspect.getfile`, but raises OSError for the classes of Gradio."""
     if isinstance(thing, type) and thing.__module__.startswith("gradio."):
-        raise OSError("no stubs")
-    return find_file(thing)
+        raise OSError("its file is hidden")
+    return getfile(thing)
 
 
-# Whenever Gradio is imported it writes stubs for editors beside its components. That takes a third
-# of the import and gives a server nothing. For a class that has no file it writes none.
-inspect.getfile = find_other_file
+inspect.getfile = hide_file
 try:
     import gradio  # noqa: F401
 finally:
-    inspect.getfile = find_file
+    inspect.getfile = getfile

@@ -31,7 +31,7 @@ SILENT_AFTER_SECONDS = 0.24  # without audio for this long, a client counts as s
 CUT_OFF_AFTER_SECONDS = 0.48  # the same in the midst of the user's turn: a network may stall
 FORGIVE_SECONDS = 1.0  # after a gap, audio may come late for this long; then the silence stays
 HOPE_SECONDS = 5.0  # for quiet frames that may go in place of silence that was invented
-EARLY_FRAMES = 12  # a second of them in a row: the clock is wrong, not the client
+EARLY_FRAMES = 12  # in a row, a second of speech: then the clock is wrong, not the client
 MOMENT = 1e-6  # seconds: what rounding may take from 80 ms
 QUIET_PEAK = 0.01  # of full scale: below it a frame is quiet
 
@@ -337,10 +337,9 @@ class FrameQueue:
 
     Samples are cut into frames where they are pushed, in the sender's thread: however small the
     pieces are, a tick takes a frame at once. A burst is dated on the 80 ms clock, not on its
-    arrival: its frames are due one after another. Where the clock has gone ahead of what comes,
-    and nothing waits any more, it is set back: else one frame that was read late would have all
-    that follow look early, and a server would count no frame late again. No lock of its own: the
-    seat holds one.
+    arrival: its frames are due one after another. A frame that comes late sets that clock forward.
+    Where many come early after it, the clock is set back: else no later frame could be late.
+    No lock of its own: the seat holds one.
     """
 
     def __init__(self) -> None:
@@ -348,7 +347,7 @@ class FrameQueue:
         self._frames: deque[tuple[float, np.ndarray, float]] = deque()
         self._begun, self._filled = np.empty(FRAME_SAMPLES, np.float32), 0
         self._last_due = 0.0
-        self._early: list[float] = []  # seconds, of the last pushes in a row that came early
+        self._early: list[float] = []  # by how many seconds the last pushes came before their time
 
     def __len__(self) -> int:
         """Whole frames."""
@@ -373,18 +372,19 @@ class FrameQueue:
             self._filled += len(piece)
             at += len(piece)
             if self._filled == FRAME_SAMPLES:
-                self._last_due = self._date(now, first=len(self._frames) == before)
+                self._last_due = self._date(now, is_first=len(self._frames) == before)
                 frame = self._take_begun()
                 self._frames.append((self._last_due, frame, find_peak(frame)))
         return len(self._frames) - before
 
-    def _date(self, now: float, first: bool) -> float:
-        """When the frame that is whole now was due; first: of one push."""
+    def _date(self, now: float, is_first: bool) -> float:
+        """When the frame was due that is whole now, as the first of its push or as another."""
         due = self._last_due + FRAME_SECONDS
-        if due <= now or (first and self._frames):  # on time, or a backlog's
-            self._early.clear()
-        elif first:
-            self._early.append(due - now)
+        if is_first:
+            if due > now and not self._frames:
+                self._early.append(due - now)
+            else:  # it is on time, or belongs to a backlog
+                self._early.clear()
         if len(self._early) == EARLY_FRAMES:
             due -= min(self._early)
             self._early.clear()

@@ -30,7 +30,6 @@ WELL = {
     "scenario": "ping", "gap_p95": 84.0, "lag_p99": 5.0, "late_share": 0.0, "lost": 0, "hung_up": 0,
     "files": 0, "threads": 1, "log_bytes": 1000, "talks": 3, "attacks": 9,
 }  # fmt: skip
-
 OF_THE_MACHINE = ("gap_p95", "lag_p99", "late_share", "lost")  # a busy one makes them bad
 
 
