@@ -277,3 +277,34 @@ def test_each_word_lies_within_80_ms_of_its_sound_in_the_recording(tab, api, tmp
     assert len(begins) >= len(words)
     for word in words:
         assert np.abs(begins - stamped[word]).min() < 0.08, (word, stamped[word], begins)
+
+
+# -- the orb ---------------------------------------------------------------------------------------
+
+# How often the orb is drawn until it shows a level, and how often in its next twenty ticks.
+DRAWN = """async (mic) => {
+    const { orb } = PersonaPlex.stage;
+    const paint = orb.canvas.getContext("2d");
+    const frame = () => new Promise(requestAnimationFrame);
+    let count = 0;
+    paint.clearRect = (...area) => {
+        count += 1;
+        CanvasRenderingContext2D.prototype.clearRect.apply(paint, area);
+    };
+    orb.hear({ mic });
+    while (orb.level.mic !== mic) await frame();
+    const until = count;
+    for (let ticks = 0, at = orb.at; ticks < 20; ticks += at !== orb.at, at = orb.at) await frame();
+    return [until, count - until];
+}"""
+
+
+def test_who_wants_no_motion_has_the_orb_drawn_only_where_it_changes(tab):
+    for level in (0.5, 0.9):
+        changing, still = tab.page.evaluate(DRAWN, level)
+        assert changing > 0
+        assert still == 0
+    tab.page.emulate_media(reduced_motion="no-preference")
+    assert tab.page.evaluate(DRAWN, 0.4)[1] > 10
+    tab.page.emulate_media(reduced_motion="reduce")  # the tests after this one have the same page
+    tab.page.evaluate("PersonaPlex.stage.orb.hear({ mic: 0 })")
