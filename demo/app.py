@@ -16,7 +16,7 @@ from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.errors import describe_fault
 from engine.weights.voices import choose_voice
-from engine.wire.server import add_routes, find_path
+from engine.wire.server import add_routes, expect_nothing, find_path, send_unread
 
 if TYPE_CHECKING:
     from demo.page.routes import PageRoutes
@@ -90,9 +90,7 @@ class LatePage:
                 content_type="text/html" if is_page else "text/plain",
                 headers=WAITING_HEADERS | {"Retry-After": "1"},
             )
-        if request.body_exists:  # nobody reads it
-            response.force_close()
-        return response
+        return await send_unread(request, response)
 
 
 def make_routes(service: Service, config: ServerConfig) -> "PageRoutes":
@@ -108,7 +106,3 @@ def make_routes(service: Service, config: ServerConfig) -> "PageRoutes":
         why_not="" if answers and answers.answerer.has_key else NO_KEY,
     )
     return PageRoutes(page, config)
-
-
-async def expect_nothing(_: web.Request) -> None:
-    """A client that asks whether it may send a body (100-continue) is not told to go on."""

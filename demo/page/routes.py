@@ -11,6 +11,7 @@ from demo.page.files import PageFile, PageFiles
 from demo.page.login import ask_for_token, hand_out_cookie
 from demo.page.ui import PageConfig
 from engine.config import ServerConfig
+from engine.wire.server import expect_nothing, send_unread
 
 METHODS = ("GET", "HEAD")
 
@@ -35,7 +36,7 @@ def add_page(app: web.Application, page: PageConfig, config: ServerConfig | None
     routes = PageRoutes(page, config or ServerConfig())
     app.on_startup.append(routes.start)
     app.on_response_prepare.append(routes.protect)
-    app.router.add_route("*", "/{path:.*}", routes.handle, expect_handler=keep_waiting)
+    app.router.add_route("*", "/{path:.*}", routes.handle, expect_handler=expect_nothing)
 
 
 class PageRoutes:
@@ -62,12 +63,7 @@ class PageRoutes:
         response.headers.update(self._headers)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        response = self._answer(request)
-        if request.body_exists:
-            await response.prepare(request)
-            await response.write_eof()
-            request.protocol.force_close()  # else aiohttp reads on for 10 s, for nothing
-        return response
+        return await send_unread(request, self._answer(request))
 
     def _answer(self, request: web.Request) -> web.Response:
         path = request.path
@@ -101,7 +97,3 @@ def send_file(request: web.Request, file: PageFile) -> web.Response:
         response.headers["Content-Encoding"] = "gzip"
     response.body = file.packed if packed else file.body
     return response
-
-
-async def keep_waiting(_: web.Request) -> None:
-    """A client that asks whether it may send a body (100-continue) is not told to go on."""

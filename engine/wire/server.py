@@ -56,6 +56,7 @@ def add_routes(app: web.Application, service: Service, config: ServerConfig) -> 
     for path, answer in answers.items():
         for root in {"", config.base_path}:
             app.router.add_get(root + path, answer)
+            app.router.add_route("*", root + path, refuse_method, expect_handler=expect_nothing)
 
 
 def find_root(request: web.Request) -> str:
@@ -113,6 +114,28 @@ def refuse_socket(request: web.Request) -> web.Response:
     request.app[DOORS].log.note(told)
     told = {"error": f"there is no WebSocket at this path; connect to {right}", "socket": right}
     return web.json_response(told, status=404, headers=make_cors_headers(request))
+
+
+async def refuse_method(request: web.Request) -> web.StreamResponse:
+    """One of the paths above is asked for in another way: say in which."""
+    is_socket = find_path(request) in (*SOCKETS, openai.PATH)
+    how = "a WebSocket" if is_socket else "GET"
+    text = f"405: {request.path} is no place for {request.method}; use {how}\n"
+    response = web.Response(status=405, text=text, headers={"Allow": "GET, HEAD"})
+    return await send_unread(request, response)
+
+
+async def expect_nothing(_: web.Request) -> None:
+    """A client that asks whether it may send a body (100-continue) is not told to go on."""
+
+
+async def send_unread(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Answer without reading the request's body; where there is one, the line is cut."""
+    if request.body_exists:
+        await response.prepare(request)
+        await response.write_eof()
+        request.protocol.force_close()  # else aiohttp reads on for 10 s, for nothing
+    return response
 
 
 @contextlib.asynccontextmanager

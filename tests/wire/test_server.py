@@ -105,6 +105,32 @@ async def test_a_head_request_opens_no_conversation(server):
     assert not server.engine.sessions
 
 
+PATHS = {
+    **dict.fromkeys(("/api", "/api/chat", "/v1/realtime"), "a WebSocket"),
+    **dict.fromkeys(("/healthz", "/voices", "/metrics"), "GET"),
+}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize(("path", "how"), PATHS.items())
+async def test_another_method_is_told_which_one_to_use(server, path, how, method):
+    async with raw(server.url) as line:
+        await line.send(request(path, method))
+        head = await line.read_head()
+        body = await line.reader.readexactly(int(field(head, "Content-Length")))
+    assert head.startswith(b"HTTP/1.1 405")
+    assert field(head, "Allow") == "GET, HEAD"
+    assert body.decode() == f"405: {path} is no place for {method}; use {how}\n"
+
+
+@pytest.mark.parametrize("asks", [{}, {"Expect": "100-continue"}])
+async def test_a_body_is_refused_before_it_has_come(server, asks):
+    async with raw(server.url) as line:
+        await line.send(request("/api", "POST", Content_Length="10000000", **asks) + b'{"a": ')
+        assert (await line.read_head()).startswith(b"HTTP/1.1 405")
+        assert await line.is_closed()
+
+
 @pytest.mark.parametrize(  # no control frame is longer than 125
     ("opcode", "size"),
     [
