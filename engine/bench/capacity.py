@@ -1,10 +1,10 @@
 """Conversations on a real server over loopback: how many it holds in time, and for how long.
 
 `capacity`: the number is doubled until it does not hold, then halved in between, and the best is
-held for minutes. A number holds while fewer than one frame in a thousand is late (sent or received
-more than 120 ms after its user frame was complete) and 99 of 100 ticks take at most 80 ms. Where
-the clients themselves lagged, nothing is known of the server: the measurement is void, not a small
-number.
+held for minutes; `--conversations 64 80` holds these numbers and searches for none. A number holds
+while fewer than one frame in a thousand is late (sent or received more than 120 ms after its user
+frame was complete) and 99 of 100 ticks take at most 80 ms. Where the clients themselves lagged,
+nothing is known of the server: the measurement is void, not a small number.
 
 `server`: so many conversations, one row: what the server adds around its backend.
 
@@ -17,6 +17,7 @@ nobody was let in. Late frames are reported; `capacity` judges them.
 import argparse
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holds", type=positive, default=3, help="numbers to hold, each smaller than the last"
     )
+    parser.add_argument(
+        "--conversations", type=positive, nargs="+", help="numbers to hold, without any search"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +89,10 @@ def measure_capacity(args: argparse.Namespace, server: Server) -> dict[str, Any]
     measure_row(server, 1, WARM_UP_SECONDS)
     best, void = None, None
     try:
-        best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
+        if args.conversations:
+            best = max((n for n in args.conversations if search.hold(n)), default=0)
+        else:
+            best = hold_best(search.hold, find_largest(search.step, slots), args.holds)
     except VoidError as error:
         void = str(error)
     head = {"weights": weights, "kv": kv, "slots": slots, "ready_s": server.ready_seconds}
@@ -186,9 +193,17 @@ def measure_row(server: Server, conversations: int, seconds: float) -> dict[str,
         "ticks_in_time": counts.share_within(TICK_SECONDS), "dropped": counts.dropped,
         "refused": sum(talk.over and not talk.began for talk in talks),
         "hung_up": sum(talk.over and talk.began for talk in talks),
+        "renewals": counts.renewals, "late_at": describe_late(talks),
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
     }  # fmt: skip
     return {**row, "verdict": judge_row(row)}
+
+
+def describe_late(talks: Sequence[PacedTalk]) -> str:
+    """When late answers were asked for: "130 s: 14, 140 s: 3", ten seconds each; "" for none."""
+    began = min((talk.sent_at[0] for talk in talks if talk.sent_at), default=0.0)
+    tens = Counter(int((at - began) // 10) * 10 for talk in talks for at in talk.late_at)
+    return ", ".join(f"{second} s: {count}" for second, count in sorted(tens.items()))
 
 
 def judge_row(row: dict[str, Any]) -> str:

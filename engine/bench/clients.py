@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import math
 import random
 import time
@@ -38,8 +39,13 @@ class PacedTalk:
     @property
     def late(self) -> int:
         """Answers that took longer than 120 ms or never came."""
-        missing = len(self.sent_at) - len(self.latencies)
-        return missing + sum(latency > LATE_SECONDS for latency in self.latencies)
+        return len(self.late_at)
+
+    @property
+    def late_at(self) -> list[float]:
+        """When the user frames of late answers were sent, by `time.monotonic`."""
+        answers = itertools.zip_longest(self.sent_at, self.latencies, fillvalue=math.inf)
+        return [at for at, latency in answers if latency > LATE_SECONDS]
 
 
 async def converse(url: str, seconds: float, delay: float, pcm: np.ndarray) -> PacedTalk:

@@ -167,6 +167,7 @@ class Counts:
     late: int  # frames sent > 120 ms after their user frame was complete
     dropped: int  # user frames given up in overload
     ended: int  # conversations
+    renewals: int  # calls whose memory was made anew before it was full
     stages: Mapping[tuple[str, str], float]  # (quantile, stage) -> seconds, of the last minute
     ticks: Counter[float]  # bound in seconds -> ticks that took at most that
 
@@ -183,6 +184,7 @@ class Counts:
             late=int(found["personaplex_late_frames_total",]),
             dropped=int(found["personaplex_dropped_user_frames_total", "overload"]),
             ended=sum(int(n) for (name, *_), n in found.items() if name == ENDED),
+            renewals=int(found["personaplex_renewals_total",]),
             stages={
                 (label[0], label[1]): n for (name, *label), n in found.items() if name == STAGE
             },
@@ -201,6 +203,7 @@ class Counts:
             late=self.late - before.late,
             dropped=self.dropped - before.dropped,
             ended=self.ended - before.ended,
+            renewals=self.renewals - before.renewals,
             ticks=Counter({le: n - before.ticks[le] for le, n in self.ticks.items()}),
         )
 

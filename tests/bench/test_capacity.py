@@ -153,6 +153,7 @@ def test_counts_are_what_happened_in_between():
     metrics = Metrics()
     metrics.ticked(1, 0.2)
     metrics.sent(0.121)
+    metrics.renewed()
     before = Counts.of(metrics.text().decode())
     for milliseconds in (10, 11, 79, 81):
         metrics.ticked(1, milliseconds / 1e3)
@@ -163,9 +164,10 @@ def test_counts_are_what_happened_in_between():
     for _ in range(3):
         metrics.opened()
     metrics.ended("left")
+    metrics.renewed()
     counts = Counts.of(metrics.text().decode()).since(before)
     assert (counts.late, counts.dropped) == (1, 3)
-    assert counts.live == 2
+    assert (counts.live, counts.renewals) == (2, 1)
     assert counts.share_within(0.080) == 0.75
     assert 9 <= counts.tick_ms(25) <= 10
     assert 80 <= counts.tick_ms(99) <= 90
@@ -215,12 +217,12 @@ async def talk_scripted(url: str, conversations: int, seconds: float):
     return [talk] * conversations, [0.001]
 
 
-def run_scripted(monkeypatch, tmp_path: Path) -> tuple[int, dict]:
+def run_scripted(monkeypatch, tmp_path: Path, *more: str) -> tuple[int, dict]:
     """The exit code of the bench on the scripted server, and what it wrote of it."""
     monkeypatch.setattr(capacity, "Server", ScriptedServer)
     monkeypatch.setattr(capacity, "_talk_all", talk_scripted)
     target = tmp_path / "capacity.json"
-    options = ["--model", "embedded", "--json", str(target)]
+    options = ["--model", "embedded", "--json", str(target), *more]
     code = capacity.run(parse_options(load_subject("capacity"), options))
     (server,) = json.loads(target.read_text())["servers"]
     return code, server
@@ -236,6 +238,26 @@ def test_what_the_server_holds_in_time_is_the_number(limit, held, monkeypatch, t
     assert (server["weights"], server["kv"]) == ("int8", "bf16")  # what auto came to
     said = "none held" if held == 0 else f"{held} of 4 conversations held"
     assert f"int8/bf16: {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("numbers", "held"), [([1], 1), ([1, 2, 4], 2), ([4, 2, 1], 2), ([3, 4], 0)]
+)
+def test_given_numbers_are_held_and_no_others(numbers, held, monkeypatch, tmp_path):
+    given = ("--conversations", *map(str, numbers), "--seconds", "7")
+    code, server = run_scripted(monkeypatch, tmp_path, *given)
+    assert (code, server["held"]) == (0, held)
+    assert [row["n"] for row in server["rows"]] == numbers
+    assert all(row["seconds"] == 7 for row in server["rows"])
+
+
+def test_a_row_says_when_its_late_answers_were_asked_for():
+    quick = PacedTalk(sent_at=[100.0 + n for n in range(40)], latencies=[0.119] * 40)
+    silent = PacedTalk(sent_at=[109.5, 110.0, 131.0], latencies=[0.121])  # two never answered
+    assert silent.late_at == [109.5, 110.0, 131.0]
+    assert silent.late == 3
+    assert capacity.describe_late([PacedTalk(), quick]) == ""
+    assert capacity.describe_late([quick, silent]) == "0 s: 1, 10 s: 1, 30 s: 1"
 
 
 def test_a_void_measurement_says_so_and_fails_and_keeps_its_rows(monkeypatch, tmp_path, capsys):
