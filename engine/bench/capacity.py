@@ -11,7 +11,8 @@ nothing is known of the server: the measurement is void, not a small number.
 `soak`: people come and go for an hour, and the server's memory is watched. It fails when the server
 ends a conversation, when its memory, open files or threads grow beyond the bounds below, when a
 slot is not given back, when a handshake took longer than a second although a slot was free, or when
-nobody was let in. Late frames are reported; `capacity` judges them.
+nobody was let in. Late frames are reported; `capacity` judges them. With `--hostile` the floods,
+newcomers and slow sockets of `bench hostile` attack beside the people, one kind after the other.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -237,6 +239,7 @@ async def _talk_all(
 WATCHED = {"own_mb": 100, "device_mb": 200}
 HANDSHAKE_SECONDS = 1.0  # from a person's wish to talk to 0x00, while a slot is free
 HANDLES = 8  # open files, and threads, that may be left when all have gone
+SPARE_SLOTS = 4  # for attackers
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
 
@@ -246,6 +249,9 @@ Sample = dict[str, float]
 def add_soak_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     parser.add_argument("--minutes", type=duration, default=60.0)
+    parser.add_argument(
+        "--hostile", action="store_true", help="with the attacks of `bench hostile` beside it"
+    )
 
 
 def run_soak(args: argparse.Namespace) -> int:
@@ -255,7 +261,9 @@ def run_soak(args: argparse.Namespace) -> int:
         choose_model(args) as model,
         Server([*serve_options(args, model), "--resume-s", "0"]) as server,
     ):
-        result = soak(server, server.health()["slots"], args.minutes * 60)
+        slots = server.health()["slots"]
+        people = max(1, slots - SPARE_SLOTS) if args.hostile else slots
+        result = soak(server, people, args.minutes * 60, args.hostile)
     faults = find_faults(result)
     print(describe_soak(result))
     save("soak", {**result, "faults": faults}, args.json)
@@ -264,12 +272,17 @@ def run_soak(args: argparse.Namespace) -> int:
     return int(bool(faults))
 
 
-def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
-    """Let people come and go on a running server. Raises EngineError if it goes away."""
+def soak(server: Server, people: int, seconds: float, hostile: bool = False) -> dict[str, Any]:
+    """Let people come and go on a running server, beside attackers if it is `hostile`.
+
+    Raises EngineError if the server goes away or an attacker breaks.
+    """
     asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice()))
     server.wait_until_empty()
     before, counts = take_sample(server), server.counts()
-    tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
+    with ThreadPoolExecutor(1) as beside_them:
+        attacks = beside_them.submit(attack_for, server.url, seconds) if hostile else None
+        tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
     waits = np.array(tally.waits or [0.0])
@@ -277,12 +290,13 @@ def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
     return {
         "people": people, "seconds": seconds, "slots": server.health()["slots"],
         "slots_lost": lost,
+        "attacks": attacks.result() if attacks else {},
         **{name: tally.counts[name] for name in ("conversations", "refused", "frames", "says")},
         **{name: tally.counts[name] for name in LEAVES}, "errors": tally.errors,
         "late": counts.late, "dropped": counts.dropped,
         "wait_ms_p50": wait_p50, "wait_ms_p95": wait_p95, "wait_ms_worst": float(waits.max()) * 1e3,
         "long_waits": int((waits > HANDSHAKE_SECONDS).sum()),
-        "tick_ms_p99": counts.tick_ms(99),
+        "tick_ms_p99": counts.tick_ms(99), "renewals": counts.renewals,
         "client_lag_ms_p99": float(np.percentile(lags, 99)) * 1e3,
         "before": before, "after": after,
         "grown": {
@@ -291,6 +305,13 @@ def soak(server: Server, people: int, seconds: float) -> dict[str, Any]:
         },
         "samples": samples,
     }  # fmt: skip
+
+
+def attack_for(url: str, seconds: float) -> dict[str, int]:
+    """The attacks of `bench hostile`, how often each; it blocks."""
+    from engine.bench.hostile import attack_in_turn  # which measures with what is here
+
+    return attack_in_turn(url, seconds)
 
 
 async def _crowd(
@@ -351,6 +372,8 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
         more = result["after"][name] - result["before"][name]
         if more > HANDLES:
             wrong.append(f"{more} {name} more than before, with nobody there; at most {HANDLES}")
+    if idle := [name for name, count in result["attacks"].items() if not count]:
+        wrong.append(f"the attackers did not attack once: {', '.join(idle)}")
     if result["slots_lost"]:
         wrong.append(f"{result['slots_lost']} of {result['slots']} slots were not given back")
     return wrong

@@ -37,7 +37,7 @@ import aiohttp
 import numpy as np
 from aiohttp import web
 
-from engine.bench.capacity import HANDLES, LAG_SECONDS
+from engine.bench.capacity import HANDLES, LAG_SECONDS, SPARE_SLOTS
 from engine.bench.clients import (
     LAST_ANSWER_SECONDS,
     PacedTalk,
@@ -60,7 +60,6 @@ LATE_SHARE = 0.05  # of the neighbours' frames, beyond those alone: more is red
 LOG_BYTES, CONVERSATION_LOG_BYTES = 64 << 10, 600  # of a scenario, and of each conversation
 POOL_THREADS = 40  # that the page's framework keeps for its next requests
 TRIES = 3  # of the neighbours alone, until the machine is quiet
-SPARE_SLOTS = 4  # for the attackers
 JOIN_SECONDS = 0.035  # between two neighbours: their frames fall all over the 80 ms
 CALM_SECONDS = 0.5  # that all neighbours talk before the attack
 SETTLE_SECONDS = 3.0  # until files and threads are given back
@@ -417,6 +416,20 @@ def run_attack(name: str, target: Target) -> None:
     asyncio.run(ATTACKS[name](target))
 
 
+def attack_in_turn(url: str, seconds: float) -> dict[str, int]:
+    """Attack in every way of FOR_A_SOAK, each for its share of the time; how often each did.
+
+    It blocks. Raises EngineError if an attacker broke.
+    """
+    done = {}
+    for name in FOR_A_SOAK:
+        with attack(name, url, 0) as (begin, attacks):
+            begin()
+            time.sleep(seconds / len(FOR_A_SOAK))
+            done[name] = attacks.value
+    return done
+
+
 async def leave_alone(target: Target) -> None:
     await target.begin()
     await asyncio.sleep(FOREVER_SECONDS)
@@ -674,6 +687,7 @@ ATTACKS: dict[str, Callable[[Target], Coroutine[Any, Any, None]]] = {
     "pages": load_pages,
 }
 OF_THE_PAGE = ("http", "pages")
+FOR_A_SOAK = (*FLOODS, "joins", "slow")  # what needs neither a page nor a text model
 SCENARIOS = (*[name for name in ATTACKS if name != ALONE], OUTLIERS)
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.bench import capacity, process
+from engine.bench import capacity, hostile, process
 from engine.bench.capacity import SOAK, describe_soak, find_faults, measure_growth, soak
 from engine.bench.process import Server
 from engine.bench.report import parse_options
@@ -20,6 +20,7 @@ WELL = {
     "after": {"files": 9, "threads": 4},
     "slots": 4,
     "slots_lost": 0,
+    "attacks": {},
     "wait_ms_worst": 1200.0,
     "long_waits": 0,
 }
@@ -50,6 +51,7 @@ def test_growth_leaves_out_the_warming_up_and_single_peaks():
             "2 handshakes took more than 1 s while a slot was free, the longest 1.2 s",
         ),
         ({"slots_lost": 1}, "1 of 4 slots were not given back"),
+        ({"attacks": {"say": 0, "json": 9}}, "the attackers did not attack once: say"),
     ],
 )
 def test_every_fault_is_named(change, said):
@@ -69,6 +71,7 @@ def test_a_healthy_server_stays_well_while_people_come_and_go(monkeypatch):
     with Server(["--model", "embedded", "--slots", "3"]) as server:
         result = soak(server, people=3, seconds=7)
     assert find_faults(result) == []
+    assert result["attacks"] == {}
     assert result["conversations"] >= 2
     assert result["frames"] > 0
     assert list(result["before"])[:2] == ["rss_mb", "own_mb"]
@@ -89,8 +92,25 @@ def test_a_leak_an_error_a_long_wait_and_a_lost_slot_are_noticed(monkeypatch):
     assert slot == "1 of 4 slots were not given back"
 
 
-@pytest.mark.parametrize(("lost", "code"), [(0, 0), (1, 1)])
-def test_the_exit_code_says_whether_something_is_wrong(lost, code, monkeypatch, tmp_path, capsys):
+def test_attackers_of_every_kind_take_nothing_from_the_people_beside_them(monkeypatch):
+    monkeypatch.setattr(capacity, "HANDSHAKE_SECONDS", 60.0)
+    monkeypatch.setattr(hostile, "FOR_A_SOAK", ("say", "joins"))  # two, for time
+    with Server(["--model", "embedded", "--slots", "6"]) as server:
+        result = soak(server, 2, 5.0, hostile=True)
+        ended = server.counts().ended
+    assert find_faults(result) == []
+    assert list(result["attacks"]) == ["say", "joins"]
+    assert min(result["attacks"].values()) > 0
+    assert ended > result["conversations"]  # the attackers' own
+
+
+@pytest.mark.parametrize(
+    ("lost", "code", "more", "people"),
+    [(0, 0, (), (4, 120.0, False)), (1, 1, ("--hostile",), (1, 120.0, True))],
+)
+def test_the_exit_code_says_whether_something_is_wrong(
+    lost, code, more, people, monkeypatch, tmp_path, capsys
+):
     asked = []
 
     def soak_scripted(_server, *given):
@@ -100,9 +120,9 @@ def test_the_exit_code_says_whether_something_is_wrong(lost, code, monkeypatch, 
     monkeypatch.setattr(capacity, "Server", ScriptedServer)
     monkeypatch.setattr(capacity, "soak", soak_scripted)
     target = tmp_path / "soak.json"
-    options = ["--model", "embedded", "--minutes", "2", "--json", str(target)]
+    options = ["--model", "embedded", "--minutes", "2", "--json", str(target), *more]
     assert SOAK.run(parse_options(SOAK, options)) == code
-    assert asked == [(4, 120.0)]  # as many people as slots
+    assert asked == [people]  # as many as slots, or some slots are left to attackers
     written, said = json.loads(target.read_text()), capsys.readouterr().out
     assert len(written["faults"]) == lost
     assert "slots_lost" in said
