@@ -275,7 +275,7 @@ def run_soak(args: argparse.Namespace) -> int:
 def soak(server: Server, people: int, seconds: float, hostile: bool = False) -> dict[str, Any]:
     """Let people come and go on a running server, beside attackers if it is `hostile`.
 
-    Raises EngineError if the server goes away or an attacker breaks.
+    Raises EngineError if the server goes away.
     """
     asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice()))
     server.wait_until_empty()
@@ -373,7 +373,7 @@ def find_faults(result: Mapping[str, Any]) -> list[str]:
         if more > HANDLES:
             wrong.append(f"{more} {name} more than before, with nobody there; at most {HANDLES}")
     if idle := [name for name, count in result["attacks"].items() if not count]:
-        wrong.append(f"the attackers did not attack once: {', '.join(idle)}")
+        wrong.append(f"these attackers did not attack once, or broke: {', '.join(idle)}")
     if result["slots_lost"]:
         wrong.append(f"{result['slots_lost']} of {result['slots']} slots were not given back")
     return wrong

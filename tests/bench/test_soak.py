@@ -1,7 +1,9 @@
 """`bench soak`: what counts as growth, that faults are noticed, and the whole of it, small."""
 
+import contextlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from engine.bench import capacity, hostile, process
 from engine.bench.capacity import SOAK, describe_soak, find_faults, measure_growth, soak
 from engine.bench.process import Server
 from engine.bench.report import parse_options
+from engine.errors import EngineError
 from tests.bench.test_capacity import ScriptedServer
 
 WELL = {
@@ -51,7 +54,7 @@ def test_growth_leaves_out_the_warming_up_and_single_peaks():
             "2 handshakes took more than 1 s while a slot was free, the longest 1.2 s",
         ),
         ({"slots_lost": 1}, "1 of 4 slots were not given back"),
-        ({"attacks": {"say": 0, "json": 9}}, "the attackers did not attack once: say"),
+        ({"attacks": {"say": 0, "json": 9}}, "these attackers did not attack once, or broke: say"),
     ],
 )
 def test_every_fault_is_named(change, said):
@@ -102,6 +105,19 @@ def test_attackers_of_every_kind_take_nothing_from_the_people_beside_them(monkey
     assert list(result["attacks"]) == ["say", "joins"]
     assert min(result["attacks"].values()) > 0
     assert ended > result["conversations"]  # the attackers' own
+
+
+def test_an_attacker_that_breaks_is_one_that_did_not_attack(monkeypatch):
+    @contextlib.contextmanager
+    def attack(name, _url, _port):
+        if name == "say":
+            raise EngineError("the attacker was not ready after 60 s")
+        yield lambda: None, SimpleNamespace(value=7)
+
+    monkeypatch.setattr(hostile, "attack", attack)
+    done = hostile.attack_in_turn("http://nowhere", 0.0)
+    assert list(done) == list(hostile.FOR_A_SOAK)
+    assert [name for name, count in done.items() if count != 7] == ["say"]
 
 
 @pytest.mark.parametrize(
