@@ -5,13 +5,12 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 from unittest.mock import patch
 
 from aiohttp import web
 
 from demo.app import PAGE
-from demo.page import files
-from demo.page.files import PageFiles
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.wire.limits import Doors
@@ -29,9 +28,12 @@ def warm(engine: Service) -> Service:
 
 def rendered_once() -> AbstractContextManager[object]:
     """Within it Gradio renders the same page once, for all servers: that takes it 0.4 s."""
+    from demo.page import files  # here, because it loads Gradio: two seconds, and few need it
+    from demo.page.files import PageFiles
+
     render, kept = PageFiles.render, {}
 
-    async def render_or_take(self: PageFiles) -> None:
+    async def render_or_take(self: Any) -> None:
         key = (self._config, self._address, files.build_page)
         if key not in kept:
             await render(self)
