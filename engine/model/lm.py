@@ -142,14 +142,19 @@ class DepthLayer(nn.Module):
         return x + gating(self.norm2(x))
 
 
+def empty_embedding(count: int, dim: int) -> nn.Embedding:
+    """One whose numbers are still to come. Drawn on the meta device they load torch's compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(count, dim))
+
+
 class Depformer(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         dim, steps = config.depformer_dim, config.codebooks
         self.steps = steps
         self.input = Linear(config.dim, steps * dim)  # depformer_in of all steps in one product
-        self.text_emb = nn.Embedding(config.text_card + 1, dim)
-        self.emb = nn.ModuleList(nn.Embedding(config.card + 1, dim) for _ in range(steps - 1))
+        self.text_emb = empty_embedding(config.text_card + 1, dim)
+        self.emb = nn.ModuleList(empty_embedding(config.card + 1, dim) for _ in range(steps - 1))
         self.layers = nn.ModuleList(DepthLayer(config) for _ in range(config.depformer_num_layers))
         self.linears = nn.ModuleList(Linear(dim, config.card) for _ in range(steps))
 

@@ -39,6 +39,7 @@ FOREIGN = (
     "gradio",
     "modal",
 )
+COMPILER = "torch._dynamo"  # nothing of ours needs it, and it takes two seconds to load
 ROW = {
     "frames": 10_000, "late_server": 9, "late_client": 9, "refused": 0, "hung_up": 0,
     "ticks_in_time": 0.99, "client_lag_ms_p99": 5.0,
@@ -273,7 +274,7 @@ def test_a_void_measurement_says_so_and_fails_and_keeps_its_rows(monkeypatch, tm
 
 def test_a_generated_model_is_served_without_any_package_of_sounds_and_words(tmp_path):
     """The whole of it in earnest, on one slot; a slow machine's late frames are allowed here."""
-    lines = ["import sys", *(f"sys.modules[{name!r}] = None" for name in FOREIGN)]
+    lines = ["import sys", *(f"sys.modules[{name!r}] = None" for name in (*FOREIGN, COMPILER))]
     lines += ["from engine.model.config import *", "from engine.weights import generated"]
     lines += [f"generated.SMALL = {QUICK!r}"]
     lines += ["from engine.bench import capacity", "capacity.LAG_SECONDS = 60.0"]
