@@ -85,7 +85,7 @@ def pytest_collection_finish() -> None:
     """What is here now stays to the end, and is gone through in no search for garbage."""
     gc.enable()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # it is a twentieth of their time, and they leave little
+    gc.set_threshold(20_000, 20, 20)  # more often takes a twentieth of the time
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ newcomers and slow sockets of `bench hostile` attack beside the people, one kind
 
 import argparse
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ from engine.bench.report import (
     serve_options,
     table,
 )
-from engine.errors import EngineError
+from engine.errors import ConfigError, EngineError
 from engine.runtime.choose import has_cuda
 from engine.runtime.load import TICK_LIMIT_SECONDS, WINDOW_SECONDS
 
@@ -83,11 +84,17 @@ def run(args: argparse.Namespace) -> int:
 def measure_capacity(args: argparse.Namespace, server: Server) -> dict[str, Any]:
     """A row per step, and the number held at the end.
 
-    Where that number is not known `held` is None and `void` says why.
+    Where that number is not known `held` is None and `void` says why. Raises ConfigError where
+    more is to be held than there are slots.
     """
     slots, search = server.health()["slots"], Search(server, args)
     weights, kv = server.precision() or (args.weights, args.kv)  # the built-in voice has none
     print(f"{weights}/{kv}: {slots} slots, ready in {server.ready_seconds:.1f} s", flush=True)
+    if args.conversations and max(args.conversations) > slots:
+        raise ConfigError(
+            f"--conversations is {max(args.conversations)}, and the server has {slots} slots; "
+            "use no more than that, or give it more with --slots"
+        )
     measure_row(server, 1, WARM_UP_SECONDS)
     best, void = None, None
     try:
@@ -239,7 +246,7 @@ async def _talk_all(
 WATCHED = {"own_mb": 100, "device_mb": 200}
 HANDSHAKE_SECONDS = 1.0  # from a person's wish to talk to 0x00, while a slot is free
 HANDLES = 8  # open files, and threads, that may be left when all have gone
-SPARE_SLOTS = 4  # for attackers
+SPARE_SLOTS = 4  # that the people leave to attackers
 SAMPLES = 240  # of memory and handles, over the whole time
 LONGEST_SAMPLE_SECONDS = 10.0
 
@@ -277,12 +284,19 @@ def soak(server: Server, people: int, seconds: float, hostile: bool = False) -> 
 
     Raises EngineError if the server goes away.
     """
+    from engine.bench.hostile import attack_in_turn  # here, because it imports from this file
+
     asyncio.run(converse(server.url, WARM_UP_SECONDS, 0.0, voice()))
     server.wait_until_empty()
     before, counts = take_sample(server), server.counts()
-    with ThreadPoolExecutor(1) as beside_them:
-        attacks = beside_them.submit(attack_for, server.url, seconds) if hostile else None
-        tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        attacks = pool.submit(attack_in_turn, server.url, seconds, stop) if hostile else None
+        try:
+            tally, samples, lags = asyncio.run(_crowd(server, people, seconds))
+        except BaseException:  # nobody is left whom the attackers could disturb
+            stop.set()
+            raise
     lost = server.wait_until_empty()
     after, counts = take_sample(server), server.counts().since(counts)
     waits = np.array(tally.waits or [0.0])
@@ -305,13 +319,6 @@ def soak(server: Server, people: int, seconds: float, hostile: bool = False) -> 
         },
         "samples": samples,
     }  # fmt: skip
-
-
-def attack_for(url: str, seconds: float) -> dict[str, int]:
-    """The attacks of `bench hostile`, how often each; it blocks."""
-    from engine.bench.hostile import attack_in_turn  # which measures with what is here
-
-    return attack_in_turn(url, seconds)
 
 
 async def _crowd(

@@ -27,6 +27,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -416,16 +417,18 @@ def run_attack(name: str, target: Target) -> None:
     asyncio.run(ATTACKS[name](target))
 
 
-def attack_in_turn(url: str, seconds: float) -> dict[str, int]:
-    """Attack in every way of FOR_A_SOAK, each for its share of the time; how often each did.
+def attack_in_turn(url: str, seconds: float, stop: threading.Event) -> dict[str, int]:
+    """Attack in each way of FOR_A_SOAK for its share of the time, or until told to stop.
 
-    It blocks. An attacker that broke has not attacked: 0.
+    Returns how often each attacked: 0 where the attacker broke. It blocks.
     """
     done = dict.fromkeys(FOR_A_SOAK, 0)
     for name in FOR_A_SOAK:
+        if stop.is_set():
+            break
         with contextlib.suppress(EngineError), attack(name, url, 0) as (begin, attacks):
             begin()
-            time.sleep(seconds / len(FOR_A_SOAK))
+            stop.wait(seconds / len(FOR_A_SOAK))
             done[name] = attacks.value
     return done
 

@@ -143,7 +143,11 @@ class DepthLayer(nn.Module):
 
 
 def empty_embedding(count: int, dim: int) -> nn.Embedding:
-    """One whose numbers are still to come. Drawn on the meta device they load torch's compiler."""
+    """An embedding that is filled when the weights are read.
+
+    `nn.Embedding` draws random numbers first. On the meta device that loads PyTorch's compiler,
+    which takes two seconds of every start.
+    """
     return nn.Embedding.from_pretrained(torch.empty(count, dim))
 
 

@@ -24,7 +24,7 @@ from engine.bench.capacity import (
 from engine.bench.clients import PacedTalk
 from engine.bench.process import Counts, Server
 from engine.bench.report import parse_options
-from engine.errors import EngineError
+from engine.errors import ConfigError, EngineError
 from engine.runtime.metrics import Dropped, Metrics
 from tests.bench.conftest import QUICK
 
@@ -250,6 +250,13 @@ def test_given_numbers_are_held_and_no_others(numbers, held, monkeypatch, tmp_pa
     assert (code, server["held"]) == (0, held)
     assert [row["n"] for row in server["rows"]] == numbers
     assert all(row["seconds"] == 7 for row in server["rows"])
+
+
+def test_more_conversations_than_slots_are_an_error_and_no_measurement(monkeypatch, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^--conversations is 5, and the server has 4 slots; use"
+    ):
+        run_scripted(monkeypatch, tmp_path, "--conversations", "2", "5")
 
 
 def test_a_row_says_when_its_late_answers_were_asked_for():

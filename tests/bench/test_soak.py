@@ -1,8 +1,10 @@
 """`bench soak`: what counts as growth, that faults are noticed, and the whole of it, small."""
 
+import asyncio
 import contextlib
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -95,7 +97,7 @@ def test_a_leak_an_error_a_long_wait_and_a_lost_slot_are_noticed(monkeypatch):
     assert slot == "1 of 4 slots were not given back"
 
 
-def test_attackers_of_every_kind_take_nothing_from_the_people_beside_them(monkeypatch):
+def test_attackers_take_nothing_from_the_people_beside_them(monkeypatch):
     monkeypatch.setattr(capacity, "HANDSHAKE_SECONDS", 60.0)
     monkeypatch.setattr(hostile, "FOR_A_SOAK", ("say", "joins"))  # two, for time
     with Server(["--model", "embedded", "--slots", "6"]) as server:
@@ -115,9 +117,27 @@ def test_an_attacker_that_breaks_is_one_that_did_not_attack(monkeypatch):
         yield lambda: None, SimpleNamespace(value=7)
 
     monkeypatch.setattr(hostile, "attack", attack)
-    done = hostile.attack_in_turn("http://nowhere", 0.0)
+    done = hostile.attack_in_turn("http://nowhere", 0.0, threading.Event())
     assert list(done) == list(hostile.FOR_A_SOAK)
     assert [name for name, count in done.items() if count != 7] == ["say"]
+
+
+def test_attackers_stop_when_the_server_has_gone(monkeypatch):
+    begun = threading.Event()
+
+    @contextlib.contextmanager
+    def attack(_name, _url, _port):
+        yield begun.set, SimpleNamespace(value=7)
+
+    async def lose_the_server(*_given):
+        await asyncio.to_thread(begun.wait)
+        raise EngineError("the server ended with 1")
+
+    monkeypatch.setattr(hostile, "attack", attack)
+    monkeypatch.setattr(capacity, "_crowd", lose_the_server)
+    ended = pytest.raises(EngineError, match="the server ended with 1")
+    with Server(["--model", "embedded", "--slots", "1"]) as server, ended:
+        soak(server, 1, 3600.0, hostile=True)  # else they would go on for an hour
 
 
 @pytest.mark.parametrize(
