@@ -56,7 +56,8 @@ def test_an_idle_page_asks_for_no_frames_and_runs_no_animation(browser, scripted
     assert page.evaluate("frames60") == before
     assert page.evaluate("document.getAnimations().length") == 0
     assert page.evaluate("PersonaPlex.sound.context.state") == "suspended"
-    assert page.evaluate(size) != first  # and yet it breathes
+    # And yet it breathes: waited for, as a breath comes by each size twice.
+    page.wait_for_function(f"first => {size} !== first", arg=first, polling=100)
     context.close()
 
 
