@@ -244,7 +244,7 @@ class Tab:
     def loudest(self) -> int:
         return self.page.evaluate("window.loudest")
 
-    def until(self, true: Callable[[], object], seconds: float = 60, every: float = 0.05) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 60, every: float = 0.1) -> None:
         """Let the page run until something is true."""
         end = time.monotonic() + seconds
         while not true():

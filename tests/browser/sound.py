@@ -10,8 +10,7 @@ from engine.config import SAMPLE_RATE
 from engine.runtime import embedded as espeak
 
 SPEECH = (
-    "The quick brown fox jumps over the lazy dog, while seven wizards quietly mix potions "
-    "behind a green door and somebody counts slowly from one to ten."
+    "The quick brown fox jumps over the lazy dog, while seven wizards quietly mix potions."
 )
 PAUSE_SECONDS = 1.2  # long enough for the embedded backend to take its turn
 MIC_RATE = 48_000
@@ -19,7 +18,7 @@ LOUD = 0.01  # root mean square of a window that is worth comparing
 
 
 def speech() -> np.ndarray:
-    """About eight seconds of one sentence and a pause, float32 at 24 kHz."""
+    """About five seconds of one sentence and a pause, float32 at 24 kHz."""
     words = espeak.synthesize(SPEECH, "en-us", 45, 160) * 0.8
     return np.concatenate([words, np.zeros(int(PAUSE_SECONDS * SAMPLE_RATE), np.float32)])
 

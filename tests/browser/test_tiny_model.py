@@ -64,7 +64,7 @@ def test_three_tabs_talk_with_the_model_at_once(browser, tiny_server, open_tab, 
     for tab in tabs:
         tab.connect()
     for tab in tabs:
-        tab.until(lambda tab=tab: tab.seconds() > 4)
+        tab.until(lambda tab=tab: tab.seconds() > 2)
         expect(tab.page.locator(".turn.agent.own").first).to_be_visible()
     assert len(tiny_server.engine.sessions) == CONVERSATIONS
     tabs[0].page.screenshot(path=artifacts / "tiny-model.png", full_page=True)
