@@ -4,8 +4,6 @@ import argparse
 import asyncio
 import json
 import sys
-from pathlib import PurePosixPath
-from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -170,11 +168,3 @@ async def test_the_page_is_loaded_with_all_that_it_links_and_imports():
             while target.loaded < hostile.LOADING * len(texts):  # noqa: ASYNC110 - it is not ours
                 await asyncio.sleep(0.01)
     assert min(asked.count(path) for path in texts) >= hostile.LOADING
-
-
-@pytest.mark.timeout(120)
-def test_the_parts_of_our_own_page_are_found():
-    with hostile.start_server(parsed(), hostile.SERVE_PAGE) as server:
-        parts = asyncio.run(find_parts(f"{server.url}/"))
-    kinds = {PurePosixPath(urlsplit(part).path).suffix for part in parts}
-    assert {".js", ".css"} <= kinds

@@ -9,9 +9,7 @@ import soxr
 from engine.config import SAMPLE_RATE
 from engine.runtime import embedded as espeak
 
-SPEECH = (
-    "The quick brown fox jumps over the lazy dog, while seven wizards quietly mix potions."
-)
+SPEECH = "The quick brown fox jumps over the lazy dog, while seven wizards quietly mix potions."
 PAUSE_SECONDS = 1.2  # long enough for the embedded backend to take its turn
 MIC_RATE = 48_000
 LOUD = 0.01  # root mean square of a window that is worth comparing

@@ -3,10 +3,13 @@
 import asyncio
 import sys
 from contextlib import asynccontextmanager
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
+from engine.bench.hostile import find_parts
 from engine.commands.check import ServerCheck
 from tests.modal.rehearsal import ROOT, Process, clean, free_port
 
@@ -71,6 +74,9 @@ async def test_a_server_answers_before_gradio_is_loaded(slow_gradio):
         async with http.get("/") as page:
             assert "gradio_config" in await page.text()
             assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+        # `bench hostile` loads the page as a browser does, with all its parts.
+        parts = await find_parts(f"http://127.0.0.1:{process.port}/")
+        assert {".js", ".css"} <= {PurePosixPath(urlsplit(part).path).suffix for part in parts}
 
 
 async def test_a_page_that_cannot_be_made_costs_the_page_only(slow_gradio):

@@ -1,6 +1,7 @@
 """One container's life in a plain process, driven like the platform does: start, signal, stop.
 
 `python -m tests.modal.life PORT [FAULT]`; a fault is a name of FAULTS, planted before the start.
+A life with one has no page, for nobody asks for it there, and Gradio takes seconds to load.
 """
 
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from demo.app import LatePage
 from demo.cloud.container import Container
 from engine.commands import serve
 from engine.commands.serve import tell
@@ -35,6 +37,7 @@ def plant_hanging_load() -> None:
 
 FAULTS: dict[str, Callable[[], None]] = {
     "": lambda: None,
+    "none": lambda: None,
     "tick": plant_broken_tick,
     "load": plant_broken_load,
     "hang": plant_hanging_load,
@@ -43,6 +46,8 @@ FAULTS: dict[str, Callable[[], None]] = {
 
 def main(port: str, fault: str = "") -> None:
     FAULTS[fault]()
+    if fault:
+        LatePage._make = lambda *_: None
     over = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: over.set())

@@ -193,7 +193,7 @@ def test_the_first_start_in_int8_commits_the_volume(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     environ = {"PERSONAPLEX_DEVICE": "cpu", "HF_HOME": str(tmp_path / "hf")}
-    with life(tmp_path, PERSONAPLEX_WEIGHTS="int8", **environ) as process:
+    with life(tmp_path, "none", PERSONAPLEX_WEIGHTS="int8", **environ) as process:
         process.wait_until_ready()
         assert "committed" in process.output
     assert (repository / "snapshots" / commit / "model.int8" / "index.json").is_file()
