@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,23 @@ def expected():
 def _inference():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def _wide_tiles(monkeypatch):
+    """One program for all outputs of a product: the interpreter runs programs one by one.
+
+    An output is computed as before. Where tiles meet, test_kernels.py and test_prefill.py look.
+    """
+    from engine.model.gpu import kernels
+
+    tile_for = kernels.tile_for
+
+    def wide(n, *of):
+        tile = tile_for(n, *of)
+        return replace(tile, bn=max(tile.bn, kernels.triton.next_power_of_2(n)))
+
+    monkeypatch.setattr(kernels, "tile_for", wide)
 
 
 def pytest_report_header() -> list[str]:

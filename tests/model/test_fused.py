@@ -7,6 +7,8 @@ from engine.model.gpu import fused
 from engine.model.transformer import Active, RingPush
 from tests.model.conftest import TINY, build_lm
 
+pytestmark = pytest.mark.usefixtures("_wide_tiles")
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 2e-4
 

@@ -21,6 +21,8 @@ from engine.weights.generated import FULL, SMALL, on_meta
 from tests.model.absent import GPU, Copy, Device, Seen
 from tests.model.test_compiled import OF_A_PIECE, OF_A_TICK
 
+pytestmark = pytest.mark.usefixtures("_wide_tiles")
+
 MOST_LAUNCHES = 900  # of a tick with a recogniser
 BY_LAUNCHES = {"_attend_few", "_pick"}  # of a depformer that is no launch of its own
 MOST_OF_A_PIECE = 8 * FULL.lm.num_layers + 16
