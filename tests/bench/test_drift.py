@@ -365,6 +365,7 @@ def conversation():
     torch.set_num_threads(1)
     base = load_checkpoint(str(GOLDEN / "tiny"))
     said = drift.hold_conversation(base, 40, SamplingConfig())
+    said = replace(said, before=said.before[-10:])  # the end of the prompt, for time
     return said, drift.force_columns(base.lm, said.columns, None, said.before)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import load_file
 
@@ -56,6 +57,7 @@ def test_the_fused_kernels_say_the_references_tokens():
     assert np.array_equal(got, want)
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, expected):
     loop = start(unpack_weights(build_lm()).to(DEVICE), mimi, GREEDY)
     full = loop.rings.capacity
@@ -75,6 +77,7 @@ def test_the_fused_kernels_say_the_references_tokens_through_a_ring_wrap(mimi, e
     assert torch.equal(got.int().cpu(), want)
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_the_fused_kernels_pick_what_the_reference_draws(expected):
     checkpoint, want = fused_checkpoint(), expected("gen_sampled_optional")["tokens"][:MORE]
     loop = start(checkpoint.lm, checkpoint.mimi, SamplingConfig(0.7, 0.8, 25, 40))
@@ -94,6 +97,7 @@ def hidden_of(lm: LM, columns: torch.Tensor, plainly: int = 0) -> torch.Tensor:
     return torch.cat(hidden).float().cpu()
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_fused_hidden_states_are_the_references_through_a_ring_wrap(expected):
     lm, want = unpack_weights(build_lm()).to(DEVICE), expected("lm_teacher_forced")
     last = lm.window + PAST
@@ -101,6 +105,7 @@ def test_fused_hidden_states_are_the_references_through_a_ring_wrap(expected):
     torch.testing.assert_close(hidden, want["hidden"][:last], atol=HIDDEN_TOLERANCE, rtol=0)
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_fused_bf16_stays_within_twice_the_references_own_bf16_difference(expected):
     lm, want = unpack_weights(build_lm(torch.bfloat16)).to(DEVICE), expected("lm_teacher_forced")
     hidden = hidden_of(lm, want["tokens"].long().T[:COLUMNS])
@@ -108,6 +113,7 @@ def test_fused_bf16_stays_within_twice_the_references_own_bf16_difference(expect
     assert (hidden - exact).abs().max() <= 2 * (theirs.float() - exact).abs().max()
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_the_fused_recogniser_writes_the_references_tokens(mimi):
     stt = unpack_weights(load_recogniser(str(STT_TINY), mimi, device=CPU).stt).to(DEVICE)
     stt.fused = fused
@@ -117,6 +123,7 @@ def test_the_fused_recogniser_writes_the_references_tokens(mimi):
     assert torch.equal(torch.cat(tokens).int().cpu(), WANT["tokens"][: len(tokens)])
 
 
+@pytest.mark.usefixtures("_wide_tiles")
 def test_the_fused_decoders_sound_is_the_references(expected):
     want, mimi, active = expected("codec"), fused_checkpoint().mimi, Active.of([0], 1, DEVICE)
     columns = want["codes8_streaming"].long().T.contiguous()[:MORE, None].to(DEVICE)
