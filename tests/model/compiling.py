@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from engine.model.config import ModelConfig
 from engine.model.gpu import fused
-from engine.model.gpu.kernels import TILE_ROWS, add_norm, embed, matmul, pick, pick_text
+from engine.model.gpu.kernels import add_norm, embed, matmul, pick, pick_text
 from engine.model.gpu.kernels_attention import Decode, PromptPiece, attend_few
 from engine.model.gpu.kernels_codec import Filter, Moment, convolve, nearest, sum_entries, upsample
 from engine.model.loop import PIECES
@@ -197,9 +197,8 @@ def main() -> None:
         piece(max(PIECES), BF16)
         tick(torch.int8)
         if capability == capabilities[0]:
-            for rows in (2 * TILE_ROWS, max(PIECES), 80):
+            for rows in (max(PIECES), 80):  # fewer, and bf16's 80, take smaller tiles than these
                 piece(rows, torch.int8)
-            layer(80, BF16)
             tick(BF16)
             codec_tick()
             depth(torch.int8)
