@@ -42,6 +42,12 @@ LONGEST = (
 )
 
 
+WITH_GRADIO = {
+    *(f"tests/demo/test_{name}.py" for name in ("bundle", "check", "page", "routes")),
+    "tests/modal/test_proxy.py",
+}
+
+
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., ApiServer]]:
     """`serve(slots=2, token="x")`: a server that lives as long as the module."""
@@ -103,14 +109,16 @@ def swept_log() -> Iterator[LogSweep]:
 
 
 class WholeFiles(LoadScopeScheduling):
-    """A file's tests run in one worker, for what they share; three workers have a browser each."""
+    """A file's tests run in one worker, for what they share.
+
+    Two workers have a browser and Gradio each, which take seconds to start and to load.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith("tests/browser/"):
-            third = sum(file >= f"tests/browser/test_{start}" for start in ("conv", "lo"))
-            return f"browser {third}"  # each takes as long as the others
-        return file
+            return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
+        return "browser 1" if file in WITH_GRADIO else file
 
 
 @pytest.hookimpl(tryfirst=True)
