@@ -237,8 +237,8 @@ def test_asking_for_a_gpu_where_there_is_none_says_what_to_do():
 
 # -- memory ----------------------------------------------------------------------------------------
 
-WIDE = LMConfig(  # 2.3 GB in bf16, its largest tensor 0.26 GB
-    dim=2048, num_heads=16, num_layers=12, card=2048, text_card=32_000, depformer_dim=1024
+WIDE = LMConfig(  # 1.5 GB in bf16, its largest tensor 0.26 GB
+    dim=2048, num_heads=16, num_layers=6, card=2048, text_card=32_000, depformer_dim=1024
 )
 ALLOWED_BYTES = 2_000_000_000
 
@@ -263,7 +263,7 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
     parts = [part for group in find_sources(lm).values() for part in group]
     shapes = {part.name: part.shapes[0] for part in parts}
     size = write_sparse(tmp_path / LM_FILE, shapes)
-    assert size > 2.2e9
+    assert size > 1.4e9
     file, cpu = TensorFile(tmp_path / LM_FILE), torch.device("cpu")
     sources = match_sources(lm, file)
     before, watch = anonymous_bytes(), Watch()
@@ -274,7 +274,7 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
         largest = max(largest, value.nbytes)
         del value  # the sink
     grown = watch.stop() - before
-    assert loaded > 1.8e9
+    assert loaded > 1.2e9
     assert grown < largest + ALLOWED_BYTES
     assert grown < loaded / 2  # and this is what shows that nothing is kept
 
