@@ -13,11 +13,10 @@ packages=$(echo "$missing" | sed 's/\bnginx\b/nginx-light/')
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq >/dev/null 2>&1
-  # shellcheck disable=SC2086 # lists of words; and the one may be where the other is not
-  for wanted in "$quicker" "$packages"; do
-    [ -z "$wanted" ] || apt-get install -y -qq $wanted >/dev/null 2>&1 || failed=yes
-  done
-  [ -z "$failed" ] && exit 0
+  [ -z "$quicker" ] || apt-get install -y -qq $quicker >/dev/null 2>&1
+  [ -z "$missing" ] && exit 0
+  # shellcheck disable=SC2086 # a list of words
+  apt-get install -y -qq $packages >/dev/null 2>&1 && exit 0
 fi
 [ -z "$missing" ] && exit 0
 echo "not installed:$missing; the tests that need them are skipped (as root: apt-get install$packages)"

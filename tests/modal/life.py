@@ -37,7 +37,7 @@ def plant_hanging_load() -> None:
 
 FAULTS: dict[str, Callable[[], None]] = {
     "": lambda: None,
-    "none": lambda: None,
+    "pageless": lambda: None,
     "tick": plant_broken_tick,
     "load": plant_broken_load,
     "hang": plant_hanging_load,

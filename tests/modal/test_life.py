@@ -104,11 +104,12 @@ def failures(tmp_path_factory):
             "corrupt": {"PERSONAPLEX_MODEL": str(cut_short(tmp_path_factory.mktemp("m")))} | CPU,
             "setting": {"PERSONAPLEX_SLOTS": "many", "PERSONAPLEX_MODEL": "embedded"},
         }
+        faults = {"gated": ""}  # it makes its page; the others show the one that waits
         running = {
             name: stack.enter_context(
-                life(tmp_path_factory.mktemp("life"), "" if name == "gated" else "none", **environ)
+                life(tmp_path_factory.mktemp("life"), faults.get(name, "pageless"), **environ)
             )
-            for name, environ in environs.items()  # one page is enough: it does not know why
+            for name, environ in environs.items()
         }
         yield dict(zip(running, asyncio.run(ask_all(running.values())), strict=True))
 
@@ -154,8 +155,7 @@ def test_a_fault_that_a_new_machine_would_have_ends_nothing_and_is_said(failures
     for foreign in ("python -m engine", "hf auth", "--"):
         assert foreign not in told.health["reason"].replace("create --force", "")
     assert told.socket == f"internal error: the server cannot start: {told.health['reason']}"
-    if case == "gated":
-        assert "PersonaPlex" in told.page
+    assert "PersonaPlex" in told.page
     assert told.lines == [f"error: {told.health['reason']}"]  # once
     assert told.code == 0
 
@@ -196,7 +196,7 @@ def test_the_first_start_in_int8_commits_the_volume(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     environ = {"PERSONAPLEX_DEVICE": "cpu", "HF_HOME": str(tmp_path / "hf")}
-    with life(tmp_path, "none", PERSONAPLEX_WEIGHTS="int8", **environ) as process:
+    with life(tmp_path, "pageless", PERSONAPLEX_WEIGHTS="int8", **environ) as process:
         process.wait_until_ready()
         assert "committed" in process.output
     assert (repository / "snapshots" / commit / "model.int8" / "index.json").is_file()

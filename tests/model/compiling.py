@@ -46,7 +46,7 @@ class Absent:
 
 
 def assemble_once() -> None:
-    """Of each kernel and GPU one version, whatever its tiles: that takes a third of the time."""
+    """Assemble one version of each kernel for each GPU: all of them take a third of the time."""
     assemble, assembled = CUDABackend.make_cubin, set()
 
     def make_cubin(self, ptx, metadata, options, capability) -> bytes:

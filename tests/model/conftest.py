@@ -76,12 +76,14 @@ def _inference():
 
 @pytest.fixture
 def _wide_tiles(monkeypatch):
-    """One program for all outputs of a product: the interpreter runs programs one by one.
+    """One program for all outputs of a product, as the interpreter runs programs one by one.
 
-    An output is computed as before. Where tiles meet, test_kernels.py and test_prefill.py look.
+    A GPU keeps its own tiles, for it has no room for wider ones. test_kernels.py looks at tiles.
     """
     from engine.model.gpu import kernels
 
+    if not kernels.INTERPRETED:
+        return
     tile_for = kernels.tile_for
 
     def wide(n, *of):

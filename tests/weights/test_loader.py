@@ -240,7 +240,6 @@ def test_asking_for_a_gpu_where_there_is_none_says_what_to_do():
 WIDE = LMConfig(  # 1.5 GB in bf16, its largest tensor 0.26 GB
     dim=2048, num_heads=16, num_layers=6, card=2048, text_card=32_000, depformer_dim=1024
 )
-ALLOWED_BYTES = 2_000_000_000
 
 
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -275,8 +274,7 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
         del value  # the sink
     grown = watch.stop() - before
     assert loaded > 1.2e9
-    assert grown < largest + ALLOWED_BYTES
-    assert grown < loaded / 2  # and this is what shows that nothing is kept
+    assert grown < largest + loaded / 4  # nothing is kept
 
 
 def test_a_voice_can_be_opened_from_a_checkpoint_of_other_sizes(tmp_path):
