@@ -155,7 +155,10 @@ def test_serving_the_embedded_backend_loads_no_torch():
         "config = ServerConfig(model='embedded', slots=1)\n"
         "engine = build_service(config)\n"
         "add_routes(web.Application(), engine, config)\n"
-        "engine.start(); engine.wait(60); engine.stop()"
+        "engine.start(); engine.wait(60); engine.stop()\n"
+        "import sys; before = set(sys.modules)\n"
+        "engine.metrics.ticked(1, 0.1); engine.metrics.recent(); engine.metrics.text()\n"
+        "late = set(sys.modules) - before; assert not late, late  # in the midst of a call"
     )
     assert "aiohttp" in loaded
     assert not loaded & {"torch", "gradio", "modal", "transformers"}

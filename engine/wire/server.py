@@ -383,7 +383,8 @@ async def metrics(request: web.Request) -> web.Response:
             return web.Response(status=401 if may_try else 429, text=f"{error}\n")
     await request.app[DOORS].take_report()
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-    return web.Response(body=request.app[SERVICE].metrics.text(), headers=headers)
+    body = await asyncio.to_thread(request.app[SERVICE].metrics.text)
+    return web.Response(body=body, headers=headers)
 
 
 # -- access: one shared token, in the query, as a bearer, or in the page's cookie ------------------

@@ -12,6 +12,7 @@ from engine.runtime.metrics import (
     Metrics,
     Stage,
     Window,
+    find_percentiles,
 )
 from tests.runtime.rig import NotingDirector, Rig
 
@@ -40,6 +41,12 @@ def all_four(value: float) -> dict[str, float]:
 
 def test_an_empty_window_has_zero_percentiles():
     assert Window().percentiles((50, 99)) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 999])
+def test_percentiles_are_those_of_numpy(count):
+    wanted, values = (0, 0.1, 50, 95, 99, 100), np.random.default_rng(count).normal(size=count)
+    assert find_percentiles(values.copy(), wanted) == pytest.approx(np.percentile(values, wanted))
 
 
 def test_a_window_that_is_full_keeps_the_last_values_only():

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config import FRAME_SECONDS, VOICE_NAMES
 from engine.runtime.embedded import EmbeddedBackend
-from engine.runtime.metrics import Stage
+from engine.runtime.metrics import Metrics, Stage
 from engine.wire import socket as conversation
 from engine.wire.protocol import Kind
 from tests.wire.peer import FRAME, connected, eventually, talking
@@ -48,6 +48,21 @@ async def test_metrics_are_prometheus_text(server):
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     for name in ("ticks_total", "frames_total", "late_frames_total", "conversations "):
         assert f"personaplex_{name}" in body
+
+
+async def test_metrics_are_written_beside_the_event_loop(server, monkeypatch):
+    text, beside = Metrics.text, []
+
+    def note(metrics: Metrics) -> bytes:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # there is none in this thread
+            beside.append(True)
+        return text(metrics)
+
+    monkeypatch.setattr(Metrics, "text", note)
+    await get(server.url + "/metrics")
+    assert beside == [True]
 
 
 async def test_metrics_tell_how_long_each_stage_of_the_frames_of_a_call_took(serve):

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import threading
 import time
 
 import aiohttp
@@ -456,6 +457,33 @@ async def test_pings_before_the_first_message_leave_the_others_their_turns_too(s
             await line.send(frame(b"", PING) * 200 + frame(b'\x04{"type":"open"}'))
             await line.until(BINARY, b"\0")
     assert len(turns) >= 200
+
+
+async def test_of_empty_messages_no_more_wait_than_of_others(server, monkeypatch):
+    # What counted payloads only kept a hundred thousand of them. Looking through so many for
+    # garbage held every thread of the process for 0.1 s, again and again.
+    paused, blocked = threading.Event(), asyncio.Event()
+    pause, feed, read = limits.Connection.pause_reading, conversation.FrameGuard.feed_data, []
+
+    def note_pause(connection):
+        pause(connection)
+        paused.set()
+
+    def note_data(guard, data):
+        read.append(len(data))
+        return feed(guard, data)
+
+    async def handle_nothing(_socket, _data):
+        await blocked.wait()
+
+    monkeypatch.setattr(limits.Connection, "pause_reading", note_pause)
+    monkeypatch.setattr(conversation.FrameGuard, "feed_data", note_data)
+    monkeypatch.setattr(conversation.ChatSocket, "_handle", handle_nothing)
+    async with raw(server.url) as line:
+        await line.upgrade()
+        line.writer.write(frame(b"") * 60_000)
+        await eventually(paused.is_set)
+    assert sum(read) // len(frame(b"")) < 6_000
 
 
 async def test_half_a_minute_of_opus_in_one_message_is_decoded_in_many_turns(server, monkeypatch):
