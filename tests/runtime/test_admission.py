@@ -17,7 +17,7 @@ from tests.runtime.rig import NotingBackend, Rig
 
 Ticks = dict[int, float]  # slots of a bucket -> seconds of its tick
 SLOW_AT_EIGHT = {1: 0.03, 2: 0.04, 4: 0.06, 8: 0.085, 16: 0.13}
-CASES = 60  # of the random ones; a review ran 400
+CASES = 40  # of the random ones; a review ran 400
 
 
 class TimedBackend(NotingBackend):

@@ -22,8 +22,8 @@ CROWD = (
 
 
 @pytest.fixture(scope="module")
-def five(tiny) -> PersonaPlexBackend:
-    return PersonaPlexBackend(tiny, slots=5)
+def five(thin) -> PersonaPlexBackend:
+    return PersonaPlexBackend(thin, slots=5)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ def alone(five):
 
 
 @pytest.fixture
-def fresh(tiny):
+def fresh(thin):
     """A backend whose prompt cache is empty."""
-    return lambda slots=2: PersonaPlexBackend(tiny, slots=slots)
+    return lambda slots=2: PersonaPlexBackend(thin, slots=slots)
 
 
 def test_slot_3_alone_is_slot_0_alone_to_the_bit(five, alone):

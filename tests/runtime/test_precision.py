@@ -17,7 +17,7 @@ from engine.runtime.personaplex import PersonaPlexBackend
 from engine.runtime.starting import load_personaplex
 from engine.weights.loading import load_checkpoint, load_recogniser
 from tests.model.listening import STT_TINY, golden_columns, listen
-from tests.runtime.conftest import TINY
+from tests.runtime.conftest import TINY, make_thin
 from tests.runtime.playing import MINE, Guest, audio, enter, play, tick
 
 
@@ -63,11 +63,13 @@ def test_an_int8_weight_is_off_by_half_a_step_at_most():
 
 
 @pytest.fixture
-def int8_backend(copy) -> PersonaPlexBackend:
+def int8_backend(tmp_path) -> PersonaPlexBackend:
     """Weights, keys and values in int8, by the way that a server loads them."""
     threads = torch.get_num_threads()
     yield load_personaplex(
-        ServerConfig(model=str(copy), device="cpu", slots=3, weights="int8", kv="int8")
+        ServerConfig(
+            model=str(make_thin(tmp_path)), device="cpu", slots=3, weights="int8", kv="int8"
+        )
     )
     torch.set_num_threads(threads)
 
@@ -130,8 +132,8 @@ def test_drift_passes_what_is_the_same_and_refuses_what_is_not():
     assert not compare("other", plain, torch.randn(50, 30))["good"]
 
 
-def test_starting_times_every_bucket_and_leaves_the_slots_as_new(tiny):
-    backend = PersonaPlexBackend(tiny, slots=3)
+def test_starting_times_every_bucket_and_leaves_the_slots_as_new(thin):
+    backend = PersonaPlexBackend(thin, slots=3)
     backend.runner = Ticks(backend.loop, graphs=False, every=True)
     backend.measure()
     assert set(backend.ticks.seconds) == {1, 2, 3}

@@ -4,9 +4,7 @@ What was fed and made is taken down here, tick by tick, and given to a fresh con
 the frame loop; nothing of the renewal's own history or columns is used for it.
 """
 
-import json
 from collections.abc import Generator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from engine.model.loop import Loop
 from engine.runtime.backend import Opening
 from engine.runtime.personaplex import PersonaPlexBackend
 from engine.weights.loading import Checkpoint, load_checkpoint
-from tests.runtime.conftest import TINY
+from tests.runtime.conftest import make_thin
 
 CONTEXT = 70  # the golden checkpoint's is shorter than its prompts
 FRAMES = 6  # that a renewal keeps
@@ -26,28 +24,17 @@ SLOT = 1
 FUTURE = 10  # frames that are compared
 
 
-def roomy_folder(folder: Path, context: int = CONTEXT) -> Path:
-    """The tiny checkpoint with a longer context."""
-    for path in TINY.iterdir():
-        if path.name != "config.json":
-            (folder / path.name).symlink_to(path)
-    config = json.loads((TINY / "config.json").read_text())
-    config["lm"]["context"] = context
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory) -> Checkpoint:
     torch.set_num_threads(1)
-    return load_checkpoint(str(roomy_folder(tmp_path_factory.mktemp("roomy"))))
+    return load_checkpoint(str(make_thin(tmp_path_factory.mktemp("roomy"), context=CONTEXT)))
 
 
 @pytest.fixture(scope="module")
 def roomy_int8(tmp_path_factory) -> Checkpoint:
     """With int8 weights."""
     torch.set_num_threads(1)
-    folder = roomy_folder(tmp_path_factory.mktemp("roomy"))
+    folder = make_thin(tmp_path_factory.mktemp("roomy"), context=CONTEXT)
     return load_checkpoint(str(folder), int8=True)
 
 

@@ -16,8 +16,9 @@ from engine.runtime.renewal import SWAP_COLUMNS, RenewalQueue
 from engine.runtime.seat import Ready, Renewed
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
+from tests.runtime.conftest import make_thin
 from tests.runtime.rig import NotingBackend, NotingDirector, Rig
-from tests.runtime.test_renewal import FRAMES, roomy_folder
+from tests.runtime.test_renewal import FRAMES
 from tests.runtime.test_renewal_queue import CAPACITY, KEPT, PROMPT, RENEWED
 from tests.serving import ApiServer
 
@@ -189,7 +190,7 @@ def test_a_renewal_that_fails_ends_nobodys_call(caplog):
 @pytest.fixture(scope="module")
 def long_calls(tmp_path_factory, never_overloaded):
     """A server with the tiny model and a context of 90 frames."""
-    folder = roomy_folder(tmp_path_factory.mktemp("roomy"), 90)
+    folder = make_thin(tmp_path_factory.mktemp("roomy"), context=90)
     config = ServerConfig(model=str(folder), device="cpu", slots=1, renewal_frames=FRAMES)
     backend = load_backend(config, lambda phase, percent: None)
     with ApiServer(load=lambda progress: backend) as server:

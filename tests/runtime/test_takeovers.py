@@ -271,9 +271,9 @@ class Caller:
         return np.stack([output.pcm for output in self.outputs if isinstance(output, Frame)])
 
 
-def test_who_takes_over_a_slot_in_the_midst_of_a_tick_hears_what_a_fresh_slot_says(tiny):
-    fresh = Caller(Rig(backend=PersonaPlexBackend(tiny, slots=1))).talk()
-    rig, successors = Rig(backend=PersonaPlexBackend(tiny, slots=1)), []
+def test_who_takes_over_a_slot_in_the_midst_of_a_tick_hears_what_a_fresh_slot_says(thin):
+    fresh = Caller(Rig(backend=PersonaPlexBackend(thin, slots=1))).talk()
+    rig, successors = Rig(backend=PersonaPlexBackend(thin, slots=1)), []
 
     def change_places() -> None:
         rig.scheduler.leave(leaver.seat, "left")
