@@ -18,6 +18,7 @@ from engine.bench.__main__ import load_subject
 from engine.bench.drift import TURN_FRAMES
 from engine.bench.report import parse_options
 from engine.config import PAD, SamplingConfig
+from engine.dialogue.persona import load_personas
 from engine.errors import ConfigError, ModelError
 from engine.model import transformer
 from engine.model.config import LMConfig
@@ -41,6 +42,9 @@ def places(tmp_path, monkeypatch) -> tuple[Path, Path]:
     """Copies of the tiny model and of the tiny recogniser, for which few frames are enough."""
     torch.set_num_threads(1)
     monkeypatch.setattr(drift, "LEAST_FRAMES", FRAMES)
+    # each precision reads the prompt column by column
+    brief = replace(load_personas()[0], text="You enjoy having a good conversation.")
+    monkeypatch.setattr(drift, "load_personas", lambda: [brief])
     return unpacked("tiny", tmp_path), unpacked("stt_tiny", tmp_path)
 
 
