@@ -167,12 +167,15 @@ def test_no_text_breaks_it(seed):
 # -- any text at all -------------------------------------------------------------------------------
 
 BESIDE = "{0} 1{0} {0}1 ${0} {0}$ -{0} {0}- 5{0}7 {0}{0} 2{0}{0} a{0} ({0}) 1.{0} {0}:3"
-RARE = ("Lo", "Co", "Cn", "Cs")  # letters of large scripts, and what nobody has written yet
+# Letters of large scripts, pictures, and what nobody has written yet.
+MANY = ("Lo", "So", "Co", "Cn", "Cs")
 
 
 def is_looked_at(char):
-    """All that has a value or a meaning of its own, and a few of the large planes."""
-    return unicodedata.category(char) not in RARE or char.isnumeric() or ord(char) % 201 == 7
+    """All that has a value or a meaning of its own, and a few of the many others."""
+    kind = unicodedata.category(char)
+    stands_for_others = kind == "So" and unicodedata.decomposition(char)  # a letter in a ring
+    return kind not in MANY or char.isnumeric() or stands_for_others or ord(char) % 201 == 7
 
 
 BATCH = 50  # characters in one text

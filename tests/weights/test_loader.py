@@ -237,8 +237,8 @@ def test_asking_for_a_gpu_where_there_is_none_says_what_to_do():
 
 # -- memory ----------------------------------------------------------------------------------------
 
-WIDE = LMConfig(  # 1.5 GB in bf16, its largest tensor 0.26 GB
-    dim=2048, num_heads=16, num_layers=6, card=2048, text_card=32_000, depformer_dim=1024
+WIDE = LMConfig(  # 0.4 GB in bf16, its largest tensor 0.07 GB
+    dim=1024, num_heads=8, num_layers=6, card=2048, text_card=32_000, depformer_dim=512
 )
 
 
@@ -262,7 +262,7 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
     parts = [part for group in find_sources(lm).values() for part in group]
     shapes = {part.name: part.shapes[0] for part in parts}
     size = write_sparse(tmp_path / LM_FILE, shapes)
-    assert size > 1.4e9
+    assert size > 4e8
     file, cpu = TensorFile(tmp_path / LM_FILE), torch.device("cpu")
     sources = match_sources(lm, file)
     before, watch = anonymous_bytes(), Watch()
@@ -273,7 +273,7 @@ def test_loading_keeps_one_tensor_in_memory_beyond_the_model(tmp_path):
         largest = max(largest, value.nbytes)
         del value  # the sink
     grown = watch.stop() - before
-    assert loaded > 1.2e9
+    assert loaded > 3e8
     assert grown < largest + loaded / 4  # nothing is kept
 
 
