@@ -126,9 +126,9 @@ def api(scripted_server):
     return scripted_server.api
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def one_tab(browser, scripted_server):
-    """One page for all tests of a file: loading it is what costs most."""
+    """One page for most tests: loading it is what costs most."""
     tab = Tab(browser, scripted_server.url)
     yield tab
     tab.close()

@@ -165,8 +165,11 @@ class Tab:
 
     def rest(self) -> None:
         """As after loading, without loading: no call, no sheet, and what was chosen at first."""
+        self.page.emulate_media(**LOOK)
+        self.page.set_viewport_size(VIEWPORT)
         self.page.evaluate(AT_FIRST)
         self.errors.clear()
+        self._tapped.clear()
 
     def phase(self, name: str) -> None:
         """Wait for a phase of static/state.js."""

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from engine.config import SAMPLE_RATE
 from engine.dialogue.persona import load_personas
+from tests.browser.driver import Tab
 from tests.browser.sound import Matches, alike, speech
 
 SENTENCE = "Hello from Modal, this is a sentence that somebody typed."
@@ -20,12 +21,21 @@ def spoken():
     return np.concatenate([speech(), speech()[:SAMPLE_RATE]])
 
 
+@pytest.fixture(scope="module")
+def real_tab(browser, server):
+    tab = Tab(browser, f"{server.url}?raw=1&tap=1")
+    yield tab
+    tab.close()
+
+
 @pytest.fixture
-def talking(browser, server, engine, open_tab):
-    tab = open_tab(browser, f"{server.url}?raw=1&tap=1")
-    tab.others = set(engine.sessions)  # the server keeps for a while whom a test before has left
-    tab.connect()
-    return tab
+def talking(real_tab, engine):
+    """In a call."""
+    real_tab.rest()
+    real_tab.others = set(engine.sessions)  # the server keeps for a while who has left
+    real_tab.connect()
+    yield real_tab
+    assert real_tab.errors == [], "the console has errors"
 
 
 def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, engine, artifacts):
@@ -150,8 +160,7 @@ def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, o
     expect(tab.page.locator(".turn.given .said")).to_have_text("Hello.", timeout=30_000)
 
 
-def test_the_low_bandwidth_box_chooses_opus(browser, scripted_server, api, open_tab):
-    tab = open_tab(browser, scripted_server.url)
+def test_the_low_bandwidth_box_chooses_opus(tab, api):
     tab.tuning()
     tab.page.get_by_label("Data", exact=True).select_option("Low: a tenth of the data")
     tab.connect()
