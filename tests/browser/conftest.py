@@ -8,16 +8,14 @@ from aiohttp import web
 from playwright.sync_api import sync_playwright
 
 from demo.app import build_app
-from demo.page.routes import add_page
-from demo.page.ui import PageConfig
-from engine.config import VOICE_NAMES, ServerConfig
-from engine.dialogue.persona import load_personas
+from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from tests.browser.driver import FLAGS, MICROPHONE_FLAGS, SHELF, Tab
 from tests.browser.recording import RecordingBackend
 from tests.browser.scripted import ScriptedApi
 from tests.browser.serving import Served, rendered_once, warm
 from tests.browser.sound import write_microphone
+from tests.demo import late
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 
@@ -111,7 +109,7 @@ def scripted_server(chromium):
     def make() -> web.Application:
         app = web.Application()
         api.add_to(app)
-        add_page(app, PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0], routing=True))
+        late.add_page(app, late.page_config(routing=True))
         return app
 
     with Served(make) as served:

@@ -7,14 +7,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from demo.page.bundle import ASSETS, FRONTEND, NEEDS, find_parts, make_bundle
-from demo.page.routes import add_page
-from demo.page.ui import STATIC, PageConfig
-from engine.config import VOICE_NAMES
-from engine.dialogue.persona import load_personas
 from tests.browser.serving import rendered_once
+from tests.demo import late
 
-SHELL = (FRONTEND / "index.html").read_text(encoding="utf-8")
+
+@pytest.fixture(scope="module")
+def shell():
+    return (late.FRONTEND / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,32 +25,34 @@ def _rendered_once():
 @pytest.fixture
 async def client():
     app = web.Application()
-    add_page(app, PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0]))
+    late.add_page(app, late.page_config())
     made = TestClient(TestServer(app))
     await made.start_server()
     yield made
     await made.close()
 
 
-def test_a_part_stands_after_all_that_it_needs():
-    entry = re.search(r'src="\./assets/([^"]+\.js)"', SHELL)[1]
-    scripts, styles = find_parts(entry, ["html", "number"])
+def test_a_part_stands_after_all_that_it_needs(shell):
+    entry = re.search(r'src="\./assets/([^"]+\.js)"', shell)[1]
+    scripts, styles = late.find_parts(entry, ["html", "number"])
     names = list(scripts)
     for at, name in enumerate(names):
-        needed = NEEDS.findall((ASSETS / name).read_text(encoding="utf-8"))
+        needed = late.NEEDS.findall((late.ASSETS / name).read_text(encoding="utf-8"))
         assert set(needed) <= set(names[:at])
     assert names.index(entry) < len(names) - 1
     assert styles
 
 
-def test_a_component_brings_its_own_parts_and_no_others():
-    few, many = (make_bundle(SHELL, parts, STATIC) for parts in (["html"], ["html", "slider"]))
+def test_a_component_brings_its_own_parts_and_no_others(shell):
+    few, many = (
+        late.make_bundle(shell, parts, late.STATIC) for parts in (["html"], ["html", "slider"])
+    )
     assert set(few.parts) < set(many.parts)
     assert len(few.parts) < 70
 
 
-def test_gradios_styles_stand_in_a_layer_below_ours():
-    style = make_bundle(SHELL, ["html"], STATIC).style
+def test_gradios_styles_stand_in_a_layer_below_ours(shell):
+    style = late.make_bundle(shell, ["html"], late.STATIC).style
     layer, ours = style.split("\n}\n", 1)
     assert layer.startswith("@layer gradio {")
     assert "svelte" in layer
@@ -61,7 +62,7 @@ def test_gradios_styles_stand_in_a_layer_below_ours():
 
 def test_another_build_of_gradios_is_refused_at_the_start():
     with pytest.raises(RuntimeError, match=r"adapt demo/page/bundle\.py"):
-        make_bundle("<html></html>", ["html"], STATIC)
+        late.make_bundle("<html></html>", ["html"], late.STATIC)
 
 
 async def test_the_page_names_two_files_that_may_be_kept_for_ever(client):
@@ -78,7 +79,7 @@ async def test_the_page_names_two_files_that_may_be_kept_for_ever(client):
         assert "immutable" in response.headers["Cache-Control"]
     loaded = await (await client.get(f"/{script}")).text()
     own = json.loads(re.search(r"pageModules\.add\((\{.*\}), \[", loaded)[1])
-    assert {f"pp/{path.name}" for path in STATIC.glob("*.js")} - set(own) == {"pp/modules.js"}
+    assert {f"pp/{path.name}" for path in late.STATIC.glob("*.js")} - set(own) == {"pp/modules.js"}
 
 
 async def test_link_previews_and_the_icon_are_our_own(client):

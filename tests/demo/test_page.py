@@ -6,16 +6,10 @@ import re
 from contextlib import AsyncExitStack
 
 import aiohttp
-import gradio as gr
 import pytest
 from aiohttp import web
 
 from demo.app import PAGE, LatePage, build_app
-from demo.page import files
-from demo.page.bundle import FRONTEND
-from demo.page.files import OWN_ADDRESS, PageFiles
-from demo.page.routes import add_page
-from demo.page.ui import STATIC, PageConfig, build_page, mount
 from engine.config import VOICE_NAMES, ServerConfig
 from engine.dialogue.persona import Persona, load_personas
 from engine.dialogue.service import Service
@@ -25,8 +19,7 @@ from engine.wire.limits import Doors
 from engine.wire.server import CONFIG as SERVER_CONFIG
 from engine.wire.server import DOORS, listening
 from tests.browser.serving import rendered_once, warm
-
-CONFIG = PageConfig(VOICE_NAMES, load_personas(), VOICE_NAMES[0])
+from tests.demo import late
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,8 +33,8 @@ def page():
     """The page, mounted; in a running loop, as outside of one Gradio leaves loops open."""
 
     async def build():
-        made = build_page(CONFIG)
-        mount(made)
+        made = late.build_page(late.page_config())
+        late.mount(made)
         return made
 
     return asyncio.run(build())
@@ -69,7 +62,7 @@ async def client_of(**settings):
     app = web.Application()
     config = ServerConfig(**settings)
     app[SERVER_CONFIG], app[DOORS] = config, Doors(config)
-    add_page(app, CONFIG, config)
+    late.add_page(app, late.page_config(), config)
     return await Visitor.to(app)
 
 
@@ -95,7 +88,7 @@ def test_no_listener_runs_on_the_server_or_shows_in_an_api(page):
 
 def test_every_place_of_the_page_has_its_script(page):
     """What ui.py calls a place is what `#fill` in main.js knows."""
-    source = (STATIC / "main.js").read_text()
+    source = (late.STATIC / "main.js").read_text()
     scripts = [
         str(block.js_on_load) for block in page.blocks.values() if hasattr(block, "js_on_load")
     ]
@@ -116,7 +109,7 @@ async def test_the_page_is_served_with_its_settings(client):
 
 def test_a_persona_cannot_break_out_of_the_page():
     nasty = Persona("x", "T", "</script><script>alert(1)</script>")
-    text = PageConfig(VOICE_NAMES, (nasty,), VOICE_NAMES[0]).json()
+    text = late.PageConfig(VOICE_NAMES, (nasty,), VOICE_NAMES[0]).json()
     assert "<" not in text
     assert json.loads(text)["personas"][0]["text"] == nasty.text
 
@@ -131,26 +124,27 @@ async def test_the_page_finds_its_address_in_the_browser(client):
     """Whatever host, scheme and path a proxy in front has: the server need not know them."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "talk.example"}
     text = await (await client.get("/", headers=headers)).text()
-    assert f'"root":{OWN_ADDRESS}' in text
+    assert f'"root":{late.OWN_ADDRESS}' in text
     assert "page.invalid" not in text
     assert "talk.example" not in text
 
 
 async def test_a_page_that_needs_a_file_of_gradios_does_not_start(monkeypatch):
     """Its address would hold the name of a host that does not exist."""
+    import gradio as gr
 
     def build(config):
         with gr.Blocks() as made:
-            gr.Image(str(FRONTEND / "favicon.png"))
+            gr.Image(str(late.FRONTEND / "favicon.png"))
         return made
 
-    monkeypatch.setattr(files, "build_page", build)
+    monkeypatch.setattr("demo.page.files.build_page", build)
     with pytest.raises(RuntimeError, match="put it into demo/page/static"):
-        await PageFiles(CONFIG).render()
+        await late.PageFiles(late.page_config()).render()
 
 
 async def test_assets_come_whole_and_with_an_etag(client):
-    asset = next(FRONTEND.glob("assets/index-*.js")).name
+    asset = next(late.FRONTEND.glob("assets/index-*.js")).name
     async with client.get(f"/assets/{asset}") as response:
         assert response.status == 200
         assert response.headers["Content-Encoding"] == "gzip"
@@ -164,7 +158,7 @@ async def test_assets_come_whole_and_with_an_etag(client):
 
 
 async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
-    for file in STATIC.glob("*.js"):
+    for file in late.STATIC.glob("*.js"):
         async with client.get(f"/pp/{file.name}") as response:
             assert response.status == 200
             assert "javascript" in response.headers["Content-Type"]
@@ -178,7 +172,7 @@ async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
 def read_config(text):
     """Gradio's description of the page, out of the page."""
     script = re.search(r"window\.gradio_config = (\{.*?\});</script>", text, re.S)[1]
-    return json.loads(script.replace(OWN_ADDRESS, '""'))
+    return json.loads(script.replace(late.OWN_ADDRESS, '""'))
 
 
 # -- the whole application -------------------------------------------------------------------------
