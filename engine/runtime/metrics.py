@@ -57,8 +57,7 @@ class Window:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._when = np.full(WINDOW_VALUES, -np.inf)
-        self._values = np.zeros(WINDOW_VALUES)
+        self._when, self._values = np.empty(WINDOW_VALUES), np.empty(WINDOW_VALUES)
         self._added = 0
         self._lock = threading.Lock()
 
@@ -76,7 +75,8 @@ class Window:
     def values(self) -> np.ndarray:
         """Those of the last minute [n], in no order."""
         with self._lock:
-            when, values = self._when.copy(), self._values.copy()
+            there = slice(min(self._added, WINDOW_VALUES))
+            when, values = self._when[there].copy(), self._values[there].copy()
         return values[when >= self._clock() - WINDOW_SECONDS]
 
     def percentiles(self, wanted: Iterable[float]) -> list[float]:

@@ -9,23 +9,25 @@ from demo.app import build_app
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from tests.browser.serving import Served, warm
+from tests.runtime.conftest import make_thin
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
 CONVERSATIONS = 3
 
 
 @pytest.fixture
-def tiny_server(chromium, never_overloaded):
+def tiny_server(chromium, never_overloaded, tmp_path):
     from engine.runtime.starting import load_personaplex
 
+    model = str(make_thin(tmp_path))
     engine = warm(
         Service(
             lambda _progress: load_personaplex(
-                ServerConfig(model=str(TINY), device="cpu", slots=CONVERSATIONS)
+                ServerConfig(model=model, device="cpu", slots=CONVERSATIONS)
             )
         )
     )
-    with Served(lambda: build_app(engine, ServerConfig(model=str(TINY)))) as served:
+    with Served(lambda: build_app(engine, ServerConfig(model=model))) as served:
         served.engine = engine
         yield served
     engine.stop()

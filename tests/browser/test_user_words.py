@@ -11,13 +11,13 @@ from engine.dialogue.service import Service
 from engine.runtime.choose import load_backend
 from tests.browser.serving import Served, warm
 from tests.model.listening import STT_TINY
-
-TINY = STT_TINY.parent / "tiny"
+from tests.runtime.conftest import make_thin
 
 
 @pytest.fixture(scope="module")
-def hearing_server(chromium, never_overloaded):
-    config = ServerConfig(model=str(TINY), transcribe=str(STT_TINY), slots=2, device="cpu")
+def hearing_server(chromium, never_overloaded, tmp_path_factory):
+    model = str(make_thin(tmp_path_factory.mktemp("thin")))
+    config = ServerConfig(model=model, transcribe=str(STT_TINY), slots=2, device="cpu")
     engine = warm(Service(lambda progress: load_backend(config, progress)))
     with Served(lambda: build_app(engine, config)) as served:
         yield served

@@ -165,7 +165,8 @@ def test_the_whole_run_on_the_tiny_checkpoint_ends_in_a_start_that_obeys(cache, 
     anything |= {"SMALL_RISE": 1e9, "MOST_SLOPE_OFF": 1e9, "MOST_STEPS_OFF": 1e9}
     for name, value in {"LEAST_FRAMES": 20, **anything}.items():
         monkeypatch.setattr(drift, name, value)
-    for name, value in {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0}.items():
+    easy = {"LAG_SECONDS": 60.0, "LATE_SHARE": 2.0, "TICK_SHARE": 0.0, "WARM_UP_SECONDS": 0.2}
+    for name, value in easy.items():
         monkeypatch.setattr(capacity, name, value)
     stand_in = Benches(snapshot_of(cache), good=True, held={"bf16": 1})
     committed: list[bool] = []

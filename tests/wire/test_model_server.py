@@ -1,7 +1,6 @@
 """The real model behind `/api`: what clients hear is what the model says, several at once."""
 
 import asyncio
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +14,22 @@ from engine.runtime.seat import QUIET_PEAK
 from engine.runtime.starting import load_personaplex
 from engine.wire.client import Client
 from engine.wire.protocol import Kind
+from tests.runtime.conftest import TINY, make_thin
 from tests.serving import ApiServer
 
-TINY = Path(__file__).parents[1] / "golden" / "tiny"
 FRAMES = 20
 PERSONA = "You are a calm helper."
 PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def model_server(never_overloaded):
-    backend = load_personaplex(ServerConfig(model=str(TINY), device="cpu", slots=3))
+def model(tmp_path_factory) -> str:
+    return str(make_thin(tmp_path_factory.mktemp("thin")))
+
+
+@pytest.fixture(scope="module")
+def model_server(model, never_overloaded):
+    backend = load_personaplex(ServerConfig(model=model, device="cpu", slots=3))
     with ApiServer(load=lambda progress: backend) as server:
         yield server
 
@@ -54,7 +58,7 @@ async def talk(url: str, user: np.ndarray, **query) -> np.ndarray:
     raise AssertionError(f"closed with {client.close_code} after {count} samples")
 
 
-def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, user):
+def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, model, user):
     async def all_three() -> list[np.ndarray]:
         async with asyncio.timeout(PATIENCE_SECONDS):
             voices = (("TINYF0", 5), ("TINYM0", 6), ("TINYF0", 7))
@@ -63,7 +67,7 @@ def test_three_at_once_each_hear_what_a_conversation_alone_says(model_server, us
             )
 
     first, _, third = asyncio.run(all_three())
-    alone = load_personaplex(ServerConfig(model=str(TINY), device="cpu", slots=1))
+    alone = load_personaplex(ServerConfig(model=model, device="cpu", slots=1))
     ids = prompt_ids(PERSONA, alone.tokenizer)
     for heard, seed in ((first, 5), (third, 7)):
         frames = drive_conversation(alone, Opening("TINYF0", ids, seed=seed), split_frames(user))
