@@ -40,9 +40,7 @@ LONGEST = (
     "tests/model",
     "tests/runtime",
 )
-
-
-WITH_GRADIO = {
+WITH_GRADIO = {  # files whose tests load it
     *(f"tests/demo/test_{name}.py" for name in ("bundle", "check", "page", "routes")),
     "tests/modal/test_proxy.py",
 }

@@ -15,7 +15,7 @@ from tests.browser.recording import RecordingBackend
 from tests.browser.scripted import ScriptedApi
 from tests.browser.serving import Served, rendered_once, warm
 from tests.browser.sound import write_microphone
-from tests.demo import late
+from tests.demo import lazy_page
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 
@@ -109,7 +109,7 @@ def scripted_server(chromium):
     def make() -> web.Application:
         app = web.Application()
         api.add_to(app)
-        late.add_page(app, late.page_config(routing=True))
+        lazy_page.add_page(app, lazy_page.page_config(routing=True))
         return app
 
     with Served(make) as served:

@@ -8,12 +8,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from tests.browser.serving import rendered_once
-from tests.demo import late
+from tests.demo import lazy_page
 
 
 @pytest.fixture(scope="module")
 def shell():
-    return (late.FRONTEND / "index.html").read_text(encoding="utf-8")
+    return (lazy_page.FRONTEND / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,7 +25,7 @@ def _rendered_once():
 @pytest.fixture
 async def client():
     app = web.Application()
-    late.add_page(app, late.page_config())
+    lazy_page.add_page(app, lazy_page.page_config())
     made = TestClient(TestServer(app))
     await made.start_server()
     yield made
@@ -34,10 +34,10 @@ async def client():
 
 def test_a_part_stands_after_all_that_it_needs(shell):
     entry = re.search(r'src="\./assets/([^"]+\.js)"', shell)[1]
-    scripts, styles = late.find_parts(entry, ["html", "number"])
+    scripts, styles = lazy_page.find_parts(entry, ["html", "number"])
     names = list(scripts)
     for at, name in enumerate(names):
-        needed = late.NEEDS.findall((late.ASSETS / name).read_text(encoding="utf-8"))
+        needed = lazy_page.NEEDS.findall((lazy_page.ASSETS / name).read_text(encoding="utf-8"))
         assert set(needed) <= set(names[:at])
     assert names.index(entry) < len(names) - 1
     assert styles
@@ -45,14 +45,15 @@ def test_a_part_stands_after_all_that_it_needs(shell):
 
 def test_a_component_brings_its_own_parts_and_no_others(shell):
     few, many = (
-        late.make_bundle(shell, parts, late.STATIC) for parts in (["html"], ["html", "slider"])
+        lazy_page.make_bundle(shell, parts, lazy_page.STATIC)
+        for parts in (["html"], ["html", "slider"])
     )
     assert set(few.parts) < set(many.parts)
     assert len(few.parts) < 70
 
 
 def test_gradios_styles_stand_in_a_layer_below_ours(shell):
-    style = late.make_bundle(shell, ["html"], late.STATIC).style
+    style = lazy_page.make_bundle(shell, ["html"], lazy_page.STATIC).style
     layer, ours = style.split("\n}\n", 1)
     assert layer.startswith("@layer gradio {")
     assert "svelte" in layer
@@ -62,7 +63,7 @@ def test_gradios_styles_stand_in_a_layer_below_ours(shell):
 
 def test_another_build_of_gradios_is_refused_at_the_start():
     with pytest.raises(RuntimeError, match=r"adapt demo/page/bundle\.py"):
-        late.make_bundle("<html></html>", ["html"], late.STATIC)
+        lazy_page.make_bundle("<html></html>", ["html"], lazy_page.STATIC)
 
 
 async def test_the_page_names_two_files_that_may_be_kept_for_ever(client):
@@ -79,7 +80,9 @@ async def test_the_page_names_two_files_that_may_be_kept_for_ever(client):
         assert "immutable" in response.headers["Cache-Control"]
     loaded = await (await client.get(f"/{script}")).text()
     own = json.loads(re.search(r"pageModules\.add\((\{.*\}), \[", loaded)[1])
-    assert {f"pp/{path.name}" for path in late.STATIC.glob("*.js")} - set(own) == {"pp/modules.js"}
+    assert {f"pp/{path.name}" for path in lazy_page.STATIC.glob("*.js")} - set(own) == {
+        "pp/modules.js"
+    }
 
 
 async def test_link_previews_and_the_icon_are_our_own(client):

@@ -19,7 +19,7 @@ from engine.wire.limits import Doors
 from engine.wire.server import CONFIG as SERVER_CONFIG
 from engine.wire.server import DOORS, listening
 from tests.browser.serving import rendered_once, warm
-from tests.demo import late
+from tests.demo import lazy_page
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,8 +33,8 @@ def page():
     """The page, mounted; in a running loop, as outside of one Gradio leaves loops open."""
 
     async def build():
-        made = late.build_page(late.page_config())
-        late.mount(made)
+        made = lazy_page.build_page(lazy_page.page_config())
+        lazy_page.mount(made)
         return made
 
     return asyncio.run(build())
@@ -62,7 +62,7 @@ async def client_of(**settings):
     app = web.Application()
     config = ServerConfig(**settings)
     app[SERVER_CONFIG], app[DOORS] = config, Doors(config)
-    late.add_page(app, late.page_config(), config)
+    lazy_page.add_page(app, lazy_page.page_config(), config)
     return await Visitor.to(app)
 
 
@@ -88,7 +88,7 @@ def test_no_listener_runs_on_the_server_or_shows_in_an_api(page):
 
 def test_every_place_of_the_page_has_its_script(page):
     """What ui.py calls a place is what `#fill` in main.js knows."""
-    source = (late.STATIC / "main.js").read_text()
+    source = (lazy_page.STATIC / "main.js").read_text()
     scripts = [
         str(block.js_on_load) for block in page.blocks.values() if hasattr(block, "js_on_load")
     ]
@@ -109,7 +109,7 @@ async def test_the_page_is_served_with_its_settings(client):
 
 def test_a_persona_cannot_break_out_of_the_page():
     nasty = Persona("x", "T", "</script><script>alert(1)</script>")
-    text = late.PageConfig(VOICE_NAMES, (nasty,), VOICE_NAMES[0]).json()
+    text = lazy_page.PageConfig(VOICE_NAMES, (nasty,), VOICE_NAMES[0]).json()
     assert "<" not in text
     assert json.loads(text)["personas"][0]["text"] == nasty.text
 
@@ -124,7 +124,7 @@ async def test_the_page_finds_its_address_in_the_browser(client):
     """Whatever host, scheme and path a proxy in front has: the server need not know them."""
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "talk.example"}
     text = await (await client.get("/", headers=headers)).text()
-    assert f'"root":{late.OWN_ADDRESS}' in text
+    assert f'"root":{lazy_page.OWN_ADDRESS}' in text
     assert "page.invalid" not in text
     assert "talk.example" not in text
 
@@ -135,16 +135,16 @@ async def test_a_page_that_needs_a_file_of_gradios_does_not_start(monkeypatch):
 
     def build(config):
         with gr.Blocks() as made:
-            gr.Image(str(late.FRONTEND / "favicon.png"))
+            gr.Image(str(lazy_page.FRONTEND / "favicon.png"))
         return made
 
     monkeypatch.setattr("demo.page.files.build_page", build)
     with pytest.raises(RuntimeError, match="put it into demo/page/static"):
-        await late.PageFiles(late.page_config()).render()
+        await lazy_page.PageFiles(lazy_page.page_config()).render()
 
 
 async def test_assets_come_whole_and_with_an_etag(client):
-    asset = next(late.FRONTEND.glob("assets/index-*.js")).name
+    asset = next(lazy_page.FRONTEND.glob("assets/index-*.js")).name
     async with client.get(f"/assets/{asset}") as response:
         assert response.status == 200
         assert response.headers["Content-Encoding"] == "gzip"
@@ -158,7 +158,7 @@ async def test_assets_come_whole_and_with_an_etag(client):
 
 
 async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
-    for file in late.STATIC.glob("*.js"):
+    for file in lazy_page.STATIC.glob("*.js"):
         async with client.get(f"/pp/{file.name}") as response:
             assert response.status == 200
             assert "javascript" in response.headers["Content-Type"]
@@ -172,7 +172,7 @@ async def test_scripts_are_asked_for_each_time_and_are_javascript(client):
 def read_config(text):
     """Gradio's description of the page, out of the page."""
     script = re.search(r"window\.gradio_config = (\{.*?\});</script>", text, re.S)[1]
-    return json.loads(script.replace(late.OWN_ADDRESS, '""'))
+    return json.loads(script.replace(lazy_page.OWN_ADDRESS, '""'))
 
 
 # -- the whole application -------------------------------------------------------------------------

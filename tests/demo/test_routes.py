@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from tests.browser.serving import Served
-from tests.demo import late
+from tests.demo import lazy_page
 
 PATIENCE = 30  # seconds for an answer, on a machine of whatever speed
 LOOP_SECONDS = 0.05  # of processor time that one refused request may cost the sockets' loop
@@ -20,7 +20,7 @@ def list_routes() -> list[tuple[str, str]]:
     """(method, path) of every route that this version of Gradio and FastAPI mounts."""
 
     async def build():  # outside of a running loop Gradio leaves loops open
-        return late.mount(late.build_page(late.page_config()))
+        return lazy_page.mount(lazy_page.build_page(lazy_page.page_config()))
 
     def walk(routes, prefix):
         for route in routes:
@@ -46,7 +46,7 @@ def server(tmp_path_factory):
 
     def make():
         app = web.Application()
-        late.add_page(app, late.page_config())
+        lazy_page.add_page(app, lazy_page.page_config())
 
         async def count(_request, _response):
             served.answers += 1
@@ -102,7 +102,7 @@ def test_of_gradios_routes_only_the_pages_files_are_open(server, routes):
     for method, path in routes:
         status, _, body = ask(server, re.sub(r"\{[^}]*\}", "x", path), method)
         if "{" not in path and path in OPEN:
-            is_right = status == (200 if method in late.METHODS else 405)
+            is_right = status == (200 if method in lazy_page.METHODS else 405)
         else:
             is_right = status == 404 and b"radio" not in body
         if not is_right:
@@ -111,7 +111,7 @@ def test_of_gradios_routes_only_the_pages_files_are_open(server, routes):
 
 
 def test_the_pages_files_are_read_with_get_and_head_and_nothing_else(server):
-    asset = next(late.FRONTEND.glob("assets/index-*.js")).name
+    asset = next(lazy_page.FRONTEND.glob("assets/index-*.js")).name
     for path in ("/", f"/assets/{asset}", "/pp/main.js", "/theme.css?v=1", "/favicon.ico"):
         status, head, body = ask(server, path)
         assert (status, bool(body)) == (200, True)

@@ -169,13 +169,15 @@ def test_no_text_breaks_it(seed):
 BESIDE = "{0} 1{0} {0}1 ${0} {0}$ -{0} {0}- 5{0}7 {0}{0} 2{0}{0} a{0} ({0}) 1.{0} {0}:3"
 # Letters of large scripts, pictures, and what nobody has written yet.
 MANY = ("Lo", "So", "Co", "Cn", "Cs")
+PICTURES = "\u2500"  # the first of them; signs with a meaning stand before
 
 
 def is_looked_at(char):
     """All that has a value or a meaning of its own, and a few of the many others."""
     kind = unicodedata.category(char)
-    stands_for_others = kind == "So" and unicodedata.decomposition(char)  # a letter in a ring
-    return kind not in MANY or char.isnumeric() or stands_for_others or ord(char) % 201 == 7
+    # before the pictures, or made of others, as a letter in a ring is
+    is_sign = kind == "So" and (char < PICTURES or unicodedata.decomposition(char))
+    return kind not in MANY or char.isnumeric() or is_sign or ord(char) % 201 == 7
 
 
 BATCH = 50  # characters in one text
