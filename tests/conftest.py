@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -40,8 +41,9 @@ LONGEST = (
     "tests/model",
     "tests/runtime",
 )
+COLLECTED = pytest.StashKey[frozenset[str]]()  # the modules that collecting has loaded
 WITH_GRADIO = {  # files whose tests load it
-    *(f"tests/demo/test_{name}.py" for name in ("bundle", "check", "page", "routes")),
+    *(f"tests/demo/test_{name}.py" for name in ("bundle", "check", "login", "page", "routes")),
     "tests/modal/test_proxy.py",
 }
 
@@ -85,8 +87,9 @@ def pytest_configure() -> None:
     gc.disable()  # until all is collected: of a million objects that come to stay none is garbage
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is here now stays to the end, and is gone through in no search for garbage."""
+    session.config.stash[COLLECTED] = frozenset(sys.modules)
     gc.enable()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # more often takes a twentieth of the time

@@ -21,6 +21,7 @@ from engine.lookup.routing import build_answers
 from engine.runtime.embedded import EmbeddedBackend
 from engine.runtime.starting import load_personaplex
 from engine.wire.protocol import Kind
+from tests.conftest import COLLECTED
 from tests.serving import ApiServer
 from tests.wire.peer import FRAME, talking
 
@@ -144,6 +145,12 @@ def loaded_after(code: str) -> set[str]:
 def test_importing_the_engine_loads_neither_torch_nor_a_web_framework():
     loaded = loaded_after("import engine, engine.cli, engine.config")
     assert not loaded & {"torch", "aiohttp", "gradio", "numpy", "modal"}
+
+
+@pytest.mark.parametrize("name", ["gradio", "modal", "onnxruntime", "numba"])
+def test_collecting_the_tests_does_not_load(request, name):
+    # Every worker collects every file, and few of them run a test that needs it.
+    assert name not in request.config.stash[COLLECTED]
 
 
 def test_serving_the_embedded_backend_loads_no_torch():

@@ -93,15 +93,21 @@ def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
+# A call of oneDNN costs 30 us before it multiplies: from so many elements on it is the quicker one.
+LEAST_PACKED = 2**16
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias, W [outputs, inputs]; `pack` trades it for a re-ordered one."""
+    """y = x W^T without bias, W [outputs, inputs].
+
+    On a CPU `pack` makes it quick: a row of y is the same to the bit, however many are beside it.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
         self.packed: Tensor | None = None
+        self.by_rows = False  # a small weight on a CPU: each row is a product of its own
         self.scale: Tensor | None = None  # [outputs] float32, where the weight is int8
 
     def quantise(self) -> None:
@@ -112,10 +118,12 @@ class Linear(nn.Module):
         self.weight, self.scale = nn.Parameter(weight, requires_grad=False), scale
 
     def pack(self) -> None:
-        """Re-order the weight for this CPU and free the plain one. Elsewhere: nothing."""
+        """Re-order a large weight for this CPU and free the plain one. Elsewhere: nothing."""
         weight = self.weight
-        packable = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if packable and ONEDNN:
+        if weight.device.type != "cpu" or weight.dtype != torch.float32 or not ONEDNN:
+            return
+        self.by_rows = weight.numel() < LEAST_PACKED
+        if not self.by_rows:
             self.packed = ONEDNN._reorder_linear_weight(weight.detach(), PACK_ROWS)
             self.weight = None
 
@@ -123,6 +131,10 @@ class Linear(nn.Module):
         """x [..., inputs] -> [..., outputs]."""
         if self.scale is not None:
             return w8a16(x, self.weight, self.scale)
+        if self.by_rows:
+            rows = x.reshape(-1, 1, x.shape[-1])
+            products = torch.bmm(rows, self.weight.t().expand(len(rows), -1, -1))
+            return products.view(*x.shape[:-1], -1)
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")

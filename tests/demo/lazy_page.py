@@ -12,6 +12,7 @@ from engine.dialogue.persona import load_personas
 MODULES = {
     "bundle": ("ASSETS", "FRONTEND", "NEEDS", "find_parts", "make_bundle"),
     "files": ("OWN_ADDRESS", "PageFiles"),
+    "login": ("ask_for_token",),
     "routes": ("METHODS", "add_page"),
     "ui": ("PageConfig", "STATIC", "build_page", "mount"),
 }

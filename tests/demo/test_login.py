@@ -3,17 +3,17 @@
 import aiohttp
 from aiohttp import web
 
-from demo.page.login import ask_for_token
 from engine.config import ServerConfig
 from engine.dialogue.service import Service
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.server import COOKIE, add_routes, listening
+from tests.demo import lazy_page
 
 TOKEN = "open-sesame"
 
 
 async def page(request):
-    return ask_for_token(request) or web.Response(text="the page")
+    return lazy_page.ask_for_token(request) or web.Response(text="the page")
 
 
 async def test_the_eleventh_wrong_token_of_a_minute_is_429_and_so_is_the_right_one():

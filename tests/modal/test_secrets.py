@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from demo.cloud import deploying
 from tests.modal.platform import Platform
 from tests.modal.rehearsal import (
     ROOT,
@@ -112,6 +111,8 @@ def test_an_import_does_not_hang_on_an_account_that_gives_no_answer(tmp_path):
     ],
 )
 def test_a_deployment_says_who_will_hear(monkeypatch, capsys, environ, routing, hears):
+    from demo.cloud import deploying  # loads modal; few need it
+
     for name in ("PERSONAPLEX_TRANSCRIBE", "PERSONAPLEX_MODEL", "PERSONAPLEX_ROUTING"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():

@@ -8,6 +8,7 @@ from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.prompt import Voice, build_prompt, prompt_frames
+from engine.model.transformer import LEAST_PACKED, Linear
 from engine.weights.generated import generated
 from tests.model.making import ODD
 
@@ -45,6 +46,21 @@ def threads():
     """threads(n) for one test."""
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("shape", [(33, 29), (64, 192), (317, 263)])
+def test_a_row_of_a_product_is_the_same_alone_and_among_others(threads, shape, cores):
+    threads(cores)
+    linear = Linear(*shape)
+    weight = linear.weight.normal_(generator=torch.Generator().manual_seed(5)).clone()
+    linear.pack()
+    assert (linear.packed is not None) is (weight.numel() >= LEAST_PACKED)
+    rows = torch.randn(7, shape[0], generator=torch.Generator().manual_seed(6))
+    alone = torch.stack([linear(row[None])[0] for row in rows])
+    torch.testing.assert_close(alone, rows @ weight.T, rtol=1e-4, atol=1e-4)
+    for count in (2, 3, 7):
+        assert torch.equal(linear(rows[-count:, None]), alone[-count:, None])
 
 
 @pytest.mark.parametrize(("slots", "cores", "frames"), [(2, 1, 14), (7, 1, 14), (3, 2, 3)])
