@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 import soundfile
 from playwright.sync_api import expect
 
@@ -308,3 +309,55 @@ def test_who_wants_no_motion_has_the_orb_drawn_only_where_it_changes(tab):
     assert tab.page.evaluate(DRAWN, 0.4)[1] > 10
     tab.page.emulate_media(reduced_motion="reduce")  # the tests after this one have the same page
     tab.page.evaluate("PersonaPlex.stage.orb.hear({ mic: 0 })")
+
+
+# How many frames the orb asks the browser for while it draws twenty pictures.
+ASKED = """async () => {
+    const { orb } = PersonaPlex.stage;
+    const real = window.requestAnimationFrame;
+    let asked = 0;
+    window.requestAnimationFrame = (work) => {
+        asked += 1;
+        return real.call(window, work);
+    };
+    orb.hear({ mic: 0.4 });
+    for (let ticks = 0, at = orb.at; ticks < 20; ticks += at !== orb.at, at = orb.at) {
+        await new Promise((done) => real.call(window, done));
+    }
+    window.requestAnimationFrame = real;
+    return asked;
+}"""
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_the_orb_asks_for_no_frame_that_it_does_not_draw(tab, motion):
+    tab.page.emulate_media(reduced_motion=motion)
+    assert 19 <= tab.page.evaluate(ASKED) <= 22
+    tab.page.evaluate("PersonaPlex.stage.orb.hear({ mic: 0 })")
+    tab.page.emulate_media(reduced_motion="reduce")
+
+
+# How often five seconds of a call, bar by bar, draw the strip.
+MOVED = """() => {
+    const { strip } = PersonaPlex.stage;
+    const was = strip.timeline;
+    const timeline = { bars: [], steps: 0, gaps: [] };
+    strip.show(timeline);
+    let count = 0;
+    const draw = strip.draw;
+    strip.draw = () => {
+        count += 1;
+        draw.call(strip);
+    };
+    for (const perBar = 5; timeline.steps < 50 * perBar; timeline.steps += 1) strip.update();
+    delete strip.draw;
+    strip.show(was);
+    return count;
+}"""
+
+
+def test_who_wants_no_motion_sees_the_strip_move_once_a_second(tab):
+    assert 4 <= tab.page.evaluate(MOVED) <= 6
+    tab.page.emulate_media(reduced_motion="no-preference")
+    assert 49 <= tab.page.evaluate(MOVED) <= 51
+    tab.page.emulate_media(reduced_motion="reduce")

@@ -6,6 +6,8 @@ const POINTS = 72; // of an outline
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const FORCED = matchMedia("(forced-colors: active)");
 const EVERY = 33; // ms between two pictures
+const EVERY_CALM = 100; // the same for those who want no motion: they see steps anyway
+const EARLY = 4; // ms, so that a timer that is a little late does not cost a picture of the screen
 const STEPS = 5; // sizes, for those who want no motion
 const BREATH = 6000; // ms
 const BREATHS = 10; // in a minute; then it rests
@@ -17,7 +19,7 @@ export class Orb {
   level = { mic: 0, agent: 0 }; // as shown, 0 to 1
   aim = { mic: 0, agent: 0 };
   at = 0; // ms, the last picture
-  frame = 0;
+  asked = false; // for the next picture
   progress = /** @type {number | null} */ (null); // of waking up, 0 to 1
   face = /** @type {import("./state.js").Face} */ ("ready");
   lit = 0; // how strongly the core shines, 0 to 1
@@ -70,21 +72,18 @@ export class Orb {
     }, BREATHE_EVERY);
   }
 
-  #ask() {
-    if (this.frame) return;
-    this.frame = requestAnimationFrame((now) => this.#tick(now));
+  // A timer waits for the next picture: a frame that is asked for makes the browser work, drawn or not.
+  #ask(wait = 0) {
+    if (this.asked) return;
+    this.asked = true;
+    setTimeout(() => requestAnimationFrame((now) => this.#tick(now)), wait);
   }
 
   /** @param {number} now ms */
   #tick(now) {
-    this.frame = 0;
-    const passed = now - this.at;
-    if (passed < EVERY - 4) {
-      this.#ask();
-      return;
-    }
+    this.asked = false;
+    const keep = Math.exp(-Math.min(now - this.at, 100) / 90);
     this.at = now;
-    const keep = Math.exp(-Math.min(passed, 100) / 90);
     let moving = TURNING.has(this.face) && !CALM.matches;
     for (const side of /** @type {const} */ (["mic", "agent"])) {
       const left = this.level[side] - this.aim[side];
@@ -95,7 +94,7 @@ export class Orb {
     this.lit = Math.abs(this.lit - aim) < 0.02 ? aim : aim + (this.lit - aim) * keep;
     if (this.lit !== aim) moving = true;
     this.#draw(now);
-    if (moving) this.#ask();
+    if (moving) this.#ask((CALM.matches ? EVERY_CALM : EVERY) - EARLY);
   }
 
   /** @param {number} now ms */

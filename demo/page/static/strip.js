@@ -5,6 +5,8 @@
 import { BAR, STEP, loudness } from "./timeline.js";
 
 const BARS = 200;
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+const SECOND = 1000 / (BAR * STEP); // bars: who wants no motion sees the strip move once in it
 const LABEL = 48; // px for the names at the left
 
 export class Strip {
@@ -31,7 +33,8 @@ export class Strip {
   // Once for each new bar, ten times a second.
   update() {
     const bars = Math.floor((this.timeline?.steps ?? 0) / BAR);
-    if (bars !== this.drawn) this.draw();
+    const every = CALM.matches ? SECOND : 1;
+    if (this.drawn < 0 || Math.floor(bars / every) !== Math.floor(this.drawn / every)) this.draw();
   }
 
   draw() {
