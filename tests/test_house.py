@@ -130,6 +130,17 @@ def test_the_model_knows_no_sockets_and_no_event_loop():
             assert not used & {"asyncio", "aiohttp", "socket"}, name
 
 
+def test_nothing_is_raised_where_a_group_of_errors_is_handled():
+    for name, path in MODULES.items():
+        handlers = [
+            h for node in parse(path) if isinstance(node, ast.TryStar) for h in node.handlers
+        ]
+        raised = [node for handler in handlers for node in ast.walk(handler)]
+        assert not any(isinstance(node, ast.Raise) for node in raised), (
+            f"{name}: before Python 3.11.4 what `except*` raises leaves it as a group"
+        )
+
+
 # -- what is loaded --------------------------------------------------------------------------------
 
 

@@ -294,6 +294,7 @@ def test_a_set_up_that_was_killed_in_the_midst_of_a_package_goes_on(half_way):
 
 
 def test_an_environment_whose_python_has_gone_is_made_anew(venv, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHON", sys.executable)
     gone = tmp_path / ".venv"
     shutil.copytree(venv, gone, symlinks=True)
     stamp = gone / ".ready-page"
@@ -307,6 +308,56 @@ def test_an_environment_whose_python_has_gone_is_made_anew(venv, tmp_path, monke
     install.install(gone, "page")
     assert ran[0] == (sys.executable, "-m", "venv", "--clear", str(gone))
     assert ran[1][1:4] == ("-m", "pip", "install")
+
+
+@pytest.fixture
+def interpreters(tmp_path, monkeypatch):
+    """interpreters(0, 1): the PATH holds these of our version; 0 was built with optimisations."""
+    monkeypatch.delenv("PYTHON", raising=False)
+
+    def put(*answers: int) -> list[str]:
+        folders = [tmp_path / str(n) for n in range(len(answers))]
+        for folder, answer in zip(folders, answers, strict=True):
+            folder.mkdir()
+            file = folder / "python{}.{}".format(*sys.version_info[:2])
+            file.write_text(f"#!/bin/sh\nexit {answer}\n")
+            file.chmod(0o755)
+        monkeypatch.setenv("PATH", os.pathsep.join(["/no/such/folder", *map(str, folders)]))
+        return [str(next(folder.iterdir())) for folder in folders]
+
+    return put
+
+
+def test_the_first_interpreter_that_was_built_to_be_quick_is_taken(interpreters, monkeypatch):
+    paths = interpreters(1, 0, 0)
+    monkeypatch.setattr(install, "is_optimised", lambda: False)
+    assert install.pick_interpreter() == paths[1]
+    monkeypatch.setenv("PYTHON", "named")
+    assert install.pick_interpreter() == sys.executable
+    monkeypatch.delenv("PYTHON")
+    monkeypatch.setattr(install, "is_optimised", lambda: True)
+    assert install.pick_interpreter() == sys.executable
+
+
+def test_where_no_other_is_quicker_this_interpreter_is_taken(interpreters, monkeypatch):
+    interpreters(1, 1)
+    monkeypatch.setattr(install, "is_optimised", lambda: False)
+    assert install.pick_interpreter() == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("built", "prefix", "quick"),
+    [
+        ("'--enable-shared'", "/home/me/.pyenv/versions/3.11.7", False),
+        ("'--enable-shared' '--enable-optimizations' '--with-lto'", "/opt/python", True),
+        ("'--enable-shared'", "/usr", True),  # Debian's; it optimises in a way of its own
+        (None, "C:\\Python", True),
+    ],
+)
+def test_an_interpreter_knows_how_it_was_built(monkeypatch, built, prefix, quick):
+    monkeypatch.setattr(install.sysconfig, "get_config_var", {"CONFIG_ARGS": built}.get)
+    monkeypatch.setattr(sys, "base_prefix", prefix)
+    assert install.is_optimised() is quick
 
 
 def test_what_stands_in_the_way_is_named(project):

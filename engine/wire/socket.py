@@ -92,21 +92,22 @@ class LiveSocket(ABC):
 
     async def run(self) -> None:
         """Talk until the client leaves. Raises the EndError that ended it."""
+        ended: EndError | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 await self._start_tasks(group)
         except* (ClientLeftError, ConnectionError):
             pass
         except* EndError as errors:
-            error = first_of(errors)
-            self._note(error)
-            raise error from None
+            ended = first_of(errors)
+            self._note(ended)
         except* Exception:  # the conversation's boundary: the client hears an id
-            error = logged_fault("conversation failed")
-            self._note(error)
-            raise error from None
+            ended = logged_fault("conversation failed")
+            self._note(ended)
         finally:
             self._let_go()
+        if ended is not None:  # raised here: before Python 3.11.4 a group is what leaves `except*`
+            raise ended
 
     @abstractmethod
     async def _start_tasks(self, group: asyncio.TaskGroup) -> None:

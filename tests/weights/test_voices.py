@@ -103,6 +103,29 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path):
     assert not (tmp_path / "evil.pt").exists()
 
 
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
+def test_an_archive_with_anything_but_plain_files_is_refused(tmp_path, kind):
+    archive = tmp_path / "voices.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        entry = tarfile.TarInfo("voices/evil.pt")
+        entry.type, entry.linkname = kind, "../../voices.tgz"
+        tar.addfile(entry)
+    with pytest.raises(ModelError, match=r"cannot be unpacked.*'voices/evil.pt' is no plain file"):
+        unpack(archive, tmp_path / "here")
+    assert not (tmp_path / "here" / "voices" / "evil.pt").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["/evil.pt", "voices/../../evil.pt"])
+def test_an_archive_with_a_path_of_its_own_is_refused(tmp_path, name):
+    archive = tmp_path / "voices.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ModelError, match=r"cannot be unpacked.*would lie outside of it"):
+        unpack(archive, tmp_path / "here")
+
+
 def test_a_damaged_archive_says_how_to_get_a_good_one(tmp_path):
     whole = (TINY / "voices.tgz").read_bytes()
     (tmp_path / "voices.tgz").write_bytes(whole[: len(whole) // 2])

@@ -14,6 +14,7 @@ from engine.config import SAMPLE_RATE, VOICE_NAMES
 from engine.dialogue import session
 from engine.dialogue.director import Director
 from engine.dialogue.session import Limits
+from engine.errors import InternalError, TooFastError
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire import socket as conversation
 from engine.wire.protocol import MAX_MESSAGE_BYTES, Kind
@@ -361,6 +362,50 @@ async def test_a_fault_in_the_director_ends_its_own_conversation_only(server, mo
 
 def fail(*_args):
     raise RuntimeError("boom")
+
+
+class FailingSocket(conversation.LiveSocket):
+    """Its tasks raise these errors, all in one turn of the event loop."""
+
+    def __init__(self, *errors):
+        self.errors, self.done = errors, []
+
+    async def _start_tasks(self, group):
+        async def end(error):
+            raise error
+
+        for error in self.errors:
+            group.create_task(end(error))
+
+    def _note(self, error):
+        self.done.append(type(error))
+
+    def _let_go(self):
+        self.done.append("let go")
+
+
+@pytest.mark.parametrize(
+    ("errors", "ending"),
+    [
+        ([TooFastError()], TooFastError),
+        ([ConnectionError(), TooFastError()], TooFastError),
+        ([TooFastError(), RuntimeError("boom")], InternalError),
+        ([ExceptionGroup("of a part", [TooFastError()]), ConnectionError()], TooFastError),
+    ],
+)
+async def test_one_error_leaves_a_conversation_however_many_ended_it(errors, ending):
+    # Python before 3.11.4 made a group of what is raised while groups are handled, which nobody
+    # told the client; two errors at once are one on any Python.
+    failing = FailingSocket(*errors)
+    with pytest.raises(ending):
+        await failing.run()
+    assert failing.done[-2:] == [ending, "let go"]
+
+
+async def test_who_leaves_ends_no_conversation_with_an_error():
+    failing = FailingSocket(ConnectionError(), conversation.ClientLeftError())
+    await failing.run()
+    assert failing.done == ["let go"]
 
 
 async def test_a_fault_while_a_text_is_prepared_ends_its_own_conversation_only(
