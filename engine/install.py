@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ANSWER_SECONDS = 10  # an interpreter that says nothing for so long is none for us
 OLDEST, NEWEST = (3, 11), (3, 14)  # Pythons for which every pin has a wheel
 LISTS = {  # each holds the one before it
     "page": "requirements-page.txt",
@@ -155,9 +156,15 @@ def install(venv: Path, kind: str) -> None:
     started = time.monotonic()
     python = venv / "bin" / "python"
     if not _is_usable(python):
+        version = "{}.{}".format(*sys.version_info[:2])
         interpreter = pick_interpreter()
-        _say(f"1 of 2: a virtual environment of Python in .venv, by {interpreter}")
-        _run(interpreter, "-m", "venv", "--clear", str(venv), quiet=True)
+        _say(f"1 of 2: a virtual environment of Python {version} in .venv ({interpreter})")
+        try:
+            _run(interpreter, "-m", "venv", "--clear", str(venv), quiet=True)
+        except subprocess.CalledProcessError:
+            if interpreter == sys.executable:
+                raise
+            _run(sys.executable, "-m", "venv", "--clear", str(venv), quiet=True)
     remove_broken(venv)
     stamps = list(venv.glob(".ready-*"))
     _say(f"{'1 of 1' if stamps else '2 of 2'}: {CONTENTS[kind]}")
@@ -180,19 +187,23 @@ def pick_interpreter() -> str:
     """
     if os.environ.get("PYTHON") or is_optimised():
         return sys.executable
+    version = "{}.{}".format(*sys.version_info[:2])
     question = "import ensurepip, sys, venv; from engine import install as i; "
-    question += "sys.exit(not i.is_optimised())"
-    for folder in os.get_exec_path():
-        other = str(Path(folder, "python{}.{}".format(*sys.version_info[:2])))
-        with contextlib.suppress(OSError):
-            asked = [other, "-c", question]
-            if not subprocess.run(asked, cwd=ROOT, capture_output=True, check=False).returncode:
+    question += "print(i.is_optimised(), '{}.{}'.format(*sys.version_info[:2]))"
+    for folder in filter(os.path.isabs, os.get_exec_path()):
+        other = os.path.join(folder, f"python{version}")
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [other, "-c", question], cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
+                capture_output=True, timeout=ANSWER_SECONDS, check=False,
+            )  # fmt: skip
+            if done.stdout.split() == ["True", version]:
                 return other
     return sys.executable
 
 
 def is_optimised() -> bool:
-    """Whether this interpreter was built with optimisations; a distribution's own always is."""
+    """Whether this interpreter was built with optimisations; one below /usr is a distribution's."""
     built = sysconfig.get_config_var("CONFIG_ARGS")  # None on Windows, where it is, too
     return built is None or "--enable-optimizations" in built or sys.base_prefix == "/usr"
 

@@ -312,26 +312,29 @@ def test_an_environment_whose_python_has_gone_is_made_anew(venv, tmp_path, monke
 
 @pytest.fixture
 def interpreters(tmp_path, monkeypatch):
-    """interpreters(0, 1): the PATH holds these of our version; 0 was built with optimisations."""
+    """interpreters(*answers): the PATH holds so many, which answer so. Returns their paths."""
     monkeypatch.delenv("PYTHON", raising=False)
 
-    def put(*answers: int) -> list[str]:
+    def put(*answers: str) -> list[str]:
         folders = [tmp_path / str(n) for n in range(len(answers))]
         for folder, answer in zip(folders, answers, strict=True):
             folder.mkdir()
             file = folder / "python{}.{}".format(*sys.version_info[:2])
-            file.write_text(f"#!/bin/sh\nexit {answer}\n")
+            file.write_text(f"#!/bin/sh\n{answer}\n")
             file.chmod(0o755)
-        monkeypatch.setenv("PATH", os.pathsep.join(["/no/such/folder", *map(str, folders)]))
+        paths = ["/no/such/folder", "", *map(str, folders), os.environ["PATH"]]
+        monkeypatch.setenv("PATH", os.pathsep.join(paths))
+        monkeypatch.setattr(install, "is_optimised", lambda: False)
         return [str(next(folder.iterdir())) for folder in folders]
 
     return put
 
 
 def test_the_first_interpreter_that_was_built_to_be_quick_is_taken(interpreters, monkeypatch):
-    paths = interpreters(1, 0, 0)
-    monkeypatch.setattr(install, "is_optimised", lambda: False)
-    assert install.pick_interpreter() == paths[1]
+    ours = "{}.{}".format(*sys.version_info[:2])
+    quick = f"echo True {ours}"
+    paths = interpreters(f"echo False {ours}", "echo True 3.8", "exit 1", "read x", quick, quick)
+    assert install.pick_interpreter() == paths[4]
     monkeypatch.setenv("PYTHON", "named")
     assert install.pick_interpreter() == sys.executable
     monkeypatch.delenv("PYTHON")
@@ -339,10 +342,33 @@ def test_the_first_interpreter_that_was_built_to_be_quick_is_taken(interpreters,
     assert install.pick_interpreter() == sys.executable
 
 
-def test_where_no_other_is_quicker_this_interpreter_is_taken(interpreters, monkeypatch):
-    interpreters(1, 1)
-    monkeypatch.setattr(install, "is_optimised", lambda: False)
+def test_one_that_says_nothing_is_passed_over(interpreters, monkeypatch):
+    silent = Path(*interpreters("exec sleep 60"))
+    monkeypatch.setattr(install, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(install.os, "get_exec_path", lambda: [str(silent.parent)])
     assert install.pick_interpreter() == sys.executable
+
+
+def test_where_no_other_is_quicker_this_interpreter_is_taken(interpreters, monkeypatch):
+    paths = interpreters("exit 1", "echo False")
+    monkeypatch.setattr(install.os, "get_exec_path", lambda: [str(Path(p).parent) for p in paths])
+    assert install.pick_interpreter() == sys.executable
+
+
+def test_a_quick_interpreter_that_makes_no_environment_gives_way(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(*command, quiet=False):
+        ran.append(command)
+        if command[0] == "/quick/python":
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(install, "_run", run)
+    monkeypatch.setattr(install, "pick_interpreter", lambda: "/quick/python")
+    (tmp_path / ".venv").mkdir()
+    install.install(tmp_path / ".venv", "page")
+    assert [command[0] for command in ran[:2]] == ["/quick/python", sys.executable]
+    assert "(/quick/python)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

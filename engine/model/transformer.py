@@ -95,12 +95,14 @@ ONEDNN = torch.ops.mkldnn if torch.backends.mkldnn.is_available() else None
 PACK_ROWS = 8  # rows the re-ordering is tuned for; any number works
 # A call of oneDNN costs 30 us before it multiplies: from so many elements on it is the quicker one.
 LEAST_PACKED = 2**16
+LANES = 16  # floats in 64 bytes: what starts on such a border is summed in the same order
 
 
 class Linear(nn.Module):
     """y = x W^T without bias, W [outputs, inputs].
 
-    On a CPU `pack` makes it quick: a row of y is the same to the bit, however many are beside it.
+    On a CPU `pack` makes it quick. A row of y through a small weight is then the same to the bit,
+    however many are beside it; of large ones oneDNN promises that on some CPUs only.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -122,7 +124,7 @@ class Linear(nn.Module):
         weight = self.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or not ONEDNN:
             return
-        self.by_rows = weight.numel() < LEAST_PACKED
+        self.by_rows = weight.numel() < LEAST_PACKED and weight.shape[1] % LANES == 0
         if not self.by_rows:
             self.packed = ONEDNN._reorder_linear_weight(weight.detach(), PACK_ROWS)
             self.weight = None
@@ -133,8 +135,10 @@ class Linear(nn.Module):
             return w8a16(x, self.weight, self.scale)
         if self.by_rows:
             rows = x.reshape(-1, 1, x.shape[-1])
+            if rows.data_ptr() % (4 * LANES):
+                rows = rows.clone()  # to memory that starts on a border, as every row does then
             products = torch.bmm(rows, self.weight.t().expand(len(rows), -1, -1))
-            return products.view(*x.shape[:-1], -1)
+            return products.view(*x.shape[:-1], len(self.weight))
         if self.packed is None:
             return F.linear(x, self.weight)
         return ONEDNN._linear_pointwise(x, self.packed, None, "none", [], "")
@@ -147,7 +151,6 @@ class Linear(nn.Module):
 # columns masks its oldest one); with N = context it is the plain window. Keys are stored rotated,
 # so the order of columns in the ring does not matter.
 
-LANES = 16  # floats in 64 bytes: what starts on such a border is summed in the same order
 VECTOR = 32  # elements: multiples of it never leave the vector path of sin and cos
 
 

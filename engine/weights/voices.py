@@ -23,6 +23,7 @@ TARGET_LUFS = -24.0
 BLOCK_SECONDS, OVERLAP = 0.4, 0.75  # of loudness blocks
 RINGING_SAMPLES = 1 << 14  # after which a filter's response is below rounding
 SILENCE_LUFS, RELATIVE_LU = -70.0, -10.0  # the two gates
+MOST_UNPACKED = 1 << 30  # bytes of an archive's voices
 UNSIZED_BYTES = 200  # a header takes less
 SUFFIXES = (".pt", ".wav")  # the first found of a name is used
 
@@ -135,20 +136,21 @@ def find_or_unpack(model_folder: Path) -> Path:
     if not os.access(model_folder, os.W_OK):
         scratch = Path(tempfile.mkdtemp(prefix="voices-"))
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # whole or not
-        unpack(archive, scratch)
-        return scratch / "voices"
+        return unpack(archive, scratch)
     with tempfile.TemporaryDirectory(prefix=".voices-", dir=model_folder) as scratch:
-        unpack(archive, Path(scratch))
+        unpacked = unpack(archive, Path(scratch))
         if not folder.exists():  # another process may have been faster
-            (Path(scratch) / "voices").rename(folder)
+            unpacked.rename(folder)
     return folder
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Extract plain files: nothing outside the folder, no links, no devices.
+def unpack(archive: Path, folder: Path) -> Path:
+    """Extract an archive's plain files: nothing outside the folder, no links, no devices.
 
+    Returns where its voices are then. Raises ModelError, whatever is wrong with it.
     Not `extractall`: Python's filters for it came with 3.11.4, and Debian 12 has 3.11.2.
     """
+    voices, left = folder / "voices", MOST_UNPACKED
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -158,14 +160,23 @@ def unpack(archive: Path, folder: Path) -> None:
                 if member.isdir():
                     continue
                 content = tar.extractfile(member) if member.isreg() else None
-                if content is None:
+                if content is None or member.issparse():  # sparse: a few bytes that fill a disk
                     raise tarfile.TarError(f"{member.name!r} is no plain file")
+                left -= member.size
+                if left < 0:
+                    raise tarfile.TarError(f"it holds more than {MOST_UNPACKED >> 30} GiB")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with content, place.open("wb") as file:
                     shutil.copyfileobj(content, file)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            while left > 0 and (rest := tar.fileobj.read(1 << 20)):
+                left -= len(rest)  # to the end, where the sum of all that was read stands
+        if not voices.is_dir():
+            raise tarfile.TarError("it holds no folder `voices`")
+        return voices
+    except Exception as error:  # a damaged one raises what zlib, lzma or int() raise, too
+        why = str(error).partition("\n")[0].rstrip(":")  # of several lines, the first says it
         raise ModelError(
-            f"{archive} cannot be unpacked ({error}); "
+            f"{archive} cannot be unpacked ({why}); "
             "run `python -m engine download` to fetch it again"
         ) from error
 

@@ -356,6 +356,47 @@ MOVED = """() => {
 }"""
 
 
+# The bars that the strip shows when a call of 59 bars has ended.
+ENDED = """() => {
+    const { stage } = PersonaPlex;
+    const was = stage.strip.timeline;
+    const timeline = { bars: [], steps: 0, gaps: [] };
+    stage.strip.show(timeline);
+    for (; timeline.steps < 59 * 5; timeline.steps += 1) stage.strip.update();
+    stage.state(PersonaPlex.state);
+    const { drawn } = stage.strip;
+    stage.strip.show(was);
+    return drawn;
+}"""
+
+
+def test_who_wants_no_motion_sees_the_last_second_of_a_call(tab):
+    assert tab.page.evaluate(ENDED) == 59
+
+
+# How many pictures half a second has, with a change asked for again and again.
+HASTE = """async () => {
+    const { orb } = PersonaPlex.stage;
+    let ticks = 0;
+    let at = orb.began;
+    for (const until = performance.now() + 500; performance.now() < until;) {
+        orb.show("listening", null);
+        await new Promise((done) => setTimeout(done, 1));
+        ticks += at !== orb.began;
+        at = orb.began;
+    }
+    return ticks;
+}"""
+
+
+def test_however_often_it_is_told_something_the_orb_keeps_its_pace(tab):
+    assert 1 <= tab.page.evaluate(HASTE) <= 8
+    tab.page.emulate_media(reduced_motion="no-preference")
+    assert 1 <= tab.page.evaluate(HASTE) <= 20
+    tab.page.evaluate("PersonaPlex.stage.state(PersonaPlex.state)")
+    tab.page.emulate_media(reduced_motion="reduce")
+
+
 def test_who_wants_no_motion_sees_the_strip_move_once_a_second(tab):
     assert 4 <= tab.page.evaluate(MOVED) <= 6
     tab.page.emulate_media(reduced_motion="no-preference")

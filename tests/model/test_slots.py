@@ -8,7 +8,7 @@ from engine.config import FRAME_SAMPLES, SamplingConfig
 from engine.model.gpu.graphs import Ticks
 from engine.model.loop import Loop
 from engine.model.prompt import Voice, build_prompt, prompt_frames
-from engine.model.transformer import LEAST_PACKED, Linear
+from engine.model.transformer import Linear
 from engine.weights.generated import generated
 from tests.model.making import ODD
 
@@ -48,19 +48,30 @@ def threads():
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-@pytest.mark.parametrize("shape", [(33, 29), (64, 192), (317, 263)])
+@pytest.mark.parametrize(
+    ("shape", "cores"),
+    [((64, 192), 1), ((64, 192), 2), ((48, 29), 1), ((33, 29), 1), ((66, 31), 1)],
+)
 def test_a_row_of_a_product_is_the_same_alone_and_among_others(threads, shape, cores):
     threads(cores)
     linear = Linear(*shape)
     weight = linear.weight.normal_(generator=torch.Generator().manual_seed(5)).clone()
     linear.pack()
-    assert (linear.packed is not None) is (weight.numel() >= LEAST_PACKED)
     rows = torch.randn(7, shape[0], generator=torch.Generator().manual_seed(6))
-    alone = torch.stack([linear(row[None])[0] for row in rows])
+    alone = torch.stack([linear(row.clone()[None])[0] for row in rows])
     torch.testing.assert_close(alone, rows @ weight.T, rtol=1e-4, atol=1e-4)
     for count in (2, 3, 7):
         assert torch.equal(linear(rows[-count:, None]), alone[-count:, None])
+    elsewhere = torch.empty(rows.numel() + 5)[5:].view_as(rows).copy_(rows)
+    assert torch.equal(linear(elsewhere), alone)
+    assert linear(rows[:0]).shape == (0, shape[1])
+
+
+def test_a_small_weight_stays_as_it_is_and_a_large_one_is_packed():
+    for shape, is_packed in (((64, 192), False), ((256, 256), True), ((66, 31), True)):
+        linear = Linear(*shape)
+        linear.pack()
+        assert (linear.packed is not None) is is_packed
 
 
 @pytest.mark.parametrize(("slots", "cores", "frames"), [(2, 1, 14), (7, 1, 14), (3, 2, 3)])

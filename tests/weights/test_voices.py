@@ -1,6 +1,8 @@
 """Voices: their names, their archive, their loudness."""
 
+import gzip
 import io
+import lzma
 import shutil
 import tarfile
 from pathlib import Path
@@ -115,6 +117,52 @@ def test_an_archive_with_anything_but_plain_files_is_refused(tmp_path, kind):
     with pytest.raises(ModelError, match=r"cannot be unpacked.*'voices/evil.pt' is no plain file"):
         unpack(archive, tmp_path / "here")
     assert not (tmp_path / "here" / "voices" / "evil.pt").is_symlink()
+
+
+def archive(change=bytes, name="voices/A.pt", kind=tarfile.REGTYPE, size=0, **pax) -> bytes:
+    """The bytes of an archive with one entry, after a change of them all."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.size, entry.pax_headers = kind, size, pax
+        tar.addfile(entry, io.BytesIO(bytes(size)))
+    return change(made.getvalue())
+
+
+def flip(data: bytes, place: int) -> bytes:
+    changed = bytearray(data)
+    changed[place] ^= 0x55
+    return bytes(changed)
+
+
+SPARSE = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 40)}  # a disk, in a few bytes
+BAD_ARCHIVES = {
+    "empty": b"",
+    "of nothing": bytes(10_240),
+    "a folder alone": archive(name="voices/", kind=tarfile.DIRTYPE),
+    "a file for the folder": archive(name="voices"),
+    "files beside the folder": archive(name="A.pt"),
+    "a name that ends early": archive(path="voices/A\0.pt"),
+    "numbers that are none": archive(**{**SPARSE, "GNU.sparse.map": "x,y"}),
+    "more than a disk": archive(**SPARSE),
+    **{f"gz, byte {n}": flip(archive(gzip.compress, size=4), n) for n in (0, 12, 30, -6, -2)},
+    **{f"xz, byte {n}": flip(archive(lzma.compress, size=4), n) for n in (0, 14, 40, -20, -4)},
+}
+
+
+@pytest.mark.parametrize("data", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES.keys())
+def test_whatever_is_wrong_with_an_archive_is_one_error_that_says_what_to_do(tmp_path, data):
+    (tmp_path / "voices.tgz").write_bytes(data)
+    with pytest.raises(ModelError, match=r"cannot be unpacked .* `python -m engine download`"):
+        Voices(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["voices.tgz"]
+
+
+def test_an_archive_that_unpacks_to_more_than_voices_take_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.weights.voices.MOST_UNPACKED", 3)
+    (tmp_path / "voices.tgz").write_bytes(archive(gzip.compress, size=4))
+    with pytest.raises(ModelError, match="more than"):
+        Voices(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/evil.pt", "voices/../../evil.pt"])

@@ -18,7 +18,8 @@ const BREATHE_EVERY = 400; // ms, a third of a pixel: sixty pictures a second wo
 export class Orb {
   level = { mic: 0, agent: 0 }; // as shown, 0 to 1
   aim = { mic: 0, agent: 0 };
-  at = 0; // ms, the last picture
+  at = 0; // ms, the last picture's time
+  began = -EVERY_CALM; // ms, when it was drawn
   asked = false; // for the next picture
   progress = /** @type {number | null} */ (null); // of waking up, 0 to 1
   face = /** @type {import("./state.js").Face} */ ("ready");
@@ -73,15 +74,17 @@ export class Orb {
   }
 
   // A timer waits for the next picture: a frame that is asked for makes the browser work, drawn or not.
-  #ask(wait = 0) {
+  #ask() {
     if (this.asked) return;
     this.asked = true;
+    const wait = Math.max(0, this.began + (CALM.matches ? EVERY_CALM : EVERY) - EARLY - performance.now());
     setTimeout(() => requestAnimationFrame((now) => this.#tick(now)), wait);
   }
 
   /** @param {number} now ms */
   #tick(now) {
     this.asked = false;
+    this.began = performance.now();
     const keep = Math.exp(-Math.min(now - this.at, 100) / 90);
     this.at = now;
     let moving = TURNING.has(this.face) && !CALM.matches;
@@ -94,7 +97,7 @@ export class Orb {
     this.lit = Math.abs(this.lit - aim) < 0.02 ? aim : aim + (this.lit - aim) * keep;
     if (this.lit !== aim) moving = true;
     this.#draw(now);
-    if (moving) this.#ask((CALM.matches ? EVERY_CALM : EVERY) - EARLY);
+    if (moving) this.#ask();
   }
 
   /** @param {number} now ms */

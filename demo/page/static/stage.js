@@ -89,6 +89,7 @@ export class Stage {
     for (const one of [this.mic, this.pause, this.quiet]) one.hidden = !live;
     this.end.hidden = !calling;
     name(this.end, live ? "End" : "Cancel");
+    if (!live) this.strip.draw(); // its last second, which who wants no motion has not seen yet
     const mute = facts.microphone && !facts.muted;
     name(this.mic, !facts.microphone ? "Find mic" : mute ? "Mute" : "Unmute", !mute);
     name(this.pause, facts.paused ? "Go on" : "Pause", facts.paused);
