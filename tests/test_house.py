@@ -240,6 +240,7 @@ async def talk_watched(url: str, calls: Counter) -> None:
 def test_a_frame_crosses_few_files(model, record_property):
     """From socket to socket, as served: with routing on, in production's own functions."""
     answers = build_answers(ServerConfig(), {})
+    answers.router.wait()  # else its thread still loads vectors while frames are watched
     with watch_calls() as calls:
         if model == "embedded":
             backend = EmbeddedBackend(1)
