@@ -138,6 +138,11 @@ async def send_unread(request: web.Request, response: web.StreamResponse) -> web
     return response
 
 
+# Of the event loop, until who came in the last moment has a connection, which can be closed:
+# asyncio forgets the socket of one that is accepted while its server closes.
+ACCEPTING_TURNS = 5
+
+
 @contextlib.asynccontextmanager
 async def listening(
     app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
@@ -166,6 +171,11 @@ async def listening(
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                for door in server.sockets:
+                    loop.remove_reader(door.fileno())  # nobody else comes in
+            for _ in range(ACCEPTING_TURNS):
+                await asyncio.sleep(0)
             server.close()
             doors.pulse.stop()
     finally:

@@ -1,14 +1,21 @@
 """Who may talk, and what a server does with requests that no library of today would send."""
 
 import asyncio
+import gc
 import json
+import socket
+import warnings
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from engine.config import ServerConfig
+from engine.dialogue.service import Service
 from engine.errors import ModelError
 from engine.runtime.embedded import EmbeddedBackend
 from engine.wire.protocol import Kind
+from engine.wire.server import add_routes, listening
 from tests.wire.peer import connected, eventually
 from tests.wire.raw import BINARY, CLOSE, PING, PONG, UPGRADE, frame, raw, request
 
@@ -369,3 +376,20 @@ async def test_a_voice_that_cannot_be_read_reaches_its_client_with_the_cause(ser
     assert told in text
     assert "/models" not in text
     assert code == 1008
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_comes_while_a_server_closes_leaves_no_socket_behind(turns):
+    """turns: of the event loop between the connects and the end."""
+    app = web.Application()
+    add_routes(app, Service(lambda _progress: EmbeddedBackend(1)), ServerConfig())
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        async with listening(app, "127.0.0.1", 0) as port:
+            clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+        gc.collect()
+    assert [str(one.message) for one in noted if one.category is ResourceWarning] == []
