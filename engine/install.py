@@ -181,9 +181,9 @@ def install(venv: Path, kind: str) -> None:
 def pick_interpreter() -> str:
     """The path of the interpreter to make the environment of: this one, or a quicker one.
 
-    Built without the compiler's optimisations, as pyenv does unless it is told otherwise, it takes
-    a fifth longer for all that Python does, frames included. Another of its version that the PATH
-    holds is better then. Who names an interpreter with PYTHON gets that.
+    An interpreter that was built without the compiler's optimisations, as pyenv does unless it is
+    told otherwise, takes a fifth longer for all that Python does, frames included. Then the first
+    optimised one of the same version on the PATH is taken. PYTHON names another by hand.
     """
     if os.environ.get("PYTHON") or is_optimised():
         return sys.executable

@@ -227,7 +227,7 @@ def watch_calls() -> Iterator[Counter[tuple[str, str]]]:
 async def talk_watched(url: str, calls: Counter) -> None:
     """A conversation in which the user is heard; a part of it is watched, frame for frame.
 
-    The model draws the same words each time: where it ends a sentence, that is looked at, too.
+    A seed makes the model draw the same words in every run.
     """
     async with talking(url, seed=1) as peer:
         for sent in range(4 * FRAMES_WATCHED):

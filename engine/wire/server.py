@@ -171,9 +171,8 @@ async def listening(
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
-            with contextlib.suppress(NotImplementedError):  # on Windows
-                for door in server.sockets:
-                    loop.remove_reader(door.fileno())  # nobody else comes in
+            for door in server.sockets:
+                loop.remove_reader(door.fileno())  # nobody else comes in
             for _ in range(ACCEPTING_TURNS):
                 await asyncio.sleep(0)
             server.close()

@@ -374,25 +374,23 @@ def test_who_wants_no_motion_sees_the_last_second_of_a_call(tab):
     assert tab.page.evaluate(ENDED) == 59
 
 
-# How many pictures half a second has, with a change asked for again and again.
+# The ms between five pictures, with a change asked for again and again.
 HASTE = """async () => {
     const { orb } = PersonaPlex.stage;
-    let ticks = 0;
-    let at = orb.began;
-    for (const until = performance.now() + 500; performance.now() < until;) {
+    const drawn = [orb.at];
+    while (drawn.length < 6) {
         orb.show("listening", null);
         await new Promise((done) => setTimeout(done, 1));
-        ticks += at !== orb.began;
-        at = orb.began;
+        if (drawn.at(-1) !== orb.at) drawn.push(orb.at);
     }
-    return ticks;
+    return drawn[5] - drawn[1];
 }"""
 
 
 def test_however_often_it_is_told_something_the_orb_keeps_its_pace(tab):
-    assert 1 <= tab.page.evaluate(HASTE) <= 8
+    assert tab.page.evaluate(HASTE) > 4 * 90
     tab.page.emulate_media(reduced_motion="no-preference")
-    assert 1 <= tab.page.evaluate(HASTE) <= 20
+    assert tab.page.evaluate(HASTE) > 4 * 25
     tab.page.evaluate("PersonaPlex.stage.state(PersonaPlex.state)")
     tab.page.emulate_media(reduced_motion="reduce")
 

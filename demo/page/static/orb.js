@@ -18,8 +18,7 @@ const BREATHE_EVERY = 400; // ms, a third of a pixel: sixty pictures a second wo
 export class Orb {
   level = { mic: 0, agent: 0 }; // as shown, 0 to 1
   aim = { mic: 0, agent: 0 };
-  at = 0; // ms, the last picture's time
-  began = -EVERY_CALM; // ms, when it was drawn
+  at = 0; // ms, when the last picture was drawn
   asked = false; // for the next picture
   progress = /** @type {number | null} */ (null); // of waking up, 0 to 1
   face = /** @type {import("./state.js").Face} */ ("ready");
@@ -77,16 +76,16 @@ export class Orb {
   #ask() {
     if (this.asked) return;
     this.asked = true;
-    const wait = Math.max(0, this.began + (CALM.matches ? EVERY_CALM : EVERY) - EARLY - performance.now());
+    const wait = Math.max(0, this.at + (CALM.matches ? EVERY_CALM : EVERY) - EARLY - performance.now());
     setTimeout(() => requestAnimationFrame((now) => this.#tick(now)), wait);
   }
 
   /** @param {number} now ms */
   #tick(now) {
     this.asked = false;
-    this.began = performance.now();
-    const keep = Math.exp(-Math.min(now - this.at, 100) / 90);
-    this.at = now;
+    const passed = performance.now() - this.at;
+    this.at += passed;
+    const keep = Math.exp(-Math.min(passed, 100) / 90);
     let moving = TURNING.has(this.face) && !CALM.matches;
     for (const side of /** @type {const} */ (["mic", "agent"])) {
       const left = this.level[side] - this.aim[side];
