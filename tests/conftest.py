@@ -1,6 +1,7 @@
 """What many rooms' tests share: a real server on a free port, with the embedded backend."""
 
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -25,8 +26,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits s
 # Files that take long, the longest first: what begins late must be short, or one worker ends alone.
 LONGEST = (
     "tests/browser",
+    "tests/wire",
     "tests/test_install.py",
-    "tests/wire/test_serve.py",
     "tests/bench/test_gpu.py",
     "tests/bench/test_hostile.py",
     "tests/modal/test_life.py",
@@ -37,7 +38,6 @@ LONGEST = (
     "tests/bench",
     "tests/modal",
     "tests/demo",
-    "tests/wire",
     "tests/model",
     "tests/runtime",
 )
@@ -77,8 +77,9 @@ def openings(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
 
 @pytest.fixture(scope="module")
 def never_overloaded() -> Iterator[None]:
-    """Servers that take every machine for a quick one: a busy machine refuses and sheds nothing."""
-    with patch.object(Overload, "add_tick", lambda overload, seconds: None):
+    """Servers that take every machine for a quick one, so a busy one refuses and drops nothing."""
+    never_long = patch("engine.dialogue.session.LONG_WAIT_SECONDS", math.inf)
+    with patch.object(Overload, "add_tick", lambda overload, seconds: None), never_long:
         yield
 
 
@@ -112,13 +113,17 @@ def swept_log() -> Iterator[LogSweep]:
 class WholeFiles(LoadScopeScheduling):
     """A file's tests run in one worker, for what they share.
 
-    Two workers have a browser and Gradio each, which take seconds to start and to load.
+    Two workers have a browser and Gradio each, which take seconds to start and to load. A third
+    has all that talks over sockets: such tests wait, and all workers with one would leave two
+    cores idle.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith("tests/browser/"):
             return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
+        if file.startswith("tests/wire/"):
+            return "wire"
         return "browser 1" if file in WITH_GRADIO else file
 
 

@@ -146,12 +146,12 @@ def test_when_all_places_are_taken_it_says_so_and_waits_without_the_microphone(t
     tab.until(lambda: len(api.conversations) >= 3)
     assert said == {"Waiting for a place"}  # and never "in 3 s, 2, 1"
     assert api.healths <= 2  # once when it began to wait, and after the end before it
-    api.script = talk
     chimes = "AudioContext.prototype.createOscillator"
     tab.page.evaluate(
         f"() => {{ const make = {chimes}; window.chimes = 0;"
         f" {chimes} = function () {{ window.chimes += 1; return make.call(this); }} }}"
     )
+    api.script = talk  # of a try that is on its way, too
     tab.page.clock.run_for(3500)
     tab.phase("live")
     assert tab.page.evaluate("window.chimes") == 2

@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from engine.model.gpu import depth, kernels, kernels_attention
 
@@ -130,7 +132,8 @@ class Device(TorchFunctionMode):
             return args[0]
         if func is Tensor.copy_ and args[0].is_meta != args[1].is_meta:
             return self._copy(*args, **kwargs or {})
-        args, kwargs = tree_map(lambda v: META if _is_gpu(v) else v, (args, kwargs or {}))
+        args = [META if _is_gpu(value) else value for value in args]
+        kwargs = {name: META if _is_gpu(value) else value for name, value in (kwargs or {}).items()}
         result = func(*args, **kwargs)
         if func in UPLOADS and result.is_meta and not _is_meta(args[0]):
             self.seen.copies.append(Copy(up=True, waits=True))
@@ -152,11 +155,17 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        name = str(func).removeprefix("aten.").removesuffix(".default")
-        there = any(map(_is_meta, tree_leaves((args, kwargs, result))))
-        if there and not func.is_view and name not in NO_LAUNCH:
+        name = _name_launched(func)
+        if name and (_is_meta(result) or any(map(_is_meta, tree_leaves((args, kwargs, result))))):
             self.device.seen.operators[name] += 1
         return result
+
+
+@cache
+def _name_launched(operator: OpOverload) -> str:
+    """Its name; empty if it launches nothing."""
+    name = str(operator).removeprefix("aten.").removesuffix(".default")
+    return "" if operator.is_view or name in NO_LAUNCH else name
 
 
 def _is_gpu(value: object) -> bool:

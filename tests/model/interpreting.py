@@ -60,7 +60,8 @@ def keep_types() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    make, types, builder = tl.block_type.__init__, {}, interpreter.interpreter_builder
+    make, types, shapes = tl.block_type.__init__, {}, {}
+    builder = interpreter.interpreter_builder
     scalar_shape, number = tl.tuple(()), cache(tl.constexpr)
     numpy_type, numpy_types = interpreter._get_np_dtype, {}
 
@@ -68,6 +69,7 @@ def keep_types() -> None:
         key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
         if key not in types:
             make(self, element_ty, shape)
+            self.shape = shapes.setdefault(key[1:], self.shape)  # equal ones are the same one
             self.constants = tl.tuple([number(size) for size in self.shape])
             types[key] = self.__dict__
         self.__dict__ = types[key]
@@ -91,7 +93,7 @@ def keep_types() -> None:
 
 
 def take_shortcuts() -> None:
-    """Say at once what the language works out at length: of equal types, of equal shapes."""
+    """Say at once what the language works out at length: of equal types and shapes, of numbers."""
     import triton.language as tl
     from triton.language.semantic import TritonSemantic
 
@@ -99,13 +101,14 @@ def take_shortcuts() -> None:
     broadcast, promote = TritonSemantic.broadcast_impl_value, TritonSemantic.computation_type_impl
     check, typed = TritonSemantic.binary_op_type_checking_impl, tl.block_type.with_element_ty
     plain, promoted, types = {int, bool, float, str, type(None), tl.dtype, tl.tensor}, {}, {}
+    numbers = {}  # tensors of one number, made for the operand on the other side
 
     def unwrap_quickly(value):
         return value if type(value) in plain else unwrap(value)
 
     def broadcast_quickly(self, lhs, rhs):
         one, other = lhs.type, rhs.type
-        if one.is_block() == other.is_block() and (not one.is_block() or one.shape == other.shape):
+        if one.is_block() == other.is_block() and (not one.is_block() or one.shape is other.shape):
             return lhs, rhs
         return broadcast(self, lhs, rhs)
 
@@ -116,10 +119,24 @@ def take_shortcuts() -> None:
         return promoted[key]
 
     def check_quickly(self, one, other, *how, **more):
-        if type(one) is type(other) is tl.tensor and one.type.name == other.type.name:
-            divides = how[3] if len(how) > 3 else more.get("div_or_mod")
-            if not (divides or one.dtype.is_ptr()):
-                return one, other
+        if type(one) is type(other) is tl.tensor:
+            if one.dtype.is_ptr() or other.dtype.is_ptr():
+                fit = how == (True, True) and one.dtype.is_int() != other.dtype.is_int()
+            else:
+                divides = how[3] if len(how) > 3 else more.get("div_or_mod")
+                fit = one.dtype.name == other.dtype.name and not divides
+            if fit and one.type.is_block() and not other.type.is_block():
+                return one, other  # numpy takes one number for all
+            if fit:
+                return broadcast_quickly(self, one, other)
+        elif type(one) is tl.tensor and type(other) in (int, float):
+            key = (one.type.name, type(other), other, how, *more.items())
+            if key in numbers:
+                return one, numbers[key]
+            checked, number = check(self, one, other, *how, **more)
+            if checked is one:
+                numbers[key] = number
+            return checked, number
         return check(self, one, other, *how, **more)
 
     def typed_once(self, scalar):
