@@ -86,8 +86,8 @@ def w8a16(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         out = matmul(rows.contiguous(), weight, scale)
     else:
         # Row by row: how many rows there are must not change the order of any sum.
-        exact = weight.float().t().expand(len(rows), -1, -1)
-        out = torch.bmm(rows.float()[:, None], exact)[:, 0] * scale
+        exact = weight.float()
+        out = torch.stack([torch.mv(exact, row) for row in rows.float()]) * scale
     return out.to(x.dtype).view(*x.shape[:-1], -1)
 
 
