@@ -23,18 +23,19 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
-# Files that take long, the longest first: what begins late must be short, or one worker ends alone.
+# Files that take long first: what begins late must be short, or one worker ends alone. Those that
+# wait much of their time stand apart from one another, beside those that compute.
 LONGEST = (
     "tests/browser",
     "tests/wire",
+    "tests/model/test_compiled.py",
+    "tests/runtime/test_renewal.py",
     "tests/test_install.py",
+    "tests/bench/test_drift.py",
+    "tests/modal/test_gates.py",
+    "tests/modal/test_life.py",
     "tests/bench/test_gpu.py",
     "tests/bench/test_hostile.py",
-    "tests/modal/test_life.py",
-    "tests/modal/test_gates.py",
-    "tests/bench/test_drift.py",
-    "tests/runtime/test_renewal.py",
-    "tests/model/test_compiled.py",
     "tests/bench",
     "tests/modal",
     "tests/demo",

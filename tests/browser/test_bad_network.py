@@ -36,10 +36,10 @@ def measure(browser, network, open_tab) -> float:
     """How much longer (s) the delay is from 5 s after a stall on than it was before."""
     tab = open_tab(browser, f"http://127.0.0.1:{network.port}/?raw=1&tap=1")
     tab.connect()
-    tab.until(lambda: tab.seconds() > 7, every=0.5)
+    tab.until(lambda: tab.seconds() > 5, every=0.5)
     stalled_at = tab.seconds()
     network.stall(1.0)
-    tab.until(lambda: tab.seconds() > stalled_at + 1 + 5 + 5, every=0.5)
+    tab.until(lambda: tab.seconds() > stalled_at + 1 + 5 + 3, every=0.5)
     found = lags(tab.tap("playback"), tab.tap("capture"))
     before = [lag for time, lag in found if 2 < time < stalled_at]
     after = [lag for time, lag in found if time > stalled_at + 1 + 5]
