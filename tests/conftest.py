@@ -23,19 +23,21 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
-# Files that take long first: what begins late must be short, or one worker ends alone. Those that
-# wait much of their time stand apart from one another, beside those that compute.
+WAITING = (  # files whose tests wait for other processes much of their time
+    "tests/test_install.py",
+    "tests/modal/test_gates.py",
+    "tests/modal/test_life.py",
+    "tests/bench/test_hostile.py",
+)
+# Files that take long first: what begins late must be short, or one worker ends alone.
 LONGEST = (
     "tests/browser",
     "tests/wire",
+    *WAITING,
     "tests/model/test_compiled.py",
     "tests/runtime/test_renewal.py",
-    "tests/test_install.py",
     "tests/bench/test_drift.py",
-    "tests/modal/test_gates.py",
-    "tests/modal/test_life.py",
     "tests/bench/test_gpu.py",
-    "tests/bench/test_hostile.py",
     "tests/bench",
     "tests/modal",
     "tests/demo",
@@ -114,18 +116,20 @@ def swept_log() -> Iterator[LogSweep]:
 class WholeFiles(LoadScopeScheduling):
     """A file's tests run in one worker, for what they share.
 
-    Two workers have a browser and Gradio each, which take seconds to start and to load. A third
-    has all that talks over sockets: such tests wait, and all workers with one would leave two
-    cores idle.
+    Two workers have a browser and Gradio each, which take seconds to start and to load. Of two
+    others each has what waits, for sockets or for processes: with such tests in all workers at
+    once two cores would be idle, and later all would want them.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if file.startswith("tests/browser/"):
             return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
+        if file in WITH_GRADIO:
+            return "browser 1"
         if file.startswith("tests/wire/"):
-            return "wire"
-        return "browser 1" if file in WITH_GRADIO else file
+            return "sockets"
+        return "processes" if file in WAITING else file
 
 
 @pytest.hookimpl(tryfirst=True)
