@@ -37,12 +37,11 @@ LONGEST = (
     "tests/model/test_compiled.py",
     "tests/runtime/test_renewal.py",
     "tests/bench/test_drift.py",
-    "tests/bench/test_gpu.py",
+    "tests/model",
+    "tests/runtime",
     "tests/bench",
     "tests/modal",
     "tests/demo",
-    "tests/model",
-    "tests/runtime",
 )
 COLLECTED = pytest.StashKey[frozenset[str]]()  # the modules that collecting has loaded
 WITH_GRADIO = {  # files whose tests load it
