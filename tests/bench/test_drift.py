@@ -28,7 +28,7 @@ from engine.weights.loading import load_checkpoint
 from engine.weights.verdict import VERDICT, choose_precision, choose_recogniser_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FRAMES = 30
+FRAMES = 20
 LEAST = drift.LEAST_FRAMES
 
 
@@ -181,7 +181,7 @@ def test_too_few_frames_are_no_ground_for_a_verdict_but_may_be_looked_at(places,
     monkeypatch.undo()
     plant(monkeypatch)
     assert drift.LEAST_FRAMES == 3000
-    with pytest.raises(ConfigError, match=r"--frames is 30, but a verdict needs 3000 or more"):
+    with pytest.raises(ConfigError, match=f"--frames is {FRAMES}, but a verdict needs 3000"):
         run(model, None, "--verdict")
     run(model, None)
     assert not (model / VERDICT).exists()
