@@ -191,6 +191,7 @@ def test_a_server_that_does_not_answer_is_being_woken_up(tab, api):
     tab.connect("Calling")
     tab.page.clock.run_for(5000)
     tab.see("Waking up")
+    tab.until(lambda: api.conversations)  # by its own clock the page may wait before it asks
     api.conversations[0].resume()
     tab.phase("live")
 
