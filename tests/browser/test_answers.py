@@ -128,6 +128,7 @@ def test_what_is_changed_while_the_server_wakes_up_is_not_lost(tab, api):
     tab.tuning()
     tab.connect("Calling")
     tab.sets("#pp-temp", "0.45")
+    tab.until(lambda: api.conversations)
     api.conversations[0].resume()
     tab.phase("live")
     tab.until(lambda: api.conversations[0].metadata)
