@@ -115,9 +115,9 @@ def swept_log() -> Iterator[LogSweep]:
 class WholeFiles(LoadScopeScheduling):
     """A file's tests run in one worker, for what they share.
 
-    Two workers have a browser and Gradio each, which take seconds to start and to load. Of two
-    others each has what waits, for sockets or for processes: with such tests in all workers at
-    once two cores would be idle, and later all would want them.
+    Two workers have a browser and Gradio each, which take seconds to start and to load. One has
+    all that waits for sockets, another all that waits for processes. If all workers waited at
+    once, two cores would be idle.
     """
 
     def _split_scope(self, nodeid: str) -> str:

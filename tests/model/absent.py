@@ -163,7 +163,7 @@ class Operators(TorchDispatchMode):
 
 @cache
 def _name_launched(operator: OpOverload) -> str:
-    """Its name; empty if it launches nothing."""
+    """The operator's name, or nothing if it launches nothing."""
     name = str(operator).removeprefix("aten.").removesuffix(".default")
     return "" if operator.is_view or name in NO_LAUNCH else name
 

@@ -120,8 +120,8 @@ def take_shortcuts() -> None:
 
     def check_quickly(self, one, other, *how, **more):
         if type(one) is type(other) is tl.tensor:
-            if one.dtype.is_ptr() or other.dtype.is_ptr():
-                fit = how == (True, True) and one.dtype.is_int() != other.dtype.is_int()
+            if one.dtype.is_ptr() or other.dtype.is_ptr():  # the result has the type of `one`
+                fit = one.dtype.is_ptr() and other.dtype.is_int() and how == (True, True)
             else:
                 divides = how[3] if len(how) > 3 else more.get("div_or_mod")
                 fit = one.dtype.name == other.dtype.name and not divides
