@@ -16,7 +16,7 @@ from engine.model.lm import Temporal
 from engine.model.mimi import Mimi
 from engine.model.transformer import Active, Linear
 
-SETTLING_FRAMES = 150  # of digital silence, until the codes no longer change
+SETTLING_FRAMES = 25  # beyond the codec's window, until the codes of silence no longer change
 DONE = 0  # which value of a pause head says that the user is done
 
 
@@ -77,10 +77,14 @@ class Hearing:
 
 
 def silence_codes(mimi: Mimi, codebooks: int) -> Tensor:
-    """The codes [codebooks] to which the codec settles on digital silence."""
+    """The codes [codebooks] to which the codec settles on digital silence.
+
+    They change until its transformer sees nothing else: 150 frames of the public codec.
+    """
+    window = mimi.config.transformer.context // mimi.frame_columns
     device = next(mimi.parameters()).device
     stream, active = mimi.encoder_stream(1), Active.of([0], 1, device)
     pcm = torch.zeros(1, FRAME_SAMPLES, device=device)
-    for _ in range(SETTLING_FRAMES):
+    for _ in range(window + SETTLING_FRAMES):
         codes = mimi.encode(pcm, stream, active, codebooks)
     return codes[0]
