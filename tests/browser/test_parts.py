@@ -211,6 +211,7 @@ def hold_call(tab, seconds):
         "Apples pears plums.", timeout=30_000
     )
     tab.until(lambda: tab.page.evaluate("!PersonaPlex.state.facts.agent"))
+    tab.gaps = tab.page.evaluate("PersonaPlex.drawer.last.lost.underruns")
     tab.end()
     tab.page.wait_for_function("PersonaPlex.summary.sound.duration > 1")
 
@@ -270,7 +271,8 @@ def test_the_recording_is_small_and_has_both_sides(files):
 def test_the_demo_voices_words_are_within_80_ms_of_their_sounds(ended, files, tmp_path):
     """Each word is looked for in the recording by its own sound.
 
-    A busy machine plays with gaps, and a word with a gap is not found: then in another call.
+    A busy machine plays with gaps, and a word with a gap is not found, or its frame began before
+    the gap and its sound after it: then in another call.
     """
     found = set()
     for _ in range(12):
@@ -280,8 +282,9 @@ def test_the_demo_voices_words_are_within_80_ms_of_their_sounds(ended, files, tm
         assert [one["text"] for one in words] == ["Apples", "pears", "plums."]
         for one in words:
             score, at = best_match(word(one["text"], "NATF2"), sound[:, 0])
-            if score > 0.8:
-                assert abs(one["t"] - at / rate) <= 0.08, (one, at / rate)
+            apart = abs(one["t"] - at / rate)
+            if score > 0.8 and (apart <= 0.08 or not ended.gaps):
+                assert apart <= 0.08, (one, at / rate)
                 found.add(one["text"])
         if len(found) == len(words):
             return
