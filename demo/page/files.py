@@ -35,6 +35,7 @@ OWN_ADDRESS = 'new URL(".", document.baseURI).href.slice(0, -1)'
 
 ASK_AGAIN = "no-cache"  # a kept file must not meet a newer page
 KEEP = "public, max-age=31536000, immutable"  # the name holds a hash of what is in it
+SMALL, QUICK = 9, 1  # gzip's levels: 19 MB become 6.3 MB in 0.8 s or 7.1 MB in 0.25 s
 
 CONFIG = re.compile(r"<script>window\.gradio_config = .*?</script>.*?</script>", re.DOTALL)
 INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
@@ -119,17 +120,18 @@ class PageFiles:
 def pack_frontend() -> dict[str, PageFile]:
     """Gradio's browser code, all 19 MB of it, for what the bundle has overlooked.
 
-    It takes 0.7 s. Packed on demand, the first visitor would make the others' sockets wait.
+    It takes 0.4 s: packed quickly, for it is hardly ever asked for. Packed on demand, the first
+    visitor would make the others' sockets wait.
     """
-    return {f"/assets/{path.name}": read(path, KEEP) for path in ASSETS.iterdir()}
+    return {f"/assets/{path.name}": read(path, KEEP, QUICK) for path in ASSETS.iterdir()}
 
 
-def read(path: Path, cache: str) -> PageFile:
+def read(path: Path, cache: str, level: int = SMALL) -> PageFile:
     known = "audio/ogg" if path.suffix == ".opus" else mimetypes.guess_type(path.name)[0]
     kind = known or "application/octet-stream"
-    return pack(path.read_bytes(), kind, cache)
+    return pack(path.read_bytes(), kind, cache, level)
 
 
-def pack(body: bytes, content_type: str, cache: str) -> PageFile:
+def pack(body: bytes, content_type: str, cache: str, level: int = SMALL) -> PageFile:
     etag = hashlib.sha256(body).hexdigest()[:32]
-    return PageFile(body, gzip.compress(body, mtime=0), content_type, cache, etag)
+    return PageFile(body, gzip.compress(body, level, mtime=0), content_type, cache, etag)

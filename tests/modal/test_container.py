@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from demo.app import LatePage
 from demo.cloud import container as container_module
 from demo.cloud import volume
 from demo.cloud.container import Container
@@ -19,9 +20,13 @@ from engine.weights import hub
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    """Nobody else is there, so nobody waits for a commit to be seen."""
+def _alone(monkeypatch):
+    """Nobody else is there: nobody waits for a commit to be seen, and nobody looks at a page.
+
+    Five of them at once would be at work for 12 s when these tests are long over.
+    """
     monkeypatch.setattr(volume, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(LatePage, "_make", lambda *_: None)
 
 
 @pytest.fixture
