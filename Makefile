@@ -10,8 +10,9 @@ FIND_PYTHON = for python in $(if $(PYTHON),"$(PYTHON)",$(BIN)/python python3.14 
 SET_UP = @$(FIND_PYTHON); "$$python" -m engine.install
 # Tests start a hundred processes. Where Python was told to keep nothing, each would compile the project anew.
 KEEP_COMPILED = PYTHONDONTWRITEBYTECODE=
-# Servers and browsers wait much of the time and models fill a core: with five at once two cores have work.
-WORKERS ?= 5
+# Servers and browsers wait much of the time and models fill a core: with four at once two cores have work.
+# A fifth took more from the others' caches than it added.
+WORKERS ?= 4
 
 .PHONY: setup run test bench lint browsers
 

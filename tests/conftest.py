@@ -23,23 +23,20 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
-WAITING = (  # files whose tests wait for other processes much of their time
-    "tests/test_install.py",
-    "tests/modal/test_gates.py",
-    "tests/modal/test_life.py",
-    "tests/bench/test_hostile.py",
-)
-# Files that take long first: what begins late must be short, or one worker ends alone.
+# Files that take long first: what begins late must be short, or one worker ends alone. Those that
+# wait for other processes stand apart: while one waits, the other workers compute.
 LONGEST = (
     "tests/browser",
     "tests/wire",
-    *WAITING,
     "tests/model/test_compiled.py",
     "tests/runtime/test_renewal.py",
     "tests/bench/test_drift.py",
     "tests/model",
+    "tests/test_install.py",  # waits
     "tests/runtime",
+    "tests/modal/test_gates.py",  # waits
     "tests/bench",
+    "tests/modal/test_life.py",  # waits
     "tests/modal",
     "tests/demo",
 )
@@ -116,8 +113,7 @@ class WholeFiles(LoadScopeScheduling):
     """A file's tests run in one worker, for what they share.
 
     Two workers have a browser and Gradio each, which take seconds to start and to load. One has
-    all that waits for sockets, another all that waits for processes. If all workers waited at
-    once, two cores would be idle.
+    all that waits for sockets. If all workers waited at once, two cores would be idle.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -126,9 +122,7 @@ class WholeFiles(LoadScopeScheduling):
             return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
         if file in WITH_GRADIO:
             return "browser 1"
-        if file.startswith("tests/wire/"):
-            return "sockets"
-        return "processes" if file in WAITING else file
+        return "sockets" if file.startswith("tests/wire/") else file
 
 
 @pytest.hookimpl(tryfirst=True)
