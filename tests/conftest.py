@@ -23,13 +23,14 @@ os.environ.setdefault("PERSONAPLEX_TRANSCRIBE", "0")
 # differently from run to run. PyTorch reads it when it is imported, which nothing above does.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # where a test wants two: who waits spends nothing
-# Files that take long first: what begins late must be short, or one worker ends alone. Those that
-# wait for other processes stand apart: while one waits, the other workers compute.
+# What takes long first: what begins late must be short, or one worker ends alone. What waits for
+# sockets and processes stands apart: while some workers wait, the others compute.
 LONGEST = (
-    "tests/browser",
-    "tests/wire",
+    "browser 1",
+    "sockets",
     "tests/model/test_compiled.py",
     "tests/runtime/test_renewal.py",
+    "browser 2",
     "tests/bench/test_drift.py",
     "tests/model",
     "tests/test_install.py",  # waits
@@ -109,20 +110,25 @@ def swept_log() -> Iterator[LogSweep]:
     SWEEP.check()
 
 
-class WholeFiles(LoadScopeScheduling):
-    """A file's tests run in one worker, for what they share.
+def scope_of(nodeid: str) -> str:
+    """Whose tests run in one worker, for what they share: a file's, or those of a few groups.
 
     Two workers have a browser and Gradio each, which take seconds to start and to load. One has
     all that waits for sockets. If all workers waited at once, two cores would be idle.
     """
+    file = nodeid.partition("::")[0]
+    if file.startswith("tests/browser/"):
+        return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
+    if file in WITH_GRADIO:
+        return "browser 1"
+    return "sockets" if file.startswith("tests/wire/") else file
+
+
+class WholeFiles(LoadScopeScheduling):
+    """Hands out scopes, in the order of their first tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if file.startswith("tests/browser/"):
-            return "browser 2" if file >= "tests/browser/test_l" else "browser 1"
-        if file in WITH_GRADIO:
-            return "browser 1"
-        return "sockets" if file.startswith("tests/wire/") else file
+        return scope_of(nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -134,8 +140,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long first."""
 
     def place(item: pytest.Item) -> int:
-        places = (n for n, start in enumerate(LONGEST) if item.nodeid.startswith(start))
-        return next(places, len(LONGEST))
+        scope = scope_of(item.nodeid)
+        return next((n for n, start in enumerate(LONGEST) if scope.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
 
