@@ -79,7 +79,8 @@ class Hearing:
 def silence_codes(mimi: Mimi, codebooks: int) -> Tensor:
     """The codes [codebooks] to which the codec settles on digital silence.
 
-    They change until its transformer sees nothing else: 150 frames of the public codec.
+    They change until its window holds nothing else, and somewhat longer: 150 frames in all with the
+    public codec.
     """
     window = mimi.config.transformer.context // mimi.frame_columns
     device = next(mimi.parameters()).device

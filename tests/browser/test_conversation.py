@@ -47,9 +47,8 @@ def test_a_conversation_from_connect_to_disconnect(talking, spoken, backend, eng
     expect(greeting).to_contain_text(re.compile("Hello!|Hi"), timeout=30_000)
     # half seconds: a busy machine loses pieces of sound, and hardly a whole second is without a gap
     hears, plays = Matches(0.95, 0.5), Matches(0.95, 0.5)
-    said = backend.said_in_newest
-    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 5, 120, every=0.5)
-    tab.until(lambda: plays.count(tab.tap("playback"), said()) >= 4, 120, every=0.5)
+    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 8, 120, every=1)
+    tab.until(lambda: plays.count(tab.tap("playback"), backend.said_in_newest()) >= 6, 120, every=1)
     tab.mute()  # else our own voice interrupts it
     tab.say(SENTENCE)
     given = tab.page.locator(".turn.agent.given")
@@ -155,9 +154,8 @@ def test_low_bandwidth_speaks_opus_both_ways(browser, server, backend, spoken, o
     tab = open_tab(browser, f"{server.url}?raw=1&tap=1&codec=opus")
     tab.connect()
     hears, plays = Matches(0.8), Matches(0.8)
-    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 3, every=0.5)
-    said = backend.said_in_newest
-    tab.until(lambda: plays.count(tab.tap("playback"), said()) >= 2, every=0.5)
+    tab.until(lambda: hears.count(backend.heard_in_newest(), spoken) >= 4, every=1)
+    tab.until(lambda: plays.count(tab.tap("playback"), backend.said_in_newest()) >= 3, every=1)
     tab.say("Hello.")
     expect(tab.page.locator(".turn.given .said")).to_have_text("Hello.", timeout=30_000)
 
