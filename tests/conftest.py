@@ -131,7 +131,7 @@ class WholeFiles(LoadScopeScheduling):
         return scope_of(nodeid)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles | None:
     return WholeFiles(config, log) if config.getvalue("dist") == "loadfile" else None
 

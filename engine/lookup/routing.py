@@ -102,7 +102,7 @@ class Routing:
     def note_pause(self, text: str, start: float = 0.0) -> None:
         """The user has fallen silent: if the turn is over, this was all of it.
 
-        A clear question is put at once, half a second before the turn's end is certain. Nobody is
+        A clear question is put at once, before the turn's end is certain. Nobody is
         told and nothing is held: whoever goes on speaking has asked nothing.
         """
         busy = self.current and not self.current.is_over

@@ -16,7 +16,7 @@ from engine.model.lm import Temporal
 from engine.model.mimi import Mimi
 from engine.model.transformer import Active, Linear
 
-SETTLING_FRAMES = 25  # beyond the codec's window, until the codes of silence no longer change
+SETTLING_FRAMES = 25  # of silence beyond one window of the codec, measured
 DONE = 0  # which value of a pause head says that the user is done
 
 
@@ -79,8 +79,9 @@ class Hearing:
 def silence_codes(mimi: Mimi, codebooks: int) -> Tensor:
     """The codes [codebooks] to which the codec settles on digital silence.
 
-    They change until its window holds nothing else, and somewhat longer: 150 frames in all with the
-    public codec.
+    They change until its window holds nothing else, and somewhat longer, because every layer looks
+    back over a window of its own. How much longer is measured, not proven: 25 frames suffice. With
+    the public codec that makes 150 in all.
     """
     window = mimi.config.transformer.context // mimi.frame_columns
     device = next(mimi.parameters()).device

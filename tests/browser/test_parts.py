@@ -201,17 +201,24 @@ def ended(browser, server):
     assert tab.errors == []
 
 
+def underruns(tab):
+    return tab.page.evaluate("PersonaPlex.drawer.last.lost.underruns")
+
+
 def hold_call(tab, seconds):
     """Be heard for some seconds, have three words said, and end."""
+    tab.page.evaluate("PersonaPlex.drawer.last = null")  # what is known of a call before
     tab.connect()
     tab.until(lambda: tab.seconds() > seconds)
+    tab.until(lambda: tab.page.evaluate("PersonaPlex.drawer.last !== null"))
     tab.mute()
+    before = underruns(tab)
     tab.say("Apples pears plums.")
     expect(tab.page.locator(".turn.given .said")).to_have_text(
         "Apples pears plums.", timeout=30_000
     )
     tab.until(lambda: tab.page.evaluate("!PersonaPlex.state.facts.agent"))
-    tab.gaps = tab.page.evaluate("PersonaPlex.drawer.last.lost.underruns")
+    tab.gaps = underruns(tab) - before
     tab.end()
     tab.page.wait_for_function("PersonaPlex.summary.sound.duration > 1")
 
@@ -272,7 +279,7 @@ def test_the_demo_voices_words_are_within_80_ms_of_their_sounds(ended, files, tm
     """Each word is looked for in the recording by its own sound.
 
     A busy machine plays with gaps. A word with a gap is not found, and one whose frame begins
-    before the gap sounds later: then in another call.
+    before the gap sounds later: then in another call. One gap makes no more than one word later.
     """
     found = set()
     for _ in range(12):
@@ -280,10 +287,13 @@ def test_the_demo_voices_words_are_within_80_ms_of_their_sounds(ended, files, tm
         turns = json.loads(files["json"].read_text())["turns"]
         words = [one for turn in turns if turn["kind"] == "given" for one in turn["words"]]
         assert [one["text"] for one in words] == ["Apples", "pears", "plums."]
+        excused = ended.gaps
         for one in words:
             score, at = best_match(word(one["text"], "NATF2"), sound[:, 0])
             late = at / rate - one["t"]
-            if score > 0.8 and not (ended.gaps and late > 0.08):
+            if score > 0.8 and late > 0.08 and excused:
+                excused -= 1
+            elif score > 0.8:
                 assert abs(late) <= 0.08, (one, at / rate)
                 found.add(one["text"])
         if len(found) == len(words):

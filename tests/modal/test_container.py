@@ -23,7 +23,7 @@ from engine.weights import hub
 def _alone(monkeypatch):
     """Nobody else is there: nobody waits for a commit to be seen, and nobody looks at a page.
 
-    Five of them at once would be at work for 12 s when these tests are long over.
+    All of them at once would be at work for 12 s when these tests are long over.
     """
     monkeypatch.setattr(volume, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(LatePage, "_make", lambda *_: None)

@@ -1,9 +1,13 @@
 """The recogniser against the reference's numbers, and its slots against each other."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from engine.commands.offline import split_frames
+from engine.config import FRAME_SECONDS
+from engine.model.config import MimiConfig
 from engine.model.stt import Hearing, silence_codes
 from engine.model.transformer import Active
 from engine.weights.loading import load_recogniser
@@ -36,6 +40,16 @@ def test_one_pass_of_the_codec_gives_the_recognisers_32_codes_and_personaplexs_8
 
 def test_the_codecs_silence_is_the_references(mimi):
     assert torch.equal(silence_codes(mimi, 32).int(), WANT["silence_codes"])
+
+
+def test_the_public_codec_hears_twelve_seconds_of_silence(mimi, monkeypatch):
+    heard, context = [], MimiConfig().transformer.context  # 250 columns, two a frame
+    public = SimpleNamespace(context=context)
+    monkeypatch.setattr(mimi, "config", SimpleNamespace(transformer=public))
+    monkeypatch.setattr(mimi, "encoder_stream", lambda *_: None)
+    monkeypatch.setattr(mimi, "encode", lambda *_: heard.append(1) or torch.zeros(1, 32))
+    silence_codes(mimi, 32)
+    assert len(heard) * FRAME_SECONDS == 12.0
 
 
 def test_tokens_and_pauses_are_the_references_through_ring_wraps_and_the_flush(stt):
